@@ -1,0 +1,46 @@
+//! `eval`: accuracy of a model.
+
+use std::io::stdout;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use super::settings::{DataArgs, sizes};
+use crate::io::read_model;
+use crate::pipeline::{Datasets, Entry, evaluate_model};
+
+/// Options of `eval`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Prints the accuracy on the test images.
+///
+/// # Errors
+/// A model or data that cannot be used.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let mut config = common.base_config(Entry::New, None)?;
+    args.data.apply(&mut config);
+    common.ready(&config)?;
+    let (model, info) = read_model(&args.model)?;
+    let data = Datasets::open(&config.data, Some((&model, &info)))?;
+    let evaluation = evaluate_model(&config.device()?, &model, &data.test)?;
+    let (params, macs) = sizes(&model)?;
+    let text = if common.json {
+        let value = json!({
+            "top1": evaluation.top1, "loss": evaluation.loss, "images": evaluation.images, "params": params, "macs": macs,
+        });
+        format!("{value:#}\n")
+    } else {
+        let (top1, loss, images) = (evaluation.top1, evaluation.loss, evaluation.images);
+        format!("top-1 {top1:.2} %, loss {loss:.4} on {images} test images of {}\n", data.test.name())
+    };
+    print(&mut stdout().lock(), &text)
+}

@@ -1,0 +1,89 @@
+//! `finetune`: a network without the activations of its freed blocks.
+
+use std::io::stdout;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, output, refuse_same};
+use crate::Error;
+use crate::io::{read_model, write_model};
+use crate::pipeline::{Datasets, Run, check_batches};
+use crate::shrink::padding::PaddingMode;
+
+const NAME: &str = "finetune";
+const FILE: &str = "shrunk.safetensors";
+
+/// Options of `finetune`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The model to start from
+    model: PathBuf,
+    /// The model that teaches; MODEL itself if not given
+    #[arg(long, value_name = "FILE")]
+    teacher: Option<PathBuf>,
+    /// The model file to write; shrunk.safetensors in the run's folder if not given
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How borders are made exact: reorder or border-bias
+    #[arg(long, value_name = "MODE")]
+    padding: Option<PaddingMode>,
+    /// No ReLU6 behind the freed blocks
+    #[arg(long)]
+    no_final_activation: bool,
+    #[command(flatten)]
+    mask: MaskArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    stage: StageArgs,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Finetunes, writes the model (not merged yet), and prints its accuracy.
+///
+/// # Errors
+/// Wrong settings, or whatever stops the training.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let folder = common.folder(NAME);
+    let entry = args.run.entry();
+    let mut config = common.base_config(entry, Some(&folder))?;
+    args.data.apply(&mut config);
+    args.stage.apply(&mut config.finetune.train);
+    config.model = Some(args.model.clone());
+    config.merge.padding = args.padding.unwrap_or(config.merge.padding);
+    config.finetune.final_activation &= !args.no_final_activation;
+    common.ready(&config)?;
+    let mask = args.mask.mask()?.ok_or_else(|| {
+        Error::Config("finetune needs to know which blocks keep their activations; give --keep-list or --plan".into())
+    })?;
+    let (model, info) = read_model(&args.model)?;
+    mask.check(model.graph.blocks.len())?;
+    let teacher = match &args.teacher {
+        Some(path) => read_model(path)?.0,
+        None => model.clone(),
+    };
+    let data = Datasets::open(&config.data, Some((&model, &info)))?;
+    check_batches(&config, &data)?;
+    let path = output(args.output.as_ref(), &folder, FILE);
+    refuse_same(&args.model, &path)?;
+    let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
+    let mut run = Run::new(&config, &data, session)?;
+    let shrunk = run.finetune(NAME, (&model, &teacher), &mask, 0)?;
+    let evaluation = run.evaluate(&shrunk)?;
+    write_model(&path, &shrunk, &data.info())?;
+    let text = if common.json {
+        let value = json!({
+            "model": path, "kept": mask.bits(), "top1": evaluation.top1, "loss": evaluation.loss,
+            "images": evaluation.images,
+        });
+        format!("{value:#}\n")
+    } else {
+        format!("{}: top-1 {:.2} % on {} test images\n", path.display(), evaluation.top1, evaluation.images)
+    };
+    print(&mut stdout().lock(), &text)
+}

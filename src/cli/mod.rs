@@ -1,0 +1,136 @@
+//! The command line: what was typed → what to do. One file per subcommand; each prints, none computes.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown flag, a bad setting, a run folder that is taken).
+
+mod devices;
+mod eval;
+mod finetune;
+mod infer;
+mod merge;
+mod plan;
+mod search;
+mod settings;
+mod shrink;
+mod train;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::Error;
+
+/// Makes compact CNNs shallow: learns which activations can go, finetunes without them, and folds what became linear
+/// into dense convolutions, exactly
+#[derive(Debug, Parser)]
+#[command(name = "depthshrinker", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Common options")]
+pub struct Common {
+    /// Where to compute: auto, cpu, cuda[:N] or emulator
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Precision: f32
+    #[arg(long, global = true, value_name = "PRECISION")]
+    pub precision: Option<String>,
+    /// Threads; all cores if not given. Results do not depend on it
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Seed of weights, data order, augmentation and search
+    #[arg(long, global = true, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Folder of the run
+    #[arg(long, global = true, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Settings as TOML; flags go over them
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Machine output on stdout, logs on stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress, only errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// More about what is done
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole job: train or load, search, finetune, merge, evaluate, report
+    Shrink(shrink::Args),
+    /// Trains a network
+    Train(train::Args),
+    /// Learns which blocks of a trained network keep their activations
+    Search(search::Args),
+    /// Retrains a network without the activations of the freed blocks
+    Finetune(finetune::Args),
+    /// Folds the freed blocks of a network into one convolution each, exactly
+    Merge(merge::Args),
+    /// Accuracy of a model on test images
+    Eval(eval::Args),
+    /// Runs a model on tensors or pictures
+    Infer(infer::Args),
+    /// The steps, bytes and FLOPs of a network, and its roofline time on known devices
+    Plan(plan::Args),
+    /// What this machine can compute on
+    Devices(devices::Args),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// Whatever the command says; [`exit_code`] tells wrong usage from failure.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let common = &self.common;
+        start_logging(common);
+        if let Some(threads) = common.threads {
+            settings::set_threads(threads)?;
+        }
+        match &self.command {
+            Command::Shrink(args) => shrink::run(args, common),
+            Command::Train(args) => train::run(args, common),
+            Command::Search(args) => search::run(args, common),
+            Command::Finetune(args) => finetune::run(args, common),
+            Command::Merge(args) => merge::run(args, common),
+            Command::Eval(args) => eval::run(args, common),
+            Command::Infer(args) => infer::run(args, common),
+            Command::Plan(args) => plan::run(args, common),
+            Command::Devices(args) => devices::run(args, common),
+        }
+    }
+}
+
+/// 2 for wrong usage, 1 for everything else.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Config(_)) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn start_logging(common: &Common) {
+    use tracing_subscriber::filter::LevelFilter;
+    let level = match (common.quiet, common.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (_, true) => LevelFilter::DEBUG,
+        _ => LevelFilter::WARN,
+    };
+    // A second start, as in a test of the library, keeps the first subscriber.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .try_init();
+}

@@ -1,0 +1,149 @@
+//! `plan`: the steps, launches, bytes and FLOPs a network would run, and its roofline time on named devices.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use crate::engine::{Fusion, Plan};
+use crate::graph::Graph;
+use crate::io::read_model;
+use crate::measure::{KernelCost, NAMED_DEVICES, Pass, plan_costs, without_batch_norm};
+use crate::models::{NetworkOptions, build};
+use crate::report::{Align, Table};
+use crate::shape::Shape;
+
+/// Bytes of an element in the table; the named devices count with their own.
+const ELEMENT_BYTES: u64 = 4;
+
+/// Options of `plan`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Network, such as mobilenetv2-1.0, or a model file (.safetensors), whose image and classes are its own
+    pub net: String,
+    /// Images per pass
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub batch: u32,
+    /// Plan a training step instead of inference
+    #[arg(long)]
+    pub training: bool,
+    /// One step per node instead of fused steps
+    #[arg(long)]
+    pub reference: bool,
+    /// Height and width of the image
+    #[arg(long, default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub size: u32,
+    /// Channels of the image
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub channels: u32,
+    /// Number of classes
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub classes: u32,
+    /// Stride of the stem instead of the network's own
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub input_stride: Option<u32>,
+    /// Stride of each stage, comma-separated, instead of the network's own
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub stage_strides: Option<Vec<u32>>,
+    /// Channels of the last convolution instead of the network's own
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub head_channels: Option<u32>,
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// An unknown network, an unreadable model, options that do not fit it, or standard output that cannot be written.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let path = Path::new(&args.net);
+    let graph = match path.extension() {
+        Some(extension) if extension == "safetensors" => read_model(path)?.0.graph,
+        _ => build(&args.net, &network_options(args))?,
+    };
+    // Inference runs with batch-norm folded, as every engine does.
+    let graph = if args.training || args.reference { graph } else { without_batch_norm(&graph)? };
+    let fusion = if args.reference { Fusion::Reference } else { Fusion::Fused };
+    let plan = Plan::new(&graph, fusion, args.training, &[])?;
+    let costs = plan_costs(&graph, &plan)?;
+    let text = if common.json { as_json(&graph, args, &costs) } else { as_text(&graph, args, &costs) };
+    print(&mut std::io::stdout().lock(), &text)
+}
+
+fn network_options(args: &Args) -> NetworkOptions {
+    let (size, channels) = (args.size as usize, args.channels as usize);
+    NetworkOptions {
+        input_stride: args.input_stride.map(|s| s as usize),
+        stage_strides: args.stage_strides.as_ref().map(|s| s.iter().map(|&s| s as usize).collect()),
+        head_channels: args.head_channels.map(|c| c as usize),
+        ..NetworkOptions::new(Shape::new(size, size, channels), args.classes as usize)
+    }
+}
+
+/// Bytes and FLOP of all steps, and milliseconds on every named device.
+fn totals(costs: &[KernelCost], batch: usize) -> (u64, u64, Vec<(&'static str, f64)>) {
+    let bytes = costs.iter().map(|k| k.bytes(batch, ELEMENT_BYTES)).sum();
+    let flops = costs.iter().map(|k| k.flops * batch as u64).sum();
+    let time = |device: &crate::measure::Roofline| costs.iter().map(|k| device.time(k, batch)).sum::<f64>() * 1e3;
+    (bytes, flops, NAMED_DEVICES.iter().map(|(name, device)| (*name, time(device))).collect())
+}
+
+fn as_json(graph: &Graph, args: &Args, costs: &[KernelCost]) -> String {
+    let batch = args.batch as usize;
+    let (bytes, flops, times) = totals(costs, batch);
+    let step = |k: &KernelCost| {
+        json!({
+            "name": k.name, "kind": k.kind, "pass": k.pass, "nodes": k.nodes.len(),
+            "block": k.block.map(|b| graph.blocks[b].name.as_str()),
+            "bytes": k.bytes(batch, ELEMENT_BYTES), "flops": k.flops * batch as u64,
+        })
+    };
+    let roofline: serde_json::Map<String, serde_json::Value> =
+        times.into_iter().map(|(name, ms)| (name.to_owned(), json!(ms))).collect();
+    let value = json!({
+        "network": graph.name, "batch": batch, "training": args.training, "element_bytes": ELEMENT_BYTES,
+        "steps": costs.iter().map(step).collect::<Vec<_>>(), "launches": costs.len(),
+        "bytes": bytes, "flops": flops, "roofline_ms": roofline,
+    });
+    format!("{value:#}\n")
+}
+
+fn as_text(graph: &Graph, args: &Args, costs: &[KernelCost]) -> String {
+    let batch = args.batch as usize;
+    let mut steps = Table::new(&[
+        ("step", Align::Left),
+        ("computes", Align::Left),
+        ("pass", Align::Left),
+        ("MB", Align::Right),
+        ("GFLOP", Align::Right),
+        ("FLOP/byte", Align::Right),
+    ]);
+    for k in costs {
+        let (bytes, flops) = (k.bytes(batch, ELEMENT_BYTES) as f64, k.flops as f64 * batch as f64);
+        let pass = if k.pass == Pass::Forward { "forward" } else { "backward" };
+        steps.row(&[
+            k.name.clone(),
+            k.kind.clone(),
+            pass.to_owned(),
+            format!("{:.2}", bytes / 1e6),
+            format!("{:.3}", flops / 1e9),
+            format!("{:.1}", flops / bytes.max(1.0)),
+        ]);
+    }
+    let (bytes, flops, times) = totals(costs, batch);
+    let mut devices =
+        Table::new(&[("device (nominal)", Align::Left), ("ms", Align::Right), ("images/s", Align::Right)]);
+    for (name, ms) in times {
+        devices.row(&[name.to_owned(), format!("{ms:.3}"), format!("{:.0}", batch as f64 / ms * 1e3)]);
+    }
+    format!(
+        "{}\n{}, batch {batch}: {} launches, {:.1} MB at {ELEMENT_BYTES} bytes an element, {:.2} GFLOP\n\nroofline time:\n{}",
+        steps.text(),
+        graph.name,
+        costs.len(),
+        bytes as f64 / 1e6,
+        flops as f64 / 1e9,
+        devices.text()
+    )
+}

@@ -1,0 +1,70 @@
+//! `search`: which blocks of a trained network keep their activations.
+
+use std::io::stdout;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, output};
+use crate::io::{read_model, write_model};
+use crate::pipeline::{Datasets, Run, check_batches, check_search};
+
+const NAME: &str = "search";
+const FILE: &str = "plan.json";
+
+/// Options of `search`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The trained model
+    model: PathBuf,
+    /// The plan to write; plan.json in the run's folder if not given. The weights that were trained along go to
+    /// searched.safetensors there
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    #[command(flatten)]
+    stage: StageArgs,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Searches, writes the plan, and prints it.
+///
+/// # Errors
+/// Wrong settings, or whatever stops the search.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let folder = common.folder(NAME);
+    let entry = args.run.entry();
+    let mut config = common.base_config(entry, Some(&folder))?;
+    args.data.apply(&mut config);
+    args.budget.apply(&mut config);
+    args.stage.apply(&mut config.search.train);
+    config.model = Some(args.model.clone());
+    common.ready(&config)?;
+    let (model, info) = read_model(&args.model)?;
+    let data = Datasets::open(&config.data, Some((&model, &info)))?;
+    check_batches(&config, &data)?;
+    check_search(&config, &model.graph)?;
+    let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
+    let mut run = Run::new(&config, &data, session)?;
+    let (plan, searched) = run.search(&model)?;
+    write_model(&folder.path("searched.safetensors"), &searched, &data.info())?;
+    let path = output(args.output.as_ref(), &folder, FILE);
+    plan.write(&path)?;
+    let text = if common.json {
+        format!("{:#}\n", json!(plan))
+    } else {
+        let mut text = format!("{}\nkeep {}\n", path.display(), plan.mask()?);
+        for (block, score) in model.graph.blocks.iter().zip(&plan.scores) {
+            text.push_str(&format!("  {:<14} {score:.3}\n", block.name));
+        }
+        text
+    };
+    print(&mut stdout().lock(), &text)
+}

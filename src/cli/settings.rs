@@ -1,0 +1,294 @@
+//! Flags that several commands share, and how they go over the configuration.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use super::Common;
+use crate::Error;
+use crate::config::{Config, NetworkConfig};
+use crate::model::Model;
+use crate::pipeline::{Entry, Plan, RunFolder};
+use crate::shrink::{Budget, Mask};
+use crate::train::{Session, TrainConfig};
+
+/// What to do about a run that is in the folder already.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Go on with the interrupted run in the folder, with its settings
+    #[arg(long, conflicts_with = "force")]
+    pub resume: bool,
+    /// Replace the run in the folder
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Which data.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Data")]
+pub struct DataArgs {
+    /// embedded, fashion-mnist, mnist, cifar10, cifar100, or a folder of pictures
+    #[arg(long, value_name = "NAME")]
+    pub data: Option<String>,
+    /// Where the data set is
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Side that pictures of a folder are brought to
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+    /// Training images at most
+    #[arg(long, value_name = "N")]
+    pub train_limit: Option<usize>,
+    /// Test images at most
+    #[arg(long, value_name = "N")]
+    pub test_limit: Option<usize>,
+}
+
+/// Which network.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Network, such as mobilenetv2-1.0; with its own strides and channels unless they are given too
+    #[arg(long, value_name = "NET")]
+    pub net: Option<String>,
+    /// Stride of the stem
+    #[arg(long, value_name = "N")]
+    pub input_stride: Option<usize>,
+    /// Stride of each stage, with commas
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    pub stage_strides: Option<Vec<usize>>,
+    /// Channels of the last convolution
+    #[arg(long, value_name = "N")]
+    pub head_channels: Option<usize>,
+}
+
+/// How many blocks keep their activations.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Budget")]
+#[group(multiple = false)]
+pub struct BudgetArgs {
+    /// Blocks that keep their activations
+    #[arg(long, value_name = "K")]
+    pub keep: Option<usize>,
+    /// Share of the blocks that keep their activations, rounded down
+    #[arg(long, value_name = "SHARE")]
+    pub keep_fraction: Option<f64>,
+    /// Blocks that lose their activations
+    #[arg(long, value_name = "N")]
+    pub remove: Option<usize>,
+}
+
+/// The schedule of one stage.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Training")]
+pub struct StageArgs {
+    /// Passes over the training images
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u64>,
+    /// Images per step
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Highest learning rate
+    #[arg(long, value_name = "LR")]
+    pub lr: Option<f32>,
+}
+
+/// Which blocks keep their activations.
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+pub struct MaskArgs {
+    /// One entry per block in network order, with commas: 1 = its activations stay
+    #[arg(long, value_name = "0,1,…", value_parser = parse_mask)]
+    pub keep_list: Option<Mask>,
+    /// The plan.json that a search wrote
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+}
+
+fn parse_mask(text: &str) -> std::result::Result<Mask, String> {
+    text.parse().map_err(|e: Error| e.to_string())
+}
+
+impl RunArgs {
+    /// How to enter the folder.
+    pub fn entry(&self) -> Entry {
+        match (self.resume, self.force) {
+            (true, _) => Entry::Resume,
+            (_, true) => Entry::Force,
+            _ => Entry::New,
+        }
+    }
+}
+
+impl DataArgs {
+    /// Puts the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        if let Some(name) = &self.data {
+            config.data.name.clone_from(name);
+            // A folder given for another set is not this one's.
+            config.data.dir = None;
+        }
+        set_some(&mut config.data.dir, &self.data_dir);
+        set_some(&mut config.data.image_size, &self.image_size);
+        set_some(&mut config.data.train_limit, &self.train_limit);
+        set_some(&mut config.data.test_limit, &self.test_limit);
+    }
+}
+
+impl NetworkArgs {
+    /// Puts the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        if let Some(name) = &self.net {
+            // Another network comes as it was published.
+            config.network = NetworkConfig { name: name.clone(), ..NetworkConfig::default() };
+        }
+        set_some(&mut config.network.input_stride, &self.input_stride);
+        set_some(&mut config.network.stage_strides, &self.stage_strides);
+        set_some(&mut config.network.head_channels, &self.head_channels);
+    }
+}
+
+impl BudgetArgs {
+    /// Puts the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        let given = [
+            self.keep.map(Budget::Keep),
+            self.keep_fraction.map(Budget::KeepFraction),
+            self.remove.map(Budget::Remove),
+        ];
+        if let Some(budget) = given.into_iter().flatten().next() {
+            config.budget = budget;
+        }
+    }
+}
+
+impl StageArgs {
+    /// Puts the flags over a stage's settings.
+    pub fn apply(&self, config: &mut TrainConfig) {
+        set(&mut config.epochs, &self.epochs);
+        set(&mut config.batch, &self.batch);
+        set(&mut config.lr, &self.lr);
+    }
+}
+
+impl MaskArgs {
+    /// The mask that was given, if one was.
+    ///
+    /// # Errors
+    /// A plan that cannot be read.
+    pub fn mask(&self) -> Result<Option<Mask>> {
+        match (&self.keep_list, &self.plan) {
+            (Some(mask), _) => Ok(Some(mask.clone())),
+            (None, Some(path)) => Ok(Some(Plan::read(path)?.mask()?)),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+impl Common {
+    /// The configuration that flags of single commands go over: `--config`, or that of the run to be resumed, or the
+    /// defaults; then the common flags.
+    ///
+    /// # Errors
+    /// A file that cannot be read or names unknown keys.
+    pub fn base_config(&self, entry: Entry, folder: Option<&RunFolder>) -> Result<Config> {
+        let mut config = match (&self.config, entry, folder) {
+            (Some(file), ..) => Config::read(file)?,
+            (None, Entry::Resume, Some(folder)) => folder.config()?.unwrap_or_default(),
+            _ => Config::default(),
+        };
+        set(&mut config.device, &self.device);
+        set(&mut config.precision, &self.precision);
+        set(&mut config.threads, &self.threads);
+        set(&mut config.seed, &self.seed);
+        Ok(config)
+    }
+
+    /// The folder of the run, `runs/<command>` if none was given.
+    pub fn folder(&self, command: &str) -> RunFolder {
+        RunFolder::new(self.out.clone().unwrap_or_else(|| Path::new("runs").join(command)))
+    }
+
+    /// Checks the finished configuration and starts the threads it asks for.
+    ///
+    /// # Errors
+    /// A value out of range.
+    pub fn ready(&self, config: &Config) -> Result<()> {
+        config.check()?;
+        if self.threads.is_none() {
+            set_threads(config.threads)?;
+        }
+        Ok(())
+    }
+
+    /// Enters the run's folder.
+    ///
+    /// # Errors
+    /// As [`RunFolder::enter`].
+    pub fn enter(
+        &self,
+        folder: &RunFolder,
+        command: &str,
+        config: &Config,
+        (entry, last): (Entry, &str),
+    ) -> Result<Session> {
+        Ok(folder.enter(command, config, entry, last, self.quiet)?)
+    }
+}
+
+/// Sizes the pool that all arithmetic runs in; 0 takes all cores.
+///
+/// # Errors
+/// When the operating system refuses the threads.
+pub fn set_threads(threads: usize) -> Result<()> {
+    const MAX_THREADS: usize = 4096;
+    if threads > MAX_THREADS {
+        return Err(Error::Config(format!("threads = {threads}; give 0 (all cores) to {MAX_THREADS}")).into());
+    }
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+        Ok(()) => Ok(()),
+        // The pool stands already: within one process it keeps its size.
+        Err(_) if threads == 0 => Ok(()),
+        Err(e) => Err(Error::Config(format!("{threads} threads cannot be started: {e}")).into()),
+    }
+}
+
+/// The file a command writes: what was asked for, else one in the run's folder.
+pub fn output(asked: Option<&PathBuf>, folder: &RunFolder, file: &str) -> PathBuf {
+    asked.cloned().unwrap_or_else(|| folder.path(file))
+}
+
+/// Refuses to write a model over the one it is made from.
+///
+/// # Errors
+/// When both paths are the same file.
+pub fn refuse_same(input: &Path, output: &Path) -> Result<()> {
+    match (input.canonicalize(), output.canonicalize()) {
+        (Ok(a), Ok(b)) if a == b => {
+            Err(Error::Config(format!("{} would be written over itself; give another output", input.display())).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Sizes of a model, for machine output.
+///
+/// # Errors
+/// A malformed graph.
+pub fn sizes(model: &Model) -> Result<(u64, u64)> {
+    let cost = model.graph.cost()?;
+    Ok((cost.params(), cost.macs()))
+}
+
+fn set<T: Clone>(to: &mut T, from: &Option<T>) {
+    if let Some(value) = from {
+        to.clone_from(value);
+    }
+}
+
+fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
+    if from.is_some() {
+        to.clone_from(from);
+    }
+}

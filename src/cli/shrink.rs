@@ -1,0 +1,132 @@
+//! `shrink`: the whole job.
+
+use std::io::stdout;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use super::settings::{BudgetArgs, DataArgs, NetworkArgs, RunArgs};
+use crate::config::Config;
+use crate::io::read_model;
+use crate::pipeline::{self, Datasets, Run, RunFolder, check_batches, check_search, configured_graph};
+use crate::report::{RunResult, network_table};
+
+/// The command's name in folders and fingerprints.
+const NAME: &str = "shrink";
+/// The file that marks a run as finished.
+const LAST: &str = "result.json";
+
+/// Options of `shrink`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Start from this trained model instead of training one
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Also finetune N random masks of the same size and compare
+    #[arg(long, value_name = "N")]
+    compare_random: Option<usize>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    schedule: Schedule,
+}
+
+/// Schedules of the three training stages.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Training")]
+struct Schedule {
+    /// Epochs of training the original
+    #[arg(long, value_name = "N")]
+    train_epochs: Option<u64>,
+    /// Epochs of the mask search
+    #[arg(long, value_name = "N")]
+    search_epochs: Option<u64>,
+    /// Epochs of finetuning
+    #[arg(long, value_name = "N")]
+    finetune_epochs: Option<u64>,
+    /// Images per step, in all stages
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Seconds of the measurement at the end
+    #[arg(long, value_name = "SECONDS")]
+    measure_seconds: Option<f64>,
+}
+
+/// Runs the job and prints its table.
+///
+/// # Errors
+/// Wrong settings, or whatever stops the job.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let folder = common.folder(NAME);
+    let entry = args.run.entry();
+    let mut config = common.base_config(entry, Some(&folder))?;
+    args.apply(&mut config);
+    common.ready(&config)?;
+    let model = config.model.as_deref().map(read_model).transpose()?;
+    let data = Datasets::open(&config.data, model.as_ref().map(|(model, info)| (model, info)))?;
+    check_batches(&config, &data)?;
+    match &model {
+        Some((model, _)) => check_search(&config, &model.graph)?,
+        None => check_search(&config, &configured_graph(&config, &data)?)?,
+    }
+    let session = common.enter(&folder, NAME, &config, (entry, LAST))?;
+    let mut run = Run::new(&config, &data, session)?;
+    let result = pipeline::shrink(&mut run, &folder)?;
+    let text = if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder) };
+    print(&mut stdout().lock(), &text)
+}
+
+impl Args {
+    fn apply(&self, config: &mut Config) {
+        self.budget.apply(config);
+        self.data.apply(config);
+        self.network.apply(config);
+        if self.model.is_some() {
+            config.model.clone_from(&self.model);
+        }
+        let s = &self.schedule;
+        config.compare_random = self.compare_random.unwrap_or(config.compare_random);
+        config.measure.seconds = s.measure_seconds.unwrap_or(config.measure.seconds);
+        let stages = [
+            (&mut config.train, s.train_epochs),
+            (&mut config.search.train, s.search_epochs),
+            (&mut config.finetune.train, s.finetune_epochs),
+        ];
+        for (train, epochs) in stages {
+            train.epochs = epochs.unwrap_or(train.epochs);
+            train.batch = s.batch.unwrap_or(train.batch);
+        }
+    }
+}
+
+/// What a person reads at the end.
+fn closing(result: &RunResult, folder: &RunFolder) -> String {
+    let mut text = format!("\n{}\n", network_table(result).text());
+    let removed = result.kept.iter().filter(|&&k| k == 0).count();
+    text.push_str(&format!("{removed} of {} blocks merged", result.kept.len()));
+    if let Some(merge) = &result.merge {
+        text.push_str(&format!(", error {:.1e} of the logits' scale", merge.max_rel_error));
+    }
+    text.push_str(&format!("; the original is timed folded and fused, batch {}\n", result.networks[0].batch));
+    if !result.random_masks.is_empty() {
+        let top1: Vec<f64> = result.random_masks.iter().map(|trial| trial.top1).collect();
+        let mean = top1.iter().sum::<f64>() / top1.len() as f64;
+        let (low, high) = top1.iter().fold((f64::MAX, f64::MIN), |(l, h), &t| (l.min(t), h.max(t)));
+        let learned = result.learned_masks.first().map_or(f64::NAN, |trial| trial.top1);
+        text.push_str(&format!(
+            "learned mask {learned:.2} %, {} random masks of the same size {mean:.2} % ({low:.2} to {high:.2})\n",
+            top1.len()
+        ));
+    }
+    text.push_str(&format!("{}\n", folder.path("report.html").display()));
+    text
+}

@@ -1,0 +1,66 @@
+//! `train`: the original network alone.
+
+use std::io::stdout;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use super::settings::{DataArgs, NetworkArgs, RunArgs, StageArgs, output, sizes};
+use crate::io::write_model;
+use crate::pipeline::{Datasets, Run, check_batches, configured_graph};
+
+const NAME: &str = "train";
+const FILE: &str = "original.safetensors";
+
+/// Options of `train`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The model file to write; original.safetensors in the run's folder if not given
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    stage: StageArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+}
+
+/// Trains, writes the model, and prints its accuracy.
+///
+/// # Errors
+/// Wrong settings, or whatever stops the training.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let folder = common.folder(NAME);
+    let entry = args.run.entry();
+    let mut config = common.base_config(entry, Some(&folder))?;
+    args.data.apply(&mut config);
+    args.network.apply(&mut config);
+    args.stage.apply(&mut config.train);
+    common.ready(&config)?;
+    let data = Datasets::open(&config.data, None)?;
+    check_batches(&config, &data)?;
+    configured_graph(&config, &data)?;
+    let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
+    let mut run = Run::new(&config, &data, session)?;
+    let model = run.train_original()?;
+    let evaluation = run.evaluate(&model)?;
+    let path = output(args.output.as_ref(), &folder, FILE);
+    write_model(&path, &model, &data.info())?;
+    let (params, macs) = sizes(&model)?;
+    let text = if common.json {
+        let value = json!({
+            "model": path, "top1": evaluation.top1, "loss": evaluation.loss, "images": evaluation.images,
+            "params": params, "macs": macs,
+        });
+        format!("{value:#}\n")
+    } else {
+        format!("{}: top-1 {:.2} % on {} test images\n", path.display(), evaluation.top1, evaluation.images)
+    };
+    print(&mut stdout().lock(), &text)
+}

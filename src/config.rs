@@ -1,0 +1,445 @@
+//! The configuration of a run: one TOML file with every setting, its defaults, and the checks that need no data.
+//!
+//! The defaults are the quick start: the embedded cut of Fashion-MNIST, a MobileNetV2 of width 0.5, minutes on two
+//! cores. A file needs to name only what it changes; the complete configuration is written beside every run.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Augment, DataSource};
+use crate::device::Device;
+use crate::graph::Graph;
+use crate::models::{self, NetworkOptions};
+use crate::shape::Shape;
+use crate::shrink::padding::PaddingMode;
+use crate::shrink::surgery::Linearise;
+use crate::shrink::{Budget, DistillConfig, Removal, ScoreConfig};
+use crate::train::TrainConfig;
+use crate::{Error, Result};
+
+/// Tables of which a file's version replaces the default whole: their keys exclude each other, or, for `network`, what is
+/// not given is to be the named network's own.
+const WHOLE: [&str; 4] = ["budget", "network", "removal", "optimizer"];
+/// Images with a shorter side than this get a stem of stride 1: stride 32 altogether would leave nothing of them.
+const SMALL_IMAGE: usize = 64;
+
+/// Everything that decides what a run computes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Seed of weights, data order, augmentation and search.
+    pub seed: u64,
+    /// Threads; 0 takes all cores. Results do not depend on it.
+    pub threads: usize,
+    /// `auto`, `cpu`, `cuda[:N]` or `emulator`.
+    pub device: String,
+    /// `f32`.
+    pub precision: String,
+    /// A trained model file to start from instead of training one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// Random masks of the same size to finetune beside the learned one.
+    pub compare_random: usize,
+    /// How many blocks keep their activations.
+    pub budget: Budget,
+    /// The network.
+    pub network: NetworkConfig,
+    /// The data.
+    pub data: DataConfig,
+    /// Training of the original network.
+    pub train: TrainConfig,
+    /// The mask search.
+    pub search: SearchConfig,
+    /// Finetuning without the freed activations.
+    pub finetune: FinetuneConfig,
+    /// The merge.
+    pub merge: MergeConfig,
+    /// The measurement at the end.
+    pub measure: MeasureConfig,
+}
+
+/// Which network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Name, such as `mobilenetv2-0.5`.
+    pub name: String,
+    /// Stride of the stem; if not given the network's own, 1 for images below 64 pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_stride: Option<usize>,
+    /// Stride of each stage's first block; the network's own if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage_strides: Option<Vec<usize>>,
+    /// Channels of the last convolution; the network's own if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_channels: Option<usize>,
+}
+
+/// Which data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or a folder of pictures.
+    pub name: String,
+    /// Where the set is; known places are searched if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Side that pictures of a folder are brought to, in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// Training images at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_limit: Option<usize>,
+    /// Test images at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_limit: Option<usize>,
+}
+
+/// The mask search.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SearchConfig {
+    /// How scores are learned.
+    pub scores: ScoreConfig,
+    /// How the weights are trained along.
+    pub train: TrainConfig,
+}
+
+/// Finetuning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FinetuneConfig {
+    /// Where the weights start.
+    pub start: FinetuneStart,
+    /// Puts a ReLU6 behind every freed inverted-residual block.
+    pub final_activation: bool,
+    /// How the activations go.
+    pub removal: Removal,
+    /// What the original network teaches.
+    pub distill: DistillConfig,
+    /// How the weights are trained.
+    pub train: TrainConfig,
+}
+
+/// The weights that finetuning starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinetuneStart {
+    /// The original network's, as DepthShrinker does.
+    Original,
+    /// Those that the search ended with: a few epochs ahead, but shaped by all masks it tried.
+    Searched,
+}
+
+/// The merge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MergeConfig {
+    /// `reorder` (padding moves to the front before finetuning) or `border-bias` (a bias per position).
+    pub padding: PaddingMode,
+}
+
+/// The measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeasureConfig {
+    /// Images per pass.
+    pub batch: usize,
+    /// Seconds for all measurements together.
+    pub seconds: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            threads: 0,
+            device: "auto".into(),
+            precision: "f32".into(),
+            model: None,
+            compare_random: 0,
+            budget: Budget::KeepFraction(0.5),
+            network: quick_start::network(),
+            data: DataConfig::default(),
+            train: quick_start::train(),
+            search: SearchConfig::default(),
+            finetune: FinetuneConfig::default(),
+            merge: MergeConfig::default(),
+            measure: MeasureConfig::default(),
+        }
+    }
+}
+
+/// The schedules of the quick start, in one place: together under four minutes on two cores.
+mod quick_start {
+    use super::{Augment, NetworkConfig, TrainConfig};
+
+    pub fn network() -> NetworkConfig {
+        NetworkConfig { input_stride: Some(1), head_channels: Some(256), ..NetworkConfig::default() }
+    }
+
+    pub fn train() -> TrainConfig {
+        TrainConfig { epochs: 8, batch: 64, lr: 0.1, augment: augment(), ..TrainConfig::default() }
+    }
+
+    pub fn search() -> TrainConfig {
+        TrainConfig { epochs: 2, lr: 0.02, ..train() }
+    }
+
+    pub fn finetune() -> TrainConfig {
+        TrainConfig { epochs: 4, lr: 0.05, ..train() }
+    }
+
+    fn augment() -> Augment {
+        Augment { pad_crop: 2, flip: true, erase: 0.0 }
+    }
+}
+
+impl Default for NetworkConfig {
+    /// MobileNetV2 of width 0.5 as published.
+    fn default() -> Self {
+        Self { name: "mobilenetv2-0.5".into(), input_stride: None, stage_strides: None, head_channels: None }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        let DataSource { name, dir, image_size } = DataSource::default();
+        Self { name, dir, image_size, train_limit: None, test_limit: None }
+    }
+}
+
+impl Default for SearchConfig {
+    fn default() -> Self {
+        Self { scores: ScoreConfig::default(), train: quick_start::search() }
+    }
+}
+
+impl Default for FinetuneConfig {
+    fn default() -> Self {
+        Self {
+            start: FinetuneStart::Original,
+            final_activation: true,
+            removal: Removal::AtOnce,
+            distill: DistillConfig::default(),
+            train: quick_start::finetune(),
+        }
+    }
+}
+
+impl Default for MergeConfig {
+    fn default() -> Self {
+        Self { padding: PaddingMode::Reorder }
+    }
+}
+
+impl Default for MeasureConfig {
+    fn default() -> Self {
+        Self { batch: 128, seconds: 12.0 }
+    }
+}
+
+impl NetworkConfig {
+    /// The graph for images of a shape and a number of classes.
+    ///
+    /// # Errors
+    /// An unknown network or options that do not fit it.
+    pub fn graph(&self, input: Shape, classes: usize) -> Result<Graph> {
+        let small = (input.h.min(input.w) < SMALL_IMAGE).then_some(1);
+        let options = NetworkOptions {
+            input_stride: self.input_stride.or(small),
+            stage_strides: self.stage_strides.clone(),
+            head_channels: self.head_channels,
+            ..NetworkOptions::new(input, classes)
+        };
+        models::build(&self.name, &options)
+    }
+}
+
+impl DataConfig {
+    /// Where to look for the data.
+    pub fn source(&self) -> DataSource {
+        DataSource { name: self.name.clone(), dir: self.dir.clone(), image_size: self.image_size }
+    }
+}
+
+impl Config {
+    /// Reads a file over the defaults.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no TOML, or has an unknown key or a value of the wrong kind (named with its line).
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Self::parse(&text).map_err(|e| match e {
+            Error::Config(problem) => Error::Config(format!("{}: {problem}", path.display())),
+            other => other,
+        })
+    }
+
+    /// Reads TOML text over the defaults.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(text: &str) -> Result<Self> {
+        let at = |e: &toml::de::Error| {
+            let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            let source = line.and_then(|line| text.lines().nth(line - 1)).unwrap_or_default().trim();
+            let place = line.map_or_else(String::new, |line| format!("line {line}, `{source}`: "));
+            Error::Config(format!("{place}{}", e.message().replace('\n', " ")))
+        };
+        // The file alone is read first, so that faults are told with its own lines.
+        toml::from_str::<Self>(text).map_err(|e| at(&e))?;
+        let own: toml::Table = toml::from_str(text).map_err(|e| at(&e))?;
+        let mut all = toml::Table::try_from(Self::default()).map_err(|e| Error::Config(e.to_string()))?;
+        overlay(&mut all, own);
+        all.try_into().map_err(|e: toml::de::Error| at(&e))
+    }
+
+    /// The complete configuration as TOML; [`parse`](Self::parse) of it gives the same configuration.
+    ///
+    /// # Errors
+    /// A number that TOML cannot hold, such as a seed above 2⁶³ − 1.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Config(format!("cannot be written as TOML: {e}")))
+    }
+
+    /// Refuses values out of range, before any work is done.
+    ///
+    /// # Errors
+    /// Names the key, what was expected and what came.
+    pub fn check(&self) -> Result<()> {
+        self.device()?;
+        if self.precision != "f32" {
+            return Err(Error::Config(format!("precision = {:?}; this build computes in f32 only", self.precision)));
+        }
+        if i64::try_from(self.seed).is_err() {
+            return Err(Error::Config(format!("seed = {}; give a number below 2^63", self.seed)));
+        }
+        if self.threads > 4096 {
+            return Err(Error::Config(format!("threads = {}; give 0 (all cores) to 4096", self.threads)));
+        }
+        if self.measure.batch == 0 || self.measure.batch > 1 << 16 {
+            return Err(Error::Config(format!("measure.batch = {}; give 1 to 65536", self.measure.batch)));
+        }
+        if !(self.measure.seconds >= 0.0 && self.measure.seconds <= 86_400.0) {
+            return Err(Error::Config(format!("measure.seconds = {}; give 0 to 86400", self.measure.seconds)));
+        }
+        for (name, train) in
+            [("train", &self.train), ("search.train", &self.search.train), ("finetune.train", &self.finetune.train)]
+        {
+            train.check().map_err(|e| within(name, e))?;
+        }
+        self.search.scores.check()?;
+        self.finetune.removal.check()?;
+        self.finetune.distill.check().map_err(|e| within("finetune.distill", e))
+    }
+
+    /// The device that is asked for.
+    ///
+    /// # Errors
+    /// One that this build does not have.
+    pub fn device(&self) -> Result<Device> {
+        let name = self.device.as_str();
+        match name {
+            "auto" | "cpu" => Ok(Device::Cpu),
+            _ if name == "emulator" || name == "cuda" || name.starts_with("cuda:") => {
+                Err(Error::Device(format!("no CUDA backend in this build, so no {name:?}; use --device cpu")))
+            }
+            _ => Err(Error::Config(format!("device = {name:?}; expected auto, cpu, cuda[:N] or emulator"))),
+        }
+    }
+
+    /// How freed blocks are prepared.
+    pub fn linearise(&self) -> Linearise {
+        Linearise { final_activation: self.finetune.final_activation, padding: self.merge.padding }
+    }
+}
+
+/// Says which part of the configuration an error is about.
+fn within(part: &str, error: Error) -> Error {
+    match error {
+        Error::Config(problem) => Error::Config(format!("{part}: {problem}")),
+        other => other,
+    }
+}
+
+/// Puts `own` over `all`, table by table.
+fn overlay(all: &mut toml::Table, own: toml::Table) {
+    for (key, value) in own {
+        match (all.get_mut(&key), value) {
+            (Some(toml::Value::Table(all)), toml::Value::Table(own)) if !WHOLE.contains(&key.as_str()) => {
+                overlay(all, own);
+            }
+            (_, value) => {
+                all.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_echo_reads_back_as_itself() {
+        let mut config = Config::default();
+        assert_eq!(Config::parse(&config.to_toml().unwrap()).unwrap(), config);
+        config.model = Some("a b.safetensors".into());
+        config.budget = Budget::Remove(3);
+        config.data.train_limit = Some(5);
+        config.finetune.removal = Removal::Linear { start: 0.1, end: 0.5 };
+        config.search.scores.exclude = vec![0, 2];
+        config.train.lr = 0.123_456_79;
+        assert_eq!(Config::parse(&config.to_toml().unwrap()).unwrap(), config);
+        config.network = NetworkConfig::default();
+        assert_eq!(Config::parse(&config.to_toml().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_file_changes_only_what_it_names() {
+        let text = "budget = { keep = 4 }\n[finetune.train]\nlr = 0.25\n[data]\nname = \"mnist\"\n[network]\nhead_channels = 64\n";
+        let config = Config::parse(text).unwrap();
+        let mut expected = Config { budget: Budget::Keep(4), ..Config::default() };
+        expected.network = NetworkConfig { head_channels: Some(64), ..NetworkConfig::default() };
+        expected.finetune.train.lr = 0.25;
+        expected.data.name = "mnist".into();
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn faults_name_the_line_and_the_key() {
+        for (text, names) in [
+            ("sed = 1", vec!["line 1", "sed", "unknown field"]),
+            ("seed = 1\n[train]\nepocs = 3", vec!["line 3", "epocs"]),
+            ("seed = 1\n[train]\nepochs = \"many\"", vec!["line 3", "epochs"]),
+            ("budget = { kep = 3 }", vec!["kep"]),
+            ("[search.scores]\nlr = 1", vec!["line 2", "lr"]),
+            ("seed = ", vec!["line 1"]),
+        ] {
+            let error = Config::parse(text).unwrap_err().to_string();
+            assert!(names.iter().all(|name| error.contains(name)), "{text:?}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_pass_their_checks_and_bad_values_do_not() {
+        Config::default().check().unwrap();
+        let bad: [fn(&mut Config); 7] = [
+            |c| c.precision = "f16".into(),
+            |c| c.device = "gpu".into(),
+            |c| c.device = "cuda:1".into(),
+            |c| c.search.scores.travel = -1.0,
+            |c| c.measure.batch = 0,
+            |c| c.measure.seconds = f64::NAN,
+            |c| c.seed = u64::MAX,
+        ];
+        for change in bad {
+            let mut config = Config::default();
+            change(&mut config);
+            assert!(config.check().is_err(), "{config:?}");
+        }
+    }
+}

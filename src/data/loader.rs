@@ -1,0 +1,222 @@
+//! Batches of a data set, made ahead of time on a thread of their own.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{Builder, JoinHandle};
+
+use rayon::prelude::*;
+
+use super::augment::{Augment, Tables, View};
+use super::dataset::Dataset;
+use super::random;
+use crate::{Error, Result};
+
+/// Batches that wait, ready, for the consumer: enough to ride out a slow one, little enough to cost no memory.
+const PREFETCH: usize = 3;
+
+/// Normalised images with their labels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// `[n, h, w, c]`.
+    pub images: Vec<f32>,
+    /// Label of each image.
+    pub labels: Vec<u32>,
+    /// Where each image is in the data set.
+    pub indices: Vec<usize>,
+}
+
+/// Cuts a data set into batches, epoch by epoch. Holds the data by reference count, so a clone is cheap.
+#[derive(Clone)]
+pub struct Loader {
+    dataset: Arc<Dataset>,
+    tables: Arc<Tables>,
+    batch: usize,
+    augment: Augment,
+    /// The seed of a shuffled loader; `None` goes through the set in order.
+    shuffle: Option<u64>,
+}
+
+impl Loader {
+    /// Batches to learn from: shuffled anew in every epoch, augmented, all of size `batch`; what is left over of an
+    /// epoch is dropped.
+    pub fn train(dataset: Arc<Dataset>, batch: usize, augment: Augment, seed: u64) -> Result<Self> {
+        augment.check(dataset.shape())?;
+        if batch > dataset.len() {
+            return Err(Error::Config(format!(
+                "batch {batch} is larger than the {} training images of {}; give a smaller batch",
+                dataset.len(),
+                dataset.name()
+            )));
+        }
+        Self::new(dataset, batch, augment, Some(seed))
+    }
+
+    /// Batches to evaluate on: every image once, as it is and in order; the last batch may be smaller.
+    pub fn eval(dataset: Arc<Dataset>, batch: usize) -> Result<Self> {
+        Self::new(dataset, batch, Augment::none(), None)
+    }
+
+    fn new(dataset: Arc<Dataset>, batch: usize, augment: Augment, shuffle: Option<u64>) -> Result<Self> {
+        if batch == 0 {
+            return Err(Error::Config("a batch of 0 images; give 1 or more".to_owned()));
+        }
+        let tables = Arc::new(Tables::new(dataset.normalisation()));
+        Ok(Self { dataset, tables, batch, augment, shuffle })
+    }
+
+    /// Batches in an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        match self.shuffle {
+            Some(_) => self.dataset.len() / self.batch,
+            None => self.dataset.len().div_ceil(self.batch),
+        }
+    }
+
+    /// Images in a batch; the last one of an evaluation may have fewer.
+    pub fn batch_size(&self) -> usize {
+        self.batch
+    }
+
+    /// The data behind it.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// The batches of an epoch from `first_step` on, the same ones whether or not those before were made.
+    pub fn epoch(&self, epoch: u64, first_step: usize) -> Batches {
+        let left = self.steps_per_epoch().saturating_sub(first_step);
+        let (sender, receiver) = mpsc::sync_channel(PREFETCH);
+        let loader = self.clone();
+        let work = move || {
+            let order = loader.order(epoch);
+            for indices in order.chunks(loader.batch).skip(first_step).take(left) {
+                let batch = loader.batch(epoch, indices);
+                let stop = batch.is_err();
+                // Sending fails when the consumer has gone: then nobody wants the rest.
+                if sender.send(batch).is_err() || stop {
+                    return;
+                }
+            }
+        };
+        match Builder::new().name("loader".to_owned()).spawn(work) {
+            Ok(thread) => Batches { receiver: Some(receiver), thread: Some(thread), left, failure: None },
+            Err(error) => {
+                let failure = Error::Data(format!("the loader's thread cannot be started: {error}"));
+                Batches { receiver: None, thread: None, left, failure: Some(failure) }
+            }
+        }
+    }
+
+    /// The indices of an epoch.
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        match self.shuffle {
+            Some(seed) => random::shuffled(self.dataset.len(), seed, epoch),
+            None => (0..self.dataset.len()).collect(),
+        }
+    }
+
+    fn batch(&self, epoch: u64, indices: &[usize]) -> Result<Batch> {
+        let size = self.dataset.shape().size();
+        let mut images = vec![0.0; indices.len() * size];
+        let in_memory = indices.first().is_some_and(|index| self.dataset.pixels(*index).is_some());
+        if in_memory {
+            // A copy through a table is too little work to share out, and the other cores are training.
+            for (out, &index) in images.chunks_exact_mut(size).zip(indices) {
+                if let Some(pixels) = self.dataset.pixels(index) {
+                    self.write(epoch, index, pixels, out);
+                }
+            }
+        } else {
+            images.par_chunks_exact_mut(size).zip(indices).try_for_each_init(
+                || vec![0; size],
+                |pixels, (out, &index)| {
+                    self.dataset.image(index, pixels)?;
+                    self.write(epoch, index, pixels, out);
+                    Ok::<_, Error>(())
+                },
+            )?;
+        }
+        let labels = indices.iter().map(|&index| self.dataset.labels()[index]).collect();
+        Ok(Batch { images, labels, indices: indices.to_vec() })
+    }
+
+    fn write(&self, epoch: u64, index: usize, pixels: &[u8], out: &mut [f32]) {
+        let shape = self.dataset.shape();
+        let view = match self.shuffle {
+            Some(seed) => self.augment.draw(shape, seed, epoch, index),
+            None => View::identity(),
+        };
+        view.write(pixels, shape, &self.tables, out);
+    }
+}
+
+impl fmt::Debug for Loader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Loader({:?}, batch {}, {} steps)", self.dataset, self.batch, self.steps_per_epoch())
+    }
+}
+
+/// The batches of one epoch. Dropping it stops its thread. After an error nothing more comes.
+pub struct Batches {
+    receiver: Option<Receiver<Result<Batch>>>,
+    thread: Option<JoinHandle<()>>,
+    left: usize,
+    failure: Option<Error>,
+}
+
+impl Batches {
+    fn close(&mut self) -> std::thread::Result<()> {
+        // In this order: a thread that waits to send is woken by the end of the channel.
+        self.receiver = None;
+        self.thread.take().map_or(Ok(()), JoinHandle::join)
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        if let Some(failure) = self.failure.take() {
+            self.left = 0;
+            return Some(Err(failure));
+        }
+        match self.receiver.as_ref().and_then(|receiver| receiver.recv().ok()) {
+            Some(Ok(batch)) => {
+                self.left -= 1;
+                Some(Ok(batch))
+            }
+            Some(Err(error)) => {
+                self.left = 0;
+                Some(Err(error))
+            }
+            None => {
+                // Only a decoder that panicked ends the thread early without a word.
+                let left = std::mem::take(&mut self.left);
+                let _ = self.close();
+                Some(Err(Error::Data(format!("the loader's thread ended with {left} batches to go; see the log"))))
+            }
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        // An error cuts the epoch short.
+        (self.left.min(1), Some(self.left))
+    }
+}
+
+impl fmt::Debug for Batches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batches({} left)", self.left)
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        // A panic of the thread has been printed, and there is nobody left to tell.
+        let _ = self.close();
+    }
+}

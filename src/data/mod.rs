@@ -1,0 +1,41 @@
+//! Data sets and batches: labelled images from the binary itself, from IDX or CIFAR files or from folders of pictures,
+//! augmented, normalised and handed out as NHWC `f32` batches by a background thread.
+//!
+//! | file | holds |
+//! |--|--|
+//! | `source` | [`DataSource`] and [`open`]: a name and where to look → a training and a test set |
+//! | `dataset` | [`Dataset`]: images, labels, class names, normalisation |
+//! | `embedded` | the cut of Fashion-MNIST inside the binary |
+//! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
+//! | `augment` | [`Augment`]: crop, flip, erase and normalise, one pass per row |
+//! | `loader` | [`Loader`] and [`Batches`]: order, batches, prefetch |
+//! | `random` | random numbers that depend on (seed, epoch, image) and on nothing else |
+//!
+//! ```
+//! use depthshrinker::data::{self, Augment, DataSource, Loader};
+//! use std::sync::Arc;
+//!
+//! let data = data::open(&DataSource::default())?;
+//! let loader = Loader::train(Arc::new(data.train), 64, Augment { pad_crop: 2, flip: true, erase: 0.0 }, 1)?;
+//! let batch = loader.epoch(0, 0).next().expect("an epoch has batches")?;
+//! assert_eq!(batch.images.len(), 64 * 28 * 28);
+//! # Ok::<(), depthshrinker::Error>(())
+//! ```
+
+mod augment;
+mod cifar;
+mod dataset;
+mod embedded;
+mod fashion_mnist;
+mod idx;
+mod image_folder;
+mod loader;
+mod locate;
+mod picture;
+mod random;
+mod source;
+
+pub use augment::Augment;
+pub use dataset::{Data, Dataset, ImageShape, Normalisation};
+pub use loader::{Batch, Batches, Loader};
+pub use source::{DataSource, open};

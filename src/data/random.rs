@@ -1,0 +1,53 @@
+//! Random numbers as a pure function of (purpose, seed, epoch, index), so that an epoch is the same whatever the thread
+//! count and wherever a run was resumed.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// What the numbers are for; keeps the streams of one seed apart.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose {
+    /// The order of an epoch.
+    Order = 1,
+    /// The augmentation of one image.
+    Image = 2,
+}
+
+/// A generator of its own for every key. The mapping from raw words to ranges is written out below rather than taken
+/// from `rand`, whose sampling may change between versions: a checkpoint must resume alike after an upgrade.
+pub(super) struct Random(ChaCha8Rng);
+
+impl Random {
+    pub(super) fn new(purpose: Purpose, seed: u64, epoch: u64, index: u64) -> Self {
+        let mut key = [0; 32];
+        for (bytes, word) in key.chunks_exact_mut(8).zip([purpose as u64, seed, epoch, index]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        Self(ChaCha8Rng::from_seed(key))
+    }
+
+    /// Uniform in `0..n`, by the high half of a product; the bias is below `n / 2^64`.
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.0.next_u64()) * n as u128) >> 64) as usize
+    }
+
+    /// Uniform in `[0, 1)`, a multiple of 2^-24, so exact in `f32`.
+    pub(super) fn unit(&mut self) -> f32 {
+        (self.0.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0)
+    }
+
+    /// Uniform in `[low, high)`.
+    pub(super) fn between(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * self.unit()
+    }
+}
+
+/// The order of one epoch over `len` images: a Fisher–Yates shuffle.
+pub(super) fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<usize> {
+    let mut random = Random::new(Purpose::Order, seed, epoch, 0);
+    let mut order: Vec<usize> = (0..len).collect();
+    for last in (1..len).rev() {
+        order.swap(last, random.below(last + 1));
+    }
+    order
+}

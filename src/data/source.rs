@@ -1,0 +1,75 @@
+//! Which data to use: from what the user named to a training and a test set.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::dataset::Data;
+use super::{cifar, embedded, fashion_mnist, image_folder};
+use crate::{Error, Result};
+
+const DEFAULT_IMAGE_SIZE: usize = 224;
+const MAX_IMAGE_SIZE: usize = 4096;
+
+/// What data to use and where to look for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataSource {
+    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder of pictures.
+    pub name: String,
+    /// The folder of the named set, or one that contains it. Without it `DEPTHSHRINKER_DATA` is searched, then where
+    /// the system's packages put data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Side that pictures of a folder are brought to, in pixels; 224 if not given. Other sets have a size of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+}
+
+impl Default for DataSource {
+    /// The cut of Fashion-MNIST inside the binary.
+    fn default() -> Self {
+        Self { name: "embedded".to_owned(), dir: None, image_size: None }
+    }
+}
+
+/// Opens a data set: reads it whole, or lists its pictures. Whatever is wrong with its files is told in one line.
+pub fn open(source: &DataSource) -> Result<Data> {
+    let dir = source.dir.as_deref();
+    let data = match source.name.as_str() {
+        "embedded" if dir.is_some() => {
+            return Err(Error::Config(
+                "the embedded data is inside the binary; with a data folder, name the set that it holds".to_owned(),
+            ));
+        }
+        "embedded" => embedded::open()?,
+        "fashion-mnist" => fashion_mnist::open_fashion_mnist(dir)?,
+        "mnist" => fashion_mnist::open_mnist(dir)?,
+        "cifar10" => cifar::open_cifar10(dir)?,
+        "cifar100" => cifar::open_cifar100(dir)?,
+        name => return open_folder(name, dir, source.image_size.unwrap_or(DEFAULT_IMAGE_SIZE)),
+    };
+    let shape = data.train.shape();
+    match source.image_size {
+        Some(size) if size != shape.height || size != shape.width => Err(Error::Config(format!(
+            "image size {size} is for folders of pictures; the images of {} are {}x{}",
+            source.name, shape.height, shape.width
+        ))),
+        _ => Ok(data),
+    }
+}
+
+fn open_folder(name: &str, dir: Option<&Path>, image_size: usize) -> Result<Data> {
+    let root = dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
+    if name.is_empty() || !root.is_dir() {
+        return Err(Error::Config(format!(
+            "unknown data `{name}`: expected embedded, fashion-mnist, mnist, cifar10, cifar100, or a folder that holds \
+             train/ and val/ ({} is no folder)",
+            root.display()
+        )));
+    }
+    if !(1..=MAX_IMAGE_SIZE).contains(&image_size) {
+        return Err(Error::Config(format!("image size {image_size} is not in 1 to {MAX_IMAGE_SIZE}")));
+    }
+    image_folder::open(&root, name, image_size)
+}

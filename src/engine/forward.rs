@@ -1,0 +1,172 @@
+//! Running a plan's steps in order.
+
+use crate::Result;
+use crate::device::{Buffer, View};
+use crate::graph::{Activation, Bias, NodeId};
+use crate::ops::activation::Clamp;
+use crate::ops::batch_norm::{BatchNormProblem, BatchNormState, Tail};
+use crate::ops::conv::{ConvBias, ConvProblem};
+use crate::ops::linear::LinearProblem;
+use crate::ops::{activation, add, batch_norm, conv, conv_bn, dropout, linear, pool};
+use crate::shape::Shape;
+
+use super::memory::{Layout, Memory};
+use super::params::Params;
+use super::plan::{BatchNormParams, Plan, Step, StepKind};
+
+/// What is fixed during one pass.
+pub(super) struct Pass<'a> {
+    pub plan: &'a Plan,
+    pub layout: &'a Layout,
+    /// Images in this pass.
+    pub n: usize,
+    /// Slopes of masked activations, by block.
+    pub slopes: Option<&'a [f32]>,
+    /// Seed and step of dropout.
+    pub dropout: (u64, u64),
+}
+
+impl Pass<'_> {
+    /// A value's elements for the images of this pass.
+    pub fn value<'m>(&self, memory: &'m Memory, node: NodeId) -> View<'m> {
+        let slot = self.layout.value[node].expect("a step reads only values that were planned");
+        memory.slots[slot].view(0..self.len(node))
+    }
+
+    pub fn len(&self, node: NodeId) -> usize {
+        self.n * self.plan.shapes[node].len()
+    }
+
+    /// An activation with the slope its mask gives it now.
+    pub fn clamp(&self, act: &Activation) -> Clamp {
+        let slope = match (act.mask, self.slopes) {
+            (Some(mask), Some(slopes)) => slopes[mask],
+            _ => act.slope,
+        };
+        Clamp::new(act, slope)
+    }
+
+    pub fn batch_norm(&self, bn: &BatchNormParams, shape: Shape) -> BatchNormProblem {
+        BatchNormProblem { lines: self.n * shape.h, w: shape.w, c: shape.c, eps: bn.eps, momentum: bn.momentum }
+    }
+
+    pub fn conv(&self, problem: &ConvProblem) -> ConvProblem {
+        ConvProblem { n: self.n, ..*problem }
+    }
+
+    pub fn lines(&self, node: NodeId) -> (usize, usize, usize) {
+        let shape = self.plan.shapes[node];
+        (self.n * shape.h, shape.w, shape.c)
+    }
+
+    pub fn linear(&self, step: &Step) -> LinearProblem {
+        let (c_in, c_out) = (self.plan.shapes[step.inputs[0]].c, self.plan.shapes[step.output].c);
+        LinearProblem { n: self.n, c_in, c_out }
+    }
+
+    /// A training pass: batch statistics, saved for the backward pass in `saved` (one buffer per step).
+    pub fn forward_training(&self, params: &mut Params, saved: &mut [Buffer], memory: &mut Memory) -> Result<()> {
+        for (index, step) in self.plan.steps.iter().enumerate() {
+            let mut out = memory.take(self.layout.value[step.output].expect("planned"));
+            let y = out.view_mut(0..self.len(step.output));
+            let shape = self.plan.shapes[step.output];
+            match &step.kind {
+                StepKind::ConvBatchNorm { problem, weight, bn, act } => {
+                    let raw_slot = self.layout.raw[index].expect("planned for every fused training step");
+                    let mut raw = memory.take(raw_slot);
+                    let problems = (&self.conv(problem), &self.batch_norm(bn, shape));
+                    let tail = self.tail(memory, step, act.as_ref());
+                    let running = params.running.view_mut_disjoint(bn.running(&params.ranges));
+                    let state = BatchNormState {
+                        gamma: params.values.view(params.ranges[bn.gamma].clone()),
+                        beta: params.values.view(params.ranges[bn.beta].clone()),
+                        running,
+                        saved: saved[index].view_mut(0..2 * shape.c),
+                    };
+                    let x = self.value(memory, step.inputs[0]);
+                    let w = params.values.view(params.ranges[*weight].clone());
+                    conv_bn::forward(problems, (x, w), state, tail, raw.view_mut(0..self.len(step.output)), y);
+                    memory.slots[raw_slot] = raw;
+                }
+                StepKind::BatchNorm(bn) => {
+                    let running = params.running.view_mut_disjoint(bn.running(&params.ranges));
+                    let state = BatchNormState {
+                        gamma: params.values.view(params.ranges[bn.gamma].clone()),
+                        beta: params.values.view(params.ranges[bn.beta].clone()),
+                        running,
+                        saved: saved[index].view_mut(0..2 * shape.c),
+                    };
+                    let x = self.value(memory, step.inputs[0]);
+                    batch_norm::forward(&self.batch_norm(bn, shape), x, state, Tail::NONE, y);
+                }
+                StepKind::Dropout(p) => {
+                    dropout::apply(*p, self.dropout, self.value(memory, step.inputs[0]), y, false);
+                }
+                _ => self.stateless(params, memory, step, y),
+            }
+            memory.slots[self.layout.value[step.output].expect("planned")] = out;
+        }
+        Ok(())
+    }
+
+    /// An inference pass: nothing but `memory` changes.
+    pub fn forward_inference(&self, params: &Params, memory: &mut Memory) {
+        for step in &self.plan.steps {
+            let slot = self.layout.value[step.output].expect("planned");
+            let mut out = memory.take(slot);
+            let y = out.view_mut(0..self.len(step.output));
+            match &step.kind {
+                StepKind::BatchNorm(bn) => {
+                    let problem = self.batch_norm(bn, self.plan.shapes[step.output]);
+                    let x = self.value(memory, step.inputs[0]);
+                    let read = [
+                        params.value(bn.gamma),
+                        params.value(bn.beta),
+                        params.statistic(bn.mean),
+                        params.statistic(bn.var),
+                    ];
+                    batch_norm::forward_inference(&problem, x, read, Tail::NONE, y);
+                }
+                StepKind::Dropout(_) => add::backward(self.value(memory, step.inputs[0]), y, false),
+                _ => self.stateless(params, memory, step, y),
+            }
+            memory.slots[slot] = out;
+        }
+    }
+
+    fn tail<'m>(&self, memory: &'m Memory, step: &Step, act: Option<&Activation>) -> Tail<'m> {
+        Tail {
+            residual: step.inputs.get(1).map(|&r| self.value(memory, r)),
+            clamp: act.map(|act| self.clamp(act)),
+        }
+    }
+
+    /// Steps that do the same in training and at inference.
+    fn stateless(&self, params: &Params, memory: &Memory, step: &Step, y: crate::device::ViewMut<'_>) {
+        let x = self.value(memory, step.inputs[0]);
+        match &step.kind {
+            StepKind::Conv { problem, weight, bias, act } => {
+                let bias = match bias {
+                    Some((id, Bias::Map)) => ConvBias::Map(params.value(*id)),
+                    Some((id, _)) => ConvBias::Channel(params.value(*id)),
+                    None => ConvBias::None,
+                };
+                let tail = self.tail(memory, step, act.as_ref());
+                let operands = (x, params.value(*weight));
+                conv::forward(&self.conv(problem), operands, bias, tail.residual, tail.clamp, y);
+            }
+            StepKind::Activation(act) => activation::forward(self.clamp(act), self.lines(step.output), x, y),
+            StepKind::Add => add::forward(x, self.value(memory, step.inputs[1]), y),
+            StepKind::GlobalAvgPool => {
+                let shape = self.plan.shapes[step.inputs[0]];
+                pool::forward((shape.pixels(), shape.c), x, y);
+            }
+            StepKind::Linear { weight, bias } => {
+                linear::forward(self.linear(step), x, params.value(*weight), params.value(*bias), y);
+            }
+            StepKind::ConvBatchNorm { .. } | StepKind::BatchNorm(_) | StepKind::Dropout(_) => {
+                unreachable!("handled by the training and the inference pass, which differ in them")
+            }
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The engine: plans a graph once, allocates once, and runs it forward and backward.
+//!
+//! Autograd is the reverse walk of the plan. The fused plan is checked against the reference plan (one step per node).
+
+mod backward;
+mod forward;
+mod memory;
+mod params;
+mod plan;
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+pub use plan::{BatchNormParams, ParamId, Plan, Step, StepKind};
+
+use crate::device::{Buffer, Device};
+use crate::graph::{Graph, NodeId, ParamSpec};
+use crate::model::{Model, Weights};
+use crate::{Error, Result};
+use backward::Backward;
+use forward::Pass;
+use memory::{Layout, Memory};
+use params::Params;
+
+/// Activations of one inference micro-batch that should stay in a core's cache, in elements.
+const MICRO_BATCH_ELEMENTS: usize = 1 << 18;
+/// Images of an inference micro-batch at most: beyond this nothing is gained by reusing weights from the cache.
+const MICRO_BATCH_IMAGES: usize = 16;
+
+/// Whether steps are single nodes or fused runs of nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fusion {
+    /// One step per node: the oracle.
+    Reference,
+    /// Convolution, batch-norm, residual and activation in one step; batch-norm folded away for inference.
+    Fused,
+}
+
+/// What an engine is planned for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineOptions {
+    /// Images per pass; an inference pass may bring fewer, a training pass may not.
+    pub batch: usize,
+    /// Level of fusion.
+    pub fusion: Fusion,
+    /// Whether batch statistics are used and gradients can be asked for.
+    pub training: bool,
+    /// Values that stay readable after `forward` and may be given a gradient of their own in `backward`.
+    pub taps: Vec<NodeId>,
+}
+
+/// Parameters, planned buffers and steps of one network on one device.
+#[derive(Debug)]
+pub struct Engine {
+    device: Device,
+    options: EngineOptions,
+    /// The network as given, whose node ids the caller uses.
+    source: Graph,
+    /// The network as planned, and where the source's values went.
+    graph: Graph,
+    map: Vec<NodeId>,
+    plan: Plan,
+    layout: Layout,
+    params: Params,
+    /// Batch statistics kept for the backward pass, by step.
+    saved: Vec<Buffer>,
+    memory: Memory,
+    /// Memories of inference micro-batches, one per thread that ever ran one.
+    micro: Mutex<Vec<Memory>>,
+    logits: Buffer,
+    slopes: Option<Vec<f32>>,
+    scores: Vec<f32>,
+    collect_scores: bool,
+    dropout: (u64, u64),
+    /// Images of the last forward pass.
+    n: usize,
+}
+
+impl Engine {
+    /// Plans, allocates and uploads. A fused inference engine folds batch-norm first.
+    ///
+    /// # Errors
+    /// A graph that is not well formed, weights that do not fit it, or memory that cannot be had.
+    pub fn new(device: &Device, model: &Model, options: &EngineOptions) -> Result<Self> {
+        if options.batch == 0 {
+            return Err(Error::Config("a batch needs at least one image".into()));
+        }
+        if let Some(tap) = options.taps.iter().find(|&&tap| tap >= model.graph.nodes.len()) {
+            return Err(Error::Graph(format!("tap {tap} is no node of {}", model.graph.name)));
+        }
+        let folds = !options.training && options.fusion == Fusion::Fused;
+        let (planned, map) = if folds {
+            model.folded_with_map()?
+        } else {
+            (model.clone(), (0..model.graph.nodes.len()).collect())
+        };
+        let taps: Vec<NodeId> = options.taps.iter().map(|&tap| map[tap]).collect();
+        let plan = Plan::new(&planned.graph, options.fusion, options.training, &taps)?;
+        let layout = Layout::new(&plan, &taps);
+        let params = Params::new(device, planned.graph.params()?, &planned.weights, options.training)?;
+        let saved = plan
+            .steps
+            .iter()
+            .map(|step| match step.kind {
+                StepKind::ConvBatchNorm { .. } | StepKind::BatchNorm(_) if options.training => {
+                    device.zeros(2 * plan.shapes[step.output].c)
+                }
+                _ => Ok(Buffer::default()),
+            })
+            .collect::<Result<_>>()?;
+        let mut engine = Self {
+            device: device.clone(),
+            options: options.clone(),
+            source: model.graph.clone(),
+            map,
+            plan,
+            layout,
+            params,
+            saved,
+            memory: Memory::default(),
+            micro: Mutex::default(),
+            logits: device.zeros(options.batch * planned.graph.classes())?,
+            slopes: None,
+            scores: vec![0.0; planned.graph.blocks.len()],
+            collect_scores: false,
+            dropout: (0, 0),
+            n: 0,
+            graph: planned.graph,
+        };
+        if engine.runs_whole_batches() {
+            engine.memory = Memory::new(device, &engine.layout, options.batch)?;
+        }
+        Ok(engine)
+    }
+
+    /// The network as planned: for a fused inference engine the one with batch-norm folded.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The steps.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the engine was planned for.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// Bytes of the planned activation and gradient buffers of a whole batch.
+    pub fn planned_bytes(&self) -> u64 {
+        (self.layout.sizes.iter().sum::<usize>() * self.options.batch * size_of::<f32>()) as u64
+    }
+
+    /// Parameters of the planned network in the order of [`Graph::params`].
+    pub fn params(&self) -> &[ParamSpec] {
+        &self.params.specs
+    }
+
+    /// Replaces all weights; they are those of the network as given.
+    ///
+    /// # Errors
+    /// When they do not fit it.
+    pub fn load(&mut self, weights: &Weights) -> Result<()> {
+        let model = Model::new(self.source.clone(), weights.clone())?;
+        let folds = !self.options.training && self.options.fusion == Fusion::Fused;
+        let planned = if folds { model.folded()? } else { model };
+        self.params.load(&planned.weights)
+    }
+
+    /// Copies all weights of the planned network, running statistics included, to the host.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn weights(&self) -> Result<Weights> {
+        self.params.weights()
+    }
+
+    /// Sets the slope of the masked activations, one per block: 0 the activation is there, 1 it is the identity.
+    ///
+    /// # Errors
+    /// When there are not as many slopes as blocks.
+    pub fn set_slopes(&mut self, slopes: &[f32]) -> Result<()> {
+        if slopes.len() != self.graph.blocks.len() {
+            let expected = format!("{} slopes, one per block", self.graph.blocks.len());
+            return Err(Error::shape("slopes", expected, slopes.len().to_string()));
+        }
+        self.slopes = Some(slopes.to_vec());
+        Ok(())
+    }
+
+    /// Whether `backward` also sums ⟨dy, x − φ(x)⟩ for every block.
+    pub fn collect_score_gradients(&mut self, on: bool) {
+        self.collect_scores = on;
+    }
+
+    /// Σ ⟨dy, x − φ(x)⟩ over the activations of each block and the last batch: the straight-through gradient of a
+    /// removal score (`methods.md` 1.2).
+    pub fn score_gradients(&self) -> &[f32] {
+        &self.scores
+    }
+
+    /// Seeds dropout: its mask is a function of (seed, step) alone.
+    pub fn set_step(&mut self, seed: u64, step: u64) {
+        self.dropout = (seed, step);
+    }
+
+    /// Runs images `[n, h, w, c]` forward and returns the logits, of which the first n rows `[n, classes]` count.
+    ///
+    /// # Errors
+    /// When the images are not whole, more than planned, or (in training) not exactly as many as planned.
+    pub fn forward(&mut self, images: &[f32]) -> Result<&Buffer> {
+        let len = self.graph.input_shape().len();
+        let n = images.len() / len;
+        let fits = images.len().is_multiple_of(len) && n > 0 && n <= self.options.batch;
+        if !fits || (self.options.training && n != self.options.batch) {
+            let kind = if self.options.training { "exactly" } else { "1 to" };
+            let expected = format!("{kind} {} images of {}", self.options.batch, self.graph.input_shape());
+            return Err(Error::shape("forward", expected, format!("{} numbers", images.len())));
+        }
+        self.n = n;
+        if !self.runs_whole_batches() {
+            self.forward_in_micro_batches(images)?;
+            return Ok(&self.logits);
+        }
+        let input = self.layout.value[0].expect("the input is a value");
+        self.memory.slots[input].write(images)?;
+        let pass = pass(&self.plan, &self.layout, n, self.slopes.as_deref(), self.dropout);
+        if self.options.training {
+            pass.forward_training(&mut self.params, &mut self.saved, &mut self.memory)?;
+        } else {
+            pass.forward_inference(&self.params, &mut self.memory);
+        }
+        copy_value(&pass, &self.memory, self.graph.output(), &mut self.logits)?;
+        Ok(&self.logits)
+    }
+
+    /// From the gradient of the logits `[n, classes]` to the gradient of every parameter. `taps` gives tapped values
+    /// `[n, h, w, c]` a gradient of their own, which is added.
+    ///
+    /// # Errors
+    /// When the engine was not planned for training, or a gradient belongs to no tap or has another size.
+    pub fn backward(&mut self, d_logits: &Buffer, taps: &[(NodeId, &[f32])]) -> Result<()> {
+        if !self.options.training || self.n == 0 {
+            return Err(Error::Config("backward needs an engine planned for training and a forward pass".into()));
+        }
+        let mut written = vec![false; self.graph.nodes.len()];
+        for &(node, gradient) in taps {
+            let len = self.n * self.plan.shapes[node].len();
+            if !self.options.taps.contains(&node) || gradient.len() != len || written[node] {
+                return Err(Error::shape("backward", format!("one gradient of {len} for a tap"), format!("node {node}")));
+            }
+            let slot = self.layout.gradient[node].expect("a tap has a gradient");
+            self.memory.slots[slot].write(gradient)?;
+            written[node] = true;
+        }
+        let output = self.graph.output();
+        let slot = self.layout.gradient[output].expect("the logits have a gradient");
+        let mut rows = vec![0.0; self.n * self.graph.classes()];
+        d_logits.read(&mut rows)?;
+        self.memory.slots[slot].write(&rows)?;
+        written[output] = true;
+        self.scores.fill(0.0);
+        Backward {
+            pass: pass(&self.plan, &self.layout, self.n, self.slopes.as_deref(), self.dropout),
+            params: &mut self.params,
+            saved: &self.saved,
+            memory: &mut self.memory,
+            written,
+            scores: self.collect_scores.then_some(&mut self.scores[..]),
+        }
+        .run()
+    }
+
+    /// Copies a tapped value `[n, h, w, c]` of the last forward pass to the host.
+    ///
+    /// # Errors
+    /// When the node was not tapped.
+    pub fn tap(&self, node: NodeId) -> Result<Vec<f32>> {
+        if !self.options.taps.contains(&node) {
+            return Err(Error::Graph(format!("node {node} was not tapped when the engine was planned")));
+        }
+        let planned = self.map[node];
+        let mut value = vec![0.0; self.n * self.plan.shapes[planned].len()];
+        let slot = self.layout.value[planned].expect("a tap is never fused away");
+        self.memory.slots[slot].read(&mut value)?;
+        Ok(value)
+    }
+
+    /// All trained parameters and their gradients as two flat buffers of one length.
+    pub fn trainable(&mut self) -> (&mut Buffer, &mut Buffer) {
+        (&mut self.params.values, &mut self.params.gradients)
+    }
+
+    /// Where each trained parameter lies in the flat buffers: index into [`params`](Self::params), and range.
+    pub fn trainable_ranges(&self) -> &[(ParamId, Range<usize>)] {
+        &self.params.trained
+    }
+
+    /// Micro-batches pay only where a pass keeps nothing and steps need no batch statistics.
+    fn runs_whole_batches(&self) -> bool {
+        self.options.training || self.options.fusion == Fusion::Reference || !self.options.taps.is_empty()
+    }
+
+    /// Inference on the CPU: each thread takes a few images through the whole network, so that activations never
+    /// leave its cache. The split depends on the network alone, so results do not depend on the threads.
+    fn forward_in_micro_batches(&mut self, images: &[f32]) -> Result<()> {
+        let per_image: usize = self.layout.sizes.iter().sum();
+        let micro = (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch);
+        let (len, classes) = (self.graph.input_shape().len(), self.graph.classes());
+        let Buffer::Host(logits) = &mut self.logits;
+        logits.par_chunks_mut(micro * classes).zip(images.par_chunks(micro * len)).try_for_each(|(logits, images)| {
+            let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
+            let mut memory = match idle {
+                Some(memory) => memory,
+                None => Memory::new(&self.device, &self.layout, micro)?,
+            };
+            let n = images.len() / len;
+            let pass = pass(&self.plan, &self.layout, n, self.slopes.as_deref(), self.dropout);
+            memory.slots[self.layout.value[0].expect("the input is a value")].write(images)?;
+            pass.forward_inference(&self.params, &mut memory);
+            let slot = self.layout.value[self.graph.output()].expect("the logits are a value");
+            memory.slots[slot].read(&mut logits[..n * classes])?;
+            self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
+            Ok(())
+        })
+    }
+}
+
+fn pass<'a>(
+    plan: &'a Plan,
+    layout: &'a Layout,
+    n: usize,
+    slopes: Option<&'a [f32]>,
+    dropout: (u64, u64),
+) -> Pass<'a> {
+    Pass { plan, layout, n, slopes, dropout }
+}
+
+fn copy_value(pass: &Pass<'_>, memory: &Memory, node: NodeId, to: &mut Buffer) -> Result<()> {
+    let slot = pass.layout.value[node].expect("planned");
+    let mut value = vec![0.0; pass.len(node)];
+    memory.slots[slot].read(&mut value)?;
+    to.write(&value)
+}

@@ -1,0 +1,75 @@
+//! The one error type of the library: what was expected, what came, and what to do about it.
+
+use std::path::{Path, PathBuf};
+
+/// A `Result` whose error is [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong in the library. Each message is one line and ends with a remedy where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused to read or write a path.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder in question.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file was readable but its content is not what its kind demands.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file in question.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// A graph, or a graph and its weights, do not fit together.
+    #[error("graph: {0}")]
+    Graph(String),
+    /// Shapes given to an operation do not agree.
+    #[error("{op}: expected {expected}, got {got}")]
+    Shape {
+        /// The operation or node.
+        op: String,
+        /// The shape or relation that was expected.
+        expected: String,
+        /// What came instead.
+        got: String,
+    },
+    /// A merge was asked for that would not be exact.
+    #[error("merge refused: {0}")]
+    Merge(String),
+    /// A setting is unknown, out of range or contradicts another.
+    #[error("config: {0}")]
+    Config(String),
+    /// Labels or images of a dataset are unusable.
+    #[error("data: {0}")]
+    Data(String),
+    /// Training produced a value that is not finite.
+    #[error("{0}")]
+    NotFinite(String),
+    /// A device was asked for that this machine or build does not have.
+    #[error("device: {0}")]
+    Device(String),
+    /// The user asked to stop; work was saved.
+    #[error("interrupted; {0}")]
+    Interrupted(String),
+}
+
+impl Error {
+    /// Wraps an operating-system error with the path it concerns.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// A file whose content is wrong.
+    pub fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_owned(), problem: problem.into() }
+    }
+
+    /// Shapes that do not agree.
+    pub fn shape(op: impl Into<String>, expected: impl Into<String>, got: impl Into<String>) -> Self {
+        Self::Shape { op: op.into(), expected: expected.into(), got: got.into() }
+    }
+}

@@ -1,0 +1,72 @@
+//! Builds a graph node by node.
+
+use super::node::{Activation, BatchNorm, Bias, Block, BlockState, Conv, Graph, Linear, Node, NodeId, Op};
+use crate::Result;
+use crate::shape::{Shape, Window};
+
+/// Appends nodes in order; [`finish`](Self::finish) checks the whole.
+#[derive(Debug, Clone)]
+pub struct GraphBuilder {
+    graph: Graph,
+}
+
+impl GraphBuilder {
+    /// Starts a graph with its input; the input is node 0.
+    pub fn new(name: impl Into<String>, input: Shape) -> Self {
+        let node = Node { name: "input".into(), inputs: Vec::new(), op: Op::Input { shape: input } };
+        Self { graph: Graph { name: name.into(), nodes: vec![node], blocks: Vec::new() } }
+    }
+
+    /// Appends any node.
+    pub fn push(&mut self, name: impl Into<String>, op: Op, inputs: &[NodeId]) -> NodeId {
+        self.graph.nodes.push(Node { name: name.into(), inputs: inputs.to_vec(), op });
+        self.graph.nodes.len() - 1
+    }
+
+    /// Appends a convolution without bias followed by batch-norm.
+    pub fn conv_bn(&mut self, conv: (&str, Conv), bn: (&str, BatchNorm), x: NodeId) -> NodeId {
+        let y = self.push(conv.0, Op::Conv(conv.1), &[x]);
+        self.push(bn.0, Op::BatchNorm(bn.1), &[y])
+    }
+
+    /// A convolution without bias, to be handed to [`conv_bn`](Self::conv_bn) or [`push`](Self::push).
+    pub fn conv(c_in: usize, c_out: usize, window: Window, groups: usize) -> Conv {
+        Conv { c_in, c_out, window, groups, bias: Bias::None }
+    }
+
+    /// Appends an activation named after the node it follows.
+    pub fn activation(&mut self, activation: Activation, x: NodeId) -> NodeId {
+        let name = format!("{}.act", self.graph.nodes[x].name);
+        self.push(name, Op::Activation(activation), &[x])
+    }
+
+    /// Appends a linear layer.
+    pub fn linear(&mut self, name: &str, c_in: usize, c_out: usize, x: NodeId) -> NodeId {
+        self.push(name, Op::Linear(Linear { c_in, c_out }), &[x])
+    }
+
+    /// The index the next block will have: what its activations take as their mask.
+    pub fn next_block(&self) -> usize {
+        self.graph.blocks.len()
+    }
+
+    /// The id the next node will have.
+    pub fn next_node(&self) -> NodeId {
+        self.graph.nodes.len()
+    }
+
+    /// Declares the nodes from `first` to the latest one a block that reads `input`.
+    pub fn block(&mut self, name: impl Into<String>, input: NodeId, first: NodeId) {
+        let nodes = first..self.graph.nodes.len();
+        self.graph.blocks.push(Block { name: name.into(), input, nodes, state: BlockState::Active });
+    }
+
+    /// The finished graph.
+    ///
+    /// # Errors
+    /// As [`Graph::shapes`].
+    pub fn finish(self) -> Result<Graph> {
+        self.graph.shapes()?;
+        Ok(self.graph)
+    }
+}

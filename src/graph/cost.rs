@@ -1,0 +1,67 @@
+//! Exact counts: multiply-accumulates, parameters, and the least bytes a node must move.
+
+use super::node::{Graph, NodeId, Op};
+use crate::Result;
+
+/// What one node costs per image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeCost {
+    /// Multiply-accumulates of convolutions and linear layers.
+    pub macs: u64,
+    /// Elements read: the inputs.
+    pub reads: u64,
+    /// Elements written: the output.
+    pub writes: u64,
+    /// Parameter elements, running statistics left out (as the field counts them).
+    pub params: u64,
+}
+
+/// What a whole network costs per image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cost {
+    /// One entry per node.
+    pub nodes: Vec<NodeCost>,
+}
+
+impl Cost {
+    /// Multiply-accumulates of convolutions and linear layers per image.
+    pub fn macs(&self) -> u64 {
+        self.nodes.iter().map(|n| n.macs).sum()
+    }
+
+    /// Trained parameters.
+    pub fn params(&self) -> u64 {
+        self.nodes.iter().map(|n| n.params).sum()
+    }
+
+    /// Multiply-accumulates of a run of nodes.
+    pub fn macs_of(&self, nodes: std::ops::Range<NodeId>) -> u64 {
+        self.nodes[nodes].iter().map(|n| n.macs).sum()
+    }
+}
+
+impl Graph {
+    /// Counts the graph.
+    ///
+    /// # Errors
+    /// As [`Graph::shapes`].
+    pub fn cost(&self) -> Result<Cost> {
+        let shapes = self.shapes()?;
+        let mut nodes = vec![NodeCost::default(); self.nodes.len()];
+        for (id, node) in self.nodes.iter().enumerate() {
+            let macs = match node.op {
+                Op::Conv(conv) => conv.macs_per_pixel() * shapes[id].pixels() as u64,
+                Op::Linear(linear) => (linear.c_in * linear.c_out) as u64,
+                _ => 0,
+            };
+            let reads = node.inputs.iter().map(|&i| shapes[i].len() as u64).sum();
+            nodes[id] = NodeCost { macs, reads, writes: shapes[id].len() as u64, params: 0 };
+        }
+        for param in self.params()? {
+            if param.role.is_trained() {
+                nodes[param.node].params += param.len() as u64;
+            }
+        }
+        Ok(Cost { nodes })
+    }
+}

@@ -1,0 +1,112 @@
+//! The parameters a graph needs: names, shapes and roles, in one fixed order.
+
+use super::node::{Bias, ConvFamily, Graph, NodeId, Op};
+use crate::Result;
+
+/// What a parameter is, and so how it is laid out, decayed and initialised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParamRole {
+    /// Weights of a convolution, in the layout of its family.
+    ConvWeight(ConvFamily),
+    /// Bias per channel `[c_out]`.
+    ConvBias,
+    /// Bias per position `[h_out, w_out, c_out]`.
+    ConvBiasMap,
+    /// Batch-norm's γ.
+    BnWeight,
+    /// Batch-norm's β.
+    BnBias,
+    /// Batch-norm's running mean; not trained.
+    RunningMean,
+    /// Batch-norm's running variance (unbiased); not trained.
+    RunningVar,
+    /// Weights of a linear layer `[c_out, c_in]`.
+    LinearWeight,
+    /// Bias of a linear layer `[c_out]`.
+    LinearBias,
+}
+
+impl ParamRole {
+    /// Whether an optimizer changes it.
+    pub fn is_trained(self) -> bool {
+        !matches!(self, Self::RunningMean | Self::RunningVar)
+    }
+
+    /// Whether weight decay applies: weights of convolutions and linear layers, never biases or batch-norm.
+    pub fn is_decayed(self) -> bool {
+        matches!(self, Self::ConvWeight(_) | Self::LinearWeight)
+    }
+}
+
+/// One parameter of a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// Full name, such as `blocks.1.0.conv_dw.weight`.
+    pub name: String,
+    /// The node it belongs to.
+    pub node: NodeId,
+    /// What it is.
+    pub role: ParamRole,
+    /// Dimensions in the engine's layout.
+    pub shape: Vec<usize>,
+}
+
+impl ParamSpec {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it holds no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Graph {
+    /// All parameters in node order; within a node weight, bias, running mean, running variance.
+    ///
+    /// # Errors
+    /// As [`Graph::shapes`].
+    pub fn params(&self) -> Result<Vec<ParamSpec>> {
+        let shapes = self.shapes()?;
+        let mut params = Vec::new();
+        for (node, n) in self.nodes.iter().enumerate() {
+            let mut push = |suffix: &str, role, shape| {
+                params.push(ParamSpec { name: format!("{}.{suffix}", n.name), node, role, shape })
+            };
+            match n.op {
+                Op::Conv(conv) => {
+                    let (k_h, k_w) = (conv.window.k_h, conv.window.k_w);
+                    let family = conv.family();
+                    let shape = match family {
+                        ConvFamily::Depthwise => vec![k_h, k_w, conv.c_in],
+                        ConvFamily::Pointwise => vec![conv.c_out, conv.c_in],
+                        ConvFamily::Dense => vec![conv.c_out, k_h, k_w, conv.c_in / conv.groups],
+                    };
+                    push("weight", ParamRole::ConvWeight(family), shape);
+                    match conv.bias {
+                        Bias::None => {}
+                        Bias::Channel => push("bias", ParamRole::ConvBias, vec![conv.c_out]),
+                        Bias::Map => {
+                            let s = shapes[node];
+                            push("bias_map", ParamRole::ConvBiasMap, vec![s.h, s.w, s.c]);
+                        }
+                    }
+                }
+                Op::BatchNorm(bn) => {
+                    push("weight", ParamRole::BnWeight, vec![bn.channels]);
+                    push("bias", ParamRole::BnBias, vec![bn.channels]);
+                    push("running_mean", ParamRole::RunningMean, vec![bn.channels]);
+                    push("running_var", ParamRole::RunningVar, vec![bn.channels]);
+                }
+                Op::Linear(linear) => {
+                    push("weight", ParamRole::LinearWeight, vec![linear.c_out, linear.c_in]);
+                    push("bias", ParamRole::LinearBias, vec![linear.c_out]);
+                }
+                Op::Input { .. } | Op::Activation(_) | Op::Add | Op::GlobalAvgPool | Op::Dropout { .. } => {}
+            }
+        }
+        Ok(params)
+    }
+}

@@ -1,0 +1,80 @@
+//! Rewriting a graph node by node, carrying the blocks along.
+
+use super::node::{Block, BlockState, Graph, Node, NodeId, Op};
+use crate::Result;
+
+/// Collects the nodes of the new graph while the old one is walked.
+#[derive(Debug)]
+pub struct Emitter {
+    nodes: Vec<Node>,
+    map: Vec<NodeId>,
+}
+
+impl Emitter {
+    /// The new id of an old value that was walked already.
+    pub fn value(&self, old: NodeId) -> NodeId {
+        self.map[old]
+    }
+
+    /// Copies an old node, its inputs taken from the new graph.
+    pub fn copy(&mut self, node: &Node) -> NodeId {
+        let inputs = node.inputs.iter().map(|&i| self.map[i]).collect();
+        self.push(Node { inputs, ..node.clone() })
+    }
+
+    /// Changes what a new node computes and returns its id.
+    pub fn set_op(&mut self, id: NodeId, op: Op) -> NodeId {
+        self.nodes[id].op = op;
+        id
+    }
+
+    /// Appends a node whose inputs are ids of the new graph.
+    pub fn push(&mut self, node: Node) -> NodeId {
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+}
+
+impl Graph {
+    /// Walks the nodes in order; `emit` appends what each becomes and returns the id that now stands for its value.
+    /// A block keeps the nodes emitted for its old nodes; `state` gives its new state.
+    ///
+    /// # Errors
+    /// What `emit` returns, or [`Graph::shapes`] of the result.
+    pub fn rewrite(
+        &self,
+        emit: impl FnMut(NodeId, &Node, &mut Emitter) -> Result<NodeId>,
+        state: impl Fn(usize, BlockState) -> BlockState,
+    ) -> Result<Graph> {
+        self.rewrite_with_map(emit, state).map(|(graph, _)| graph)
+    }
+
+    /// As [`rewrite`](Self::rewrite), with the new id of every old value.
+    ///
+    /// # Errors
+    /// As [`rewrite`](Self::rewrite).
+    pub fn rewrite_with_map(
+        &self,
+        mut emit: impl FnMut(NodeId, &Node, &mut Emitter) -> Result<NodeId>,
+        state: impl Fn(usize, BlockState) -> BlockState,
+    ) -> Result<(Graph, Vec<NodeId>)> {
+        let mut emitter = Emitter { nodes: Vec::new(), map: Vec::new() };
+        let mut starts = Vec::with_capacity(self.nodes.len() + 1);
+        for (id, node) in self.nodes.iter().enumerate() {
+            starts.push(emitter.nodes.len());
+            let new = emit(id, node, &mut emitter)?;
+            emitter.map.push(new);
+        }
+        starts.push(emitter.nodes.len());
+        let block = |(index, block): (usize, &Block)| Block {
+            name: block.name.clone(),
+            input: emitter.map[block.input],
+            nodes: starts[block.nodes.start]..starts[block.nodes.end],
+            state: state(index, block.state),
+        };
+        let blocks = self.blocks.iter().enumerate().map(block).collect();
+        let graph = Graph { name: self.name.clone(), nodes: emitter.nodes, blocks };
+        graph.shapes()?;
+        Ok((graph, emitter.map))
+    }
+}

@@ -1,0 +1,11 @@
+//! Files in and out: models, checkpoints, and writes that never leave half a file behind.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod layout;
+pub mod model;
+pub mod tensors;
+
+pub use atomic::write_atomic;
+pub use checkpoint::{Checkpoint, Position, Sums};
+pub use model::{DataInfo, ModelInfo, read_model, write_model};

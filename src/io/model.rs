@@ -1,0 +1,204 @@
+//! A model in one `.safetensors` file: weights as the ecosystem lays them out, the graph as JSON in the metadata.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::layout;
+use super::tensors::{TensorFile, read_tensors, write_tensors};
+use crate::data::{Dataset, ImageShape, Normalisation};
+use crate::graph::{Graph, ParamSpec};
+use crate::model::{Model, Weights};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Version of the format, raised when an older reader could misread a newer file.
+const FORMAT: &str = "1";
+const FORMAT_KEY: &str = "depthshrinker.format";
+const GRAPH_KEY: &str = "depthshrinker.graph";
+const DATA_KEY: &str = "depthshrinker.data";
+/// Faults named in one message before the rest is only counted.
+const MAX_FAULTS: usize = 3;
+
+/// What a model file says beside graph and weights.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ModelInfo {
+    /// The data the model was trained on, where known.
+    pub data: Option<DataInfo>,
+}
+
+/// What it takes to feed a model and to name its answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataInfo {
+    /// Name of the data set, such as `fashion-mnist`.
+    pub name: String,
+    /// Class names by label; empty where they are not known.
+    pub classes: Vec<String>,
+    /// Image shape.
+    pub shape: Shape,
+    /// Mean per channel of pixels scaled to 0..1, subtracted first.
+    pub mean: Vec<f32>,
+    /// Standard deviation per channel of pixels scaled to 0..1, divided by next.
+    pub std: Vec<f32>,
+}
+
+impl From<&Dataset> for DataInfo {
+    fn from(data: &Dataset) -> Self {
+        let ImageShape { height, width, channels } = data.shape();
+        let Normalisation { mean, std } = data.normalisation().clone();
+        Self {
+            name: data.name().to_owned(),
+            classes: data.class_names().to_vec(),
+            shape: Shape::new(height, width, channels),
+            mean,
+            std,
+        }
+    }
+}
+
+impl DataInfo {
+    /// Whether the description fits a graph.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        let input = graph.input_shape();
+        let fault = if self.shape != input {
+            format!("images are {}, the network takes {input}", self.shape)
+        } else if self.mean.len() != input.c || self.std.len() != input.c {
+            format!("{} means and {} deviations for {} channels", self.mean.len(), self.std.len(), input.c)
+        } else if self.mean.iter().any(|m| !m.is_finite()) || self.std.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+            "means must be finite, deviations finite and above 0".into()
+        } else if !self.classes.is_empty() && self.classes.len() != graph.classes() {
+            format!("{} class names for {} classes", self.classes.len(), graph.classes())
+        } else if self.classes.iter().chain([&self.name]).any(|n| n.chars().any(char::is_control)) {
+            "names must not hold control characters".into()
+        } else {
+            return Ok(());
+        };
+        Err(Error::Data(format!("the model's description of its data does not fit: {fault}")))
+    }
+}
+
+/// Reads a model file.
+///
+/// # Errors
+/// One line that names the file and the fault: unreadable, damaged, without a graph, or a graph that does not fit the
+/// weights. Nothing in the file is trusted before it is checked.
+pub fn read_model(path: &Path) -> Result<(Model, ModelInfo)> {
+    let mut file = read_tensors(path)?;
+    let graph = read_graph(path, &file.metadata)?;
+    let weights = read_weights(path, &graph, &mut file)?;
+    let data = match file.metadata.get(DATA_KEY) {
+        None => None,
+        Some(text) => {
+            let data: DataInfo = serde_json::from_str(text)
+                .map_err(|e| Error::file(path, format!("its {DATA_KEY} is damaged: {e}; make the file again")))?;
+            data.check(&graph).map_err(|e| Error::file(path, format!("{e}; make the file again")))?;
+            Some(data)
+        }
+    };
+    let model = Model::new(graph, weights).map_err(|e| Error::file(path, e.to_string()))?;
+    Ok((model, ModelInfo { data }))
+}
+
+/// Writes a model file atomically.
+///
+/// # Errors
+/// A graph that does not fit its weights or its data, or as [`super::write_atomic`].
+pub fn write_model(path: &Path, model: &Model, info: &ModelInfo) -> Result<()> {
+    let mut metadata = graph_metadata(&model.graph)?;
+    if let Some(data) = &info.data {
+        data.check(&model.graph)?;
+        metadata.insert(DATA_KEY.into(), to_json(data)?);
+    }
+    write_tensors(path, &file_weights(&model.graph, &model.weights)?, &metadata)
+}
+
+/// The metadata entries that say which network the tensors belong to.
+pub(super) fn graph_metadata(graph: &Graph) -> Result<BTreeMap<String, String>> {
+    Ok(BTreeMap::from([(FORMAT_KEY.into(), FORMAT.into()), (GRAPH_KEY.into(), to_json(graph)?)]))
+}
+
+/// The graph in a file's metadata, checked.
+pub(super) fn read_graph(path: &Path, metadata: &BTreeMap<String, String>) -> Result<Graph> {
+    let bad = |problem: String| Err(Error::file(path, problem));
+    let Some(json) = metadata.get(GRAPH_KEY) else {
+        return bad(
+            "holds weights but no network; name the network with `depthshrinker import NET WEIGHTS -o MODEL`".into()
+        );
+    };
+    match metadata.get(FORMAT_KEY).map(String::as_str) {
+        Some(FORMAT) => {}
+        other => {
+            let found = other.unwrap_or("none").escape_debug().take(20).collect::<String>();
+            return bad(format!(
+                "has format version {found}, this program reads {FORMAT}; use the program that wrote it"
+            ));
+        }
+    }
+    let graph: Graph = match serde_json::from_str(json) {
+        Ok(graph) => graph,
+        Err(e) => return bad(format!("its {GRAPH_KEY} is damaged: {e}; make or download the file again")),
+    };
+    match graph.shapes() {
+        Ok(_) => Ok(graph),
+        Err(e) => bad(format!("{e}; make or download the file again")),
+    }
+}
+
+/// Takes a graph's weights out of a file and into the engine's layout.
+pub(super) fn read_weights(path: &Path, graph: &Graph, file: &mut TensorFile) -> Result<Weights> {
+    let mut weights = Weights::new();
+    let mut faults = Vec::new();
+    for spec in graph.params()? {
+        match file.tensors.remove(&spec.name) {
+            None => faults.push(format!("{} is missing", spec.name)),
+            Some(tensor) => match from_file(&spec, tensor) {
+                Ok(tensor) => drop(weights.insert(spec.name, tensor)),
+                Err(fault) => faults.push(fault),
+            },
+        }
+    }
+    faults.extend(file.tensors.keys().map(|name| format!("{} belongs to no node", name.escape_debug())));
+    if faults.is_empty() {
+        return Ok(weights);
+    }
+    let rest = faults.len().saturating_sub(MAX_FAULTS);
+    let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
+    faults.truncate(MAX_FAULTS);
+    let faults = faults.join("; ");
+    Err(Error::file(path, format!("its weights do not fit its network: {faults}{more}; make or download it again")))
+}
+
+fn from_file(spec: &ParamSpec, tensor: Tensor) -> std::result::Result<Tensor, String> {
+    let expected = layout::file_shape(spec);
+    if tensor.shape != expected {
+        return Err(format!("{} has shape {:?}, expected {expected:?}", spec.name, tensor.shape));
+    }
+    if tensor.data.iter().any(|x| !x.is_finite()) {
+        return Err(format!("{} holds numbers that are not finite", spec.name));
+    }
+    Ok(Tensor { shape: spec.shape.clone(), data: layout::from_file(spec, tensor.data) })
+}
+
+/// A graph's weights in the file's layout.
+pub(super) fn file_weights(graph: &Graph, weights: &Weights) -> Result<Weights> {
+    let params = graph.params()?;
+    let tensor = |spec: ParamSpec| {
+        let own = weights.get(&spec.name).filter(|t| t.shape == spec.shape && t.data.len() == spec.len());
+        let Some(own) = own else {
+            return Err(Error::Graph(format!("{} does not fit its weights: {}", graph.name, spec.name)));
+        };
+        let tensor = Tensor { shape: layout::file_shape(&spec), data: layout::to_file(&spec, &own.data) };
+        Ok((spec.name, tensor))
+    };
+    params.into_iter().map(tensor).collect()
+}
+
+fn to_json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::Graph(format!("cannot be written as JSON: {e}")))
+}

@@ -1,0 +1,28 @@
+//! depthshrinker: learns which activations of a compact CNN can go, finetunes without them, and folds what became
+//! linear into dense convolutions, exactly.
+//!
+//! Layers, top down; a module imports only from those below it: [`cli`], [`pipeline`] and [`config`], [`report`],
+//! [`shrink`], [`train`], [`measure`], then [`models`], [`io`] and [`data`], [`engine`], [`model`], [`graph`],
+//! [`ops`], [`device`].
+#![deny(missing_docs)]
+
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod device;
+pub mod engine;
+pub mod error;
+pub mod graph;
+pub mod io;
+pub mod measure;
+pub mod model;
+pub mod models;
+pub mod ops;
+pub mod pipeline;
+pub mod report;
+pub mod shape;
+pub mod shrink;
+pub mod tensor;
+pub mod train;
+
+pub use error::{Error, Result};

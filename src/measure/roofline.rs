@@ -1,0 +1,301 @@
+//! The roofline: the least time a network can take on a machine of given bandwidth and peak rates.
+//!
+//! A network is counted as the steps of its fused plan: a convolution with everything per-element behind it (batch-norm,
+//! residual, activation) reads its input `x`, its weights `w` and the residual once and writes its output `y` once. Bytes = e·(N·(x + y [+ residual]) + w), FLOP = 2·MACs·N, time = max(bytes / bandwidth, FLOP / peak), e the bytes
+//! of an element and N the batch. Everything here is a pure function of the graph.
+
+use serde::{Deserialize, Serialize};
+
+use super::peaks::Peaks;
+use crate::Result;
+use crate::engine::{Fusion, Plan, Step, StepKind};
+use crate::graph::{Bias, Conv, ConvFamily, Emitter, Graph, Node, NodeId, Op, ParamSpec};
+use crate::ops::conv::ConvProblem;
+use crate::shape::Shape;
+
+/// Which arithmetic unit a kernel runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeUnit {
+    /// Matrix units where the machine has them: dense and pointwise convolutions, linear layers.
+    Matrix,
+    /// Plain vector arithmetic: depthwise convolutions and everything per-element.
+    Vector,
+}
+
+/// Which way a kernel goes through the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pass {
+    /// From the image to the logits.
+    Forward,
+    /// Gradients of a step's inputs and parameters.
+    Backward,
+}
+
+/// What one step of a plan must move and compute in one pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelCost {
+    /// The step's name.
+    pub name: String,
+    /// What it computes, in words.
+    pub kind: String,
+    /// Its direction.
+    pub pass: Pass,
+    /// The nodes it covers, in order; ids of the planned graph.
+    pub nodes: Vec<NodeId>,
+    /// The block it lies in, if any.
+    pub block: Option<usize>,
+    /// The unit it computes on.
+    pub unit: ComputeUnit,
+    /// Floating-point operations per image, a multiply-accumulate counted as two.
+    pub flops: u64,
+    /// Activation elements read and written per image.
+    pub activations: u64,
+    /// Parameter elements read or written once a batch.
+    pub params: u64,
+}
+
+impl KernelCost {
+    /// Least bytes a batch moves.
+    pub fn bytes(&self, batch: usize, element_bytes: u64) -> u64 {
+        element_bytes * (self.activations * batch as u64 + self.params)
+    }
+}
+
+/// The limits of a machine at one precision.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Roofline {
+    /// Memory bandwidth, bytes per second.
+    pub bandwidth: f64,
+    /// Peak of the matrix units, FLOP per second.
+    pub matrix_flops: f64,
+    /// Peak of the vector units, FLOP per second.
+    pub vector_flops: f64,
+    /// Bytes of one element of activations and weights.
+    pub element_bytes: u64,
+}
+
+/// Machines whose roofline is quoted without having them: (name, roofline). The numbers are nominal (data sheets: V100
+/// SXM2 PCIe-clocked 112 TFLOP/s, A100 SXM 40 GB) or typical of a large copy and GEMM (H100 SXM); a real run measures
+/// its own.
+pub const NAMED_DEVICES: [(&str, Roofline); 6] = [
+    ("V100 f16", nominal(900e9, 112e12, 15.7e12, 2)),
+    ("V100 f32", nominal(900e9, 15.7e12, 15.7e12, 4)),
+    ("A100 f16", nominal(1555e9, 312e12, 19.5e12, 2)),
+    ("A100 f32", nominal(1555e9, 19.5e12, 19.5e12, 4)),
+    ("H100 SXM bf16", nominal(3.0e12, 800e12, 67e12, 2)),
+    ("H100 SXM f32", nominal(3.0e12, 67e12, 67e12, 4)),
+];
+
+const fn nominal(bandwidth: f64, matrix_flops: f64, vector_flops: f64, element_bytes: u64) -> Roofline {
+    Roofline { bandwidth, matrix_flops, vector_flops, element_bytes }
+}
+
+impl Roofline {
+    /// The roofline of measured peaks at `f32`; a CPU has one kind of unit.
+    pub fn measured(peaks: &Peaks) -> Self {
+        nominal(peaks.copy_bytes_per_s, peaks.gemm_flops_per_s, peaks.gemm_flops_per_s, 4)
+    }
+
+    /// Least seconds of one kernel for a batch.
+    pub fn time(&self, kernel: &KernelCost, batch: usize) -> f64 {
+        let peak = match kernel.unit {
+            ComputeUnit::Matrix => self.matrix_flops,
+            ComputeUnit::Vector => self.vector_flops,
+        };
+        let flops = kernel.flops as f64 * batch as f64;
+        (kernel.bytes(batch, self.element_bytes) as f64 / self.bandwidth).max(flops / peak)
+    }
+}
+
+/// The kernels of a network's fused inference plan in order, batch-norm folded.
+///
+/// # Errors
+/// As [`Graph::shapes`].
+pub fn kernel_costs(graph: &Graph) -> Result<Vec<KernelCost>> {
+    let folded = without_batch_norm(graph)?;
+    plan_costs(&folded, &Plan::new(&folded, Fusion::Fused, false, &[])?)
+}
+
+/// The graph [`crate::model::Model::folded`] gives, without the weights: a batch-norm that alone follows a convolution
+/// leaves a bias behind.
+///
+/// # Errors
+/// As [`Graph::shapes`].
+pub fn without_batch_norm(graph: &Graph) -> Result<Graph> {
+    let users = graph.users();
+    let folds = |conv: NodeId| match (graph.nodes[conv].op, &users[conv][..]) {
+        (Op::Conv(Conv { bias, .. }), &[next]) => bias != Bias::Map && matches!(graph.nodes[next].op, Op::BatchNorm(_)),
+        _ => false,
+    };
+    let emit = |id: NodeId, node: &Node, out: &mut Emitter| match node.op {
+        Op::Conv(conv) if folds(id) => {
+            let new = out.copy(node);
+            Ok(out.set_op(new, Op::Conv(Conv { bias: Bias::Channel, ..conv })))
+        }
+        Op::BatchNorm(_) if folds(node.inputs[0]) => Ok(out.value(node.inputs[0])),
+        _ => Ok(out.copy(node)),
+    };
+    graph.rewrite(emit, |_, state| state)
+}
+
+/// The cost of every step of a plan of `graph`; a training plan's backward steps follow in reverse order.
+///
+/// Elements per image, x and y those of a step's input and output (model B of the training roofline: statistics,
+/// normalisation and activation in two passes over y): a convolution moves x + y, with batch-norm 3y more; backward x + y
+/// for each of its two gradients (one where x is the image), with batch-norm 5y more. A residual is one more y. The
+/// optimizer is not counted.
+///
+/// # Errors
+/// As [`Graph::shapes`].
+pub fn plan_costs(graph: &Graph, plan: &Plan) -> Result<Vec<KernelCost>> {
+    let params = graph.params()?;
+    let forward = plan.steps.iter().map(|step| step_cost(graph, plan, step, &params, Pass::Forward));
+    let backward = plan.steps.iter().rev().map(|step| step_cost(graph, plan, step, &params, Pass::Backward));
+    Ok(if plan.training { forward.chain(backward).collect() } else { forward.collect() })
+}
+
+fn step_cost(graph: &Graph, plan: &Plan, step: &Step, params: &[ParamSpec], pass: Pass) -> KernelCost {
+    let x = plan.shapes[step.inputs[0]].len() as u64;
+    let y = plan.shapes[step.output].len() as u64;
+    let residual_y = y * (step.inputs.len() as u64 - 1);
+    // The image needs no gradient.
+    let gradients = if step.inputs[0] == 0 { 1 } else { 2 };
+    let len = |id: usize| params[id].len() as u64;
+    let backward = pass == Pass::Backward;
+    let of_conv = |problem: &ConvProblem, weights: u64, forward_y: u64, backward_y: u64| {
+        let unit = match problem.family() {
+            ConvFamily::Depthwise => ComputeUnit::Vector,
+            ConvFamily::Pointwise | ConvFamily::Dense => ComputeUnit::Matrix,
+        };
+        let (times, extra) = if backward { (gradients, backward_y) } else { (1, forward_y) };
+        (unit, 2 * times * problem.macs(), times * (x + y) + extra * y + residual_y, times * weights)
+    };
+    let per_element = |forward_y: u64, backward_y: u64| {
+        let elements = y * if backward { backward_y } else { forward_y };
+        (ComputeUnit::Vector, elements, elements, 0)
+    };
+    let (unit, flops, activations, params) = match &step.kind {
+        StepKind::Conv { problem, weight, bias, .. } => {
+            of_conv(problem, len(*weight) + bias.map_or(0, |(bias, _)| len(bias)), 0, 0)
+        }
+        StepKind::ConvBatchNorm { problem, weight, bn, .. } => {
+            of_conv(problem, len(*weight) + len(bn.gamma) + len(bn.beta), 3, 5)
+        }
+        StepKind::BatchNorm(_) if plan.training => per_element(3, 5),
+        StepKind::BatchNorm(_) | StepKind::Activation(_) => per_element(2, 3),
+        StepKind::Add => per_element(3, 3),
+        StepKind::GlobalAvgPool => (ComputeUnit::Vector, x, x + y, 0),
+        StepKind::Linear { weight, bias } => {
+            let times = if backward { 2 } else { 1 };
+            (ComputeUnit::Matrix, 2 * times * len(*weight), times * (x + y), times * (len(*weight) + len(*bias)))
+        }
+        StepKind::Dropout(_) if plan.training => per_element(2, 2),
+        StepKind::Dropout(_) => per_element(0, 0),
+    };
+    let block = graph.blocks.iter().position(|b| b.nodes.contains(&step.nodes[0]));
+    let residual = if step.inputs.len() > 1 && step.kind != StepKind::Add { " + residual" } else { "" };
+    let (name, kind) = (step.name.clone(), format!("{}{residual}", step.kind.describe()));
+    KernelCost { name, kind, pass, nodes: step.nodes.clone(), block, unit, flops, activations, params }
+}
+
+/// Least seconds of a network for a batch: the sum over its fused kernels.
+///
+/// # Errors
+/// As [`Graph::shapes`].
+pub fn network_time(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<f64> {
+    Ok(kernel_costs(graph)?.iter().map(|k| roofline.time(k, batch)).sum())
+}
+
+/// How much of the machine a measured time used; each is 1 at the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Utilization {
+    /// Analytic FLOP / time / measured peak of the matrix units.
+    pub flop: f64,
+    /// Least bytes / time / measured copy bandwidth. Above 1 where activations stayed in caches, which are faster than
+    /// the memory the copy was measured on.
+    pub byte: f64,
+    /// Roofline time / time. Above 1 for the same reason.
+    pub roofline: f64,
+}
+
+/// Utilization of a network that took `seconds` for `batch` images.
+///
+/// # Errors
+/// As [`Graph::shapes`].
+pub fn utilization(graph: &Graph, batch: usize, seconds: f64, roofline: &Roofline) -> Result<Utilization> {
+    let kernels = kernel_costs(graph)?;
+    let flops: f64 = kernels.iter().map(|k| k.flops as f64 * batch as f64).sum();
+    let bytes: f64 = kernels.iter().map(|k| k.bytes(batch, roofline.element_bytes) as f64).sum();
+    let limit: f64 = kernels.iter().map(|k| roofline.time(k, batch)).sum();
+    let seconds = seconds.max(f64::MIN_POSITIVE);
+    Ok(Utilization {
+        flop: flops / seconds / roofline.matrix_flops,
+        byte: bytes / seconds / roofline.bandwidth,
+        roofline: limit / seconds,
+    })
+}
+
+/// Roofline seconds of one block as it is and as one dense convolution.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockCost {
+    /// The block's name.
+    pub name: String,
+    /// Sum over the block's fused kernels.
+    pub before: f64,
+    /// The single dense convolution the block would merge into.
+    pub after: f64,
+}
+
+impl BlockCost {
+    /// Seconds saved by merging; negative where the dense convolution is dearer.
+    pub fn saving(&self) -> f64 {
+        self.before - self.after
+    }
+}
+
+/// Roofline cost of every block before and after merging: the latency table of a reproducible search. The merged
+/// convolution has kernel 1 + Σ (k_i − 1)·Π_{j<i} s_j and stride Π s_i over the block's convolutions, the residual in
+/// its centre tap and a bias per channel.
+///
+/// # Errors
+/// As [`Graph::shapes`].
+pub fn block_costs(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<Vec<BlockCost>> {
+    let shapes = graph.shapes()?;
+    let kernels = kernel_costs(graph)?;
+    let mut costs = Vec::with_capacity(graph.blocks.len());
+    for (index, block) in graph.blocks.iter().enumerate() {
+        let own = kernels.iter().filter(|k| k.block == Some(index));
+        let before = own.map(|k| roofline.time(k, batch)).sum();
+        let convs = block.nodes.clone().filter_map(|id| match graph.nodes[id].op {
+            Op::Conv(conv) => Some(conv),
+            _ => None,
+        });
+        let merged = merged_cost(&block.name, convs, shapes[block.input], shapes[block.output()]);
+        costs.push(BlockCost { name: block.name.clone(), before, after: roofline.time(&merged, batch) });
+    }
+    Ok(costs)
+}
+
+/// The dense convolution a chain of convolutions composes to.
+fn merged_cost(name: &str, convs: impl Iterator<Item = Conv>, x: Shape, y: Shape) -> KernelCost {
+    let (mut k_h, mut k_w, mut stride_h, mut stride_w) = (1, 1, 1, 1);
+    for conv in convs {
+        k_h += (conv.window.k_h - 1) * stride_h;
+        k_w += (conv.window.k_w - 1) * stride_w;
+        stride_h *= conv.window.stride_h;
+        stride_w *= conv.window.stride_w;
+    }
+    let weights = (k_h * k_w * x.c * y.c) as u64;
+    KernelCost {
+        name: name.to_owned(),
+        kind: format!("conv {k_h}x{k_w}"),
+        pass: Pass::Forward,
+        nodes: Vec::new(),
+        block: None,
+        unit: ComputeUnit::Matrix,
+        flops: 2 * weights * y.pixels() as u64,
+        activations: (x.len() + y.len()) as u64,
+        params: weights + y.c as u64,
+    }
+}

@@ -1,0 +1,58 @@
+//! A model: a graph and the weights that fit it.
+
+mod fold;
+mod init;
+
+use std::collections::BTreeMap;
+
+use crate::graph::Graph;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Weights by full parameter name, in the engine's layout.
+pub type Weights = BTreeMap<String, Tensor>;
+
+/// A graph with exactly the weights it needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// The network.
+    pub graph: Graph,
+    /// One tensor per entry of [`Graph::params`].
+    pub weights: Weights,
+}
+
+impl Model {
+    /// Puts a graph and weights together.
+    ///
+    /// # Errors
+    /// Lists every missing, superfluous or misshapen tensor by name.
+    pub fn new(graph: Graph, weights: Weights) -> Result<Self> {
+        let params = graph.params()?;
+        let mut faults = Vec::new();
+        for param in &params {
+            match weights.get(&param.name) {
+                None => faults.push(format!("{} is missing", param.name)),
+                Some(t) if t.shape != param.shape => {
+                    faults.push(format!("{} has shape {:?}, expected {:?}", param.name, t.shape, param.shape));
+                }
+                Some(_) => {}
+            }
+        }
+        let known: std::collections::HashSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
+        faults.extend(
+            weights.keys().filter(|k| !known.contains(k.as_str())).map(|k| format!("{k} belongs to no node")),
+        );
+        if faults.is_empty() {
+            return Ok(Self { graph, weights });
+        }
+        let shown = faults.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
+        let rest = faults.len().saturating_sub(5);
+        let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
+        Err(Error::Graph(format!("{} does not fit its weights: {shown}{more}", graph.name)))
+    }
+
+    /// The tensor of a parameter that [`Model::new`] has checked to be there.
+    pub fn weight(&self, name: &str) -> &Tensor {
+        &self.weights[name]
+    }
+}

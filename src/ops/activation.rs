@@ -1,0 +1,104 @@
+//! Clamped activations with a slope outside the bounds.
+//!
+//! y = x inside (0, limit), q·x below 0, limit + q·(x − limit) above; q = 0 is ReLU/ReLU6, q = 1 the identity
+//! (`methods.md` 1.3). The derivative is 1 strictly inside the bounds and q elsewhere, as in PyTorch's hardtanh.
+
+use rayon::prelude::*;
+
+use super::parallel::Chunks;
+use super::simd::vectorised;
+use crate::device::{View, ViewMut};
+use crate::graph;
+
+/// An activation with its present slope.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clamp {
+    /// Upper bound; infinite for ReLU.
+    pub limit: f32,
+    /// Slope outside the bounds.
+    pub slope: f32,
+}
+
+impl Clamp {
+    /// The activation of a node, its slope given apart (a mask may override the node's own).
+    pub fn new(activation: &graph::Activation, slope: f32) -> Self {
+        Self { limit: activation.limit.unwrap_or(f32::INFINITY), slope }
+    }
+
+    /// The value. Not-a-number stays so.
+    #[inline(always)]
+    pub fn apply(self, x: f32) -> f32 {
+        let low = if x < 0.0 { x * self.slope } else { x };
+        if x > self.limit { self.limit + self.slope * (x - self.limit) } else { low }
+    }
+
+    /// The derivative.
+    #[inline(always)]
+    pub fn derivative(self, x: f32) -> f32 {
+        if x > 0.0 && x < self.limit { 1.0 } else { self.slope }
+    }
+
+    /// x − φ(x) for the activation without slope: what the straight-through score gradient weighs
+    /// (`methods.md` 1.2).
+    #[inline(always)]
+    pub fn excess(self, x: f32) -> f32 {
+        let low = if x < 0.0 { x } else { 0.0 };
+        if x > self.limit { x - self.limit } else { low }
+    }
+}
+
+/// y = φ(x); `x` and `y` are `[lines, w, c]`.
+pub fn forward(clamp: Clamp, (lines, w, c): (usize, usize, usize), x: View<'_>, y: ViewMut<'_>) {
+    let (x, y) = (x.host(), y.host());
+    let chunks = Chunks::new(lines, w, c);
+    y.par_chunks_mut(chunks.chunk_len()).zip(x.par_chunks(chunks.chunk_len())).for_each(|(y, x)| {
+        vectorised(
+            #[inline(always)]
+            || y.iter_mut().zip(x).for_each(|(y, &x)| *y = clamp.apply(x)),
+        );
+    });
+}
+
+/// dx (+)= dy·φ'(x); returns ⟨dy, x − φ(x)⟩ where `score` asks for it, else 0.
+pub fn backward(
+    clamp: Clamp,
+    (lines, w, c): (usize, usize, usize),
+    (x, dy): (View<'_>, View<'_>),
+    (dx, accumulate): (ViewMut<'_>, bool),
+    score: bool,
+) -> f64 {
+    let (x, dy, dx) = (x.host(), dy.host(), dx.host());
+    let chunks = Chunks::new(lines, w, c);
+    let scores: Vec<f64> = dx
+        .par_chunks_mut(chunks.chunk_len())
+        .zip(x.par_chunks(chunks.chunk_len()).zip(dy.par_chunks(chunks.chunk_len())))
+        .map(|(dx, (x, dy))| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                        let d = dy * clamp.derivative(x);
+                        *dx = if accumulate { *dx + d } else { d };
+                    }
+                    if score { excess_dot(clamp, x, dy) } else { 0.0 }
+                },
+            )
+        })
+        .collect();
+    scores.iter().sum()
+}
+
+/// ⟨dy, x − φ(x)⟩ over a chunk.
+#[inline(always)]
+pub(super) fn excess_dot(clamp: Clamp, x: &[f32], dy: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f32; LANES];
+    let (xs, dys) = (x.chunks_exact(LANES), dy.chunks_exact(LANES));
+    let tail: f32 = xs.remainder().iter().zip(dys.remainder()).map(|(&x, &dy)| dy * clamp.excess(x)).sum();
+    for (x, dy) in xs.zip(dys) {
+        for lane in 0..LANES {
+            sums[lane] += dy[lane] * clamp.excess(x[lane]);
+        }
+    }
+    sums.iter().map(|&s| f64::from(s)).sum::<f64>() + f64::from(tail)
+}

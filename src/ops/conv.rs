@@ -1,0 +1,181 @@
+//! Convolution: the problem that all three families share, and the choice among them.
+//!
+//! x `[n, h_in, w_in, c_in]`, y `[n, h_out, w_out, c_out]`; weights in the layout of the family
+//! ([`ConvFamily`]). Cross-correlation: y[o, u] = Σ w[o, c, v]·x[c, s·u + v − p].
+
+use std::ops::Range;
+
+use super::activation::Clamp;
+use super::simd::vectorised;
+use super::{dense, depthwise, pointwise};
+use crate::device::{View, ViewMut};
+use crate::graph::{Conv, ConvFamily};
+use crate::shape::{Shape, Window};
+
+/// One convolution over one batch: everything a kernel, a cost model or a bench needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConvProblem {
+    /// Images.
+    pub n: usize,
+    /// One image of the input.
+    pub input: Shape,
+    /// One image of the output.
+    pub output: Shape,
+    /// Kernel, stride, padding.
+    pub window: Window,
+    /// Channel groups.
+    pub groups: usize,
+}
+
+impl ConvProblem {
+    /// The problem of a node; `None` where the kernel does not fit the input.
+    pub fn new(conv: &Conv, input: Shape, n: usize) -> Option<Self> {
+        let (h, w) = conv.window.output(input.h, input.w)?;
+        Some(Self { n, input, output: Shape::new(h, w, conv.c_out), window: conv.window, groups: conv.groups })
+    }
+
+    /// The node's description back.
+    fn conv(&self) -> Conv {
+        let bias = crate::graph::Bias::None;
+        Conv { c_in: self.input.c, c_out: self.output.c, window: self.window, groups: self.groups, bias }
+    }
+
+    /// The kernel family.
+    pub fn family(&self) -> ConvFamily {
+        self.conv().family()
+    }
+
+    /// Multiply-accumulates of the forward pass over the batch; each gradient takes as many.
+    pub fn macs(&self) -> u64 {
+        self.conv().macs_per_pixel() * (self.n * self.output.pixels()) as u64
+    }
+
+    /// Number of weights.
+    pub fn weight_len(&self) -> usize {
+        self.window.taps() * (self.input.c / self.groups) * self.output.c
+    }
+
+    /// Elements the forward pass moves at least: input, output and weights once.
+    pub fn min_elements(&self) -> u64 {
+        (self.n * (self.input.len() + self.output.len()) + self.weight_len()) as u64
+    }
+
+    /// Lines, pixels per line and channels of the output.
+    pub(super) fn output_lines(&self) -> (usize, usize, usize) {
+        (self.n * self.output.h, self.output.w, self.output.c)
+    }
+}
+
+/// What is added to a convolution's sums.
+#[derive(Debug, Clone, Copy)]
+pub enum ConvBias<'a> {
+    /// Nothing.
+    None,
+    /// `[c_out]`.
+    Channel(View<'a>),
+    /// `[h_out, w_out, c_out]`.
+    Map(View<'a>),
+}
+
+/// y = conv(x, w), then bias, residual `[n, h_out, w_out, c_out]` and activation on each piece while it is in cache.
+pub fn forward(
+    p: &ConvProblem,
+    (x, w): (View<'_>, View<'_>),
+    bias: ConvBias<'_>,
+    residual: Option<View<'_>>,
+    clamp: Option<Clamp>,
+    y: ViewMut<'_>,
+) {
+    let c = p.output.c;
+    let residual = residual.map(View::host);
+    let clamp = clamp.unwrap_or(Clamp { limit: f32::INFINITY, slope: 1.0 });
+    // A channel bias is a map of one pixel; both repeat over the elements.
+    let (map, len) = match bias {
+        ConvBias::None => (None, c),
+        ConvBias::Channel(b) => (Some(b.host()), c),
+        ConvBias::Map(b) => (Some(b.host()), p.output.len()),
+    };
+    let finish = |range: Range<usize>, y: &mut [f32]| {
+        if map.is_none() && residual.is_none() && clamp.slope == 1.0 {
+            return;
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                if let Some(map) = map {
+                    let mut offset = range.start % len;
+                    for y in y.chunks_exact_mut(c) {
+                        y.iter_mut().zip(&map[offset..offset + c]).for_each(|(y, b)| *y += b);
+                        offset = if offset + c == len { 0 } else { offset + c };
+                    }
+                }
+                if let Some(residual) = residual {
+                    y.iter_mut().zip(&residual[range]).for_each(|(y, r)| *y += r);
+                }
+                if clamp.slope != 1.0 {
+                    y.iter_mut().for_each(|y| *y = clamp.apply(*y));
+                }
+            },
+        );
+    };
+    forward_with(p, x.host(), w.host(), y.host(), finish);
+}
+
+/// Gradients of a plain convolution: dx (+)= where asked for, dw written, db `[c_out]` or the map's `[h, w, c]`.
+pub fn backward(
+    p: &ConvProblem,
+    (x, w, dy): (View<'_>, View<'_>, View<'_>),
+    dx: Option<(ViewMut<'_>, bool)>,
+    dw: ViewMut<'_>,
+    db: Option<ViewMut<'_>>,
+) {
+    let dy = dy.host();
+    if let Some(db) = db {
+        let db = db.host();
+        db.fill(0.0);
+        for dy in dy[..p.n * p.output.len()].chunks_exact(db.len()) {
+            db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+        }
+    }
+    let dx = dx.map(|(dx, accumulate)| (dx.host(), accumulate));
+    let load = |range: Range<usize>, out: &mut [f32]| out.copy_from_slice(&dy[range]);
+    backward_with(p, x.host(), w.host(), load, dx, dw.host());
+}
+
+/// The forward pass in chunks; `finish` sees each chunk's elements and their range while they are in cache, and its
+/// answers come back in chunk order.
+pub(super) fn forward_with<R: Send>(
+    p: &ConvProblem,
+    x: &[f32],
+    w: &[f32],
+    y: &mut [f32],
+    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
+    assert!(x.len() >= p.n * p.input.len() && w.len() == p.weight_len(), "convolution operand too short");
+    let y = &mut y[..p.n * p.output.len()];
+    match p.family() {
+        ConvFamily::Pointwise => pointwise::forward(p, x, w, y, finish),
+        ConvFamily::Depthwise => depthwise::forward(p, x, w, y, finish),
+        ConvFamily::Dense => dense::forward(p, x, w, y, finish),
+    }
+}
+
+/// Both gradients in one walk; `load` forms dy for a range of output elements, so that a fused batch-norm and
+/// activation backward never stores it.
+pub(super) fn backward_with(
+    p: &ConvProblem,
+    x: &[f32],
+    w: &[f32],
+    load: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    dx: Option<(&mut [f32], bool)>,
+    dw: &mut [f32],
+) {
+    assert!(x.len() >= p.n * p.input.len() && w.len() == p.weight_len(), "convolution operand too short");
+    assert!(dw.len() == p.weight_len(), "weight gradient of another size");
+    let dx = dx.map(|(dx, accumulate)| (&mut dx[..p.n * p.input.len()], accumulate));
+    match p.family() {
+        ConvFamily::Pointwise => pointwise::backward(p, x, w, load, dx, dw),
+        ConvFamily::Depthwise => depthwise::backward(p, x, w, load, dx, dw),
+        ConvFamily::Dense => dense::backward(p, x, w, load, dx, dw),
+    }
+}

@@ -1,0 +1,191 @@
+//! Dense and grouped k×k convolution on the CPU: im2col of a few lines into the core's cache, then a GEMM per group.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::conv::ConvProblem;
+use super::gemm::{Matrix, gemm};
+use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+
+/// Elements of one im2col piece: what fits beside its GEMM operands in a core's second-level cache.
+const COLUMN_ELEMENTS: usize = 1 << 15;
+/// Pixels of a piece at least, so that the GEMM amortises packing the weights.
+const MIN_PIXELS: usize = 96;
+
+/// Sizes of one group's GEMM.
+struct Geometry {
+    c_in: usize,
+    c_out: usize,
+    /// Reduction length: taps · c_in.
+    k: usize,
+    /// Lines per im2col piece.
+    piece: usize,
+}
+
+impl Geometry {
+    fn new(p: &ConvProblem) -> Self {
+        let (c_in, c_out) = (p.input.c / p.groups, p.output.c / p.groups);
+        let k = p.window.taps() * c_in;
+        let pixels = (COLUMN_ELEMENTS / k).max(MIN_PIXELS);
+        Self { c_in, c_out, k, piece: (pixels / p.output.w).max(1) }
+    }
+}
+
+/// y = im2col(x)·Wᵀ.
+pub(super) fn forward<R: Send>(
+    p: &ConvProblem,
+    x: &[f32],
+    w: &[f32],
+    y: &mut [f32],
+    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
+    let g = Geometry::new(p);
+    let (lines, width, c) = p.output_lines();
+    let chunks = Chunks::new(lines, width, c);
+    y.par_chunks_mut(chunks.chunk_len())
+        .enumerate()
+        .map(|(chunk, y)| {
+            let lines = chunks.line_range(chunk);
+            with_scratch(g.piece * width * g.k, |columns| {
+                for (start, y) in (lines.start..).step_by(g.piece).zip(y.chunks_mut(g.piece * chunks.line_len)) {
+                    let pixels = y.len() / c;
+                    let piece = start..start + pixels / width;
+                    for group in 0..p.groups {
+                        im2col(p, &g, x, piece.clone(), group, columns);
+                        let weights = &w[group * g.c_out * g.k..][..g.c_out * g.k];
+                        let columns = Matrix::rows(columns, g.k);
+                        let y = &mut y[group * g.c_out..];
+                        gemm((pixels, g.c_out, g.k), columns, Matrix::transposed(weights, g.k), y, c, false);
+                    }
+                }
+            });
+            finish(chunks.range(chunk), y)
+        })
+        .collect()
+}
+
+/// dw = dyᵀ·im2col(x), dx (+)= col2im(dy·W), piece by piece.
+pub(super) fn backward(
+    p: &ConvProblem,
+    x: &[f32],
+    w: &[f32],
+    load: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    dx: Option<(&mut [f32], bool)>,
+    dw: &mut [f32],
+) {
+    let g = Geometry::new(p);
+    let (_, width, c) = p.output_lines();
+    let slab_count = slabs(p.n, dw.len());
+    let ends: Vec<usize> =
+        (0..slab_count).map(|slab| slab_range(p.n, slab_count, slab).end * p.input.len()).collect();
+    sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
+        let images = slab_range(p.n, slab_count, slab);
+        if let Some((dx, false)) = &mut dx {
+            dx.fill(0.0);
+        }
+        partial.fill(0.0);
+        let lines = images.start * p.output.h..images.end * p.output.h;
+        let columns_len = g.piece * width * g.k;
+        with_scratch(columns_len + g.piece * width * c, |scratch| {
+            let (columns, dy) = scratch.split_at_mut(columns_len);
+            for start in lines.clone().step_by(g.piece) {
+                let piece = start..(start + g.piece).min(lines.end);
+                let pixels = piece.len() * width;
+                let dy = &mut dy[..pixels * c];
+                load(piece.start * width * c..piece.end * width * c, dy);
+                for group in 0..p.groups {
+                    let dy_group = &dy[group * g.c_out..];
+                    let weights = group * g.c_out * g.k..(group + 1) * g.c_out * g.k;
+                    im2col(p, &g, x, piece.clone(), group, columns);
+                    let dy_t = Matrix { data: dy_group, row: 1, col: c };
+                    let partial = &mut partial[weights.clone()];
+                    gemm((g.c_out, g.k, pixels), dy_t, Matrix::rows(columns, g.k), partial, g.k, true);
+                    if let Some((dx, _)) = &mut dx {
+                        let dy_rows = Matrix { data: dy_group, row: c, col: 1 };
+                        gemm((pixels, g.k, g.c_out), dy_rows, Matrix::rows(&w[weights], g.k), columns, g.k, false);
+                        col2im(p, &g, columns, piece.clone(), group, images.start, dx);
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// For one output pixel the taps that lie inside the image: rows, and for each row the columns.
+fn valid(offset: usize, k: usize, pad: usize, len: usize) -> Range<usize> {
+    let start = pad.saturating_sub(offset).min(k);
+    let end = (len + pad).saturating_sub(offset).min(k).max(start);
+    start..end
+}
+
+/// Gathers the input under every output pixel of `lines`: columns `[pixels, k_h, k_w, c_in]`, zero outside the image.
+fn im2col(p: &ConvProblem, g: &Geometry, x: &[f32], lines: Range<usize>, group: usize, columns: &mut [f32]) {
+    let window = p.window;
+    let (row_len, c) = (window.k_w * g.c_in, p.input.c);
+    let mut out = columns.chunks_exact_mut(row_len);
+    for line in lines {
+        let (image, oh) = (line / p.output.h, line % p.output.h);
+        let rows = valid(oh * window.stride_h, window.k_h, window.pad.top, p.input.h);
+        for ow in 0..p.output.w {
+            let left = ow * window.stride_w;
+            let taps = valid(left, window.k_w, window.pad.left, p.input.w);
+            for kh in 0..window.k_h {
+                let out = out.next().expect("the scratch holds every pixel of the piece");
+                if !rows.contains(&kh) || taps.is_empty() {
+                    out.fill(0.0);
+                    continue;
+                }
+                let ih = oh * window.stride_h + kh - window.pad.top;
+                let iw = left + taps.start - window.pad.left;
+                let from = ((image * p.input.h + ih) * p.input.w + iw) * c + group * g.c_in;
+                out[..taps.start * g.c_in].fill(0.0);
+                out[taps.end * g.c_in..].fill(0.0);
+                let out = &mut out[taps.start * g.c_in..taps.end * g.c_in];
+                if p.groups == 1 {
+                    out.copy_from_slice(&x[from..from + out.len()]);
+                } else {
+                    for (out, x) in out.chunks_exact_mut(g.c_in).zip(x[from..].chunks(c)) {
+                        out.copy_from_slice(&x[..g.c_in]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds columns back where [`im2col`] took them from; `dx` starts at image `first`.
+fn col2im(
+    p: &ConvProblem,
+    g: &Geometry,
+    columns: &[f32],
+    lines: Range<usize>,
+    group: usize,
+    first: usize,
+    dx: &mut [f32],
+) {
+    let window = p.window;
+    let (row_len, c) = (window.k_w * g.c_in, p.input.c);
+    let mut columns = columns.chunks_exact(row_len);
+    for line in lines {
+        let (image, oh) = (line / p.output.h - first, line % p.output.h);
+        let rows = valid(oh * window.stride_h, window.k_h, window.pad.top, p.input.h);
+        for ow in 0..p.output.w {
+            let left = ow * window.stride_w;
+            let taps = valid(left, window.k_w, window.pad.left, p.input.w);
+            for kh in 0..window.k_h {
+                let column = columns.next().expect("the scratch holds every pixel of the piece");
+                if !rows.contains(&kh) || taps.is_empty() {
+                    continue;
+                }
+                let ih = oh * window.stride_h + kh - window.pad.top;
+                let iw = left + taps.start - window.pad.left;
+                let to = ((image * p.input.h + ih) * p.input.w + iw) * c + group * g.c_in;
+                let column = &column[taps.start * g.c_in..taps.end * g.c_in];
+                for (column, dx) in column.chunks_exact(g.c_in).zip(dx[to..].chunks_mut(c)) {
+                    dx.iter_mut().zip(column).for_each(|(dx, column)| *dx += column);
+                }
+            }
+        }
+    }
+}

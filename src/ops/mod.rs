@@ -1,0 +1,21 @@
+//! Operations: per operation the problem it solves, its forward and its backward pass.
+//!
+//! Every pass takes views of device memory and dispatches on where that memory is. All results are bit-identical for
+//! any number of threads: work is cut by the problem's sizes alone and sums are taken in a fixed order.
+
+pub mod activation;
+pub mod add;
+pub mod batch_norm;
+pub mod conv;
+pub mod conv_bn;
+mod dense;
+mod depthwise;
+pub mod dropout;
+mod gemm;
+pub mod linear;
+pub mod loss;
+pub mod optimizer;
+mod parallel;
+mod pointwise;
+pub mod pool;
+mod simd;

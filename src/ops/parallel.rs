@@ -1,0 +1,137 @@
+//! Splitting work into chunks whose borders depend on the problem alone, never on the number of threads: this is what
+//! makes every result bit-identical for any thread count.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Elements of an activation chunk: small enough to stay in a core's cache between the convolution that writes it and
+/// the epilogue that reads it again.
+const CHUNK_ELEMENTS: usize = 1 << 13;
+/// Pixels a chunk holds at least, so that a GEMM over it amortises packing its weights.
+const CHUNK_MIN_PIXELS: usize = 128;
+/// Partial sums of a weight gradient: at most this many, and at most this many elements altogether.
+const MAX_SLABS: usize = 32;
+const MAX_SLAB_ELEMENTS: usize = 1 << 22;
+
+/// Consecutive lines (rows of pixels) of an activation `[n, h, w, c]`, cut into chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chunks {
+    /// Lines in all: n·h.
+    pub lines: usize,
+    /// Lines per chunk; the last may be shorter.
+    pub lines_per_chunk: usize,
+    /// Elements per line: w·c.
+    pub line_len: usize,
+}
+
+impl Chunks {
+    /// Cuts an activation of `lines` lines of `w` pixels of `c` channels.
+    pub fn new(lines: usize, w: usize, c: usize) -> Self {
+        let pixels = (CHUNK_ELEMENTS / c.max(1)).max(CHUNK_MIN_PIXELS);
+        Self { lines, lines_per_chunk: pixels.div_ceil(w).clamp(1, lines.max(1)), line_len: w * c }
+    }
+
+    /// Number of chunks.
+    pub fn count(&self) -> usize {
+        self.lines.div_ceil(self.lines_per_chunk)
+    }
+
+    /// Elements per chunk; the last may be shorter.
+    pub fn chunk_len(&self) -> usize {
+        self.lines_per_chunk * self.line_len
+    }
+
+    /// The elements of a chunk.
+    pub fn range(&self, chunk: usize) -> Range<usize> {
+        let lines = self.line_range(chunk);
+        lines.start * self.line_len..lines.end * self.line_len
+    }
+
+    /// The lines of a chunk.
+    pub fn line_range(&self, chunk: usize) -> Range<usize> {
+        let start = chunk * self.lines_per_chunk;
+        start..(start + self.lines_per_chunk).min(self.lines)
+    }
+}
+
+/// How many partial sums a reduction over `units` work units into `len` elements keeps.
+pub(super) fn slabs(units: usize, len: usize) -> usize {
+    (MAX_SLAB_ELEMENTS / len.max(1)).clamp(1, MAX_SLABS).min(units.max(1))
+}
+
+/// The work units of a slab: an even, ordered split.
+pub(super) fn slab_range(units: usize, slabs: usize, slab: usize) -> Range<usize> {
+    slab * units / slabs..(slab + 1) * units / slabs
+}
+
+/// A reduction in slabs: every slab writes its own part of `dx` and its own partial sum of `out` (of any content at
+/// first), and the partial sums are added in slab order. `ends[slab]` is where the slab's part of `dx` ends.
+pub(super) fn sum_slabs(
+    count: usize,
+    dx: Option<(&mut [f32], bool)>,
+    ends: &[usize],
+    out: &mut [f32],
+    slab: impl Fn(usize, Option<(&mut [f32], bool)>, &mut [f32]) + Sync,
+) {
+    let accumulate = dx.as_ref().is_some_and(|d| d.1);
+    let mut rest = dx.map(|d| d.0);
+    let mut start = 0;
+    let mut parts: Vec<Option<&mut [f32]>> = Vec::with_capacity(count);
+    for &end in ends {
+        parts.push(rest.take().map(|all| {
+            let (part, tail) = all.split_at_mut(end - start);
+            rest = Some(tail);
+            part
+        }));
+        start = end;
+    }
+    let len = out.len();
+    PARTIALS.with_borrow_mut(|partials| {
+        if partials.len() < count * len {
+            partials.resize(count * len, 0.0);
+        }
+        let partials = &mut partials[..count * len];
+        partials.par_chunks_mut(len).zip(parts).enumerate().for_each(|(index, (partial, dx))| {
+            slab(index, dx.map(|dx| (dx, accumulate)), partial);
+        });
+        sum_partials(partials, out);
+    });
+}
+
+/// Adds `partials` `[count, out.len()]` in order.
+fn sum_partials(partials: &[f32], out: &mut [f32]) {
+    const BLOCK: usize = 4096;
+    let len = out.len();
+    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
+        super::simd::vectorised(
+            #[inline(always)]
+            || {
+                let start = block * BLOCK;
+                out.copy_from_slice(&partials[start..start + out.len()]);
+                for partial in partials[len..].chunks_exact(len) {
+                    for (o, p) in out.iter_mut().zip(&partial[start..]) {
+                        *o += p;
+                    }
+                }
+            },
+        );
+    });
+}
+
+thread_local! {
+    static PARTIALS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends the thread's scratch memory of at least `len` elements, of any content. `body` must not run parallel work:
+/// a stolen task could ask for the same scratch.
+pub(super) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        body(&mut scratch[..len])
+    })
+}

@@ -1,0 +1,67 @@
+//! Pointwise (1×1) convolution on the CPU: a GEMM per chunk of pixels; both gradients from one pass over dy.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::conv::ConvProblem;
+use super::gemm::{Matrix, gemm};
+use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+
+/// y = x·Wᵀ.
+pub(super) fn forward<R: Send>(
+    p: &ConvProblem,
+    x: &[f32],
+    w: &[f32],
+    y: &mut [f32],
+    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
+    let (lines, width, c_out) = p.output_lines();
+    let c_in = p.input.c;
+    let chunks = Chunks::new(lines, width, c_out);
+    y.par_chunks_mut(chunks.chunk_len())
+        .enumerate()
+        .map(|(chunk, y)| {
+            let range = chunks.range(chunk);
+            let pixels = y.len() / c_out;
+            let x = &x[range.start / c_out * c_in..][..pixels * c_in];
+            gemm((pixels, c_out, c_in), Matrix::rows(x, c_in), Matrix::transposed(w, c_in), y, c_out, false);
+            finish(range, y)
+        })
+        .collect()
+}
+
+/// dx (+)= dy·W, dw = dyᵀ·x; dy is formed once per chunk and used by both while it is in cache.
+pub(super) fn backward(
+    p: &ConvProblem,
+    x: &[f32],
+    w: &[f32],
+    load: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    dx: Option<(&mut [f32], bool)>,
+    dw: &mut [f32],
+) {
+    let (lines, width, c_out) = p.output_lines();
+    let c_in = p.input.c;
+    let chunks = Chunks::new(lines, width, c_out);
+    let slab_count = slabs(chunks.count(), dw.len());
+    let line_in = width * c_in;
+    let ends: Vec<usize> = (0..slab_count)
+        .map(|slab| chunks.line_range(slab_range(chunks.count(), slab_count, slab).end - 1).end * line_in)
+        .collect();
+    sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
+        for (i, chunk) in slab_range(chunks.count(), slab_count, slab).enumerate() {
+            let range = chunks.range(chunk);
+            let pixels = range.len() / c_out;
+            with_scratch(range.len(), |dy| {
+                load(range.clone(), dy);
+                let x = &x[range.start / c_out * c_in..][..pixels * c_in];
+                gemm((c_out, c_in, pixels), Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), partial, c_in, i > 0);
+                if let Some((dx, accumulate)) = &mut dx {
+                    let (head, rest) = std::mem::take(dx).split_at_mut(pixels * c_in);
+                    *dx = rest;
+                    gemm((pixels, c_in, c_out), Matrix::rows(dy, c_out), Matrix::rows(w, c_in), head, c_in, *accumulate);
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,20 @@
+//! The whole job, stage by stage: train or load → search → finetune → merge → evaluate → measure.
+//!
+//! | file | holds |
+//! |--|--|
+//! | `folder` | [`RunFolder`]: the files of a run, and when an old run may be touched |
+//! | `run` | [`Run`]: data, device, session and the stages as functions |
+//! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
+//! | `summary` | the numbers of `result.json` |
+//! | `infer` | [`logits`] and pictures, for `infer` |
+
+mod folder;
+mod infer;
+mod run;
+mod shrink;
+mod summary;
+
+pub use folder::{Entry, RunFolder};
+pub use infer::{Top, logits, picture, read_images, top_classes, write_logits};
+pub use run::{Datasets, NestedMask, Plan, Run, check_batches, check_search, configured_graph, evaluate_model};
+pub use shrink::{check_exact, shrink};

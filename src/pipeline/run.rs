@@ -1,0 +1,317 @@
+//! The stages as functions over one run: its data, its device and its session.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, DataConfig};
+use crate::data::{self, Dataset, Loader, Normalisation};
+use crate::device::Device;
+use crate::engine::{Engine, EngineOptions, Fusion};
+use crate::graph::Graph;
+use crate::io::{DataInfo, ModelInfo, write_atomic};
+use crate::measure::{Roofline, block_costs};
+use crate::model::Model;
+use crate::shape::Shape;
+use crate::shrink::surgery::{drop_linear_activations, prepare_finetune};
+use crate::shrink::{Budget, Finetune, Mask, Search, nested, relative_savings};
+use crate::train::{Distillation, Evaluation, Hook, NoHook, Session, Stage, TrainConfig, evaluate, train};
+use crate::{Error, Result};
+
+/// Images per pass of an evaluation.
+const EVALUATION_BATCH: usize = 250;
+/// The machine whose roofline prices blocks in the search: two nominal cores whose caches hold a micro-batch. A fixed one
+/// makes searches repeatable; only the ratios matter.
+const COST_ROOFLINE: Roofline = Roofline { bandwidth: 40e9, matrix_flops: 100e9, vector_flops: 40e9, element_bytes: 4 };
+/// Images per pass that the search prices blocks for.
+const COST_BATCH: usize = 128;
+/// Shares of kept blocks for which a search also tells the mask (DepthShrinker's list).
+const NESTED_SHARES: [f64; 7] = [0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1];
+
+/// Training and test images.
+#[derive(Debug, Clone)]
+pub struct Datasets {
+    /// What is learnt from.
+    pub train: Arc<Dataset>,
+    /// What accuracy is measured on.
+    pub test: Arc<Dataset>,
+}
+
+impl Datasets {
+    /// Opens the data. Images are normalised as a model that is given expects it, else by the training images.
+    ///
+    /// # Errors
+    /// Data that cannot be found or used, or that does not fit the model.
+    pub fn open(config: &DataConfig, model: Option<(&Model, &ModelInfo)>) -> Result<Self> {
+        let data = data::open(&config.source())?;
+        let take = |set: Dataset, limit: Option<usize>| match limit {
+            Some(n) => set.take(n),
+            None => Ok(set),
+        };
+        let (mut train, mut test) = (take(data.train, config.train_limit)?, take(data.test, config.test_limit)?);
+        if let Some((model, info)) = model {
+            let (shape, graph) = (shape_of(&train), &model.graph);
+            if (shape, train.classes()) != (graph.input_shape(), graph.classes()) {
+                return Err(Error::Data(format!(
+                    "{} has {shape} images of {} classes, {} takes {} and {} classes; give other --data or another model",
+                    train.name(),
+                    train.classes(),
+                    graph.name,
+                    graph.input_shape(),
+                    graph.classes()
+                )));
+            }
+            if let Some(own) = &info.data {
+                let own = Normalisation { mean: own.mean.clone(), std: own.std.clone() };
+                train = train.with_normalisation(own.clone())?;
+                test = test.with_normalisation(own)?;
+            }
+        }
+        Ok(Self { train: Arc::new(train), test: Arc::new(test) })
+    }
+
+    /// Shape of the images.
+    pub fn shape(&self) -> Shape {
+        shape_of(&self.train)
+    }
+
+    /// What model files say about their data.
+    pub fn info(&self) -> ModelInfo {
+        let normalisation = self.train.normalisation();
+        ModelInfo {
+            data: Some(DataInfo {
+                name: self.train.name().to_owned(),
+                classes: self.train.class_names().to_vec(),
+                shape: self.shape(),
+                mean: normalisation.mean.clone(),
+                std: normalisation.std.clone(),
+            }),
+        }
+    }
+}
+
+fn shape_of(set: &Dataset) -> Shape {
+    let shape = set.shape();
+    Shape::new(shape.height, shape.width, shape.channels)
+}
+
+/// What a search found: which blocks keep their activations. The content of `plan.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// One entry per block, 1 = its activations stay.
+    pub kept: Vec<u8>,
+    /// Keep scores in [0, 1], one per block; empty for a plan made by hand.
+    #[serde(default)]
+    pub scores: Vec<f32>,
+    /// Masks of other sizes from the same ranking, by the number of kept blocks.
+    #[serde(default)]
+    pub nested: Vec<NestedMask>,
+}
+
+/// A mask of another size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NestedMask {
+    /// Number of blocks that keep their activations.
+    pub keep: usize,
+    /// One entry per block.
+    pub kept: Vec<u8>,
+}
+
+impl Plan {
+    /// Reads `plan.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or says nothing usable about blocks.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let plan: Self = serde_json::from_str(&text)
+            .map_err(|e| Error::file(path, format!("is no plan ({e}); it needs \"kept\": one 0 or 1 per block")))?;
+        Mask::from_bits(&plan.kept).map_err(|e| Error::file(path, e.to_string()))?;
+        Ok(plan)
+    }
+
+    /// Writes `plan.json` atomically.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = format!("{:#}\n", serde_json::json!(self));
+        write_atomic(path, |out| out.write_all(text.as_bytes()))
+    }
+
+    /// The mask.
+    ///
+    /// # Errors
+    /// Entries that are neither 0 nor 1.
+    pub fn mask(&self) -> Result<Mask> {
+        Mask::from_bits(&self.kept)
+    }
+}
+
+/// One run.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// Its settings.
+    pub config: &'a Config,
+    /// Its images.
+    pub data: &'a Datasets,
+    /// Where it computes.
+    pub device: Device,
+    /// Where its records and checkpoints go.
+    pub session: Session,
+}
+
+impl<'a> Run<'a> {
+    /// A run.
+    ///
+    /// # Errors
+    /// A device that is not there.
+    pub fn new(config: &'a Config, data: &'a Datasets, session: Session) -> Result<Self> {
+        Ok(Self { config, data, device: config.device()?, session })
+    }
+
+    /// Trains the configured network from fresh weights.
+    ///
+    /// # Errors
+    /// As [`train`].
+    pub fn train_original(&mut self) -> Result<Model> {
+        let model = Model::initialise(configured_graph(self.config, self.data)?, self.config.seed)?;
+        self.stage("train", model, &self.config.train, &mut NoHook, None)
+    }
+
+    /// Learns which blocks keep their activations; also returns the weights that were trained along.
+    ///
+    /// # Errors
+    /// An impossible budget, or as [`train`].
+    pub fn search(&mut self, original: &Model) -> Result<(Plan, Model)> {
+        let config = &self.config.search;
+        let savings = analytic_savings(original)?;
+        let mut search = Search::new(&original.graph, &config.scores, self.config.budget, savings, self.config.seed)?;
+        let searched = self.stage("search", original.clone(), &config.train, &mut search, None)?;
+        for record in search.records("search") {
+            self.session.metrics.append(&record)?;
+        }
+        let mask = search.mask();
+        self.session.reporter.line(&format!(
+            "search: {} of {} blocks keep their activations: {mask}",
+            mask.count(),
+            mask.blocks()
+        ));
+        let possible = NESTED_SHARES.iter().map(|&share| Budget::KeepFraction(share));
+        let possible: Vec<Budget> = possible.filter(|b| b.kept(search.candidates()).is_ok()).collect();
+        let other = nested(search.scores(), search.candidates(), &possible)?;
+        let nested = other.iter().map(|m| NestedMask { keep: m.count(), kept: m.bits() }).collect();
+        Ok((Plan { kept: mask.bits(), scores: search.scores().to_vec(), nested }, searched))
+    }
+
+    /// Finetunes `start` without the activations of the blocks that `mask` frees, taught by `original`; returns the
+    /// network without them, not merged yet. `name` is the stage's name and `seed` is added to those of the settings.
+    ///
+    /// # Errors
+    /// A block that could not be merged afterwards, or as [`train`].
+    pub fn finetune(
+        &mut self,
+        name: &str,
+        (start, original): (&Model, &Model),
+        mask: &Mask,
+        seed: u64,
+    ) -> Result<Model> {
+        let config = &self.config.finetune;
+        mask.check(start.graph.blocks.len())?;
+        let prepared = prepare_finetune(start, mask.kept(), &self.config.linearise())?;
+        let pairs = mask.removed().into_iter().map(|b| {
+            let output = |model: &Model| model.graph.blocks[b].output();
+            (output(&prepared), output(original))
+        });
+        let distillation = config.distill.is_on().then(|| Distillation {
+            teacher: original.clone(),
+            alpha: config.distill.alpha,
+            temperature: config.distill.temperature,
+            feature_weight: config.distill.feature_weight,
+            feature_pairs: pairs.collect(),
+        });
+        let train = TrainConfig { seed: config.train.seed.wrapping_add(seed), ..config.train.clone() };
+        let mut hook = Finetune::new(mask.clone(), config.removal);
+        let finetuned = self.stage(name, prepared, &train, &mut hook, distillation.as_ref())?;
+        let removed: Vec<bool> = mask.kept().iter().map(|kept| !kept).collect();
+        drop_linear_activations(&finetuned, &removed)
+    }
+
+    /// Accuracy on the test images.
+    ///
+    /// # Errors
+    /// Images that do not fit the network.
+    pub fn evaluate(&self, model: &Model) -> Result<Evaluation> {
+        evaluate_model(&self.device, model, &self.data.test)
+    }
+
+    fn stage(
+        &mut self,
+        name: &str,
+        model: Model,
+        config: &TrainConfig,
+        hook: &mut dyn Hook,
+        distillation: Option<&Distillation>,
+    ) -> Result<Model> {
+        let config = TrainConfig { seed: config.seed.wrapping_add(self.config.seed), ..config.clone() };
+        let train_set = Loader::train(self.data.train.clone(), config.batch, config.augment.clone(), config.seed)?;
+        let test_set = Loader::eval(self.data.test.clone(), EVALUATION_BATCH)?;
+        let stage = Stage {
+            name,
+            device: &self.device,
+            model,
+            train: &train_set,
+            test: &test_set,
+            config: &config,
+            hook,
+            distillation,
+        };
+        train(stage, &mut self.session)
+    }
+}
+
+/// The configured network for the images and classes of the data.
+///
+/// # Errors
+/// An unknown network or options that do not fit it.
+pub fn configured_graph(config: &Config, data: &Datasets) -> Result<Graph> {
+    config.network.graph(data.shape(), data.train.classes())
+}
+
+/// Refuses batches and augmentations that do not fit the data, before a run's folder is touched.
+///
+/// # Errors
+/// The setting that does not fit.
+pub fn check_batches(config: &Config, data: &Datasets) -> Result<()> {
+    for train in [&config.train, &config.search.train, &config.finetune.train] {
+        Loader::train(data.train.clone(), train.batch, train.augment.clone(), train.seed)?;
+    }
+    Ok(())
+}
+
+/// Refuses a search that cannot be done in a network, before a run's folder is touched.
+///
+/// # Errors
+/// An impossible budget, or a network with blocks that have no activations any more.
+pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
+    let savings = vec![0.0; graph.blocks.len()];
+    Search::new(graph, &config.search.scores, config.budget, savings, config.seed).map(drop)
+}
+
+/// Accuracy of a model on a data set.
+///
+/// # Errors
+/// Images that do not fit the network, or a failing device.
+pub fn evaluate_model(device: &Device, model: &Model, test: &Arc<Dataset>) -> Result<Evaluation> {
+    let options = EngineOptions { batch: EVALUATION_BATCH, fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    let mut engine = Engine::new(device, model, &options)?;
+    evaluate(&mut engine, &Loader::eval(test.clone(), EVALUATION_BATCH)?)
+}
+
+/// What merging each block saves by the analytic cost model, in units of the mean block's cost: no clock is read, so a
+/// search repeats bit for bit on any machine.
+fn analytic_savings(model: &Model) -> Result<Vec<f32>> {
+    let costs = block_costs(&model.graph, COST_BATCH, &COST_ROOFLINE)?;
+    Ok(relative_savings(&costs.iter().map(|c| (c.before, c.after)).collect::<Vec<_>>()))
+}

@@ -1,0 +1,213 @@
+//! `shrink`: all stages in order. Every stage's result is a file; the checkpoint says which stages are done, so a run
+//! that was killed at any instant goes on with the same bits.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::folder::RunFolder;
+use super::run::{Plan, Run};
+use super::summary::{Facts, Networks, summarise};
+use crate::config::FinetuneStart;
+use crate::data::Loader;
+use crate::io::{read_model, write_model};
+use crate::model::Model;
+use crate::report::{MaskTrial, Page, RunResult, StageTime};
+use crate::shrink::merge::{MergeError, MergeOptions, TOLERANCE, merge, verify, verify_random};
+use crate::shrink::{Mask, random_masks};
+use crate::{Error, Result};
+
+/// Images on which the merged network is checked against the unmerged one, of noise and of the test set each.
+const VERIFY_IMAGES: usize = 32;
+
+/// What is kept in the checkpoint beside the stage in progress.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Job {
+    /// Stages whose results are files, with their seconds in the process that ended them.
+    done: Vec<StageTime>,
+    /// Networks finetuned with random masks.
+    random: Vec<MaskTrial>,
+}
+
+impl Job {
+    fn read(value: &Value) -> Result<Self> {
+        if value.is_null() {
+            return Ok(Self::default());
+        }
+        Self::deserialize(value).map_err(|e| {
+            Error::Config(format!("the checkpoint is not of a shrink run ({e}); start again with --force"))
+        })
+    }
+
+    fn has(&self, stage: &str) -> bool {
+        self.done.iter().any(|s| s.name == stage)
+    }
+}
+
+/// Runs the whole job in a folder that was entered; ends with `result.json` and `report.html`.
+///
+/// # Errors
+/// Whatever stops a stage; a merge whose error is above [`TOLERANCE`]; [`Error::Interrupted`] after saving.
+pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
+    let mut job = Job::read(&run.session.job)?;
+    let original = original(run, folder, &mut job)?;
+    let (plan, start) = searched(run, folder, &mut job, &original)?;
+    let mask = plan.mask()?;
+    let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run| {
+        run.finetune("finetune", (&start, &original), &mask, 0)
+    })?;
+    let random = finetune_random(run, &mut job, (&start, &original), &mask)?;
+
+    let clock = Instant::now();
+    let (merged, error) = merge_and_verify(run, &unmerged)?;
+    write_model(&folder.path("merged.safetensors"), &merged, &run.data.info())?;
+    finish(&mut job, run, "merge", clock);
+
+    let clock = Instant::now();
+    let evaluations = [&original, &unmerged, &merged].map(|model| run.evaluate(model));
+    let [a, b, c] = evaluations;
+    let networks = Networks { original: (&original, a?), unmerged: (&unmerged, b?), merged: (&merged, c?) };
+    finish(&mut job, run, "evaluate", clock);
+
+    let learned = if random.is_empty() {
+        Vec::new()
+    } else {
+        vec![MaskTrial { seed: run.config.seed, kept: mask.bits(), top1: networks.unmerged.1.top1 }]
+    };
+    let clock = Instant::now();
+    let facts = Facts { mask, error, learned, random, stages: Vec::new() };
+    let mut result = summarise(run, &networks, facts)?;
+    finish(&mut job, run, "measure", clock);
+    result.stages = job.done;
+    write_report(run, folder, &result, (&original, &merged))?;
+    Ok(result)
+}
+
+/// Runs a stage that ends in a model file, or reads the file if the stage is done.
+fn stage<'a>(
+    run: &mut Run<'a>,
+    folder: &RunFolder,
+    job: &mut Job,
+    name: &str,
+    file: &str,
+    work: impl FnOnce(&mut Run<'a>) -> Result<Model>,
+) -> Result<Model> {
+    let path = folder.path(file);
+    if job.has(name) {
+        return Ok(read_model(&path)?.0);
+    }
+    let clock = Instant::now();
+    let model = work(run)?;
+    write_model(&path, &model, &run.data.info())?;
+    finish(job, run, name, clock);
+    Ok(model)
+}
+
+/// Notes that a stage is done; the next checkpoint says so.
+fn finish(job: &mut Job, run: &mut Run<'_>, name: &str, clock: Instant) {
+    job.done.push(StageTime { name: name.to_owned(), seconds: clock.elapsed().as_secs_f64() });
+    run.session.job = json!(job);
+}
+
+fn original(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job) -> Result<Model> {
+    match &run.config.model {
+        Some(path) => stage(run, folder, job, "load", "original.safetensors", |_| Ok(read_model(path)?.0)),
+        None => stage(run, folder, job, "train", "original.safetensors", Run::train_original),
+    }
+}
+
+/// The plan, and the weights that finetuning starts from.
+fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Model) -> Result<(Plan, Model)> {
+    let keeps_weights = run.config.finetune.start == FinetuneStart::Searched;
+    let (plan_file, weights_file) = (folder.path("plan.json"), folder.path("searched.safetensors"));
+    if job.has("search") {
+        let start = if keeps_weights { read_model(&weights_file)?.0 } else { original.clone() };
+        return Ok((Plan::read(&plan_file)?, start));
+    }
+    let clock = Instant::now();
+    let (plan, weights) = run.search(original)?;
+    plan.write(&plan_file)?;
+    if keeps_weights {
+        write_model(&weights_file, &weights, &run.data.info())?;
+    }
+    finish(job, run, "search", clock);
+    Ok((plan, if keeps_weights { weights } else { original.clone() }))
+}
+
+/// Finetunes networks with random masks of the learned mask's size, each with a seed of its own.
+fn finetune_random(
+    run: &mut Run<'_>,
+    job: &mut Job,
+    (start, original): (&Model, &Model),
+    learned: &Mask,
+) -> Result<Vec<MaskTrial>> {
+    let candidates = run.config.search.scores.candidates(learned.blocks())?;
+    let (seed, count) = (run.config.seed, run.config.compare_random);
+    for (index, (seed, mask)) in random_masks(&candidates, learned.count(), seed, count, learned).iter().enumerate() {
+        let name = format!("random {}", index + 1);
+        if job.has(&name) {
+            continue;
+        }
+        let clock = Instant::now();
+        let model = run.finetune(&name, (start, original), mask, index as u64)?;
+        let top1 = run.evaluate(&model)?.top1;
+        job.random.push(MaskTrial { seed: *seed, kept: mask.bits(), top1 });
+        finish(job, run, &name, clock);
+    }
+    Ok(job.random.clone())
+}
+
+/// Merges, and checks the merged network on noise and on test images.
+///
+/// # Errors
+/// An error above [`TOLERANCE`], which says by how much.
+fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model) -> Result<(Model, MergeError)> {
+    let (merged, segments) = merge(unmerged, &MergeOptions { padding: run.config.merge.padding })?;
+    let noise = verify_random(unmerged, &merged, VERIFY_IMAGES, run.config.seed)?;
+    let n = VERIFY_IMAGES.min(run.data.test.len());
+    let batch = Loader::eval(run.data.test.clone(), n)?.epoch(0, 0).next();
+    let batch = batch.ok_or_else(|| Error::Data("there are no test images to check the merge on".into()))??;
+    let images = verify(unmerged, &merged, &batch.images, n)?;
+    let worse = if images.max_rel_error > noise.max_rel_error { images } else { noise };
+    check_exact(&worse)?;
+    run.session.reporter.line(&format!(
+        "merge: {} blocks, error {:.1e} of the logits' scale (limit {TOLERANCE:.0e})",
+        segments.len(),
+        worse.max_rel_error
+    ));
+    Ok((merged, worse))
+}
+
+/// Refuses a merge that is not exact to f32.
+///
+/// # Errors
+/// An error above [`TOLERANCE`].
+pub fn check_exact(error: &MergeError) -> Result<()> {
+    if error.max_rel_error <= TOLERANCE {
+        return Ok(());
+    }
+    Err(Error::Merge(format!(
+        "merged and unmerged network differ by {:.2e} of the logits' scale, more than {TOLERANCE:.0e}; the weights may be \
+         badly conditioned (tiny batch-norm variances), train longer",
+        error.max_rel_error
+    )))
+}
+
+fn write_report(
+    run: &Run<'_>,
+    folder: &RunFolder,
+    result: &RunResult,
+    (before, after): (&Model, &Model),
+) -> Result<()> {
+    let path = folder.path("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    // A line that a killed process left half-written is no record.
+    let metrics: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let page =
+        Page { result, metrics: &metrics, before: &before.graph, after: &after.graph, config: &run.config.to_toml()? };
+    page.write(folder.dir())?;
+    // The last file: it marks the run as finished.
+    folder.write("result.json", &format!("{:#}\n", json!(result)))
+}

@@ -1,0 +1,114 @@
+//! The numbers of a finished run: sizes, accuracies, latencies measured in alternation, and how exact the merge was.
+
+use std::time::Duration;
+
+use super::run::Run;
+use crate::Result;
+use crate::graph::BlockState;
+use crate::measure::{Machine, Roofline, block_latencies, compare, measure_peaks, utilization};
+use crate::model::Model;
+use crate::report::{
+    BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage,
+    RunResult, SCHEMA, StageTime,
+};
+use crate::shrink::Mask;
+use crate::shrink::merge::MergeError;
+use crate::train::Evaluation;
+
+/// Shares of the measuring time: the networks in alternation, their blocks alone, the machine's peaks.
+const NETWORKS_SHARE: f64 = 0.5;
+const BLOCKS_SHARE: f64 = 0.3;
+const PEAKS_SHARE: f64 = 0.2;
+
+/// The networks of a run with their accuracies.
+#[derive(Debug)]
+pub(super) struct Networks<'a> {
+    pub original: (&'a Model, Evaluation),
+    pub unmerged: (&'a Model, Evaluation),
+    pub merged: (&'a Model, Evaluation),
+}
+
+/// Everything else that the result needs.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub mask: Mask,
+    pub error: MergeError,
+    pub learned: Vec<MaskTrial>,
+    pub random: Vec<MaskTrial>,
+    pub stages: Vec<StageTime>,
+}
+
+/// Measures and puts everything together.
+///
+/// # Errors
+/// A failing device or a malformed graph.
+pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) -> Result<RunResult> {
+    let config = run.config;
+    let machine = Machine::here();
+    let budget = |share: f64| Duration::from_secs_f64(config.measure.seconds * share);
+    let (original, unmerged, merged) = (networks.original.0, networks.unmerged.0, networks.merged.0);
+    let stages = [
+        (NetworkStage::Original, networks.original),
+        (NetworkStage::Unmerged, networks.unmerged),
+        (NetworkStage::Merged, networks.merged),
+    ];
+    let mut result = RunResult {
+        schema: SCHEMA,
+        device: "cpu".into(),
+        precision: config.precision.clone(),
+        seed: config.seed,
+        network: Some(original.graph.name.clone()),
+        machine: Some(MachineResult { cpu: machine.cpu, threads: machine.threads }),
+        data: DataResult {
+            name: run.data.train.name().to_owned(),
+            train: run.data.train.len(),
+            test: run.data.test.len(),
+        },
+        networks: stages
+            .iter()
+            .map(|(name, (model, evaluation))| sizes(*name, model, evaluation))
+            .collect::<Result<_>>()?,
+        ratio: None,
+        kept: facts.mask.bits(),
+        merge: Some(MergeResult {
+            segments: merged.graph.blocks.iter().filter(|b| b.state == BlockState::Merged).count(),
+            max_abs_error: facts.error.max_abs_error,
+            max_rel_error: facts.error.max_rel_error,
+        }),
+        blocks: Vec::new(),
+        learned_masks: facts.learned,
+        random_masks: facts.random,
+        stages: facts.stages,
+    };
+    let batch = config.measure.batch;
+    let names = stages.map(|(name, (model, _))| (name.to_string(), model));
+    let named: Vec<(&str, &Model)> = names.iter().map(|(name, model)| (name.as_str(), *model)).collect();
+    let comparison = compare(&run.device, &named, batch, budget(NETWORKS_SHARE))?;
+    result.set_latencies(&comparison);
+    let roofline = Roofline::measured(&measure_peaks(budget(PEAKS_SHARE))?);
+    for (network, model) in result.networks.iter_mut().zip([original, unmerged, merged]) {
+        network.utilization = utilization(&model.graph, batch, network.latency_ms.median * 1e-3, &roofline)?;
+    }
+    let blocks = block_latencies(&run.device, original, merged, batch, budget(BLOCKS_SHARE))?;
+    result.blocks = blocks
+        .into_iter()
+        .zip(facts.mask.bits())
+        .map(|(b, kept)| BlockResult { name: b.name, kept, before_us: b.before_us, after_us: b.after_us })
+        .collect();
+    Ok(result)
+}
+
+fn sizes(name: NetworkStage, model: &Model, evaluation: &Evaluation) -> Result<NetworkResult> {
+    // Inference folds batch-norm; parameters are counted as the field does, with it.
+    let cost = model.graph.cost()?;
+    Ok(NetworkResult {
+        name,
+        top1: evaluation.top1,
+        params: cost.params(),
+        macs: cost.macs(),
+        batch: 0,
+        latency_ms: LatencyResult::default(),
+        images_per_s: 0.0,
+        utilization: Default::default(),
+    })
+}

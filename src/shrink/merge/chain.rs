@@ -1,0 +1,116 @@
+//! Whether and why a block is one convolution: a walk over its nodes that looks at shapes only.
+
+use std::collections::BTreeMap;
+
+use crate::graph::{Bias, BlockState, Conv, Graph, NodeId, Op};
+use crate::shape::{Padding, Shape};
+use crate::shrink::padding::{PaddingMode, Span, read_padding};
+use crate::{Error, Result};
+
+/// Largest kernel size, stride or padding of a merged convolution, as [`Graph::shapes`] has it.
+const MAX_WINDOW: usize = 1024;
+/// Largest number of weights of a merged convolution, likewise; in f64 this is 2 GiB.
+const MAX_WEIGHTS: usize = 1 << 28;
+
+/// A block that can be merged exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chain {
+    /// The value in front of the final activation: what the merged convolution computes.
+    pub output: NodeId,
+    /// The activation that stays behind the merged convolution.
+    pub final_activation: Option<NodeId>,
+    /// Kernel, stride and padding of the merged convolution.
+    pub span: Span,
+}
+
+/// Checks that a linear block is exactly one convolution under `padding`.
+///
+/// Every value of the block is affine in the block's input, so skips and projections fold wherever they start. What
+/// cannot be repaired is a convolution that zero-pads values which already span several pixels: the merged
+/// convolution would read real data where the original read zeros.
+///
+/// # Errors
+/// Names the block and the node that stands in the way, and what to do.
+pub fn check(graph: &Graph, shapes: &[Shape], block: usize, padding: PaddingMode) -> Result<Chain> {
+    let block = &graph.blocks[block];
+    let refuse =
+        |id: NodeId, why: String| Error::Merge(format!("block {}: {} {why}", block.name, graph.nodes[id].name));
+    if block.state != BlockState::Linear {
+        let advice = "remove its activations first, or leave it out";
+        return Err(Error::Merge(format!("block {} is not linear; {advice}", block.name)));
+    }
+    let mut spans = BTreeMap::from([(block.input, Span::IDENTITY)]);
+    let (mut output, mut final_activation, mut convs) = (block.output(), None, 0);
+    for id in block.nodes.clone() {
+        let node = &graph.nodes[id];
+        let source = spans[&node.inputs[0]];
+        let span = match node.op {
+            Op::Conv(conv) => {
+                convs += 1;
+                let read = read_padding(conv.window, shapes[node.inputs[0]], shapes[id]);
+                check_border(&conv, read, source, node.inputs[0] == block.input, padding)
+                    .map_err(|why| refuse(id, why))?;
+                let span = source.then(conv.window);
+                let channels = shapes[block.input].c * conv.c_out;
+                check_size(span, channels).map_err(|why| refuse(id, why))?;
+                span
+            }
+            Op::BatchNorm(_) => source,
+            Op::Add => source.join(spans[&node.inputs[1]]).ok_or_else(|| {
+                refuse(id, "adds a skip of another stride; such a skip cannot be folded, keep this block".into())
+            })?,
+            Op::Activation(act) if id == block.output() && act.mask.is_none() => {
+                (output, final_activation) = (node.inputs[0], Some(id));
+                source
+            }
+            Op::Activation(_) => {
+                let why = "is an activation inside the linear part; remove it, or end the block before it";
+                return Err(refuse(id, why.into()));
+            }
+            Op::Input { .. } | Op::GlobalAvgPool | Op::Linear(_) | Op::Dropout { .. } => {
+                return Err(refuse(id, "is neither convolution, batch-norm nor sum; keep this block".into()));
+            }
+        };
+        spans.insert(id, span);
+    }
+    if convs == 0 {
+        return Err(Error::Merge(format!("block {} holds no convolution; there is nothing to merge", block.name)));
+    }
+    Ok(Chain { output, final_activation, span: spans[&output] })
+}
+
+/// Whether a merged convolution of this span, with c_in·c_out = `channels`, is of a sane size.
+fn check_size(span: Span, channels: usize) -> std::result::Result<(), String> {
+    let [k_h, k_w] = span.kernel;
+    let largest = span.kernel.into_iter().chain(span.stride).chain(span.pad).max();
+    if largest > Some(MAX_WINDOW) || (k_h * k_w).checked_mul(channels).is_none_or(|n| n > MAX_WEIGHTS) {
+        return Err(format!("would make the merged kernel {k_h}x{k_w}, unreasonably large; keep this block"));
+    }
+    Ok(())
+}
+
+/// Whether the zeros that a convolution reads at the border are the zeros that the merged convolution reads.
+fn check_border(
+    conv: &Conv,
+    read: Padding,
+    source: Span,
+    is_first: bool,
+    padding: PaddingMode,
+) -> std::result::Result<(), String> {
+    if conv.bias == Bias::Map {
+        return Err("has a bias per position and is the result of a merge; merge the unmerged model instead".into());
+    }
+    let [k_h, k_w] = source.kernel;
+    let pads_real_data = (read.top + read.bottom > 0 && k_h > 1) || (read.left + read.right > 0 && k_w > 1);
+    if padding == PaddingMode::Reorder && read != Padding::ZERO && !is_first {
+        let other = if pads_real_data { "" } else { ", or merge with --padding border-bias" };
+        return Err(format!("pads behind the block's first convolution; finetune with --padding reorder{other}"));
+    }
+    if pads_real_data {
+        return Err(format!(
+            "zero-pads values that span {k_h}x{k_w} pixels already, which no bias can correct; finetune with --padding \
+             reorder or keep this block"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Stage 1, the mask search: weights and keep scores are trained together, the mask being the hard top-k of the scores
+//! before every pass (`methods.md` 1.2).
+//!
+//! The search runs on a copy of the model. DepthShrinker finetunes from the original weights and throws the searched
+//! ones away; keeping them instead is an option of the job.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::mask::{Budget, Mask};
+use super::scores::{ScoreConfig, Scores};
+use crate::engine::Engine;
+use crate::graph::{BlockState, Graph};
+use crate::train::{Hook, Progress};
+use crate::{Error, Result};
+
+/// Scores recorded over the whole search: enough for a curve, little enough for a checkpoint.
+const RECORDS: u64 = 50;
+
+/// The search as a part of the training loop.
+#[derive(Debug, Clone)]
+pub struct Search {
+    config: ScoreConfig,
+    candidates: Vec<bool>,
+    keep: usize,
+    savings: Vec<f32>,
+    seed: u64,
+    state: State,
+}
+
+/// All that changes from step to step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct State {
+    scores: Scores,
+    /// Mask of the last pass.
+    kept: Vec<u8>,
+    /// How often a block went from kept to freed or back since the epoch began.
+    changes: u64,
+    /// Step and scores behind it.
+    history: Vec<(u64, Vec<f32>)>,
+}
+
+impl Search {
+    /// A search in `graph` for `budget`. `savings` has one entry per block: what merging it saves, in units of the mean
+    /// block's cost ([`relative_savings`]).
+    ///
+    /// # Errors
+    /// A network with a block whose activations are gone already, an impossible budget, or settings out of range.
+    pub fn new(graph: &Graph, config: &ScoreConfig, budget: Budget, savings: Vec<f32>, seed: u64) -> Result<Self> {
+        config.check()?;
+        let blocks = graph.blocks.len();
+        if let Some(block) = graph.blocks.iter().find(|b| b.state != BlockState::Active) {
+            let name = &block.name;
+            return Err(Error::Config(format!("block {name} has lost its activations; search in the original model")));
+        }
+        if savings.len() != blocks || savings.iter().any(|s| !s.is_finite()) {
+            let got = savings.len();
+            return Err(Error::shape(
+                "mask search",
+                format!("{blocks} finite savings, one per block"),
+                got.to_string(),
+            ));
+        }
+        let candidates = config.candidates(blocks)?;
+        let keep = budget.kept(&candidates)?;
+        let scores = Scores::new(blocks);
+        let kept = Mask::top_k(scores.values(), &candidates, keep).bits();
+        let state = State { scores, kept, changes: 0, history: Vec::new() };
+        Ok(Self { config: config.clone(), candidates, keep, savings, seed, state })
+    }
+
+    /// The mask that the scores give now, without noise.
+    pub fn mask(&self) -> Mask {
+        Mask::top_k(self.scores(), &self.candidates, self.keep)
+    }
+
+    /// Keep scores in [0, 1], one per block; the highest keep their activations.
+    pub fn scores(&self) -> &[f32] {
+        self.state.scores.values()
+    }
+
+    /// One flag per block: whether it may be freed.
+    pub fn candidates(&self) -> &[bool] {
+        &self.candidates
+    }
+
+    /// Number of blocks that keep their activations.
+    pub fn keep(&self) -> usize {
+        self.keep
+    }
+
+    /// Records of the scores over the search, as `metrics.jsonl` has them.
+    pub fn records(&self, stage: &str) -> Vec<Map<String, Value>> {
+        let record = |(step, scores): &(u64, Vec<f32>)| {
+            let mut map = Map::new();
+            map.insert("stage".into(), json!(stage));
+            map.insert("step".into(), json!(step));
+            map.insert("scores".into(), json!(scores));
+            map
+        };
+        self.state.history.iter().map(record).collect()
+    }
+}
+
+impl Hook for Search {
+    fn before_forward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+        let place = (self.seed, at.epoch, at.step);
+        let mask = self.state.scores.mask(&self.config, &self.candidates, self.keep, place);
+        let bits = mask.bits();
+        self.state.changes += self.state.kept.iter().zip(&bits).filter(|(old, new)| old != new).count() as u64;
+        self.state.kept = bits;
+        engine.collect_score_gradients(true);
+        engine.set_slopes(&mask.slopes(1.0))
+    }
+
+    fn after_backward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+        if self.state.history.is_empty() {
+            self.state.history.push((0, self.scores().to_vec()));
+        }
+        let place = (at.step, at.total_steps);
+        let state = &mut self.state;
+        state.scores.update(&self.config, &self.candidates, engine.score_gradients(), &self.savings, place)?;
+        let done = at.step + 1;
+        if done % at.total_steps.div_ceil(RECORDS).max(1) == 0 || done == at.total_steps {
+            self.state.history.push((done, self.scores().to_vec()));
+        }
+        Ok(())
+    }
+
+    fn before_evaluation(&mut self, engine: &mut Engine, _: Progress<'_>) -> Result<()> {
+        engine.set_slopes(&self.mask().slopes(1.0))
+    }
+
+    fn epoch_record(&mut self, _: Progress<'_>) -> Map<String, Value> {
+        let mut record = Map::new();
+        record.insert("kept".into(), json!(self.mask().bits()));
+        record.insert("mask_changes".into(), json!(std::mem::take(&mut self.state.changes)));
+        record
+    }
+
+    fn state(&self) -> Value {
+        json!(self.state)
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<()> {
+        let foreign =
+            || Error::Config("the checkpoint holds no mask search of this network; start without --resume".into());
+        let state = State::deserialize(state).map_err(|_| foreign())?;
+        if state.scores.values().len() != self.candidates.len() || state.kept.len() != self.candidates.len() {
+            return Err(foreign());
+        }
+        self.state = state;
+        Ok(())
+    }
+}
+
+/// What merging each block saves, from (cost before, cost after) in any unit: the difference over the mean cost before.
+/// Negative where the merged convolution is the dearer one.
+pub fn relative_savings(costs: &[(f64, f64)]) -> Vec<f32> {
+    let mean = costs.iter().map(|(before, _)| before).sum::<f64>() / costs.len().max(1) as f64;
+    costs.iter().map(|(before, after)| if mean > 0.0 { ((before - after) / mean) as f32 } else { 0.0 }).collect()
+}

@@ -1,0 +1,72 @@
+//! Accuracy and loss on test images.
+
+use serde::{Deserialize, Serialize};
+
+use super::interrupt::Interrupt;
+use crate::data::Loader;
+use crate::engine::Engine;
+use crate::graph::Graph;
+use crate::ops::loss::cross_entropy;
+use crate::{Error, Result};
+
+/// What a network scores on test images.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Images whose highest logit is the label's, in percent.
+    pub top1: f64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Number of images.
+    pub images: u64,
+}
+
+/// Runs all test images once through an inference engine planned for at least the loader's batch.
+///
+/// # Errors
+/// Data that cannot be read or does not fit the network, or a failing device.
+pub fn evaluate(engine: &mut Engine, test: &Loader) -> Result<Evaluation> {
+    evaluate_until(engine, test, &Interrupt::new())
+}
+
+/// As [`evaluate`], but stops early when asked to.
+///
+/// # Errors
+/// As [`evaluate`], and [`Error::Interrupted`].
+pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt) -> Result<Evaluation> {
+    check_data(engine.graph(), test)?;
+    let classes = engine.graph().classes();
+    let (mut loss, mut correct, mut images) = (0.0, 0, 0);
+    for batch in test.epoch(0, 0) {
+        let batch = batch?;
+        if interrupt.is_set() {
+            return Err(Error::Interrupted("the evaluation was not finished".into()));
+        }
+        let n = batch.labels.len();
+        let logits = engine.forward(&batch.images)?;
+        let sum = cross_entropy(logits.view(0..n * classes), &batch.labels, classes, 0.0, None)?;
+        loss += sum.loss;
+        correct += sum.correct;
+        images += n as u64;
+    }
+    if images == 0 {
+        return Err(Error::Data("there are no test images to evaluate on".into()));
+    }
+    Ok(Evaluation { top1: 100.0 * correct as f64 / images as f64, loss: loss / images as f64, images })
+}
+
+/// Refuses images or classes that are not the network's.
+pub(super) fn check_data(graph: &Graph, loader: &Loader) -> Result<()> {
+    let data = loader.dataset();
+    let (own, theirs) = (graph.input_shape(), data.shape());
+    if (own.h, own.w, own.c) == (theirs.height, theirs.width, theirs.channels) && data.classes() <= graph.classes() {
+        return Ok(());
+    }
+    Err(Error::Data(format!(
+        "{} takes {own} images of {} classes, {} has {theirs} images of {} classes; give a network and data that fit",
+        graph.name,
+        graph.classes(),
+        data.name(),
+        data.classes()
+    )))
+}

@@ -1,0 +1,82 @@
+//! What a stage adds to plain training.
+
+use serde_json::{Map, Value};
+
+use crate::engine::Engine;
+use crate::{Error, Result};
+
+/// Where a stage stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The stage's name.
+    pub stage: &'a str,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// Epochs of the stage.
+    pub epochs: u64,
+    /// The step over the whole stage, from 0.
+    pub step: u64,
+    /// Steps of the whole stage.
+    pub total_steps: u64,
+}
+
+/// What a stage adds to plain training. The loop calls it at fixed points; all its numbers must follow from its state,
+/// the step and the engine, so that a resumed run repeats them bit for bit.
+pub trait Hook {
+    /// Before each training pass; the place to set slopes.
+    ///
+    /// # Errors
+    /// Ends the training.
+    fn before_forward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+        let _ = (engine, at);
+        Ok(())
+    }
+
+    /// After each backward pass and before the optimizer's step; the place to read score gradients.
+    ///
+    /// # Errors
+    /// Ends the training.
+    fn after_backward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+        let _ = (engine, at);
+        Ok(())
+    }
+
+    /// Before an evaluation on the test images; sets the slopes of the engine that evaluates. `at` counts the steps taken.
+    ///
+    /// # Errors
+    /// Ends the training.
+    fn before_evaluation(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+        let _ = (engine, at);
+        Ok(())
+    }
+
+    /// Further fields of the epoch's line in `metrics.jsonl`.
+    fn epoch_record(&mut self, at: Progress<'_>) -> Map<String, Value> {
+        let _ = at;
+        Map::new()
+    }
+
+    /// Everything that changes from step to step, for a checkpoint. An `f32` survives JSON exactly.
+    fn state(&self) -> Value {
+        Value::Null
+    }
+
+    /// Goes on from a state that [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    /// A state that is not this hook's.
+    fn restore(&mut self, state: &Value) -> Result<()> {
+        if state.is_null() {
+            return Ok(());
+        }
+        Err(Error::Config(
+            "the checkpoint holds the state of another kind of stage; start again without --resume".into(),
+        ))
+    }
+}
+
+/// Plain training.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHook;
+
+impl Hook for NoHook {}

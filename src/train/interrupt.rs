@@ -1,0 +1,50 @@
+//! Ctrl-C as a flag that the loop looks at between steps.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::{Error, Result};
+
+/// Exit code of a program that was killed by an interrupt, as shells report it.
+const EXIT_CODE: i32 = 130;
+
+/// A wish to stop. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// A flag that only [`set`](Self::set) sets.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The flag that Ctrl-C (and a polite kill) sets; a second one ends the process at once. Installed once per process.
+    ///
+    /// # Errors
+    /// When the operating system refuses the handler.
+    pub fn on_ctrl_c() -> Result<Self> {
+        static INSTALLED: OnceLock<std::result::Result<Interrupt, String>> = OnceLock::new();
+        let installed = INSTALLED.get_or_init(|| {
+            let flag = Self::new();
+            let handler = flag.clone();
+            ctrlc::set_handler(move || {
+                if handler.0.swap(true, Ordering::SeqCst) {
+                    std::process::exit(EXIT_CODE);
+                }
+            })
+            .map(|()| flag)
+            .map_err(|e| e.to_string())
+        });
+        installed.clone().map_err(|e| Error::Config(format!("Ctrl-C cannot be caught: {e}")))
+    }
+
+    /// Wishes to stop.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody wishes to stop.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}

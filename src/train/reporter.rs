@@ -1,0 +1,79 @@
+//! Progress for people: a bar on a terminal, one line per epoch elsewhere, nothing when quiet. Always on stderr.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+const TEMPLATE: &str = "{prefix:>9} {bar:32} {pos}/{len} {elapsed} (left {eta}) {msg}";
+/// How often a bar is drawn again at most.
+const REDRAW: Duration = Duration::from_millis(250);
+
+/// Shows how far a job is.
+#[derive(Debug)]
+pub struct Reporter {
+    style: Style,
+    bar: Option<ProgressBar>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    Quiet,
+    Lines,
+    Bars,
+}
+
+impl Reporter {
+    /// A bar where stderr is a terminal, lines where it is not.
+    pub fn new() -> Self {
+        Self { style: if std::io::stderr().is_terminal() { Style::Bars } else { Style::Lines }, bar: None }
+    }
+
+    /// Shows nothing.
+    pub fn quiet() -> Self {
+        Self { style: Style::Quiet, bar: None }
+    }
+
+    /// A stage begins, or goes on after `done` of its `total` steps.
+    pub fn begin(&mut self, stage: &str, done: u64, total: u64) {
+        if self.style == Style::Bars {
+            let bar = ProgressBar::new(total).with_position(done).with_prefix(stage.to_owned());
+            if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+                bar.set_style(style);
+            }
+            bar.reset_eta();
+            bar.enable_steady_tick(REDRAW);
+            self.bar = Some(bar);
+        }
+    }
+
+    /// `done` steps of the stage are taken, `loss` is the epoch's mean so far.
+    pub fn step(&mut self, done: u64, loss: f64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            bar.set_message(format!("loss {loss:.3}"));
+        }
+    }
+
+    /// Prints a line, above the bar where there is one.
+    pub fn line(&self, text: &str) {
+        match (self.style, &self.bar) {
+            (Style::Quiet, _) => {}
+            (_, Some(bar)) => bar.suspend(|| eprintln!("{text}")),
+            _ => eprintln!("{text}"),
+        }
+    }
+
+    /// The stage has ended.
+    pub fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Default for Reporter {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,361 @@
+//! The one loop: every stage trains through it and only differs in its [`Hook`], its settings and its teacher.
+//!
+//! A run that was stopped at any step and resumed ends with the same bits: the data's order follows from (seed, epoch),
+//! dropout from (seed, step), the learning rate from the step, and all else is in the checkpoint. Time decides only when
+//! a checkpoint is written.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::config::TrainConfig;
+use super::evaluate::{Evaluation, check_data, evaluate_until};
+use super::hook::{Hook, Progress};
+use super::session::Session;
+pub use super::teacher::Distillation;
+use super::teacher::Teacher;
+use crate::data::{Batch, Loader};
+use crate::device::{Buffer, Device};
+use crate::engine::{Engine, EngineOptions, Fusion};
+use crate::io::{Checkpoint, Position, Sums};
+use crate::model::{Model, Weights};
+use crate::ops::loss::cross_entropy;
+use crate::ops::optimizer::{OptimizerState, Span, StepSize, clip_coefficient};
+use crate::{Error, Result};
+
+/// One stage of training.
+pub struct Stage<'a> {
+    /// Its name in records and checkpoints.
+    pub name: &'a str,
+    /// Where it computes.
+    pub device: &'a Device,
+    /// The network it starts from.
+    pub model: Model,
+    /// Training images, in batches of the configured size.
+    pub train: &'a Loader,
+    /// Test images.
+    pub test: &'a Loader,
+    /// Its settings.
+    pub config: &'a TrainConfig,
+    /// What it adds to plain training.
+    pub hook: &'a mut dyn Hook,
+    /// The teacher it follows, if any.
+    pub distillation: Option<&'a Distillation>,
+}
+
+/// Trains a network, or goes on where the session's checkpoint of this stage stood. Writes one record per epoch, and
+/// checkpoints by the clock, at the end and when interrupted.
+///
+/// # Errors
+/// Settings out of range, data or files that cannot be used, a loss that is not finite, or [`Error::Interrupted`] after
+/// the checkpoint was written.
+pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
+    let resumed = session.take_checkpoint(stage.name);
+    if let Some(saved) = resumed.as_ref().filter(|saved| saved.position.finished) {
+        stage.hook.restore(&saved.hook)?;
+        return Ok(saved.model.clone());
+    }
+    let mut run = Run::new(stage, resumed)?;
+    session.reporter.begin(run.stage.name, run.position.step, run.total_steps());
+    let outcome = run.run(session);
+    session.reporter.end();
+    outcome
+}
+
+/// A stage in progress.
+struct Run<'a> {
+    stage: Stage<'a>,
+    engine: Engine,
+    /// For inference; gets the weights of `engine` before each evaluation.
+    evaluator: Engine,
+    teacher: Option<Teacher<'a>>,
+    optimizer: OptimizerState,
+    d_logits: Buffer,
+    position: Position,
+    sums: Sums,
+    saved: Instant,
+    /// Start of this epoch in this process, and the images seen in it: for display only.
+    epoch_start: Instant,
+    epoch_images: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(stage: Stage<'a>, resumed: Option<Checkpoint>) -> Result<Self> {
+        let config = stage.config;
+        config.check()?;
+        if stage.train.batch_size() != config.batch || steps_per_epoch(&stage) == 0 {
+            let (own, steps) = (stage.train.batch_size(), steps_per_epoch(&stage));
+            return Err(Error::Config(format!(
+                "batch is {}, the loader gives {steps} batches of {own}; lower batch to the number of images or below",
+                config.batch
+            )));
+        }
+        check_data(&stage.model.graph, stage.train)?;
+        let model = resumed.as_ref().map_or(&stage.model, |saved| &saved.model);
+        if model.graph != stage.model.graph {
+            return Err(Error::Config(format!(
+                "{}: the checkpoint holds another network ({}); start again without --resume",
+                stage.name, model.graph.name
+            )));
+        }
+        let teacher =
+            stage.distillation.map(|d| Teacher::new(stage.device, d, &stage.model.graph, config.batch)).transpose()?;
+        let taps = teacher.as_ref().map_or_else(Vec::new, Teacher::student_taps);
+        let options = EngineOptions { batch: config.batch, fusion: Fusion::Fused, training: true, taps };
+        let mut engine = Engine::new(stage.device, model, &options)?;
+        let options = EngineOptions { batch: stage.test.batch_size(), training: false, taps: Vec::new(), ..options };
+        let evaluator = Engine::new(stage.device, model, &options)?;
+        let len = engine.trainable().0.len();
+        let mut optimizer = OptimizerState::new(stage.device, config.optimizer, spans(&engine), len)?;
+        let d_logits = stage.device.zeros(config.batch * model.graph.classes())?;
+        let mut position = Position { stage: stage.name.to_owned(), ..Position::default() };
+        let mut sums = Sums::default();
+        if let Some(saved) = resumed {
+            optimizer.restore(&saved.optimizer, saved.optimizer_steps)?;
+            stage.hook.restore(&saved.hook)?;
+            position = saved.position;
+            sums = saved.sums;
+        }
+        let now = Instant::now();
+        Ok(Self {
+            stage,
+            engine,
+            evaluator,
+            teacher,
+            optimizer,
+            d_logits,
+            position,
+            sums,
+            saved: now,
+            epoch_start: now,
+            epoch_images: 0,
+        })
+    }
+
+    fn run(&mut self, session: &mut Session) -> Result<Model> {
+        while self.position.epoch < self.stage.config.epochs {
+            self.epoch(session)?;
+            self.end_epoch(session)?;
+        }
+        self.position.finished = true;
+        self.save(session)?;
+        self.model()
+    }
+
+    /// All steps of the epoch that are not yet taken.
+    fn epoch(&mut self, session: &mut Session) -> Result<()> {
+        (self.epoch_start, self.epoch_images) = (Instant::now(), 0);
+        let first = self.position.step_in_epoch;
+        if first >= steps_per_epoch(&self.stage) {
+            return Ok(());
+        }
+        let train = self.stage.train;
+        for batch in train.epoch(self.position.epoch, first as usize) {
+            let batch = batch?;
+            self.step(&batch)?;
+            self.position.step_in_epoch += 1;
+            self.position.step += 1;
+            session.reporter.step(self.position.step, self.sums.loss / self.sums.images as f64);
+            if session.interrupt.is_set() {
+                return Err(self.interrupted(session));
+            }
+            self.save_if_due(session, session.save_every)?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<()> {
+        let config = self.stage.config;
+        let classes = self.engine.graph().classes();
+        let n = batch.labels.len();
+        let lr = config.learning_rate(self.position.step, steps_per_epoch(&self.stage));
+        let at = progress(&self.stage, &self.position);
+        self.engine.set_step(config.seed, at.step);
+        self.stage.hook.before_forward(&mut self.engine, at)?;
+        let (sum, features) = match &mut self.teacher {
+            Some(teacher) => teacher.loss(&mut self.engine, batch, &mut self.d_logits)?,
+            None => {
+                let logits = self.engine.forward(&batch.images)?.view(0..n * classes);
+                let d_logits = self.d_logits.view_mut(0..n * classes);
+                let sum = cross_entropy(logits, &batch.labels, classes, config.label_smoothing, Some(d_logits))?;
+                (sum, Vec::new())
+            }
+        };
+        if !sum.loss.is_finite() {
+            return Err(diverged(&at, "loss", sum.loss / n as f64, lr));
+        }
+        let taps: Vec<_> = features.iter().map(|(node, gradient)| (*node, gradient.as_slice())).collect();
+        self.engine.backward(&self.d_logits, &taps)?;
+        self.stage.hook.after_backward(&mut self.engine, at)?;
+        let (weights, gradients) = self.engine.trainable();
+        let mut scale = 1.0;
+        if config.clip_norm > 0.0 {
+            let norm = self.optimizer.gradient_norm(gradients)?;
+            if !norm.is_finite() {
+                return Err(diverged(&at, "gradient", norm, lr));
+            }
+            scale = clip_coefficient(norm, config.clip_norm);
+        }
+        self.optimizer.step(weights, gradients, StepSize { lr, weight_decay: config.weight_decay, scale })?;
+        self.sums.loss += sum.loss;
+        self.sums.correct += sum.correct;
+        self.sums.images += n as u64;
+        self.epoch_images += n as u64;
+        Ok(())
+    }
+
+    /// Evaluates, writes the record, and moves to the next epoch.
+    fn end_epoch(&mut self, session: &mut Session) -> Result<()> {
+        let config = self.stage.config;
+        let seconds = self.epoch_start.elapsed().as_secs_f64();
+        // An evaluation can take long and saves nothing itself.
+        self.save_if_due(session, session.save_every / 2)?;
+        let epoch = self.position.epoch + 1;
+        let evaluation = if epoch.is_multiple_of(config.evaluate_every) || epoch == config.epochs {
+            match self.evaluate(session) {
+                Err(Error::Interrupted(_)) => return Err(self.interrupted(session)),
+                other => Some(other?),
+            }
+        } else {
+            None
+        };
+        let record = self.record(evaluation, seconds);
+        session.metrics.append(&record)?;
+        session.reporter.line(&self.line(evaluation, seconds));
+        self.position.epoch = epoch;
+        self.position.step_in_epoch = 0;
+        self.sums = Sums::default();
+        self.save_if_due(session, session.save_every / 2)
+    }
+
+    fn evaluate(&mut self, session: &Session) -> Result<Evaluation> {
+        let weights = self.weights()?;
+        self.evaluator.load(&weights)?;
+        let at = progress(&self.stage, &self.position);
+        self.stage.hook.before_evaluation(&mut self.evaluator, at)?;
+        evaluate_until(&mut self.evaluator, self.stage.test, &session.interrupt)
+    }
+
+    fn record(&mut self, evaluation: Option<Evaluation>, seconds: f64) -> Map<String, Value> {
+        let config = self.stage.config;
+        let at = progress(&self.stage, &self.position);
+        let images = self.sums.images.max(1) as f64;
+        let last = self.position.step.saturating_sub(1);
+        let mut record = Map::new();
+        let mut put = |key: &str, value: Value| record.insert(key.to_owned(), value);
+        put("stage", json!(self.stage.name));
+        put("epoch", json!(self.position.epoch + 1));
+        put("step", json!(self.position.step));
+        put("lr", json!(config.learning_rate(last, steps_per_epoch(&self.stage))));
+        put("train_loss", json!(self.sums.loss / images));
+        put("train_top1", json!(100.0 * self.sums.correct as f64 / images));
+        put("test_loss", json!(evaluation.map(|e| e.loss)));
+        put("test_top1", json!(evaluation.map(|e| e.top1)));
+        put("images_per_s", json!(self.epoch_images as f64 / seconds.max(1e-9)));
+        put("seconds", json!(seconds));
+        record.extend(self.stage.hook.epoch_record(at));
+        record
+    }
+
+    fn line(&self, evaluation: Option<Evaluation>, seconds: f64) -> String {
+        let images = self.sums.images.max(1) as f64;
+        let (loss, top1) = (self.sums.loss / images, 100.0 * self.sums.correct as f64 / images);
+        let test = evaluation.map_or_else(String::new, |e| format!(", test top-1 {:.2} %", e.top1));
+        format!(
+            "{} epoch {}/{}: loss {loss:.4}, top-1 {top1:.2} %{test}, {:.0} images/s",
+            self.stage.name,
+            self.position.epoch + 1,
+            self.stage.config.epochs,
+            self.epoch_images as f64 / seconds.max(1e-9)
+        )
+    }
+
+    /// Saves what there is to save and says so.
+    fn interrupted(&mut self, session: &mut Session) -> Error {
+        match self.save(session) {
+            Err(e) => e,
+            Ok(()) => Error::Interrupted(match &session.checkpoint {
+                Some(path) => format!("checkpoint written to {}; go on with --resume", path.display()),
+                None => "no checkpoint was asked for, so nothing was saved".into(),
+            }),
+        }
+    }
+
+    fn save_if_due(&mut self, session: &mut Session, every: Duration) -> Result<()> {
+        if self.saved.elapsed() >= every { self.save(session) } else { Ok(()) }
+    }
+
+    fn save(&mut self, session: &mut Session) -> Result<()> {
+        if let Some(path) = &session.checkpoint {
+            let checkpoint = Checkpoint {
+                model: self.model()?,
+                optimizer: self.optimizer.save()?,
+                optimizer_steps: self.optimizer.steps(),
+                position: self.position.clone(),
+                sums: self.sums,
+                metrics_bytes: session.metrics.len(),
+                hook: self.stage.hook.state(),
+                job: session.job.clone(),
+                fingerprint: session.fingerprint.clone(),
+            };
+            // Lines the checkpoint counts must be on disk before it is.
+            session.metrics.sync()?;
+            checkpoint.write(path)?;
+        }
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    fn model(&self) -> Result<Model> {
+        Model::new(self.stage.model.graph.clone(), self.weights()?)
+    }
+
+    /// The weights, which are never handed on when they are not finite: a good checkpoint must not be lost to them.
+    fn weights(&self) -> Result<Weights> {
+        let weights = self.engine.weights()?;
+        match weights.iter().find(|(_, tensor)| tensor.data.iter().any(|x| !x.is_finite())) {
+            None => Ok(weights),
+            Some((name, _)) => {
+                let lr = self.stage.config.lr;
+                Err(diverged(&progress(&self.stage, &self.position), &format!("weight {name}"), f64::NAN, lr))
+            }
+        }
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.stage.config.epochs * steps_per_epoch(&self.stage)
+    }
+}
+
+fn steps_per_epoch(stage: &Stage<'_>) -> u64 {
+    stage.train.steps_per_epoch() as u64
+}
+
+fn progress<'a>(stage: &Stage<'a>, position: &Position) -> Progress<'a> {
+    let epochs = stage.config.epochs;
+    let total_steps = epochs * steps_per_epoch(stage);
+    Progress { stage: stage.name, epoch: position.epoch, epochs, step: position.step, total_steps }
+}
+
+fn diverged(at: &Progress<'_>, what: &str, value: f64, lr: f32) -> Error {
+    Error::NotFinite(format!(
+        "{}: the {what} is {value} at step {} of {} (epoch {}); lower --lr (now {lr}) or clip_norm, or lengthen \
+         warmup_epochs",
+        at.stage,
+        at.step,
+        at.total_steps,
+        at.epoch + 1
+    ))
+}
+
+/// The trained parameters in the engine's flat buffers, and which of them decay.
+fn spans(engine: &Engine) -> Vec<Span> {
+    let params = engine.params();
+    let span = |(param, range): &(usize, std::ops::Range<usize>)| Span {
+        range: range.clone(),
+        decayed: params[*param].role.is_decayed(),
+    };
+    let mut spans: Vec<Span> = engine.trainable_ranges().iter().map(span).collect();
+    spans.sort_by_key(|span| span.range.start);
+    spans
+}

@@ -1,0 +1,11 @@
+//! Stage 3 and the surgery before it: merged networks compute what unmerged ones compute, against a reference
+//! evaluator that shares no arithmetic with the library.
+
+mod blocks;
+mod chains;
+mod engine;
+mod networks;
+mod oracles;
+mod reference;
+mod refusals;
+mod surgery;

@@ -1,0 +1,498 @@
+//! The operation table: one list of cases, each run in several modes against the seven-loop f64 reference.
+//!
+//! `forward` and `gradient` compare with the reference and its finite differences, `add` checks accumulation,
+//! `threads` demands the same bits from one thread and from three.
+
+mod reference;
+
+use depthshrinker::device::{Buffer, Device, View, ViewMut};
+use depthshrinker::graph::{Bias, Conv};
+use depthshrinker::ops::activation::{self, Clamp};
+use depthshrinker::ops::batch_norm::{BackwardInputs, BatchNormProblem, BatchNormState, Tail};
+use depthshrinker::ops::conv::{ConvBias, ConvProblem};
+use depthshrinker::ops::linear::LinearProblem;
+use depthshrinker::ops::{add, batch_norm, conv, conv_bn, dropout, linear, pool};
+use depthshrinker::shape::{Padding, Shape, Window};
+use libtest_mimic::{Arguments, Failed, Trial};
+use reference::{check_gradient, clamp, compare, dot, numbers, widen};
+
+/// n, (h, w, c_in), c_out, (k_h, k_w), (stride_h, stride_w), padding top/left/bottom/right, groups.
+type ConvRow = (usize, (usize, usize, usize), usize, (usize, usize), (usize, usize), [usize; 4], usize);
+
+const CONVS: &[ConvRow] = &[
+    (2, (9, 7, 16), 24, (1, 1), (1, 1), [0; 4], 1),
+    (1, (1, 1, 8), 40, (1, 1), (1, 1), [0; 4], 1),
+    (3, (5, 12, 13), 7, (1, 1), (1, 1), [0; 4], 1),
+    (5, (28, 11, 48), 8, (1, 1), (1, 1), [0; 4], 1),
+    (2, (2, 2, 160), 320, (1, 1), (1, 1), [0; 4], 1),
+    (2, (6, 5, 8), 16, (1, 1), (1, 1), [1; 4], 1),
+    (2, (9, 7, 8), 16, (1, 1), (2, 2), [0; 4], 1),
+    (2, (9, 7, 48), 48, (3, 3), (1, 1), [1; 4], 48),
+    (1, (14, 13, 40), 40, (3, 3), (1, 1), [1; 4], 40),
+    (3, (9, 7, 24), 24, (3, 3), (2, 2), [1; 4], 24),
+    (2, (8, 6, 16), 16, (3, 3), (2, 2), [0, 0, 1, 1], 16),
+    (40, (2, 2, 96), 96, (3, 3), (1, 1), [1; 4], 96),
+    (2, (10, 9, 8), 8, (5, 5), (1, 1), [2; 4], 8),
+    (2, (11, 10, 20), 20, (5, 5), (2, 2), [2; 4], 20),
+    (1, (9, 12, 8), 8, (7, 7), (1, 1), [3; 4], 8),
+    (1, (13, 12, 11), 11, (7, 7), (2, 2), [3; 4], 11),
+    (2, (7, 9, 16), 16, (3, 3), (1, 1), [0; 4], 16),
+    (2, (3, 2, 8), 8, (5, 5), (1, 1), [2; 4], 8),
+    (2, (7, 9, 8), 8, (1, 3), (1, 2), [0, 1, 0, 1], 8),
+    (2, (7, 9, 8), 8, (3, 3), (3, 3), [1; 4], 8),
+    (2, (6, 6, 16), 16, (3, 3), (1, 1), [3; 4], 16),
+    (2, (9, 7, 3), 16, (3, 3), (2, 2), [1; 4], 1),
+    (2, (12, 9, 16), 24, (3, 3), (1, 1), [1; 4], 1),
+    (1, (7, 7, 96), 64, (3, 3), (1, 1), [1; 4], 1),
+    (2, (11, 8, 5), 9, (5, 5), (2, 2), [2; 4], 1),
+    (1, (15, 9, 6), 10, (7, 7), (2, 2), [3; 4], 1),
+    (2, (8, 8, 4), 6, (3, 3), (2, 2), [0, 0, 1, 1], 1),
+    (2, (5, 6, 12), 18, (3, 3), (1, 1), [1; 4], 2),
+    (2, (5, 6, 8), 16, (3, 3), (1, 1), [1; 4], 8),
+    (1, (4, 4, 8), 8, (1, 3), (1, 1), [0, 1, 0, 1], 1),
+];
+
+fn problem(row: &ConvRow) -> ConvProblem {
+    let &(n, (h, w, c_in), c_out, (k_h, k_w), (stride_h, stride_w), [top, left, bottom, right], groups) = row;
+    let window = Window { k_h, k_w, stride_h, stride_w, pad: Padding { top, left, bottom, right } };
+    let conv = Conv { c_in, c_out, window, groups, bias: Bias::None };
+    ConvProblem::new(&conv, Shape::new(h, w, c_in), n).expect("every row of the table fits its input")
+}
+
+fn conv_name(p: &ConvProblem) -> String {
+    let Window { k_h, k_w, stride_h, pad, .. } = p.window;
+    let family = format!("{:?}", p.family()).to_lowercase();
+    let pad = format!("{}{}{}{}", pad.top, pad.left, pad.bottom, pad.right);
+    format!("{family}/n{}_{}_to_{}_k{k_h}x{k_w}_s{stride_h}_p{pad}_g{}", p.n, p.input, p.output.c, p.groups)
+}
+
+/// Relative tolerance of an f32 sum of `k` products.
+fn tolerance(k: usize) -> f64 {
+    3e-7 * (k as f64).sqrt() + 1e-6
+}
+
+/// Operands of a convolution.
+struct ConvData {
+    x: Vec<f32>,
+    w: Vec<f32>,
+    dy: Vec<f32>,
+}
+
+fn conv_data(p: &ConvProblem) -> ConvData {
+    ConvData {
+        x: numbers(1, p.n * p.input.len()),
+        w: numbers(2, p.weight_len()),
+        dy: numbers(3, p.n * p.output.len()),
+    }
+}
+
+/// dx and dw; dx starts from `seed` where it is to be added to.
+fn conv_gradients(p: &ConvProblem, d: &ConvData, seed: Option<f32>) -> (Vec<f32>, Vec<f32>) {
+    let mut dx = vec![seed.unwrap_or(f32::NAN); d.x.len()];
+    let mut dw = vec![f32::NAN; d.w.len()];
+    let read = (View::Host(&d.x), View::Host(&d.w), View::Host(&d.dy));
+    conv::backward(p, read, Some((ViewMut::Host(&mut dx), seed.is_some())), ViewMut::Host(&mut dw), None);
+    (dx, dw)
+}
+
+fn conv_forward(p: &ConvProblem, d: &ConvData) -> Vec<f32> {
+    let mut y = vec![f32::NAN; d.dy.len()];
+    let operands = (View::Host(&d.x[..]), View::Host(&d.w[..]));
+    conv::forward(p, operands, ConvBias::None, None, None, ViewMut::Host(&mut y));
+    y
+}
+
+fn conv_trials(p: ConvProblem) -> Vec<Trial> {
+    let name = conv_name(&p);
+    let trial = |mode: &str, run: fn(&ConvProblem, &ConvData) -> Result<(), String>| {
+        Trial::test(format!("conv/{name}/{mode}"), move || run(&p, &conv_data(&p)).map_err(Failed::from))
+    };
+    vec![
+        trial("forward", |p, d| {
+            let expected = reference::conv(p, &widen(&d.x), &widen(&d.w));
+            compare("y", &conv_forward(p, d), &expected, tolerance(p.weight_len() / p.output.c))
+        }),
+        trial("finish", |p, d| {
+            // Bias map, residual and activation on each piece, against the same by hand.
+            let (map, residual) = (numbers(4, p.output.len()), numbers(5, d.dy.len()));
+            let mut y = vec![f32::NAN; d.dy.len()];
+            let act = Clamp { limit: 1.5, slope: 0.25 };
+            let operands = (View::Host(&d.x[..]), View::Host(&d.w[..]));
+            let bias = ConvBias::Map(View::Host(&map));
+            conv::forward(p, operands, bias, Some(View::Host(&residual)), Some(act), ViewMut::Host(&mut y));
+            let expected: Vec<f64> = reference::conv(p, &widen(&d.x), &widen(&d.w))
+                .iter()
+                .enumerate()
+                .map(|(i, v)| clamp(v + f64::from(map[i % map.len()]) + f64::from(residual[i]), 1.5, 0.25))
+                .collect();
+            compare("y", &y, &expected, tolerance(p.weight_len() / p.output.c))
+        }),
+        trial("gradient", |p, d| {
+            let (dx, dw) = conv_gradients(p, d, None);
+            let (x, w, dy) = (widen(&d.x), widen(&d.w), widen(&d.dy));
+            check_gradient("dx", &dx, &x, |x| dot(&dy, &reference::conv(p, x, &w)), 1e-4)?;
+            check_gradient("dw", &dw, &w, |w| dot(&dy, &reference::conv(p, &x, w)), 1e-4)
+        }),
+        trial("add", |p, d| {
+            let (dx, _) = conv_gradients(p, d, None);
+            let (added, _) = conv_gradients(p, d, Some(0.5));
+            let expected: Vec<f64> = dx.iter().map(|v| f64::from(*v) + 0.5).collect();
+            compare("dx", &added, &expected, 1e-5)
+        }),
+        trial("threads", |p, d| {
+            same_bits(|| {
+                let (dx, dw) = conv_gradients(p, d, None);
+                [conv_forward(p, d), dx, dw].concat()
+            })
+        }),
+    ]
+}
+
+/// Runs on one thread, on three, and on three again, and demands the same bits.
+fn same_bits(run: impl Fn() -> Vec<f32> + Sync) -> Result<(), String> {
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a small pool");
+        pool.install(|| run().into_iter().map(f32::to_bits).collect::<Vec<_>>())
+    };
+    let one = on(1);
+    for other in [on(3), on(3)] {
+        if let Some(i) = (0..one.len()).find(|&i| one[i] != other[i]) {
+            return Err(format!("element {i} differs between one thread and three"));
+        }
+    }
+    Ok(())
+}
+
+/// lines, w, c, whether a residual follows, limit and slope of an activation.
+type NormRow = (usize, usize, usize, bool, Option<(f32, f32)>);
+
+const NORMS: &[NormRow] = &[
+    (6, 5, 8, false, None),
+    (7, 9, 24, false, Some((1.0, 0.0))),
+    (130, 28, 16, false, Some((6.0, 0.0))),
+    (4, 3, 5, true, None),
+    (12, 4, 13, true, Some((0.8, 0.0))),
+    (9, 7, 40, true, Some((1.2, 0.3))),
+    (8, 2, 1280, false, Some((1.0, 1.0))),
+    (3, 1, 3, false, Some((f32::INFINITY, 0.0))),
+];
+
+/// A batch-norm with its inputs and outputs.
+struct Norm {
+    p: BatchNormProblem,
+    y: Vec<f32>,
+    dz: Vec<f32>,
+    residual: Option<Vec<f32>>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    clamp: Option<Clamp>,
+}
+
+struct NormGradients {
+    z: Vec<f32>,
+    dy: Vec<f32>,
+    d_gamma: Vec<f32>,
+    d_beta: Vec<f32>,
+    d_residual: Vec<f32>,
+    dw: Vec<f32>,
+    score: f64,
+    running: [Vec<f32>; 2],
+}
+
+impl Norm {
+    fn new(row: &NormRow) -> Self {
+        let &(lines, w, c, residual, act) = row;
+        let len = lines * w * c;
+        // A mean far from zero, where naive variances lose their digits.
+        let y = numbers(11, len).iter().enumerate().map(|(i, v)| v + (i % c % 5) as f32 * 3.0).collect();
+        Self {
+            p: BatchNormProblem { lines, w, c, eps: 1e-5, momentum: 0.1 },
+            y,
+            dz: numbers(12, len),
+            residual: residual.then(|| numbers(13, len)),
+            gamma: numbers(14, c).iter().map(|v| 1.0 + 0.3 * v).collect(),
+            beta: numbers(15, c),
+            clamp: act.map(|(limit, slope)| Clamp { limit, slope }),
+        }
+    }
+
+    fn reference(&self, y: &[f64], gamma: &[f64], beta: &[f64], residual: Option<&[f64]>) -> Vec<f64> {
+        let mut z = reference::batch_norm(y, gamma, beta, f64::from(self.p.eps));
+        if let Some(residual) = residual {
+            z.iter_mut().zip(residual).for_each(|(z, r)| *z += r);
+        }
+        if let Some(c) = self.clamp {
+            z.iter_mut().for_each(|z| *z = clamp(*z, f64::from(c.limit), f64::from(c.slope)));
+        }
+        z
+    }
+
+    /// Through the fused step: the batch-norm behind an identity-like pointwise convolution, so that dw is seen too.
+    fn run(&self) -> NormGradients {
+        let p = &self.p;
+        let (c, len) = (p.c, self.y.len());
+        let window = Window::square(1, 1, 0);
+        let conv = Conv { c_in: c, c_out: c, window, groups: 1, bias: Bias::None };
+        let conv = ConvProblem::new(&conv, Shape::new(p.lines, p.w, c), 1).expect("fits");
+        let mut identity = vec![0.0; c * c];
+        (0..c).for_each(|i| identity[i * c + i] = 1.0);
+        let tail = Tail { residual: self.residual.as_deref().map(View::Host), clamp: self.clamp };
+        let mut running = [vec![0.5; c], vec![2.0; c]];
+        let (mut saved, mut raw, mut z) = (vec![f32::NAN; 2 * c], vec![f32::NAN; len], vec![f32::NAN; len]);
+        let [mean, var] = &mut running;
+        let state = BatchNormState {
+            gamma: View::Host(&self.gamma),
+            beta: View::Host(&self.beta),
+            running: [ViewMut::Host(mean), ViewMut::Host(var)],
+            saved: ViewMut::Host(&mut saved),
+        };
+        let operands = (View::Host(&self.y[..]), View::Host(&identity[..]));
+        conv_bn::forward((&conv, p), operands, state, tail, ViewMut::Host(&mut raw), ViewMut::Host(&mut z));
+        let inputs = BackwardInputs {
+            y: View::Host(&raw),
+            dz: View::Host(&self.dz),
+            gamma: View::Host(&self.gamma),
+            beta: View::Host(&self.beta),
+            saved: View::Host(&saved),
+            tail,
+        };
+        let nan = |n: usize| vec![f32::NAN; n];
+        let (mut dy, mut dw, mut d_gamma, mut d_beta) = (nan(len), nan(c * c), nan(c), nan(c));
+        let mut d_residual = nan(self.residual.as_ref().map_or(0, Vec::len));
+        let out = conv_bn::Gradients {
+            dx: Some((ViewMut::Host(&mut dy), false)),
+            d_residual: self.residual.is_some().then_some((ViewMut::Host(&mut d_residual), false)),
+            dw: ViewMut::Host(&mut dw),
+            d_bn: [ViewMut::Host(&mut d_gamma), ViewMut::Host(&mut d_beta)],
+        };
+        let score = conv_bn::backward((&conv, p), operands, inputs, out, true);
+        NormGradients { z, dy, d_gamma, d_beta, d_residual, dw, score, running }
+    }
+}
+
+fn norm_trials(row: &'static NormRow) -> Vec<Trial> {
+    let name = format!("{}x{}x{}_residual_{}_{:?}", row.0, row.1, row.2, row.3, row.4);
+    let trial = |mode: &str, run: fn(&Norm) -> Result<(), String>| {
+        Trial::test(format!("conv_bn/{name}/{mode}"), move || run(&Norm::new(row)).map_err(Failed::from))
+    };
+    vec![
+        trial("forward", |norm| {
+            let residual = norm.residual.as_deref().map(widen);
+            let expected =
+                norm.reference(&widen(&norm.y), &widen(&norm.gamma), &widen(&norm.beta), residual.as_deref());
+            let got = norm.run();
+            compare("z", &got.z, &expected, 1e-5)?;
+            // Running statistics: a tenth of the batch's mean and unbiased variance.
+            let c = norm.p.c;
+            let pixels = norm.y.len() / c;
+            let column = |i: usize| norm.y.iter().skip(i).step_by(c).map(|&v| f64::from(v));
+            let mean: Vec<f64> = (0..c).map(|i| column(i).sum::<f64>() / pixels as f64).collect();
+            let var = |i: usize| column(i).map(|v| (v - mean[i]).powi(2)).sum::<f64>() / (pixels - 1) as f64;
+            let running_mean: Vec<f64> = mean.iter().map(|m| 0.9 * 0.5 + 0.1 * m).collect();
+            let running_var: Vec<f64> = (0..c).map(|i| 0.9 * 2.0 + 0.1 * var(i)).collect();
+            compare("running mean", &got.running[0], &running_mean, 1e-6)?;
+            compare("running variance", &got.running[1], &running_var, 1e-5)
+        }),
+        trial("gradient", |norm| {
+            let got = norm.run();
+            let (y, gamma, beta) = (widen(&norm.y), widen(&norm.gamma), widen(&norm.beta));
+            let residual = norm.residual.as_deref().map(widen);
+            let r = residual.as_deref();
+            let dz = widen(&norm.dz);
+            check_gradient("dy", &got.dy, &y, |y| dot(&dz, &norm.reference(y, &gamma, &beta, r)), 2e-3)?;
+            check_gradient("dγ", &got.d_gamma, &gamma, |g| dot(&dz, &norm.reference(&y, g, &beta, r)), 2e-3)?;
+            check_gradient("dβ", &got.d_beta, &beta, |b| dot(&dz, &norm.reference(&y, &gamma, b, r)), 2e-3)?;
+            if let Some(residual) = &residual {
+                let loss = |r: &[f64]| dot(&dz, &norm.reference(&y, &gamma, &beta, Some(r)));
+                check_gradient("dr", &got.d_residual, residual, loss, 2e-3)?;
+            }
+            // dw of the identity convolution is Σ dy·xᵀ over the pixels.
+            let c = norm.p.c;
+            let expected: Vec<f64> = (0..c * c)
+                .map(|i| {
+                    (0..y.len() / c).map(|p| f64::from(got.dy[p * c + i / c]) * y[p * c + i % c]).sum()
+                })
+                .collect();
+            compare("dw", &got.dw, &expected, 1e-4)
+        }),
+        trial("score", |norm| {
+            // ⟨dz, v − φ(v)⟩ with φ the activation without slope.
+            let got = norm.run();
+            let residual = norm.residual.as_deref().map(widen);
+            let plain = Norm { clamp: None, ..Norm::new_like(norm) };
+            let v = plain.reference(&widen(&norm.y), &widen(&norm.gamma), &widen(&norm.beta), residual.as_deref());
+            let limit = norm.clamp.map(|c| f64::from(c.limit));
+            let terms = v.iter().zip(&norm.dz).map(|(v, dz)| {
+                limit.map_or(0.0, |limit| f64::from(*dz) * (v - clamp(*v, limit, 0.0)))
+            });
+            let expected: f64 = terms.clone().sum();
+            let scale = terms.map(f64::abs).sum::<f64>().max(1.0);
+            if (got.score - expected).abs() > 1e-5 * scale {
+                return Err(format!("score gradient {}, expected {expected}", got.score));
+            }
+            Ok(())
+        }),
+        trial("unfused", |norm| unfused(norm)),
+        trial("threads", |norm| {
+            same_bits(|| {
+                let g = norm.run();
+                [g.z, g.dy, g.d_gamma, g.d_beta, g.d_residual, g.dw, vec![g.score as f32]].concat()
+            })
+        }),
+    ]
+}
+
+impl Norm {
+    fn new_like(other: &Self) -> Self {
+        Self {
+            p: other.p,
+            y: other.y.clone(),
+            dz: other.dz.clone(),
+            residual: other.residual.clone(),
+            gamma: other.gamma.clone(),
+            beta: other.beta.clone(),
+            clamp: other.clamp,
+        }
+    }
+}
+
+/// Batch-norm, addition and activation as separate operations give what the fused step gives.
+fn unfused(norm: &Norm) -> Result<(), String> {
+    let fused = norm.run();
+    let (p, len) = (&norm.p, norm.y.len());
+    let shape = (p.lines, p.w, p.c);
+    let nan = || vec![f32::NAN; len];
+    let (mut z, mut saved) = (nan(), vec![0.0; 2 * p.c]);
+    let (mut mean, mut var) = (vec![0.5; p.c], vec![2.0; p.c]);
+    let state = BatchNormState {
+        gamma: View::Host(&norm.gamma),
+        beta: View::Host(&norm.beta),
+        running: [ViewMut::Host(&mut mean), ViewMut::Host(&mut var)],
+        saved: ViewMut::Host(&mut saved),
+    };
+    batch_norm::forward(p, View::Host(&norm.y), state, Tail::NONE, ViewMut::Host(&mut z));
+    if let Some(residual) = &norm.residual {
+        let mut sum = nan();
+        add::forward(View::Host(&z), View::Host(residual), ViewMut::Host(&mut sum));
+        z = sum;
+    }
+    let mut dv = norm.dz.clone();
+    let before = z.clone();
+    let mut score = 0.0;
+    if let Some(clamp) = norm.clamp {
+        let mut y = nan();
+        activation::forward(clamp, shape, View::Host(&before), ViewMut::Host(&mut y));
+        z = y;
+        let read = (View::Host(&before[..]), View::Host(&norm.dz[..]));
+        score = activation::backward(clamp, shape, read, (ViewMut::Host(&mut dv), false), true);
+    }
+    let inputs = BackwardInputs {
+        y: View::Host(&norm.y),
+        dz: View::Host(&dv),
+        gamma: View::Host(&norm.gamma),
+        beta: View::Host(&norm.beta),
+        saved: View::Host(&saved),
+        tail: Tail::NONE,
+    };
+    // Added to ones, to see accumulation.
+    let (mut dy, mut d_gamma, mut d_beta) = (vec![1.0; len], vec![0.0; p.c], vec![0.0; p.c]);
+    let d_params = [ViewMut::Host(&mut d_gamma), ViewMut::Host(&mut d_beta)];
+    batch_norm::backward(p, inputs, (ViewMut::Host(&mut dy), true), d_params);
+    let plus_one: Vec<f64> = fused.dy.iter().map(|v| f64::from(*v) + 1.0).collect();
+    compare("z", &z, &widen(&fused.z), 1e-6)?;
+    compare("dy", &dy, &plus_one, 1e-5)?;
+    compare("dγ", &d_gamma, &widen(&fused.d_gamma), 1e-5)?;
+    compare("dβ", &d_beta, &widen(&fused.d_beta), 1e-5)?;
+    if (score - fused.score).abs() > 1e-4 * score.abs().max(1.0) {
+        return Err(format!("score {score} against {}", fused.score));
+    }
+    Ok(())
+}
+
+fn small_trials() -> Vec<Trial> {
+    let trial = |name: &str, run: fn() -> Result<(), String>| {
+        Trial::test(name.to_owned(), move || run().map_err(Failed::from))
+    };
+    vec![
+        trial("linear/7x33_to_10", || linear_case(LinearProblem { n: 7, c_in: 33, c_out: 10 })),
+        trial("linear/130x64_to_3", || linear_case(LinearProblem { n: 130, c_in: 64, c_out: 3 })),
+        trial("pool/3x20x24", || {
+            let (n, pixels, c) = (3, 20, 24);
+            let (x, dy) = (numbers(1, n * pixels * c), numbers(2, n * c));
+            let mut y = vec![f32::NAN; n * c];
+            pool::forward((pixels, c), View::Host(&x), ViewMut::Host(&mut y));
+            let mean = |i: usize| {
+                let (n, c_index) = (i / c, i % c);
+                (0..pixels).map(|p| f64::from(x[(n * pixels + p) * c + c_index])).sum::<f64>() / pixels as f64
+            };
+            compare("y", &y, &(0..n * c).map(mean).collect::<Vec<_>>(), 1e-6)?;
+            let mut dx = vec![2.0; x.len()];
+            pool::backward((pixels, c), View::Host(&dy), ViewMut::Host(&mut dx), true);
+            let expected: Vec<f64> =
+                (0..x.len()).map(|i| 2.0 + f64::from(dy[i / (pixels * c) * c + i % c]) / pixels as f64).collect();
+            compare("dx", &dx, &expected, 1e-6)
+        }),
+        trial("dropout/keeps_its_share_and_repeats", || {
+            let x = vec![1.0f32; 100_000];
+            let run = |step| {
+                let mut y = vec![f32::NAN; x.len()];
+                dropout::apply(0.2, (7, step), View::Host(&x), ViewMut::Host(&mut y), false);
+                y
+            };
+            let (a, b) = (run(3), run(4));
+            let dropped = a.iter().filter(|&&v| v == 0.0).count() as f64 / x.len() as f64;
+            let scaled = a.iter().all(|&v| v == 0.0 || (v - 1.25).abs() < 1e-6);
+            if a != run(3) || a == b || !scaled || (dropped - 0.2).abs() > 0.01 {
+                return Err(format!("dropped {dropped}, scaled {scaled}, repeats {}", a == run(3)));
+            }
+            Ok(())
+        }),
+        trial("activation/not_a_number_stays", || {
+            let clamp = Clamp { limit: 6.0, slope: 0.0 };
+            let x = [f32::NAN, -1.0, 3.0, 7.0];
+            let mut y = [0.0f32; 4];
+            activation::forward(clamp, (1, 4, 1), View::Host(&x), ViewMut::Host(&mut y));
+            let shown = format!("{y:?}");
+            if shown == "[NaN, 0.0, 3.0, 6.0]" { Ok(()) } else { Err(shown) }
+        }),
+        trial("buffer/round_trip", || {
+            let mut buffer = Device::Cpu.upload(&[1.0, 2.0, 3.0]).map_err(|e| e.to_string())?;
+            buffer.write(&[5.0]).map_err(|e| e.to_string())?;
+            let Buffer::Host(data) = &buffer;
+            if data[..] == [5.0, 2.0, 3.0] { Ok(()) } else { Err(format!("{data:?}")) }
+        }),
+    ]
+}
+
+fn linear_case(p: LinearProblem) -> Result<(), String> {
+    let (x, w) = (numbers(1, p.n * p.c_in), numbers(2, p.c_out * p.c_in));
+    let (b, dy) = (numbers(3, p.c_out), numbers(4, p.n * p.c_out));
+    let mut y = vec![f32::NAN; dy.len()];
+    linear::forward(p, View::Host(&x), View::Host(&w), View::Host(&b), ViewMut::Host(&mut y));
+    let forward = |x: &[f64], w: &[f64], b: &[f64]| -> Vec<f64> {
+        (0..p.n * p.c_out)
+            .map(|i| b[i % p.c_out] + dot(&x[i / p.c_out * p.c_in..][..p.c_in], &w[i % p.c_out * p.c_in..][..p.c_in]))
+            .collect()
+    };
+    let (x64, w64, b64, dy64) = (widen(&x), widen(&w), widen(&b), widen(&dy));
+    compare("y", &y, &forward(&x64, &w64, &b64), tolerance(p.c_in))?;
+    let (mut dx, mut dw, mut db) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()], vec![f32::NAN; b.len()]);
+    let read = (View::Host(&x[..]), View::Host(&w[..]), View::Host(&dy[..]));
+    linear::backward(
+        p,
+        read,
+        Some((ViewMut::Host(&mut dx), false)),
+        (ViewMut::Host(&mut dw), ViewMut::Host(&mut db)),
+    );
+    check_gradient("dx", &dx, &x64, |x| dot(&dy64, &forward(x, &w64, &b64)), 1e-4)?;
+    check_gradient("dw", &dw, &w64, |w| dot(&dy64, &forward(&x64, w, &b64)), 1e-4)?;
+    check_gradient("db", &db, &b64, |b| dot(&dy64, &forward(&x64, &w64, b)), 1e-4)
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials: Vec<Trial> = CONVS.iter().flat_map(|row| conv_trials(problem(row))).collect();
+    trials.extend(NORMS.iter().flat_map(norm_trials));
+    trials.extend(small_trials());
+    libtest_mimic::run(&arguments, trials).exit();
+}

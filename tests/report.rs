@@ -1,0 +1,439 @@
+//! The report's files as scripts and readers rely on them, and the roofline against independently made tables.
+
+use std::time::Duration;
+
+use depthshrinker::device::Device;
+use depthshrinker::engine::{Fusion, Plan};
+use depthshrinker::graph::{Activation, Bias, BlockState, Conv, Emitter, Graph, Node, Op};
+use depthshrinker::measure::{
+    ComputeUnit, KernelCost, NAMED_DEVICES, Roofline, Summary, Utilization, block_costs, block_latencies, compare,
+    kernel_costs, measure_peaks, network_latency, network_time, paired, plan_costs, utilization, without_batch_norm,
+};
+use depthshrinker::model::Model;
+use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::report::{
+    BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage, Page,
+    RunResult, SCHEMA, StageTime, network_table,
+};
+use depthshrinker::shape::{Shape, Window};
+use serde_json::{Value, json};
+
+const BATCH: usize = 128;
+
+fn imagenet(width: &str) -> Graph {
+    build(&format!("mobilenetv2-{width}"), &NetworkOptions::new(Shape::new(224, 224, 3), 1000)).unwrap()
+}
+
+fn device(name: &str) -> Roofline {
+    NAMED_DEVICES.iter().find(|(n, _)| *n == name).unwrap().1
+}
+
+#[track_caller]
+fn close(got: f64, expected: f64, tolerance: f64) {
+    assert!((got - expected).abs() <= tolerance, "expected {expected} ± {tolerance}, got {got}");
+}
+
+/// Microseconds per block (three kernels, merged), width 1.0, batch 128: first block of a shape, V100 f16, H100 bf16.
+/// Made from the formulas of the roofline by a separate program.
+const BLOCKS: [(usize, [f64; 2], [f64; 2]); 12] = [
+    (1, [400.0, 171.0], [120.0, 51.4]),
+    (2, [935.0, 79.0], [280.0, 23.6]),
+    (3, [578.0, 43.0], [173.0, 12.8]),
+    (4, [350.0, 29.0], [105.0, 8.6]),
+    (5, [193.0, 17.0], [58.0, 4.3]),
+    (7, [118.0, 11.0], [35.0, 3.2]),
+    (8, [96.0, 17.0], [29.0, 2.3]),
+    (11, [95.0, 25.0], [28.0, 3.5]),
+    (12, [145.0, 37.0], [43.0, 5.2]),
+    (14, [88.0, 15.0], [26.0, 2.4]),
+    (15, [62.0, 26.0], [18.0, 3.6]),
+    (17, [78.0, 52.0], [18.0, 7.2]),
+];
+
+#[test]
+fn block_rooflines_match_the_table() {
+    let graph = imagenet("1.0");
+    for (name, column) in [("V100 f16", 0), ("H100 SXM bf16", 1)] {
+        let costs = block_costs(&graph, BATCH, &device(name)).unwrap();
+        assert_eq!(costs.len(), 17);
+        for (block, v100, h100) in BLOCKS {
+            let [before, after] = [v100, h100][column];
+            let cost = &costs[block - 1];
+            close(cost.before * 1e6, before, 0.55);
+            close(cost.after * 1e6, after, if column == 0 { 0.55 } else { 0.06 });
+            assert!(cost.saving() > 0.0, "{}", cost.name);
+        }
+    }
+}
+
+#[test]
+fn network_rooflines_match_the_table() {
+    for (width, name, folded, merged) in [
+        ("1.0", "V100 f16", 3.95, 1.09),
+        ("1.0", "H100 SXM bf16", 1.17, 0.275),
+        ("1.4", "V100 f16", 5.74, 1.77),
+        ("1.4", "H100 SXM bf16", 1.68, 0.42),
+    ] {
+        let (graph, roofline) = (imagenet(width), device(name));
+        let now = network_time(&graph, BATCH, &roofline).unwrap() * 1e3;
+        close(now, folded, 0.006);
+        let costs = block_costs(&graph, BATCH, &roofline).unwrap();
+        // All but the first block, which is a depthwise and a pointwise convolution and gains nothing.
+        let saved: f64 = costs[1..].iter().map(|c| c.saving() * 1e3).sum();
+        close(now - saved, merged, 0.006);
+    }
+}
+
+#[test]
+fn kernels_cover_every_node_once_and_count_what_the_graph_counts() {
+    let graph = imagenet("1.0");
+    let kernels = kernel_costs(&graph).unwrap();
+    // 52 convolutions, pool and classifier: nothing is left beside them.
+    assert_eq!(kernels.len(), 54);
+    let folded = without_batch_norm(&graph).unwrap();
+    let mut nodes: Vec<usize> = kernels.iter().flat_map(|k| k.nodes.clone()).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, (1..folded.nodes.len()).collect::<Vec<_>>());
+    let pool = |k: &&KernelCost| k.name != "global_pool";
+    let macs: u64 = kernels.iter().filter(pool).map(|k| k.flops / 2).sum();
+    assert_eq!(macs, 300_774_272);
+    let with_add = kernels.iter().filter(|k| k.name.ends_with("add") && k.nodes.len() == 2).count();
+    assert_eq!(with_add, 10);
+    // The structure is the one the weights are folded into.
+    let small = example().2;
+    let model = Model::initialise(small.clone(), 1).unwrap().folded().unwrap();
+    assert_eq!(without_batch_norm(&small).unwrap(), model.graph);
+}
+
+#[test]
+fn a_training_step_moves_what_the_table_says() {
+    // Gigabytes of a 128-image step in f16, batch-norm, activation and addition in two passes over the output; the
+    // table adds the optimizer's 22 bytes a parameter.
+    for (width, gigabytes) in [("1.0", 24.0), ("1.4", 34.4)] {
+        let graph = imagenet(width);
+        let plan = Plan::new(&graph, Fusion::Fused, true, &[]).unwrap();
+        let costs = plan_costs(&graph, &plan).unwrap();
+        let bytes: u64 = costs.iter().map(|k| k.bytes(BATCH, 2)).sum();
+        let optimizer = 22 * graph.cost().unwrap().params();
+        close((bytes + optimizer) as f64 / 1e9, gigabytes, 0.3);
+        let flops: u64 = costs.iter().filter(|k| k.unit == ComputeUnit::Matrix).map(|k| k.flops).sum();
+        assert!(flops > 5 * graph.cost().unwrap().macs());
+    }
+}
+
+#[test]
+fn utilization_is_one_at_the_limit() {
+    let graph = imagenet("1.0");
+    let roofline = device("V100 f16");
+    let limit = network_time(&graph, BATCH, &roofline).unwrap();
+    let u = utilization(&graph, BATCH, limit, &roofline).unwrap();
+    close(u.roofline, 1.0, 1e-12);
+    let half = utilization(&graph, BATCH, 2.0 * limit, &roofline).unwrap();
+    close(half.byte, u.byte / 2.0, 1e-12);
+    close(u.flop, 2.0 * 300_774_272.0 * 128.0 / limit / 112e12, 1e-4);
+    assert!(u.byte > 0.9 && u.byte <= 1.0, "{u:?}");
+}
+
+#[test]
+fn statistics_are_order_statistics() {
+    let s = Summary::of(&[5.0, 1.0, 3.0, 2.0, 4.0]).unwrap();
+    assert_eq!((s.count, s.min, s.p25, s.median, s.p75, s.iqr), (5, 1.0, 2.0, 3.0, 4.0, 2.0));
+    assert_eq!(Summary::of(&[1.0, 2.0]).unwrap().median, 1.5);
+    assert!(Summary::of(&[]).is_none());
+    assert!(Summary::of(&[1.0, f64::NAN]).is_none());
+}
+
+#[test]
+fn a_pair_is_timed_in_turns() {
+    let order = std::cell::RefCell::new(String::new());
+    let spin = |name: char, micros: u64| {
+        order.borrow_mut().push(name);
+        let start = std::time::Instant::now();
+        while start.elapsed() < std::time::Duration::from_micros(micros) {}
+        Ok(())
+    };
+    let ratio = paired(|| spin('a', 2000), || spin('b', 500), 9).unwrap();
+    assert!(ratio > 1.5, "{ratio}");
+    assert_eq!(*order.borrow(), "ab".repeat(11));
+}
+
+#[test]
+fn networks_and_blocks_are_timed_through_the_engine() {
+    let (result, _, before, after) = example();
+    let model = Model::initialise(before, 1).unwrap();
+    let changed = Model::initialise(after, 1).unwrap();
+    let budget = Duration::from_millis(200);
+    let both = compare(&Device::Cpu, &[("original", &model), ("merged", &changed)], 4, budget).unwrap();
+    assert_eq!(both.networks.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["original", "merged"]);
+    assert_eq!(both.speed_up[0], 1.0);
+    assert!((0.1..20.0).contains(&both.speed_up[1]), "{both:?}");
+    let (_, latency) = &both.networks[0];
+    close(latency.images_per_s * latency.median_ms, 4e3, 1e-6);
+    let blocks = block_latencies(&Device::Cpu, &model, &changed, 4, budget).unwrap();
+    assert_eq!(blocks.len(), 17);
+    let sum_ms: f64 = blocks.iter().map(|b| b.before_us).sum::<f64>() / 1e3;
+    assert!(sum_ms > 0.1 * latency.median_ms && sum_ms < 10.0 * latency.median_ms, "{sum_ms} {latency:?}");
+    for (index, block) in blocks.iter().enumerate() {
+        assert_eq!(block.before_us == block.after_us, result.kept[index] == 1, "{block:?}");
+    }
+    let error = network_latency(&Device::Cpu, &model, 0, budget).unwrap_err().to_string();
+    assert!(error.contains("batch"), "{error}");
+}
+
+#[test]
+fn peaks_are_those_of_a_computer() {
+    let peaks = measure_peaks(Duration::from_millis(200)).unwrap();
+    assert!((0.5e9..5e12).contains(&peaks.copy_bytes_per_s), "{peaks:?}");
+    assert!((0.5e9..1e14).contains(&peaks.gemm_flops_per_s), "{peaks:?}");
+    let roofline = Roofline::measured(&peaks);
+    assert_eq!((roofline.element_bytes, roofline.matrix_flops), (4, peaks.gemm_flops_per_s));
+}
+
+/// A run that was never made, with every part of the report present.
+fn example() -> (RunResult, Vec<Value>, Graph, Graph) {
+    let options = NetworkOptions {
+        input_stride: Some(1),
+        stage_strides: Some(vec![1, 2, 2, 2, 1, 1, 1]),
+        ..NetworkOptions::new(Shape::new(28, 28, 1), 10)
+    };
+    let before = build("mobilenetv2-0.5", &options).unwrap();
+    let kept: Vec<u8> = vec![1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1, 0];
+    let after = merged(&before, &kept);
+    let blocks = before.blocks.iter().zip(&kept).enumerate().map(|(i, (b, &k))| {
+        let before_us = 420.0 / (1.0 + i as f64 * 0.4);
+        BlockResult {
+            name: b.name.clone(),
+            kept: k,
+            before_us,
+            after_us: if k == 1 { before_us } else { before_us * 0.45 },
+        }
+    });
+    let network = |name, top1, params, macs, ms: f64| NetworkResult {
+        name,
+        top1,
+        params,
+        macs,
+        batch: 128,
+        latency_ms: LatencyResult { median: ms, iqr: ms * 0.03 },
+        images_per_s: 128e3 / ms,
+        utilization: Utilization { flop: 0.31, byte: 0.62, roofline: 0.71 },
+    };
+    let trial = |seed, top1| MaskTrial { seed, kept: kept.clone(), top1 };
+    let result = RunResult {
+        schema: SCHEMA,
+        device: "cpu".into(),
+        precision: "f32".into(),
+        seed: 7,
+        network: Some("mobilenetv2-0.5".into()),
+        machine: Some(MachineResult { cpu: "Some <CPU> & Co".into(), threads: 2 }),
+        data: DataResult { name: "fashion-mnist-small".into(), train: 10_000, test: 2_000 },
+        networks: vec![
+            network(NetworkStage::Original, 89.2, 700_010, 21_345_678, 88.0),
+            network(NetworkStage::Unmerged, 88.6, 700_010, 21_345_678, 84.0),
+            network(NetworkStage::Merged, 88.6, 912_345, 19_222_111, 58.0),
+        ],
+        ratio: Some(1.52),
+        kept: kept.clone(),
+        merge: Some(MergeResult { segments: 8, max_abs_error: 3.1e-6, max_rel_error: 4.2e-7 }),
+        blocks: blocks.collect(),
+        learned_masks: vec![trial(0, 88.6), trial(1, 88.2), trial(2, 88.9)],
+        random_masks: vec![trial(0, 87.1), trial(1, 88.0), trial(2, 86.4)],
+        stages: [
+            ("train", 101.0),
+            ("search", 34.0),
+            ("finetune", 61.0),
+            ("merge", 0.8),
+            ("evaluate", 2.9),
+            ("measure", 8.0),
+        ]
+        .map(|(name, seconds)| StageTime { name: name.into(), seconds })
+        .to_vec(),
+    };
+    (result, example_metrics(&kept), before, after)
+}
+
+/// The structure of a merged network: one dense convolution and an activation in place of each block not kept.
+fn merged(graph: &Graph, kept: &[u8]) -> Graph {
+    let shapes = graph.shapes().unwrap();
+    let emit = |id: usize, node: &Node, out: &mut Emitter| {
+        let Some(index) = graph.blocks.iter().position(|b| b.nodes.contains(&id)).filter(|&b| kept[b] == 0) else {
+            return Ok(out.copy(node));
+        };
+        let block = &graph.blocks[index];
+        if id != block.nodes.start {
+            return Ok(out.value(block.nodes.start));
+        }
+        let (x, y) = (shapes[block.input], shapes[block.output()]);
+        let window = Window::square(3, x.h.div_ceil(y.h), 1);
+        let conv = Conv { c_in: x.c, c_out: y.c, window, groups: 1, bias: Bias::Channel };
+        let inputs = vec![out.value(block.input)];
+        let conv = out.push(Node { name: format!("{}.merged", block.name), inputs, op: Op::Conv(conv) });
+        let op = Op::Activation(Activation::RELU6);
+        Ok(out.push(Node { name: format!("{}.act", block.name), inputs: vec![conv], op }))
+    };
+    graph.rewrite(emit, |index, state| if kept[index] == 0 { BlockState::Merged } else { state }).unwrap()
+}
+
+fn example_metrics(kept: &[u8]) -> Vec<Value> {
+    let mut metrics = Vec::new();
+    for (stage, epochs, best) in [("train", 8, 89.2), ("search", 3, 86.0), ("finetune", 5, 88.6)] {
+        for epoch in 0..epochs {
+            let rest = (-(f64::from(epoch)) / 2.0).exp();
+            metrics.push(json!({
+                "stage": stage, "epoch": epoch, "step": (epoch + 1) * 78, "lr": 0.1,
+                "train_loss": 0.5 + 1.4 * rest, "train_top1": best + 1.5 - 25.0 * rest,
+                "test_loss": 0.55 + 1.2 * rest, "test_top1": best - 20.0 * rest, "images_per_s": 800.0, "seconds": 12.0,
+            }));
+        }
+    }
+    for step in (0..234).step_by(6) {
+        let t = f64::from(step) / 234.0;
+        let score = |(i, &k): (usize, &u8)| {
+            let wobble = 0.03 * (f64::from(step) * 0.21 + i as f64).sin();
+            0.5 + (f64::from(k) - 0.5) * t * (0.35 + 0.035 * i as f64) + wobble
+        };
+        let scores: Vec<f64> = kept.iter().enumerate().map(score).collect();
+        metrics.push(json!({"stage": "search", "step": step, "scores": scores}));
+    }
+    metrics
+}
+
+#[test]
+fn result_json_has_the_fields_scripts_read() {
+    let (result, ..) = example();
+    let value = serde_json::to_value(&result).unwrap();
+    assert_eq!(value["schema"], 1);
+    assert_eq!(value["device"], "cpu");
+    assert_eq!(value["precision"], "f32");
+    assert_eq!(value["seed"], 7);
+    assert_eq!(value["data"], json!({"name": "fashion-mnist-small", "train": 10000, "test": 2000}));
+    let names: Vec<&Value> = value["networks"].as_array().unwrap().iter().map(|n| &n["name"]).collect();
+    assert_eq!(names, ["original", "unmerged", "merged"]);
+    let merged = &value["networks"][2];
+    for field in ["top1", "params", "macs", "batch", "images_per_s"] {
+        assert!(merged[field].is_number(), "{field}");
+    }
+    assert_eq!(merged["latency_ms"]["median"], 58.0);
+    assert!(merged["latency_ms"]["iqr"].is_number());
+    assert_eq!(merged["utilization"], json!({"flop": 0.31, "byte": 0.62, "roofline": 0.71}));
+    assert_eq!(value["kept"][1], 0);
+    assert_eq!(value["merge"], json!({"segments": 8, "max_abs_error": 3.1e-6, "max_rel_error": 4.2e-7}));
+    assert_eq!(value["stages"][0], json!({"name": "train", "seconds": 101.0}));
+    assert_eq!(value["ratio"], 1.52);
+    assert_eq!(value["blocks"][0], json!({"name": "blocks.0.0", "kept": 1, "before_us": 420.0, "after_us": 420.0}));
+    assert_eq!(value["machine"]["threads"], 2);
+    assert_eq!(value["random_masks"][2]["top1"], 86.4);
+    let again: RunResult = serde_json::from_str(&serde_json::to_string_pretty(&result).unwrap()).unwrap();
+    assert_eq!(again, result);
+}
+
+#[test]
+fn optional_parts_of_result_json_may_be_missing() {
+    let text = r#"{"schema":1,"device":"cpu","precision":"f32","seed":0,"data":{"name":"x","train":1,"test":1},
+        "networks":[],"kept":[1],"stages":[]}"#;
+    let result: RunResult = serde_json::from_str(text).unwrap();
+    let value = serde_json::to_value(&result).unwrap();
+    for absent in ["network", "machine", "ratio", "merge", "blocks", "learned_masks", "random_masks"] {
+        assert!(value.get(absent).is_none(), "{absent}");
+    }
+}
+
+#[test]
+fn tables_align_and_give_the_paired_ratio() {
+    let (result, ..) = example();
+    let table = network_table(&result);
+    let text = table.text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 5);
+    assert!(lines[0].starts_with("network"));
+    assert!(lines[2].starts_with("original") && lines[2].ends_with("1.00"), "{text}");
+    assert!(lines[4].starts_with("merged") && lines[4].ends_with("1.52"), "{text}");
+    assert!(lines[2..].iter().all(|l| l.chars().count() == lines[1].chars().count()), "{text}");
+    let markdown = table.markdown();
+    assert!(
+        markdown.lines().all(|l| l.starts_with("| ") && l.ends_with(" |") && l.matches('|').count() == 9),
+        "{markdown}"
+    );
+    assert!(markdown.lines().nth(1).unwrap().contains("-: |"), "{markdown}");
+}
+
+#[test]
+fn the_page_is_whole_self_contained_and_escaped() {
+    let (mut result, metrics, before, after) = example();
+    result.data.name = "<script>alert('x')</script>".into();
+    let config = "seed = 7 # <b>&\n";
+    let page = Page { result: &result, metrics: &metrics, before: &before, after: &after, config };
+    let html = page.html().unwrap();
+    if let Some(dir) = std::env::var_os("DEPTHSHRINKER_KEEP_REPORT") {
+        page.write(dir.as_ref()).unwrap();
+    }
+    let without_namespaces = html.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+    for external in ["http:", "https:", "//", "<script", "<link", "<img", "@import", "url(", "src=", "href="] {
+        assert!(!without_namespaces.contains(external), "the page must not hold {external}");
+    }
+    assert!(html.contains("&lt;script&gt;alert(&#39;x&#39;)") && html.contains("Some &lt;CPU&gt; &amp; Co"));
+    assert!(html.contains("# &lt;b&gt;&amp;"));
+    for part in [
+        "1.52×",
+        "88.60 %",
+        "-0.60",
+        "8 of 17",
+        "Original, unmerged, merged",
+        "Accuracy and loss",
+        "Scores over the search",
+        "The network",
+        "Latency of each block",
+        "Learned against random masks",
+        "learned 88.57 ± 0.35 %",
+        "random 87.17 ± 0.80 %",
+        "Time of each stage",
+        "How to read this",
+        "config.toml",
+        "prefers-color-scheme:dark",
+        "name=\"viewport\"",
+        ">finetune<",
+        ">test top-1 %<",
+    ] {
+        assert!(html.contains(part), "the page lacks {part}");
+    }
+    assert!(!html.contains("NaN") && !html.contains(">inf"));
+    // One line per block, coloured by whether it was kept.
+    assert_eq!(html.matches("<path class=\"curve c-kept\"").count(), 9);
+    assert_eq!(html.matches("<path class=\"curve c-merged\"").count(), 8);
+    assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
+    assert_eq!(html.matches("<svg").count(), 5);
+    for tag in ["div", "section", "table", "p", "span"] {
+        assert_eq!(html.matches(&format!("</{tag}>")).count(), opened(&html, tag), "{tag}");
+    }
+}
+
+fn opened(html: &str, tag: &str) -> usize {
+    html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count()
+}
+
+#[test]
+fn a_bare_run_makes_a_page_too() {
+    let (result, _, before, _) = example();
+    let result = RunResult {
+        networks: Vec::new(),
+        ratio: None,
+        merge: None,
+        machine: None,
+        blocks: Vec::new(),
+        learned_masks: Vec::new(),
+        random_masks: Vec::new(),
+        stages: Vec::new(),
+        ..result
+    };
+    let metrics =
+        [json!({"stage": "train"}), json!({"odd": 1}), json!(3), json!({"stage": "train", "train_loss": null})];
+    let dir = tempfile::tempdir().unwrap();
+    Page { result: &result, metrics: &metrics, before: &before, after: &before, config: "" }.write(dir.path()).unwrap();
+    let html = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
+    assert!(html.contains("nothing recorded") && html.ends_with("</html>\n"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays behind");
+    let gone = dir.path().join("gone");
+    let page = Page { result: &result, metrics: &[], before: &before, after: &before, config: "" };
+    let error = page.write(&gone).unwrap_err().to_string();
+    assert!(error.contains("report.html"), "{error}");
+}
