@@ -192,7 +192,7 @@ mod quick_start {
     }
 
     fn augment() -> Augment {
-        Augment { pad_crop: 2, flip: true, erase: 0.0 }
+        Augment { pad_crop: 0, flip: true, erase: 0.0 }
     }
 }
 
@@ -230,7 +230,7 @@ impl Default for FinetuneConfig {
 
 impl Default for MergeConfig {
     fn default() -> Self {
-        Self { padding: PaddingMode::Reorder }
+        Self { padding: PaddingMode::BorderBias }
     }
 }
 

@@ -244,7 +244,7 @@ fn an_interrupted_run_saves_and_says_how_to_go_on() {
     // More epochs than anybody waits for: it is interrupted in its first stage for certain.
     let args =
         ["train", "--net", "mobilenetv2-0.25", "--train-limit", "128", "--test-limit", "50", "--epochs", "100000"];
-    let mut child = Process::new(assert_cmd::cargo::cargo_bin("depthshrinker"))
+    let child = Process::new(assert_cmd::cargo::cargo_bin("depthshrinker"))
         .args(args)
         .current_dir(path)
         .stdout(Stdio::null())

@@ -29,7 +29,7 @@ pub struct Args {
     mask: MaskArgs,
     /// How borders are made exact: reorder moves the padding to the front of a block, border-bias keeps the trained
     /// function and adds a bias per position
-    #[arg(long, value_name = "MODE", default_value_t = PaddingMode::Reorder)]
+    #[arg(long, value_name = "MODE", default_value_t = PaddingMode::BorderBias)]
     padding: PaddingMode,
     /// No ReLU6 behind the freed blocks
     #[arg(long)]

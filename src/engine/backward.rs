@@ -184,8 +184,7 @@ impl Backward<'_> {
             },
         };
         let [gamma, beta] = bn.affine(&params.ranges);
-        let [dw, d_gamma, d_beta] =
-            params.gradients.view_mut_disjoint([params.ranges[*weight].clone(), gamma, beta]);
+        let [dw, d_gamma, d_beta] = params.gradients.view_mut_disjoint([params.ranges[*weight].clone(), gamma, beta]);
         let out = conv_bn::Gradients {
             dx: dx.as_mut().map(|dx| dx.view(pass.len(input))),
             d_residual: d_residual.as_mut().map(|d| d.view(pass.len(step.output))),

@@ -135,10 +135,7 @@ impl Pass<'_> {
     }
 
     fn tail<'m>(&self, memory: &'m Memory, step: &Step, act: Option<&Activation>) -> Tail<'m> {
-        Tail {
-            residual: step.inputs.get(1).map(|&r| self.value(memory, r)),
-            clamp: act.map(|act| self.clamp(act)),
-        }
+        Tail { residual: step.inputs.get(1).map(|&r| self.value(memory, r)), clamp: act.map(|act| self.clamp(act)) }
     }
 
     /// Steps that do the same in training and at inference.

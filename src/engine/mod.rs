@@ -91,11 +91,8 @@ impl Engine {
             return Err(Error::Graph(format!("tap {tap} is no node of {}", model.graph.name)));
         }
         let folds = !options.training && options.fusion == Fusion::Fused;
-        let (planned, map) = if folds {
-            model.folded_with_map()?
-        } else {
-            (model.clone(), (0..model.graph.nodes.len()).collect())
-        };
+        let (planned, map) =
+            if folds { model.folded_with_map()? } else { (model.clone(), (0..model.graph.nodes.len()).collect()) };
         let taps: Vec<NodeId> = options.taps.iter().map(|&tap| map[tap]).collect();
         let plan = Plan::new(&planned.graph, options.fusion, options.training, &taps)?;
         let layout = Layout::new(&plan, &taps);
@@ -256,7 +253,11 @@ impl Engine {
         for &(node, gradient) in taps {
             let len = self.n * self.plan.shapes[node].len();
             if !self.options.taps.contains(&node) || gradient.len() != len || written[node] {
-                return Err(Error::shape("backward", format!("one gradient of {len} for a tap"), format!("node {node}")));
+                return Err(Error::shape(
+                    "backward",
+                    format!("one gradient of {len} for a tap"),
+                    format!("node {node}"),
+                ));
             }
             let slot = self.layout.gradient[node].expect("a tap has a gradient");
             self.memory.slots[slot].write(gradient)?;
@@ -335,13 +336,7 @@ impl Engine {
     }
 }
 
-fn pass<'a>(
-    plan: &'a Plan,
-    layout: &'a Layout,
-    n: usize,
-    slopes: Option<&'a [f32]>,
-    dropout: (u64, u64),
-) -> Pass<'a> {
+fn pass<'a>(plan: &'a Plan, layout: &'a Layout, n: usize, slopes: Option<&'a [f32]>, dropout: (u64, u64)) -> Pass<'a> {
     Pass { plan, layout, n, slopes, dropout }
 }
 

@@ -106,7 +106,8 @@ impl Plan {
     pub fn new(graph: &Graph, fusion: Fusion, training: bool, taps: &[NodeId]) -> Result<Self> {
         let shapes = graph.shapes()?;
         let params = graph.params()?;
-        let lowering = Lowering { graph, params: &params, shapes: &shapes, users: graph.users(), taps, fusion, training };
+        let lowering =
+            Lowering { graph, params: &params, shapes: &shapes, users: graph.users(), taps, fusion, training };
         let mut steps: Vec<Step> = Vec::new();
         let mut covered = vec![false; graph.nodes.len()];
         for id in 1..graph.nodes.len() {

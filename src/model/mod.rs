@@ -39,9 +39,8 @@ impl Model {
             }
         }
         let known: std::collections::HashSet<&str> = params.iter().map(|p| p.name.as_str()).collect();
-        faults.extend(
-            weights.keys().filter(|k| !known.contains(k.as_str())).map(|k| format!("{k} belongs to no node")),
-        );
+        faults
+            .extend(weights.keys().filter(|k| !known.contains(k.as_str())).map(|k| format!("{k} belongs to no node")));
         if faults.is_empty() {
             return Ok(Self { graph, weights });
         }

@@ -3,7 +3,9 @@
 //! Forward: y = conv(x, w) with each chunk's statistics taken while it is in cache, then z = φ(γ·ŷ + β + residual) in one
 //! pass. Backward: one pass for the channel sums, then both convolution gradients, dy formed on load and never stored.
 
-use super::batch_norm::{BackwardInputs, BatchNormProblem, BatchNormState, Tail, backward_sums, moments, normalise_with};
+use super::batch_norm::{
+    BackwardInputs, BatchNormProblem, BatchNormState, Tail, backward_sums, moments, normalise_with,
+};
 use super::conv::{ConvProblem, backward_with, forward_with};
 use crate::device::{View, ViewMut};
 

@@ -77,8 +77,7 @@ pub(super) fn backward(
     let g = Geometry::new(p);
     let (_, width, c) = p.output_lines();
     let slab_count = slabs(p.n, dw.len());
-    let ends: Vec<usize> =
-        (0..slab_count).map(|slab| slab_range(p.n, slab_count, slab).end * p.input.len()).collect();
+    let ends: Vec<usize> = (0..slab_count).map(|slab| slab_range(p.n, slab_count, slab).end * p.input.len()).collect();
     sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
         let images = slab_range(p.n, slab_count, slab);
         if let Some((dx, false)) = &mut dx {

@@ -40,10 +40,12 @@ pub fn backward(
     let LinearProblem { n, c_in, c_out } = p;
     if let Some((dx, accumulate)) = dx {
         let dx = dx.host();
-        dx[..n * c_in].par_chunks_mut(ROWS * c_in).zip(dy[..n * c_out].par_chunks(ROWS * c_out)).for_each(|(dx, dy)| {
-            let rows = dy.len() / c_out;
-            gemm((rows, c_in, c_out), Matrix::rows(dy, c_out), Matrix::rows(w, c_in), dx, c_in, accumulate);
-        });
+        dx[..n * c_in].par_chunks_mut(ROWS * c_in).zip(dy[..n * c_out].par_chunks(ROWS * c_out)).for_each(
+            |(dx, dy)| {
+                let rows = dy.len() / c_out;
+                gemm((rows, c_in, c_out), Matrix::rows(dy, c_out), Matrix::rows(w, c_in), dx, c_in, accumulate);
+            },
+        );
     }
     let (dw, db) = (dw.host(), db.host());
     gemm((c_out, c_in, n), Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), dw, c_in, false);

@@ -59,7 +59,14 @@ pub(super) fn backward(
                 if let Some((dx, accumulate)) = &mut dx {
                     let (head, rest) = std::mem::take(dx).split_at_mut(pixels * c_in);
                     *dx = rest;
-                    gemm((pixels, c_in, c_out), Matrix::rows(dy, c_out), Matrix::rows(w, c_in), head, c_in, *accumulate);
+                    gemm(
+                        (pixels, c_in, c_out),
+                        Matrix::rows(dy, c_out),
+                        Matrix::rows(w, c_in),
+                        head,
+                        c_in,
+                        *accumulate,
+                    );
                 }
             });
         }
