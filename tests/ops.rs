@@ -327,7 +327,7 @@ fn norm_trials(row: &'static NormRow) -> Vec<Trial> {
             }
             Ok(())
         }),
-        trial("unfused", |norm| unfused(norm)),
+        trial("unfused", unfused),
         trial("threads", |norm| {
             same_bits(|| {
                 let g = norm.run();

@@ -35,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda[:N] or emulator
+    /// Where to compute: auto, cpu, cuda, cuda:N or emulator
     #[arg(long, global = true, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Precision: f32

@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation::{Clamp, excess_dot};
-use super::parallel::Chunks;
+use super::parallel::{Chunks, fold_tile, tile_len, tiled, with_scratch};
 use super::simd::vectorised;
 use crate::device::{View, ViewMut};
 
@@ -68,24 +68,34 @@ impl Tail<'_> {
 
 /// Mean and centred second moment `[2·c]` of the pixels of a chunk.
 pub(super) fn moments(y: &[f32], c: usize) -> Vec<f32> {
-    let mut moments = vec![0.0f32; 2 * c];
-    let (mean, m2) = moments.split_at_mut(c);
+    let tile = tile_len(c);
+    let (mut sum, mut m2) = (vec![0.0f32; tile], vec![0.0f32; tile]);
+    let scale = 1.0 / (y.len() / c) as f32;
     vectorised(
         #[inline(always)]
         || {
-            for pixel in y.chunks_exact(c) {
-                mean.iter_mut().zip(pixel).for_each(|(m, y)| *m += y);
+            for y in y.chunks(tile) {
+                sum.iter_mut().zip(y).for_each(|(s, y)| *s += y);
             }
-            let scale = 1.0 / (y.len() / c) as f32;
-            mean.iter_mut().for_each(|m| *m *= scale);
-            for pixel in y.chunks_exact(c) {
-                for ((m2, m), y) in m2.iter_mut().zip(mean.iter()).zip(pixel) {
+            fold_tile(&mut sum, c);
+        },
+    );
+    sum.truncate(c);
+    sum.iter_mut().for_each(|s| *s *= scale);
+    let mean = tiled(&sum);
+    vectorised(
+        #[inline(always)]
+        || {
+            for y in y.chunks(tile) {
+                for ((m2, m), y) in m2.iter_mut().zip(&mean).zip(y) {
                     *m2 += (y - m) * (y - m);
                 }
             }
+            fold_tile(&mut m2, c);
         },
     );
-    moments
+    sum.extend_from_slice(&m2[..c]);
+    sum
 }
 
 /// Merges the chunks' moments in order; writes μ and 1/√(σ² + ε) and updates the running statistics.
@@ -161,7 +171,7 @@ pub fn forward_inference(
     apply(p, &affine, y.host(), tail, z.host());
 }
 
-/// z = a·y + b per channel.
+/// z = a·y + b per channel; the coefficients are tiled.
 struct Affine {
     a: Vec<f32>,
     b: Vec<f32>,
@@ -171,8 +181,8 @@ impl Affine {
     fn training(gamma: &[f32], beta: &[f32], saved: &[f32]) -> Self {
         let (mean, rstd) = saved.split_at(gamma.len());
         let a: Vec<f32> = gamma.iter().zip(rstd).map(|(g, r)| g * r).collect();
-        let b = beta.iter().zip(&a).zip(mean).map(|((b, a), m)| b - a * m).collect();
-        Self { a, b }
+        let b: Vec<f32> = beta.iter().zip(&a).zip(mean).map(|((b, a), m)| b - a * m).collect();
+        Self { a: tiled(&a), b: tiled(&b) }
     }
 }
 
@@ -203,8 +213,8 @@ fn apply(p: &BatchNormProblem, affine: &Affine, y: &[f32], tail: Tail<'_>, z: &m
 
 #[inline(always)]
 fn affine_rows(affine: &Affine, y: &[f32], z: &mut [f32], f: impl Fn(f32) -> f32) {
-    let c = affine.a.len();
-    for (z, y) in z.chunks_exact_mut(c).zip(y.chunks_exact(c)) {
+    let tile = affine.a.len();
+    for (z, y) in z.chunks_mut(tile).zip(y.chunks(tile)) {
         for (((z, y), a), b) in z.iter_mut().zip(y).zip(&affine.a).zip(&affine.b) {
             *z = f(a * y + b);
         }
@@ -231,7 +241,7 @@ pub struct BackwardInputs<'a> {
 /// The backward pass once its channel sums are known: forms dy for any range of elements.
 pub(super) struct DyLoader<'a> {
     affine: Affine,
-    /// dy = a·g + slope·y + offset per channel.
+    /// dy = a·g + slope·y + offset per channel, tiled.
     slope: Vec<f32>,
     offset: Vec<f32>,
     y: &'a [f32],
@@ -253,11 +263,10 @@ pub(super) fn backward_sums<'a>(
     let (y, dz, gamma, saved) = (y.host(), dz.host(), gamma.host(), saved.host());
     let affine = Affine::training(gamma, beta.host(), saved);
     let (mean, rstd) = saved.split_at(p.c);
-    let zeros = vec![0.0; p.c];
     let mut loader = DyLoader {
         affine,
-        slope: zeros.clone(),
-        offset: zeros,
+        slope: Vec::new(),
+        offset: Vec::new(),
         y,
         dz,
         residual: tail.residual.map(View::host),
@@ -266,15 +275,17 @@ pub(super) fn backward_sums<'a>(
     let (sums, score) = chunk_sums(p, &loader, mean, d_residual, score);
     let (d_gamma, d_beta) = (d_gamma.host(), d_beta.host());
     let pixels = p.pixels() as f32;
+    let (mut slope, mut offset) = (vec![0.0; p.c], vec![0.0; p.c]);
     for c in 0..p.c {
         // Σg and Σg·(y − μ) of the channel.
         let (g, gy) = (sums[c], sums[p.c + c]);
         d_beta[c] = g as f32;
         d_gamma[c] = (gy * f64::from(rstd[c])) as f32;
         let a = loader.affine.a[c];
-        loader.slope[c] = -a * rstd[c] * d_gamma[c] / pixels;
-        loader.offset[c] = -a * d_beta[c] / pixels - loader.slope[c] * mean[c];
+        slope[c] = -a * rstd[c] * d_gamma[c] / pixels;
+        offset[c] = -a * d_beta[c] / pixels - slope[c] * mean[c];
     }
+    (loader.slope, loader.offset) = (tiled(&slope), tiled(&offset));
     (loader, score)
 }
 
@@ -286,7 +297,8 @@ fn chunk_sums(
     d_residual: Option<(ViewMut<'_>, bool)>,
     score: bool,
 ) -> (Vec<f64>, f64) {
-    let (chunks, c) = (p.chunks(), p.c);
+    let (chunks, c, tile) = (p.chunks(), p.c, tile_len(p.c));
+    let mean = &tiled(mean)[..];
     let accumulate = d_residual.as_ref().is_some_and(|d| d.1);
     let mut rest = d_residual.map(|(d, _)| &mut d.host()[..p.pixels() * c]);
     let parts: Vec<Option<&mut [f32]>> = (0..chunks.count())
@@ -303,14 +315,19 @@ fn chunk_sums(
         .enumerate()
         .map(|(index, d_residual)| {
             let range = chunks.range(index);
-            let mut sums = vec![0.0f32; 2 * c];
-            let score = super::parallel::with_scratch(2 * range.len(), |scratch| {
+            let mut sums = vec![0.0f32; 2 * tile];
+            let mut folded = Vec::with_capacity(2 * c);
+            let score = with_scratch(2 * range.len(), |scratch| {
                 let (g, value) = scratch.split_at_mut(range.len());
                 vectorised(
                     #[inline(always)]
                     || {
                         let score = loader.before_tail(range.clone(), g, value, score);
                         sum_rows(g, &loader.y[range], mean, &mut sums);
+                        let (sum_g, sum_gy) = sums.split_at_mut(tile);
+                        fold_tile(sum_g, c);
+                        fold_tile(sum_gy, c);
+                        sum_g[..c].iter().chain(&sum_gy[..c]).copied().for_each(|s| folded.push(s));
                         if let Some(d) = d_residual {
                             if accumulate {
                                 d.iter_mut().zip(g.iter()).for_each(|(d, g)| *d += g);
@@ -322,7 +339,7 @@ fn chunk_sums(
                     },
                 )
             });
-            (sums, score)
+            (folded, score)
         })
         .collect();
     let mut sums = vec![0.0f64; 2 * c];
@@ -332,14 +349,15 @@ fn chunk_sums(
     (sums, partials.iter().map(|p| p.1).sum())
 }
 
+/// Σg and Σg·(y − μ) into the two halves of `sums`, tiled.
 #[inline(always)]
 fn sum_rows(g: &[f32], y: &[f32], mean: &[f32], sums: &mut [f32]) {
-    let c = mean.len();
-    let (sum_g, sum_gy) = sums.split_at_mut(c);
-    for (g, y) in g.chunks_exact(c).zip(y.chunks_exact(c)) {
-        for i in 0..c {
-            sum_g[i] += g[i];
-            sum_gy[i] += g[i] * (y[i] - mean[i]);
+    let tile = mean.len();
+    let (sum_g, sum_gy) = sums.split_at_mut(tile);
+    for (g, y) in g.chunks(tile).zip(y.chunks(tile)) {
+        for ((((sum_g, sum_gy), mean), g), y) in sum_g.iter_mut().zip(sum_gy.iter_mut()).zip(mean).zip(g).zip(y) {
+            *sum_g += g;
+            *sum_gy += g * (y - mean);
         }
     }
 }
@@ -389,13 +407,11 @@ impl DyLoader<'_> {
     /// dy = a·g(dz, a·y + b, old dy) + slope·y + offset.
     #[inline(always)]
     fn rows(&self, dz: &[f32], y: &[f32], dy: &mut [f32], g: impl Fn(f32, f32, f32) -> f32) {
-        let (a, b) = (&self.affine.a[..], &self.affine.b[..]);
-        let c = a.len();
-        let (slope, offset) = (&self.slope[..c], &self.offset[..c]);
-        let b = &b[..c];
-        for ((dy, dz), y) in dy.chunks_exact_mut(c).zip(dz.chunks_exact(c)).zip(y.chunks_exact(c)) {
-            for i in 0..c {
-                dy[i] = a[i] * g(dz[i], a[i] * y[i] + b[i], dy[i]) + slope[i] * y[i] + offset[i];
+        let tile = self.affine.a.len();
+        for ((dy, dz), y) in dy.chunks_mut(tile).zip(dz.chunks(tile)).zip(y.chunks(tile)) {
+            let coefficients = self.affine.a.iter().zip(&self.affine.b).zip(self.slope.iter().zip(&self.offset));
+            for (((dy, dz), y), ((a, b), (slope, offset))) in dy.iter_mut().zip(dz).zip(y).zip(coefficients) {
+                *dy = a * g(*dz, a * y + b, *dy) + slope * y + offset;
             }
         }
     }
@@ -415,7 +431,7 @@ pub fn backward(
             loader.load(chunks.range(index), dy);
             return;
         }
-        super::parallel::with_scratch(dy.len(), |scratch| {
+        with_scratch(dy.len(), |scratch| {
             loader.load(chunks.range(index), scratch);
             dy.iter_mut().zip(scratch.iter()).for_each(|(dy, s)| *dy += s);
         });

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::activation::Clamp;
+use super::parallel::tiled;
 use super::simd::vectorised;
 use super::{dense, depthwise, pointwise};
 use crate::device::{View, ViewMut};
@@ -86,14 +87,17 @@ pub fn forward(
     clamp: Option<Clamp>,
     y: ViewMut<'_>,
 ) {
-    let c = p.output.c;
     let residual = residual.map(View::host);
     let clamp = clamp.unwrap_or(Clamp { limit: f32::INFINITY, slope: 1.0 });
-    // A channel bias is a map of one pixel; both repeat over the elements.
-    let (map, len) = match bias {
-        ConvBias::None => (None, c),
-        ConvBias::Channel(b) => (Some(b.host()), c),
-        ConvBias::Map(b) => (Some(b.host()), p.output.len()),
+    // A channel bias is a map of a few pixels; both repeat over the elements.
+    let tile;
+    let map = match bias {
+        ConvBias::None => None,
+        ConvBias::Channel(b) => {
+            tile = tiled(b.host());
+            Some(&tile[..])
+        }
+        ConvBias::Map(b) => Some(b.host()),
     };
     let finish = |range: Range<usize>, y: &mut [f32]| {
         if map.is_none() && residual.is_none() && clamp.slope == 1.0 {
@@ -103,10 +107,10 @@ pub fn forward(
             #[inline(always)]
             || {
                 if let Some(map) = map {
-                    let mut offset = range.start % len;
-                    for y in y.chunks_exact_mut(c) {
-                        y.iter_mut().zip(&map[offset..offset + c]).for_each(|(y, b)| *y += b);
-                        offset = if offset + c == len { 0 } else { offset + c };
+                    let (head, rest) = y.split_at_mut((map.len() - range.start % map.len()).min(y.len()));
+                    head.iter_mut().zip(&map[range.start % map.len()..]).for_each(|(y, b)| *y += b);
+                    for y in rest.chunks_mut(map.len()) {
+                        y.iter_mut().zip(map).for_each(|(y, b)| *y += b);
                     }
                 }
                 if let Some(residual) = residual {

@@ -66,6 +66,28 @@ pub(super) fn slab_range(units: usize, slabs: usize, slab: usize) -> Range<usize
     slab * units / slabs..(slab + 1) * units / slabs
 }
 
+/// Channel coefficients repeated over neighbouring pixels, so that loops over them are long enough for the vector units
+/// even where channels are few.
+pub(super) fn tiled(coefficients: &[f32]) -> Vec<f32> {
+    let c = coefficients.len();
+    coefficients.iter().copied().cycle().take(tile_len(c)).collect()
+}
+
+/// Elements of a tile of whole pixels of `c` channels.
+pub(super) fn tile_len(c: usize) -> usize {
+    const TILE: usize = 256;
+    c * TILE.div_ceil(c)
+}
+
+/// Adds the pixels of a tile up into its first `c` elements, in order.
+#[inline(always)]
+pub(super) fn fold_tile(tile: &mut [f32], c: usize) {
+    let (first, rest) = tile.split_at_mut(c);
+    for pixel in rest.chunks_exact(c) {
+        first.iter_mut().zip(pixel).for_each(|(f, p)| *f += p);
+    }
+}
+
 /// A reduction in slabs: every slab writes its own part of `dx` and its own partial sum of `out` (of any content at
 /// first), and the partial sums are added in slab order. `ends[slab]` is where the slab's part of `dx` ends.
 pub(super) fn sum_slabs(

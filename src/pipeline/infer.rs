@@ -28,7 +28,7 @@ const MAX_SIDE: u32 = 32_768;
 /// Numbers that are no whole images of the network's shape, or a failing device.
 pub fn logits(device: &Device, model: &Model, images: &[f32]) -> Result<Vec<f32>> {
     let (shape, classes) = (model.graph.input_shape(), model.graph.classes());
-    if images.is_empty() || images.len() % shape.len() != 0 {
+    if images.is_empty() || !images.len().is_multiple_of(shape.len()) {
         return Err(Error::shape(
             "infer",
             format!("one or more images of {shape}"),

@@ -23,5 +23,5 @@ pub mod surgery;
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use mask::{Budget, Mask, nested, ranking};
 pub use random_masks::{random_mask, random_masks};
-pub use scores::{ScoreConfig, Scores, latency_gradient, ste_gradient};
+pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient};
 pub use search::{Search, relative_savings};

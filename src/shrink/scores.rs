@@ -5,14 +5,20 @@
 //! what merging block b saves: a block that is dear unmerged is pushed towards being freed, one that merging makes
 //! dearer (Δ_b < 0) towards being kept.
 //!
-//! Runs are short, so three things keep the scores from ending as they began:
-//! * The straight-through gradient reaches a block in either state, so a block below the cut can come back.
+//! Runs are short, so four things keep the scores from ending as they began, or as chance has it:
+//! * *Both states count.* The straight-through gradient reaches a block whether its activations are on or off, but says
+//!   different things: where they are off it is large and tells how much the block is missed, where they are on it is
+//!   small and often of the other sign, since the loss is curved between the two. Following only the present one, every
+//!   block hovers at the cut. What is wanted is the loss with the activations off minus that with them on, the integral of
+//!   the gradient from one state to the other; by the trapezoid rule that is the mean of the gradients in the two states.
+//!   So the latest of each state are remembered, smoothed, and their mean is followed.
+//! * *Both states are seen*: the search begins with random masks of the asked size, then goes over to the top-k.
 //! * Removing an activation nearly always raises the loss, so raw gradients push every score up until all sit at 1 and
 //!   the tie-break decides: "the first k". Only differences matter to a ranking, so gradients are *centred* on their
 //!   median over the blocks.
-//! * Gradients of different blocks and of different moments differ by orders of magnitude. They are divided by a
-//!   robust measure of their spread (their median distance from the centre, smoothed over steps) and clipped, so that a
-//!   step moves a score by at most the learning rate, whatever the scale of the loss.
+//! * Gradients differ by orders of magnitude over blocks and moments. They are divided by a robust measure of their
+//!   *spread* (the median distance from the centre) and clipped, so that a step moves a score by at most the learning
+//!   rate, whatever the scale of the loss.
 //!
 //! Scores are projected onto [0, 1] after every step, so that no force, the latency term's included, can push a block to
 //! where the task gradient is cut off. They get no weight decay.
@@ -23,6 +29,7 @@ use rand_distr::{Distribution, Gumbel};
 use serde::{Deserialize, Serialize};
 
 use super::mask::Mask;
+use super::random_masks::random_mask;
 use crate::{Error, Result};
 
 /// Where every score starts: the middle, so that it can move either way.
@@ -39,10 +46,12 @@ const GUMBEL_DECAY: f64 = 0.95;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScoreConfig {
+    /// Share of the search, from its start, that draws a random mask of the asked size for every step.
+    pub explore: f32,
     /// How far a score moves over the whole search under full force all the time; the range is 1 wide and scores start
     /// in its middle.
     pub travel: f32,
-    /// Share of the past in the smoothed gradient, 0 ≤ β < 1.
+    /// Share of the past in the smoothed gradient of each state, 0 ≤ β < 1.
     pub momentum: f32,
     /// Weight λ of the latency term. Forces are relative: the task's is at most 1, the latency term's is λ times what
     /// merging the block saves, in units of the mean block's cost.
@@ -57,7 +66,7 @@ pub struct ScoreConfig {
 
 impl Default for ScoreConfig {
     fn default() -> Self {
-        Self { travel: 1.0, momentum: 0.9, latency_weight: 0.1, gumbel: 0.0, exclude: Vec::new() }
+        Self { explore: 0.5, travel: 1.0, momentum: 0.95, latency_weight: 0.1, gumbel: 0.0, exclude: Vec::new() }
     }
 }
 
@@ -68,6 +77,7 @@ impl ScoreConfig {
     /// Names the key and its range.
     pub fn check(&self) -> Result<()> {
         let rules = [
+            ("explore", self.explore, (0.0..=1.0).contains(&self.explore), "in [0, 1]"),
             ("travel", self.travel, self.travel > 0.0 && self.travel <= 1e3, "in (0, 1000]"),
             ("momentum", self.momentum, (0.0..1.0).contains(&self.momentum), "in [0, 1)"),
             ("latency_weight", self.latency_weight, (0.0..=1e3).contains(&self.latency_weight), "in [0, 1000]"),
@@ -110,23 +120,60 @@ pub fn latency_gradient(score: f32, weight: f32, saving: f32) -> f32 {
     if (0.0..=1.0).contains(&score) { weight * saving } else { 0.0 }
 }
 
+/// A smoothed gradient and how often it was seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct Smoothed {
+    sum: f32,
+    seen: u64,
+}
+
+impl Smoothed {
+    fn add(&mut self, value: f32, beta: f32) {
+        self.sum = beta * self.sum + (1.0 - beta) * value;
+        self.seen += 1;
+    }
+
+    /// The mean with the weights of the few values seen so far adding up to 1; 0 of none.
+    fn mean(self, beta: f32) -> f32 {
+        if self.seen == 0 { 0.0 } else { self.sum / (1.0 - beta.powf(self.seen as f32)) }
+    }
+}
+
 /// Scores of all blocks and what their updates remember.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Keep scores, one per block.
     scores: Vec<f32>,
-    /// Smoothed task gradient.
-    smoothed: Vec<f32>,
-    /// Smoothed spread of the gradients over the blocks.
-    spread: f32,
-    /// Updates so far.
-    updates: u64,
+    /// Smoothed task gradients, one per block, where its activations were off and where they were on.
+    off: Vec<Smoothed>,
+    on: Vec<Smoothed>,
+}
+
+/// A step of the search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SearchStep {
+    /// Seed of the search.
+    pub seed: u64,
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Step over the whole search, from 0.
+    pub step: u64,
+    /// Steps of the whole search.
+    pub total: u64,
+}
+
+impl SearchStep {
+    /// Whether this step still draws its mask at random.
+    pub fn explores(&self, config: &ScoreConfig) -> bool {
+        (self.step as f32) < config.explore * self.total as f32
+    }
 }
 
 impl Scores {
     /// All scores in the middle.
     pub fn new(blocks: usize) -> Self {
-        Self { scores: vec![START; blocks], smoothed: vec![0.0; blocks], spread: 0.0, updates: 0 }
+        let unseen = vec![Smoothed::default(); blocks];
+        Self { scores: vec![START; blocks], off: unseen.clone(), on: unseen }
     }
 
     /// Keep scores in [0, 1], one per block.
@@ -135,31 +182,28 @@ impl Scores {
     }
 
     /// Scores to rank at a step, with Gumbel noise if configured; a function of (seed, step) beside the scores.
-    pub fn ranked(&self, config: &ScoreConfig, seed: u64, epoch: u64, step: u64) -> Vec<f32> {
+    pub fn ranked(&self, config: &ScoreConfig, at: SearchStep) -> Vec<f32> {
         if config.gumbel == 0.0 {
             return self.scores.clone();
         }
-        let tau = GUMBEL_TAU * GUMBEL_DECAY.powf(epoch as f64);
+        let tau = GUMBEL_TAU * GUMBEL_DECAY.powf(at.epoch as f64);
         let size = config.gumbel * tau as f32;
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(step);
+        let mut rng = ChaCha8Rng::seed_from_u64(at.seed);
+        rng.set_stream(at.step);
         let gumbel = Gumbel::new(0.0f32, 1.0).expect("a scale above 0");
         self.scores.iter().zip(gumbel.sample_iter(&mut rng)).map(|(a, noise)| a + size * noise).collect()
     }
 
-    /// The mask at a step.
-    pub fn mask(
-        &self,
-        config: &ScoreConfig,
-        candidates: &[bool],
-        keep: usize,
-        (seed, epoch, step): (u64, u64, u64),
-    ) -> Mask {
-        Mask::top_k(&self.ranked(config, seed, epoch, step), candidates, keep)
+    /// The mask of a step: random while exploring, then the top-k.
+    pub fn mask(&self, config: &ScoreConfig, candidates: &[bool], keep: usize, at: SearchStep) -> Mask {
+        if at.explores(config) {
+            return random_mask(candidates, keep, at.seed, at.step);
+        }
+        Mask::top_k(&self.ranked(config, at), candidates, keep)
     }
 
-    /// One step of projected gradient descent. `inner_products` are Σ⟨∂L/∂y, x − φ(x)⟩, one per block; `savings` what
-    /// merging each block saves, in units of the mean block's cost.
+    /// One step of projected gradient descent. `mask` is that of the step, `inner_products` are Σ⟨∂L/∂y, x − φ(x)⟩, one
+    /// per block; `savings` what merging each block saves, in units of the mean block's cost.
     ///
     /// # Errors
     /// A gradient that is not finite.
@@ -167,54 +211,48 @@ impl Scores {
         &mut self,
         config: &ScoreConfig,
         candidates: &[bool],
-        inner_products: &[f32],
-        savings: &[f32],
-        (step, total_steps): (u64, u64),
+        mask: &Mask,
+        (inner_products, savings): (&[f32], &[f32]),
+        at: SearchStep,
     ) -> Result<()> {
-        if let Some(block) = (0..self.scores.len()).find(|&b| candidates[b] && !inner_products[b].is_finite()) {
+        let free = || (0..candidates.len()).filter(|&b| candidates[b]);
+        if let Some(block) = free().find(|&b| !inner_products[b].is_finite()) {
             return Err(Error::NotFinite(format!(
-                "mask search, step {step}: the gradient of block {block}'s score is {}; lower search.train.lr",
-                inner_products[block]
+                "mask search, step {}: the gradient of block {block}'s score is {}; lower search.train.lr",
+                at.step, inner_products[block]
             )));
         }
-        let force = self.task_force(config, candidates, inner_products);
-        let total = total_steps.max(1) as f32;
-        let settle = ((1.0 - step as f32 / total) / SETTLE).clamp(0.0, 1.0);
+        for block in free() {
+            let gradient = ste_gradient(self.scores[block], inner_products[block]);
+            let state = if mask.kept()[block] { &mut self.on[block] } else { &mut self.off[block] };
+            state.add(gradient, config.momentum);
+        }
+        let force = self.task_force(config, candidates);
+        let total = at.total.max(1) as f32;
+        let settle = ((1.0 - at.step as f32 / total) / SETTLE).clamp(0.0, 1.0);
         let lr = config.travel / total * settle;
-        for block in (0..self.scores.len()).filter(|&b| candidates[b]) {
+        for block in free() {
             let latency = latency_gradient(self.scores[block], config.latency_weight, savings[block]);
             self.scores[block] = (self.scores[block] - lr * (force[block] + latency)).clamp(0.0, 1.0);
         }
         Ok(())
     }
 
-    /// The task gradients, smoothed, centred over the candidates, in units of their spread and clipped to [−1, 1].
-    fn task_force(&mut self, config: &ScoreConfig, candidates: &[bool], inner_products: &[f32]) -> Vec<f32> {
-        let beta = config.momentum;
-        self.updates += 1;
-        let correction = 1.0 - beta.powf(self.updates as f32);
-        let mut centred = vec![0.0f32; self.scores.len()];
-        for block in (0..self.scores.len()).filter(|&b| candidates[b]) {
-            let gradient = ste_gradient(self.scores[block], inner_products[block]);
-            self.smoothed[block] = beta * self.smoothed[block] + (1.0 - beta) * gradient;
-            centred[block] = self.smoothed[block] / correction;
+    /// The task gradients, the mean of both states, centred over the candidates, in units of their spread and clipped to
+    /// [−1, 1].
+    fn task_force(&self, config: &ScoreConfig, candidates: &[bool]) -> Vec<f32> {
+        let free: Vec<usize> = (0..candidates.len()).filter(|&b| candidates[b]).collect();
+        let both = |b: usize| 0.5 * (self.off[b].mean(config.momentum) + self.on[b].mean(config.momentum));
+        let gradients: Vec<f32> = free.iter().map(|&b| both(b)).collect();
+        let centre = median(gradients.clone());
+        let unit = CLIP_SPREADS * median(gradients.iter().map(|g| (g - centre).abs()).collect());
+        let mut force = vec![0.0; candidates.len()];
+        for (&block, gradient) in free.iter().zip(gradients) {
+            let scaled = if unit > 0.0 { ((gradient - centre) / unit).clamp(-1.0, 1.0) } else { 0.0 };
+            // Outside [0, 1] the estimator passes nothing (a projected score is never there).
+            force[block] = -ste_gradient(self.scores[block], scaled);
         }
-        let over_candidates = |values: &[f32]| -> Vec<f32> {
-            values.iter().zip(candidates).filter(|(_, c)| **c).map(|(v, _)| *v).collect()
-        };
-        let centre = median(over_candidates(&centred));
-        for (value, _) in centred.iter_mut().zip(candidates).filter(|(_, c)| **c) {
-            *value -= centre;
-        }
-        let spread = median(over_candidates(&centred).iter().map(|v| v.abs()).collect());
-        self.spread = beta * self.spread + (1.0 - beta) * spread;
-        let unit = CLIP_SPREADS * self.spread / correction;
-        if unit <= 0.0 {
-            return vec![0.0; self.scores.len()];
-        }
-        let inside = |score: f32| (0.0..=1.0).contains(&score);
-        let force = |(value, &score): (&f32, &f32)| if inside(score) { (value / unit).clamp(-1.0, 1.0) } else { 0.0 };
-        centred.iter().zip(&self.scores).map(force).collect()
+        force
     }
 }
 

@@ -1,5 +1,5 @@
-//! Stage 1, the mask search: weights and keep scores are trained together, the mask being the hard top-k of the scores
-//! before every pass (`methods.md` 1.2).
+//! Stage 1, the mask search: weights and keep scores are trained together. Before every pass the mask is drawn at random
+//! while the search explores, then it is the hard top-k of the scores (`methods.md` 1.2).
 //!
 //! The search runs on a copy of the model. DepthShrinker finetunes from the original weights and throws the searched
 //! ones away; keeping them instead is an option of the job.
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::mask::{Budget, Mask};
-use super::scores::{ScoreConfig, Scores};
+use super::scores::{ScoreConfig, Scores, SearchStep};
 use crate::engine::Engine;
 use crate::graph::{BlockState, Graph};
 use crate::train::{Hook, Progress};
@@ -89,6 +89,10 @@ impl Search {
         self.keep
     }
 
+    fn place(&self, at: Progress<'_>) -> SearchStep {
+        SearchStep { seed: self.seed, epoch: at.epoch, step: at.step, total: at.total_steps }
+    }
+
     /// Records of the scores over the search, as `metrics.jsonl` has them.
     pub fn records(&self, stage: &str) -> Vec<Map<String, Value>> {
         let record = |(step, scores): &(u64, Vec<f32>)| {
@@ -104,8 +108,7 @@ impl Search {
 
 impl Hook for Search {
     fn before_forward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
-        let place = (self.seed, at.epoch, at.step);
-        let mask = self.state.scores.mask(&self.config, &self.candidates, self.keep, place);
+        let mask = self.state.scores.mask(&self.config, &self.candidates, self.keep, self.place(at));
         let bits = mask.bits();
         self.state.changes += self.state.kept.iter().zip(&bits).filter(|(old, new)| old != new).count() as u64;
         self.state.kept = bits;
@@ -117,11 +120,11 @@ impl Hook for Search {
         if self.state.history.is_empty() {
             self.state.history.push((0, self.scores().to_vec()));
         }
-        let place = (at.step, at.total_steps);
-        let state = &mut self.state;
-        state.scores.update(&self.config, &self.candidates, engine.score_gradients(), &self.savings, place)?;
+        let (place, mask) = (self.place(at), Mask::from_bits(&self.state.kept)?);
+        let gradients = (engine.score_gradients(), self.savings.as_slice());
+        self.state.scores.update(&self.config, &self.candidates, &mask, gradients, place)?;
         let done = at.step + 1;
-        if done % at.total_steps.div_ceil(RECORDS).max(1) == 0 || done == at.total_steps {
+        if done.is_multiple_of(at.total_steps.div_ceil(RECORDS).max(1)) || done == at.total_steps {
             self.state.history.push((done, self.scores().to_vec()));
         }
         Ok(())
@@ -131,8 +134,10 @@ impl Hook for Search {
         engine.set_slopes(&self.mask().slopes(1.0))
     }
 
-    fn epoch_record(&mut self, _: Progress<'_>) -> Map<String, Value> {
+    fn epoch_record(&mut self, at: Progress<'_>) -> Map<String, Value> {
         let mut record = Map::new();
+        let last = SearchStep { step: at.step.saturating_sub(1), ..self.place(at) };
+        record.insert("exploring".into(), json!(last.explores(&self.config)));
         record.insert("kept".into(), json!(self.mask().bits()));
         record.insert("mask_changes".into(), json!(std::mem::take(&mut self.state.changes)));
         record

@@ -31,7 +31,7 @@ fn members(mut c: usize, drawn: &[Drawn]) -> Vec<Member> {
     let member = |&(kind, (k_h, k_w), (stride_h, stride_w), pad, bias, bn): &Drawn| {
         let (c_out, groups) = match kind {
             0 => (3 + (k_h + stride_w) % 3, 1),
-            1 if c % 2 == 0 => (6, 2),
+            1 if c.is_multiple_of(2) => (6, 2),
             1 => (4, 1),
             _ => (c, c),
         };
