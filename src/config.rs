@@ -180,7 +180,7 @@ mod quick_start {
     }
 
     pub fn train() -> TrainConfig {
-        TrainConfig { epochs: 8, batch: 64, lr: 0.1, augment: augment(), ..TrainConfig::default() }
+        TrainConfig { epochs: 6, batch: 64, lr: 0.1, augment: augment(), ..TrainConfig::default() }
     }
 
     pub fn search() -> TrainConfig {

@@ -76,9 +76,11 @@ pub fn backward(
             vectorised(
                 #[inline(always)]
                 || {
-                    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                        let d = dy * clamp.derivative(x);
-                        *dx = if accumulate { *dx + d } else { d };
+                    let n = dx.len();
+                    let (inputs, gradients) = (&x[..n], &dy[..n]);
+                    for i in 0..n {
+                        let d = gradients[i] * clamp.derivative(inputs[i]);
+                        dx[i] = if accumulate { dx[i] + d } else { d };
                     }
                     if score { excess_dot(clamp, x, dy) } else { 0.0 }
                 },

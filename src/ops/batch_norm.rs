@@ -87,8 +87,9 @@ pub(super) fn moments(y: &[f32], c: usize) -> Vec<f32> {
         #[inline(always)]
         || {
             for y in y.chunks(tile) {
-                for ((m2, m), y) in m2.iter_mut().zip(&mean).zip(y) {
-                    *m2 += (y - m) * (y - m);
+                let (m2, mean) = (&mut m2[..y.len()], &mean[..y.len()]);
+                for i in 0..y.len() {
+                    m2[i] += (y[i] - mean[i]) * (y[i] - mean[i]);
                 }
             }
             fold_tile(&mut m2, c);
@@ -215,8 +216,10 @@ fn apply(p: &BatchNormProblem, affine: &Affine, y: &[f32], tail: Tail<'_>, z: &m
 fn affine_rows(affine: &Affine, y: &[f32], z: &mut [f32], f: impl Fn(f32) -> f32) {
     let tile = affine.a.len();
     for (z, y) in z.chunks_mut(tile).zip(y.chunks(tile)) {
-        for (((z, y), a), b) in z.iter_mut().zip(y).zip(&affine.a).zip(&affine.b) {
-            *z = f(a * y + b);
+        let n = z.len();
+        let (y, a, b) = (&y[..n], &affine.a[..n], &affine.b[..n]);
+        for i in 0..n {
+            z[i] = f(a[i] * y[i] + b[i]);
         }
     }
 }
@@ -355,9 +358,11 @@ fn sum_rows(g: &[f32], y: &[f32], mean: &[f32], sums: &mut [f32]) {
     let tile = mean.len();
     let (sum_g, sum_gy) = sums.split_at_mut(tile);
     for (g, y) in g.chunks(tile).zip(y.chunks(tile)) {
-        for ((((sum_g, sum_gy), mean), g), y) in sum_g.iter_mut().zip(sum_gy.iter_mut()).zip(mean).zip(g).zip(y) {
-            *sum_g += g;
-            *sum_gy += g * (y - mean);
+        let n = g.len();
+        let (y, mean, sum_g, sum_gy) = (&y[..n], &mean[..n], &mut sum_g[..n], &mut sum_gy[..n]);
+        for i in 0..n {
+            sum_g[i] += g[i];
+            sum_gy[i] += g[i] * (y[i] - mean[i]);
         }
     }
 }
@@ -379,8 +384,10 @@ impl DyLoader<'_> {
         if let Some(residual) = self.residual {
             value.iter_mut().zip(&residual[range]).for_each(|(v, r)| *v += r);
         }
-        for ((g, v), dz) in g.iter_mut().zip(value.iter()).zip(dz) {
-            *g = dz * clamp.derivative(*v);
+        let n = g.len();
+        let (values, gradients) = (&value[..n], &dz[..n]);
+        for i in 0..n {
+            g[i] = gradients[i] * clamp.derivative(values[i]);
         }
         if score { excess_dot(clamp, value, dz) } else { 0.0 }
     }
@@ -409,9 +416,11 @@ impl DyLoader<'_> {
     fn rows(&self, dz: &[f32], y: &[f32], dy: &mut [f32], g: impl Fn(f32, f32, f32) -> f32) {
         let tile = self.affine.a.len();
         for ((dy, dz), y) in dy.chunks_mut(tile).zip(dz.chunks(tile)).zip(y.chunks(tile)) {
-            let coefficients = self.affine.a.iter().zip(&self.affine.b).zip(self.slope.iter().zip(&self.offset));
-            for (((dy, dz), y), ((a, b), (slope, offset))) in dy.iter_mut().zip(dz).zip(y).zip(coefficients) {
-                *dy = a * g(*dz, a * y + b, *dy) + slope * y + offset;
+            let n = dy.len();
+            let (dz, y, a, b) = (&dz[..n], &y[..n], &self.affine.a[..n], &self.affine.b[..n]);
+            let (slope, offset) = (&self.slope[..n], &self.offset[..n]);
+            for i in 0..n {
+                dy[i] = a[i] * g(dz[i], a[i] * y[i] + b[i], dy[i]) + slope[i] * y[i] + offset[i];
             }
         }
     }

@@ -132,9 +132,9 @@ fn strided_line(p: &ConvProblem, dy: &[f32], w: &[f32], index: usize, dx: &mut [
             let columns = columns_reaching(p, kw);
             for ow in columns {
                 let iw = ow * window.stride_w + kw - window.pad.left;
-                let dx = &mut dx[iw * c..][..c];
-                for ((dx, dy), w) in dx.iter_mut().zip(&dy[ow * c..][..c]).zip(w) {
-                    *dx += dy * w;
+                let (dx, dy) = (&mut dx[iw * c..][..c], &dy[ow * c..][..c]);
+                for i in 0..c {
+                    dx[i] += dy[i] * w[i];
                 }
             }
         }

@@ -3,6 +3,11 @@
 //! Every pass takes views of device memory and dispatches on where that memory is. All results are bit-identical for
 //! any number of threads: work is cut by the problem's sizes alone and sums are taken in a fixed order.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over indices of slices cut to one length always become vector code; deeply nested zips do not"
+)]
+
 pub mod activation;
 pub mod add;
 pub mod batch_norm;

@@ -15,7 +15,7 @@ use crate::measure::{Roofline, block_costs};
 use crate::model::Model;
 use crate::shape::Shape;
 use crate::shrink::surgery::{drop_linear_activations, prepare_finetune};
-use crate::shrink::{Budget, Finetune, Mask, Search, nested, relative_savings};
+use crate::shrink::{Budget, Finetune, Mask, ScoreConfig, Search, nested, relative_savings};
 use crate::train::{Distillation, Evaluation, Hook, NoHook, Session, Stage, TrainConfig, evaluate, train};
 use crate::{Error, Result};
 
@@ -187,7 +187,8 @@ impl<'a> Run<'a> {
     pub fn search(&mut self, original: &Model) -> Result<(Plan, Model)> {
         let config = &self.config.search;
         let savings = analytic_savings(original)?;
-        let mut search = Search::new(&original.graph, &config.scores, self.config.budget, savings, self.config.seed)?;
+        let scores = without_losses(&config.scores, self.config.budget, &savings)?;
+        let mut search = Search::new(&original.graph, &scores, self.config.budget, savings, self.config.seed)?;
         let searched = self.stage("search", original.clone(), &config.train, &mut search, None)?;
         for record in search.records("search") {
             self.session.metrics.append(&record)?;
@@ -309,9 +310,32 @@ pub fn evaluate_model(device: &Device, model: &Model, test: &Arc<Dataset>) -> Re
     evaluate(&mut engine, &Loader::eval(test.clone(), EVALUATION_BATCH)?)
 }
 
+/// Leaves blocks out of the choice whose merge would cost time by the cost model, such as a depthwise-separable block
+/// that becomes a dense 3×3, as far as the budget can do without them: freeing one would lose accuracy and speed.
+fn without_losses(scores: &ScoreConfig, budget: Budget, savings: &[f32]) -> Result<ScoreConfig> {
+    let mut fewer = scores.clone();
+    fewer.exclude.extend((0..savings.len()).filter(|block| savings[*block] < 0.0 && !scores.exclude.contains(block)));
+    let candidates = fewer.candidates(savings.len())?;
+    Ok(if budget.kept(&candidates).is_ok() { fewer } else { scores.clone() })
+}
+
 /// What merging each block saves by the analytic cost model, in units of the mean block's cost: no clock is read, so a
 /// search repeats bit for bit on any machine.
 fn analytic_savings(model: &Model) -> Result<Vec<f32>> {
     let costs = block_costs(&model.graph, COST_BATCH, &COST_ROOFLINE)?;
     Ok(relative_savings(&costs.iter().map(|c| (c.before, c.after)).collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_whose_merge_costs_time_are_spared_where_the_budget_allows() {
+        let (scores, savings) = (ScoreConfig::default(), [-0.5, 0.8, 0.1, -0.1]);
+        assert_eq!(without_losses(&scores, Budget::Keep(2), &savings).unwrap().exclude, [0, 3]);
+        assert!(without_losses(&scores, Budget::Keep(0), &savings).unwrap().exclude.is_empty());
+        let own = ScoreConfig { exclude: vec![3], ..scores };
+        assert_eq!(without_losses(&own, Budget::Keep(2), &savings).unwrap().exclude, [3, 0]);
+    }
 }
