@@ -12,9 +12,11 @@ use depthshrinker::shape::{Shape, Window};
 
 const BATCH: usize = 64;
 
-/// The parts of inverted residuals of MobileNetV2-0.5 on 28×28 images, and what each block merges into:
-/// name, (size, c_in), c_out, kernel, stride, groups.
-const LAYERS: &[(&str, (usize, usize), usize, usize, usize, usize)] = &[
+/// Name, (size, c_in), c_out, kernel, stride, groups.
+type Layer = (&'static str, (usize, usize), usize, usize, usize, usize);
+
+/// The parts of inverted residuals of MobileNetV2-0.5 on 28×28 images, and what each block merges into.
+const LAYERS: &[Layer] = &[
     ("block1/expand", (28, 8), 48, 1, 1, 1),
     ("block1/depthwise", (28, 48), 48, 3, 2, 48),
     ("block1/project", (14, 48), 16, 1, 1, 1),
