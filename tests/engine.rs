@@ -86,7 +86,7 @@ fn the_fused_plan_trains_as_the_reference_plan_does() {
             (loss, engine.score_gradients().to_vec())
         });
         assert!((reference.0 - fused.0).abs() <= 1e-4, "step {at}: losses {} and {}", reference.0, fused.0);
-        compare("score gradients", &fused.1, &widen(&reference.1), 1e-2).unwrap();
+        compare(&format!("step {at}: score gradients"), &fused.1, &widen(&reference.1), 1e-2).unwrap();
         assert!(reference.1.iter().any(|s| *s != 0.0));
     }
 }

@@ -10,6 +10,7 @@ use depthshrinker::graph::{Bias, Conv};
 use depthshrinker::ops::activation::{self, Clamp};
 use depthshrinker::ops::batch_norm::{BackwardInputs, BatchNormProblem, BatchNormState, Tail};
 use depthshrinker::ops::conv::{ConvBias, ConvProblem};
+use depthshrinker::ops::conv_input::ConvInput;
 use depthshrinker::ops::linear::LinearProblem;
 use depthshrinker::ops::{add, batch_norm, conv, conv_bn, dropout, linear, pool};
 use depthshrinker::shape::{Padding, Shape, Window};
@@ -242,8 +243,9 @@ impl Norm {
             running: [ViewMut::Host(mean), ViewMut::Host(var)],
             saved: ViewMut::Host(&mut saved),
         };
-        let operands = (View::Host(&self.y[..]), View::Host(&identity[..]));
-        conv_bn::forward((&conv, p), operands, state, tail, ViewMut::Host(&mut raw), ViewMut::Host(&mut z));
+        let operands = (ConvInput::Stored(View::Host(&self.y[..])), View::Host(&identity[..]));
+        let out = Some((tail, ViewMut::Host(&mut z)));
+        conv_bn::forward((&conv, p), operands, state, ViewMut::Host(&mut raw), out);
         let inputs = BackwardInputs {
             y: View::Host(&raw),
             dz: View::Host(&self.dz),
@@ -261,7 +263,7 @@ impl Norm {
             dw: ViewMut::Host(&mut dw),
             d_bn: [ViewMut::Host(&mut d_gamma), ViewMut::Host(&mut d_beta)],
         };
-        let score = conv_bn::backward((&conv, p), operands, inputs, out, true);
+        let score = conv_bn::backward((&conv, p), operands, inputs, None, out, true).score;
         NormGradients { z, dy, d_gamma, d_beta, d_residual, dw, score, running }
     }
 }

@@ -137,4 +137,11 @@ impl<'a> ViewMut<'a> {
             Self::Host(data) => data,
         }
     }
+
+    /// The numbers, where they are on the host, borrowed for a while.
+    pub fn host_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Host(data) => data,
+        }
+    }
 }

@@ -6,7 +6,7 @@
 use crate::Result;
 use crate::device::{Buffer, View, ViewMut};
 use crate::graph::NodeId;
-use crate::ops::batch_norm::{BackwardInputs, Tail};
+use crate::ops::batch_norm::{BackwardInputs, GradientSums, Tail};
 use crate::ops::{activation, add, batch_norm, conv, conv_bn, dropout, linear, pool};
 
 use super::forward::Pass;
@@ -22,6 +22,8 @@ pub(super) struct Backward<'a> {
     pub memory: &'a mut Memory,
     /// Which values' gradients hold something already.
     pub written: Vec<bool>,
+    /// Sums that the convolution after a step took on its behalf, by the step's output.
+    pub sums: Vec<Option<GradientSums>>,
     /// Σ ⟨dy, x − φ(x)⟩ by block, where they are collected.
     pub scores: Option<&'a mut [f32]>,
 }
@@ -168,14 +170,15 @@ impl Backward<'_> {
         let residual = step.inputs.get(1).copied();
         let mut dx = self.take(input);
         let mut d_residual = residual.and_then(|r| self.take(r));
-        let (pass, memory, params) = (&self.pass, &*self.memory, &mut *self.params);
+        let mut gradients = std::mem::take(&mut self.params.gradients);
+        let (pass, memory, params) = (&self.pass, &*self.memory, &*self.params);
         let shape = pass.plan.shapes[step.output];
         let raw = pass.layout.raw[index].expect("planned for every fused training step");
         let inputs = BackwardInputs {
             y: memory.slots[raw].view(0..pass.len(step.output)),
             dz: Self::dy(pass, memory, step),
-            gamma: params.values.view(params.ranges[bn.gamma].clone()),
-            beta: params.values.view(params.ranges[bn.beta].clone()),
+            gamma: params.value(bn.gamma),
+            beta: params.value(bn.beta),
             saved: self.saved[index].view(0..2 * shape.c),
             tail: Tail {
                 // Read only under an activation; without one its memory may be in other use by now.
@@ -184,18 +187,22 @@ impl Backward<'_> {
             },
         };
         let [gamma, beta] = bn.affine(&params.ranges);
-        let [dw, d_gamma, d_beta] = params.gradients.view_mut_disjoint([params.ranges[*weight].clone(), gamma, beta]);
+        let [dw, d_gamma, d_beta] = gradients.view_mut_disjoint([params.range(*weight), gamma, beta]);
         let out = conv_bn::Gradients {
             dx: dx.as_mut().map(|dx| dx.view(pass.len(input))),
             d_residual: d_residual.as_mut().map(|d| d.view(pass.len(step.output))),
             dw,
             d_bn: [d_gamma, d_beta],
         };
-        let block = act.as_ref().and_then(|act| act.mask).filter(|_| self.scores.is_some());
+        let collects_scores = self.scores.is_some();
+        let block = act.as_ref().and_then(|act| act.mask).filter(|_| collects_scores);
         let problems = (&pass.conv(problem), &pass.batch_norm(bn, shape));
-        let operands = (pass.value(memory, input), params.values.view(params.ranges[*weight].clone()));
-        let score = conv_bn::backward(problems, operands, inputs, out, block.is_some());
-        self.add_score(block, score);
+        let x = pass.conv_input(memory, params, self.saved, input, collects_scores);
+        let sums = self.sums[step.output].take();
+        let sums = conv_bn::backward(problems, (x, params.value(*weight)), inputs, sums, out, block.is_some());
+        self.sums[input] = sums.input;
+        self.params.gradients = gradients;
+        self.add_score(block, sums.score);
         self.put(dx);
         self.put(d_residual);
     }

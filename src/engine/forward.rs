@@ -6,13 +6,14 @@ use crate::graph::{Activation, Bias, NodeId};
 use crate::ops::activation::Clamp;
 use crate::ops::batch_norm::{BatchNormProblem, BatchNormState, Tail};
 use crate::ops::conv::{ConvBias, ConvProblem};
+use crate::ops::conv_input::{ConvInput, Normalised};
 use crate::ops::linear::LinearProblem;
 use crate::ops::{activation, add, batch_norm, conv, conv_bn, dropout, linear, pool};
 use crate::shape::Shape;
 
 use super::memory::{Layout, Memory};
 use super::params::Params;
-use super::plan::{BatchNormParams, Plan, Step, StepKind};
+use super::plan::{BatchNormParams, ParamId, Plan, Step, StepKind};
 
 /// What is fixed during one pass.
 pub(super) struct Pass<'a> {
@@ -31,6 +32,33 @@ impl Pass<'_> {
     pub fn value<'m>(&self, memory: &'m Memory, node: NodeId) -> View<'m> {
         let slot = self.layout.value[node].expect("a step reads only values that were planned");
         memory.slots[slot].view(0..self.len(node))
+    }
+
+    /// A value as a fused step reads it: where it was not stored, from what its step kept. `score` as there.
+    pub fn conv_input<'m>(
+        &self,
+        memory: &'m Memory,
+        params: &'m Params,
+        saved: &'m [Buffer],
+        node: NodeId,
+        collects_scores: bool,
+    ) -> ConvInput<'m> {
+        if self.layout.value[node].is_some() {
+            return ConvInput::Stored(self.value(memory, node));
+        }
+        let index = self.plan.writer(node).expect("only steps leave values out");
+        let StepKind::ConvBatchNorm { bn, act, .. } = &self.plan.steps[index].kind else {
+            unreachable!("only fused training steps leave values out")
+        };
+        let raw = self.layout.raw[index].expect("planned for every fused training step");
+        ConvInput::Normalised(Normalised {
+            y: memory.slots[raw].view(0..self.len(node)),
+            gamma: params.value(bn.gamma),
+            beta: params.value(bn.beta),
+            saved: saved[index].view(0..2 * self.plan.shapes[node].c),
+            clamp: act.as_ref().map(|act| self.clamp(act)),
+            score: collects_scores && act.as_ref().is_some_and(|act| act.mask.is_some()),
+        })
     }
 
     pub fn len(&self, node: NodeId) -> usize {
@@ -67,27 +95,14 @@ impl Pass<'_> {
     /// A training pass: batch statistics, saved for the backward pass in `saved` (one buffer per step).
     pub fn forward_training(&self, params: &mut Params, saved: &mut [Buffer], memory: &mut Memory) -> Result<()> {
         for (index, step) in self.plan.steps.iter().enumerate() {
+            if let StepKind::ConvBatchNorm { problem, weight, bn, act } = &step.kind {
+                self.conv_bn(params, saved, memory, index, (problem, *weight, bn, act.as_ref()));
+                continue;
+            }
             let mut out = memory.take(self.layout.value[step.output].expect("planned"));
             let y = out.view_mut(0..self.len(step.output));
             let shape = self.plan.shapes[step.output];
             match &step.kind {
-                StepKind::ConvBatchNorm { problem, weight, bn, act } => {
-                    let raw_slot = self.layout.raw[index].expect("planned for every fused training step");
-                    let mut raw = memory.take(raw_slot);
-                    let problems = (&self.conv(problem), &self.batch_norm(bn, shape));
-                    let tail = self.tail(memory, step, act.as_ref());
-                    let running = params.running.view_mut_disjoint(bn.running(&params.ranges));
-                    let state = BatchNormState {
-                        gamma: params.values.view(params.ranges[bn.gamma].clone()),
-                        beta: params.values.view(params.ranges[bn.beta].clone()),
-                        running,
-                        saved: saved[index].view_mut(0..2 * shape.c),
-                    };
-                    let x = self.value(memory, step.inputs[0]);
-                    let w = params.values.view(params.ranges[*weight].clone());
-                    conv_bn::forward(problems, (x, w), state, tail, raw.view_mut(0..self.len(step.output)), y);
-                    memory.slots[raw_slot] = raw;
-                }
                 StepKind::BatchNorm(bn) => {
                     let running = params.running.view_mut_disjoint(bn.running(&params.ranges));
                     let state = BatchNormState {
@@ -107,6 +122,39 @@ impl Pass<'_> {
             memory.slots[self.layout.value[step.output].expect("planned")] = out;
         }
         Ok(())
+    }
+
+    fn conv_bn(
+        &self,
+        params: &mut Params,
+        saved: &mut [Buffer],
+        memory: &mut Memory,
+        index: usize,
+        (problem, weight, bn, act): (&ConvProblem, ParamId, &BatchNormParams, Option<&Activation>),
+    ) {
+        let step = &self.plan.steps[index];
+        let (shape, len) = (self.plan.shapes[step.output], self.len(step.output));
+        let raw_slot = self.layout.raw[index].expect("planned for every fused training step");
+        let mut raw = memory.take(raw_slot);
+        let mut out = self.layout.value[step.output].map(|slot| (slot, memory.take(slot)));
+        let mut statistics = std::mem::take(&mut saved[index]);
+        let mut running = std::mem::take(&mut params.running);
+        let state = BatchNormState {
+            gamma: params.value(bn.gamma),
+            beta: params.value(bn.beta),
+            running: running.view_mut_disjoint(bn.running(&params.ranges)),
+            saved: statistics.view_mut(0..2 * shape.c),
+        };
+        let x = self.conv_input(memory, params, saved, step.inputs[0], false);
+        let z = out.as_mut().map(|(_, out)| (self.tail(memory, step, act), out.view_mut(0..len)));
+        let problems = (&self.conv(problem), &self.batch_norm(bn, shape));
+        conv_bn::forward(problems, (x, params.value(weight)), state, raw.view_mut(0..len), z);
+        memory.slots[raw_slot] = raw;
+        if let Some((slot, out)) = out {
+            memory.slots[slot] = out;
+        }
+        saved[index] = statistics;
+        params.running = running;
     }
 
     /// An inference pass: nothing but `memory` changes.

@@ -12,7 +12,7 @@ pub(super) type Slot = usize;
 /// Where each value and gradient lies.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
-    /// Slot of a node's value; `None` for values inside a fused step.
+    /// Slot of a node's value; `None` for values inside a fused step or formed on load.
     pub value: Vec<Option<Slot>>,
     /// Slot of a node's gradient.
     pub gradient: Vec<Option<Slot>>,
@@ -89,7 +89,9 @@ impl Layout {
         for node in 0..nodes {
             let Some(from) = from[node] else { continue };
             let len = plan.shapes[node].len();
-            items.push(Item { len, from, to: to[node].max(from), target: Target::Value(node) });
+            if writer.get(&node).is_none_or(|&step| plan.steps[step].stored) {
+                items.push(Item { len, from, to: to[node].max(from), target: Target::Value(node) });
+            }
             if let Some(&step) = writer.get(&node)
                 && plan.training
                 && gradient_from[node] != usize::MAX

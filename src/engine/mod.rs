@@ -276,6 +276,7 @@ impl Engine {
             saved: &self.saved,
             memory: &mut self.memory,
             written,
+            sums: vec![None; self.plan.shapes.len()],
             scores: self.collect_scores.then_some(&mut self.scores[..]),
         }
         .run()

@@ -82,6 +82,9 @@ pub struct Step {
     pub inputs: Vec<NodeId>,
     /// The value it writes.
     pub output: NodeId,
+    /// Whether that value is stored. A fused training step leaves its normalised value out where the one convolution that
+    /// reads it forms it on load (`kernels.md` a, level C).
+    pub stored: bool,
     /// What it computes.
     pub kind: StepKind,
 }
@@ -121,7 +124,33 @@ impl Plan {
         }
         // A fused step stands where its last node stood: only there all that it reads is known to exist.
         steps.sort_by_key(|s| s.output);
-        Ok(Self { steps, shapes, training })
+        let mut plan = Self { steps, shapes, training };
+        plan.form_on_load(taps);
+        Ok(plan)
+    }
+
+    /// Finds the values that need not be stored.
+    fn form_on_load(&mut self, taps: &[NodeId]) {
+        for index in 0..self.steps.len() {
+            let step = &self.steps[index];
+            let plain = matches!(step.kind, StepKind::ConvBatchNorm { .. }) && step.inputs.len() == 1;
+            let mut readers = self.steps.iter().filter(|reader| reader.inputs.contains(&step.output));
+            let only = readers.next().filter(|_| readers.next().is_none());
+            let on_load = only.is_some_and(|reader| match &reader.kind {
+                StepKind::ConvBatchNorm { problem, .. } => {
+                    reader.inputs[0] == step.output
+                        && reader.inputs.get(1) != Some(&step.output)
+                        && problem.family() != ConvFamily::Dense
+                }
+                _ => false,
+            });
+            self.steps[index].stored = !(plain && on_load && !taps.contains(&step.output));
+        }
+    }
+
+    /// The step that writes a value.
+    pub(super) fn writer(&self, node: NodeId) -> Option<usize> {
+        self.steps.iter().position(|step| step.output == node)
     }
 }
 
@@ -182,7 +211,7 @@ impl Lowering<'_> {
             },
             Op::Dropout { p } => StepKind::Dropout(p),
         };
-        Ok(Step { name: node.name.clone(), nodes: vec![id], inputs: node.inputs.clone(), output: id, kind })
+        Ok(Step { name: node.name.clone(), nodes: vec![id], inputs: node.inputs.clone(), output: id, stored: true, kind })
     }
 
     fn conv_step(&self, id: NodeId, conv: crate::graph::Conv) -> Result<Step> {
@@ -218,7 +247,7 @@ impl Lowering<'_> {
             Some(bn) => StepKind::ConvBatchNorm { problem, weight, bn, act },
             None => StepKind::Conv { problem, weight, bias, act },
         };
-        Ok(Step { name: self.graph.nodes[output].name.clone(), nodes, inputs, output, kind })
+        Ok(Step { name: self.graph.nodes[output].name.clone(), nodes, inputs, output, stored: true, kind })
     }
 
     /// The only reader of a value that nobody else needs.

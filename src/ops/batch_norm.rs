@@ -66,54 +66,55 @@ impl Tail<'_> {
     pub const NONE: Self = Self { residual: None, clamp: None };
 }
 
-/// Mean and centred second moment `[2·c]` of the pixels of a chunk.
-pub(super) fn moments(y: &[f32], c: usize) -> Vec<f32> {
+/// Statistics of the pixels of one chunk.
+pub(super) struct Moments {
+    pixels: usize,
+    /// Mean and centred second moment `[2·c]`.
+    values: Vec<f32>,
+}
+
+/// One pass over a chunk of `c` channels. Sums are taken about its first pixel, so that a large mean costs no digits.
+pub(super) fn moments(y: &[f32], c: usize) -> Moments {
     let tile = tile_len(c);
-    let (mut sum, mut m2) = (vec![0.0f32; tile], vec![0.0f32; tile]);
-    let scale = 1.0 / (y.len() / c) as f32;
+    let shift = tiled(&y[..c]);
+    let (mut sum, mut squares) = (vec![0.0f32; tile], vec![0.0f32; tile]);
     vectorised(
         #[inline(always)]
         || {
             for y in y.chunks(tile) {
-                sum.iter_mut().zip(y).for_each(|(s, y)| *s += y);
-            }
-            fold_tile(&mut sum, c);
-        },
-    );
-    sum.truncate(c);
-    sum.iter_mut().for_each(|s| *s *= scale);
-    let mean = tiled(&sum);
-    vectorised(
-        #[inline(always)]
-        || {
-            for y in y.chunks(tile) {
-                let (m2, mean) = (&mut m2[..y.len()], &mean[..y.len()]);
-                for i in 0..y.len() {
-                    m2[i] += (y[i] - mean[i]) * (y[i] - mean[i]);
+                let n = y.len();
+                let (shift, sum, squares) = (&shift[..n], &mut sum[..n], &mut squares[..n]);
+                for i in 0..n {
+                    let d = y[i] - shift[i];
+                    sum[i] += d;
+                    squares[i] += d * d;
                 }
             }
-            fold_tile(&mut m2, c);
+            fold_tile(&mut sum, c);
+            fold_tile(&mut squares, c);
         },
     );
-    sum.extend_from_slice(&m2[..c]);
-    sum
+    let pixels = y.len() / c;
+    let mut values = Vec::with_capacity(2 * c);
+    values.extend(sum[..c].iter().zip(&shift).map(|(s, shift)| shift + s / pixels as f32));
+    values.extend(squares[..c].iter().zip(&sum).map(|(q, s)| (q - s * (s / pixels as f32)).max(0.0)));
+    Moments { pixels, values }
 }
 
 /// Merges the chunks' moments in order; writes μ and 1/√(σ² + ε) and updates the running statistics.
-pub(super) fn finish_statistics(p: &BatchNormProblem, chunks: &[Vec<f32>], state: BatchNormState<'_>) {
+pub(super) fn finish_statistics(p: &BatchNormProblem, chunks: &[Moments], state: &mut BatchNormState<'_>) {
     let c = p.c;
-    let cut = p.chunks();
-    let (saved_mean, saved_rstd) = state.saved.host().split_at_mut(c);
-    let [running_mean, running_var] = state.running.map(ViewMut::host);
+    let (saved_mean, saved_rstd) = state.saved.host_mut().split_at_mut(c);
+    let [running_mean, running_var] = state.running.each_mut().map(ViewMut::host_mut);
     let pixels = p.pixels() as f64;
     for channel in 0..c {
         let (mut count, mut mean, mut m2) = (0.0f64, 0.0f64, 0.0f64);
-        for (index, chunk) in chunks.iter().enumerate() {
-            let n = (cut.line_range(index).len() * p.w) as f64;
-            let delta = f64::from(chunk[channel]) - mean;
+        for chunk in chunks {
+            let n = chunk.pixels as f64;
+            let delta = f64::from(chunk.values[channel]) - mean;
             let total = count + n;
             mean += delta * n / total;
-            m2 += f64::from(chunk[c + channel]) + delta * delta * count * n / total;
+            m2 += f64::from(chunk.values[c + channel]) + delta * delta * count * n / total;
             count = total;
         }
         let momentum = f64::from(p.momentum);
@@ -137,25 +138,15 @@ pub fn forward(p: &BatchNormProblem, y: View<'_>, mut state: BatchNormState<'_>,
 /// Finishes the statistics and normalises: the second half of the forward pass, alone in the fused step.
 pub(super) fn normalise_with(
     p: &BatchNormProblem,
-    statistics: &[Vec<f32>],
+    statistics: &[Moments],
     y: &[f32],
     state: &mut BatchNormState<'_>,
     tail: Tail<'_>,
     z: &mut [f32],
 ) {
-    let [running_mean, running_var] = &mut state.running;
-    let running = [reborrow(running_mean), reborrow(running_var)];
-    let again = BatchNormState { gamma: state.gamma, beta: state.beta, running, saved: reborrow(&mut state.saved) };
-    finish_statistics(p, statistics, again);
-    let ViewMut::Host(saved) = &state.saved;
-    let affine = Affine::training(state.gamma.host(), state.beta.host(), saved);
+    finish_statistics(p, statistics, state);
+    let affine = Affine::new(state.gamma.host(), state.beta.host(), state.saved.host_mut());
     apply(p, &affine, y, tail, z);
-}
-
-fn reborrow<'b>(view: &'b mut ViewMut<'_>) -> ViewMut<'b> {
-    match view {
-        ViewMut::Host(data) => ViewMut::Host(data),
-    }
 }
 
 /// Inference forward of an unfolded batch-norm, with the running statistics.
@@ -168,18 +159,18 @@ pub fn forward_inference(
 ) {
     let mut saved = mean.host().to_vec();
     saved.extend(var.host().iter().map(|v| 1.0 / (v + p.eps).sqrt()));
-    let affine = Affine::training(gamma.host(), beta.host(), &saved);
+    let affine = Affine::new(gamma.host(), beta.host(), &saved);
     apply(p, &affine, y.host(), tail, z.host());
 }
 
 /// z = a·y + b per channel; the coefficients are tiled.
-struct Affine {
+pub(super) struct Affine {
     a: Vec<f32>,
     b: Vec<f32>,
 }
 
 impl Affine {
-    fn training(gamma: &[f32], beta: &[f32], saved: &[f32]) -> Self {
+    pub(super) fn new(gamma: &[f32], beta: &[f32], saved: &[f32]) -> Self {
         let (mean, rstd) = saved.split_at(gamma.len());
         let a: Vec<f32> = gamma.iter().zip(rstd).map(|(g, r)| g * r).collect();
         let b: Vec<f32> = beta.iter().zip(&a).zip(mean).map(|((b, a), m)| b - a * m).collect();
@@ -212,8 +203,9 @@ fn apply(p: &BatchNormProblem, affine: &Affine, y: &[f32], tail: Tail<'_>, z: &m
     });
 }
 
+/// z = f(a·y + b).
 #[inline(always)]
-fn affine_rows(affine: &Affine, y: &[f32], z: &mut [f32], f: impl Fn(f32) -> f32) {
+pub(super) fn affine_rows(affine: &Affine, y: &[f32], z: &mut [f32], f: impl Fn(f32) -> f32) {
     let tile = affine.a.len();
     for (z, y) in z.chunks_mut(tile).zip(y.chunks(tile)) {
         let n = z.len();
@@ -241,7 +233,158 @@ pub struct BackwardInputs<'a> {
     pub tail: Tail<'a>,
 }
 
-/// The backward pass once its channel sums are known: forms dy for any range of elements.
+/// What the backward pass needs of the whole batch: Σg and Σg·(y − μ) per channel, where g is the gradient before the
+/// tail, and the score gradient ⟨dz, v − φ(v)⟩ of the tail's activation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GradientSums {
+    g: Vec<f64>,
+    gy: Vec<f64>,
+    /// 0 where it was not asked for.
+    pub score: f64,
+}
+
+impl GradientSums {
+    /// Adds partial sums in their order.
+    pub(super) fn total(c: usize, parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut total = Self { g: vec![0.0; c], gy: vec![0.0; c], score: 0.0 };
+        for part in parts {
+            total.g.iter_mut().zip(&part.g).for_each(|(t, p)| *t += p);
+            total.gy.iter_mut().zip(&part.gy).for_each(|(t, p)| *t += p);
+            total.score += part.score;
+        }
+        total
+    }
+}
+
+/// Forms g, the gradient before the tail, from dz, and sums it.
+pub(super) struct TailGradient<'a> {
+    c: usize,
+    line_len: usize,
+    affine: Affine,
+    mean: Vec<f32>,
+    y: &'a [f32],
+    residual: Option<&'a [f32]>,
+    clamp: Option<Clamp>,
+    score: bool,
+}
+
+impl<'a> TailGradient<'a> {
+    pub(super) fn new(
+        w: usize,
+        y: View<'a>,
+        [gamma, beta, saved]: [View<'_>; 3],
+        tail: Tail<'a>,
+        score: bool,
+    ) -> Self {
+        let (gamma, saved) = (gamma.host(), saved.host());
+        let (c, line_len) = (gamma.len(), w * gamma.len());
+        let affine = Affine::new(gamma, beta.host(), saved);
+        let mean = tiled(&saved[..gamma.len()]);
+        // An activation whose slope is 1 is the identity: g is dz.
+        let clamp = tail.clamp.filter(|clamp| score || clamp.slope != 1.0);
+        Self { c, line_len, affine, mean, y: y.host(), residual: tail.residual.map(View::host), clamp, score }
+    }
+
+    /// Sums over a range of whole lines; `d_residual` is that range of the residual's gradient, and whether to add.
+    ///
+    /// Lines are summed in f32 and their sums in f64, so that the result does not depend on how work is cut.
+    pub(super) fn sum(
+        &self,
+        range: Range<usize>,
+        dz: &[f32],
+        mut d_residual: Option<(&mut [f32], bool)>,
+    ) -> GradientSums {
+        let (c, tile) = (self.c, self.mean.len().min(self.line_len));
+        let mut total = GradientSums { g: vec![0.0; c], gy: vec![0.0; c], score: 0.0 };
+        let mut work = vec![0.0f32; 4 * tile];
+        let (sums, buffers) = work.split_at_mut(2 * tile);
+        let (sum_g, sum_gy) = sums.split_at_mut(tile);
+        let (g, value) = buffers.split_at_mut(tile);
+        vectorised(
+            #[inline(always)]
+            || {
+                for line in range.clone().step_by(self.line_len) {
+                    sum_g.fill(0.0);
+                    sum_gy.fill(0.0);
+                    for start in (line..line + self.line_len).step_by(tile) {
+                        let n = tile.min(line + self.line_len - start);
+                        let (g, value) = (&mut g[..n], &mut value[..n]);
+                        let dz = &dz[start - range.start..][..n];
+                        total.score += self.gradient(start..start + n, dz, g, value);
+                        let (y, mean) = (&self.y[start..start + n], &self.mean[..n]);
+                        let (sum_g, sum_gy) = (&mut sum_g[..n], &mut sum_gy[..n]);
+                        for i in 0..n {
+                            sum_g[i] += g[i];
+                            sum_gy[i] += g[i] * (y[i] - mean[i]);
+                        }
+                        if let Some((d, accumulate)) = &mut d_residual {
+                            let d = &mut d[start - range.start..][..n];
+                            if *accumulate {
+                                d.iter_mut().zip(g.iter()).for_each(|(d, g)| *d += g);
+                            } else {
+                                d.copy_from_slice(g);
+                            }
+                        }
+                    }
+                    fold_tile(sum_g, c);
+                    fold_tile(sum_gy, c);
+                    for i in 0..c {
+                        total.g[i] += f64::from(sum_g[i]);
+                        total.gy[i] += f64::from(sum_gy[i]);
+                    }
+                }
+            },
+        );
+        total
+    }
+
+    /// g = dz·φ'(v) with v = a·y + b + residual, for a range of at most a tile. Returns its share of the score gradient.
+    #[inline(always)]
+    fn gradient(&self, range: Range<usize>, dz: &[f32], g: &mut [f32], value: &mut [f32]) -> f64 {
+        let Some(clamp) = self.clamp else {
+            g.copy_from_slice(dz);
+            return 0.0;
+        };
+        affine_rows(&self.affine, &self.y[range.clone()], value, |v| v);
+        if let Some(residual) = self.residual {
+            value.iter_mut().zip(&residual[range]).for_each(|(v, r)| *v += r);
+        }
+        let n = g.len();
+        let (values, gradients) = (&value[..n], &dz[..n]);
+        for i in 0..n {
+            g[i] = gradients[i] * clamp.derivative(values[i]);
+        }
+        if self.score { excess_dot(clamp, value, dz) } else { 0.0 }
+    }
+}
+
+/// Sums over the batch in one walk; writes the residual's gradient where there is one.
+pub(super) fn backward_sums(
+    p: &BatchNormProblem,
+    inputs: BackwardInputs<'_>,
+    d_residual: Option<(ViewMut<'_>, bool)>,
+    score: bool,
+) -> GradientSums {
+    let gradient = TailGradient::new(p.w, inputs.y, [inputs.gamma, inputs.beta, inputs.saved], inputs.tail, score);
+    let (chunks, dz) = (p.chunks(), inputs.dz.host());
+    let accumulate = d_residual.as_ref().is_some_and(|d| d.1);
+    let d_residual = d_residual.map(|(d, _)| &mut d.host()[..p.pixels() * p.c]);
+    let parts: Vec<Option<&mut [f32]>> = match d_residual {
+        Some(d) => d.chunks_mut(chunks.chunk_len()).map(Some).collect(),
+        None => (0..chunks.count()).map(|_| None).collect(),
+    };
+    let partials: Vec<GradientSums> = parts
+        .into_par_iter()
+        .enumerate()
+        .map(|(index, d)| {
+            let range = chunks.range(index);
+            gradient.sum(range.clone(), &dz[range], d.map(|d| (d, accumulate)))
+        })
+        .collect();
+    GradientSums::total(p.c, partials)
+}
+
+/// Forms dy for any range of elements, once the sums over the batch are known.
 pub(super) struct DyLoader<'a> {
     affine: Affine,
     /// dy = a·g + slope·y + offset per channel, tiled.
@@ -253,143 +396,31 @@ pub(super) struct DyLoader<'a> {
     clamp: Option<Clamp>,
 }
 
-/// Sums dγ and dβ, writes the residual's gradient, and returns what forms dy, and the score gradient
-/// ⟨dz, v − φ(v)⟩ of the tail's activation where `score` asks for it.
-pub(super) fn backward_sums<'a>(
-    p: &BatchNormProblem,
-    inputs: BackwardInputs<'a>,
-    d_residual: Option<(ViewMut<'_>, bool)>,
-    [d_gamma, d_beta]: [ViewMut<'_>; 2],
-    score: bool,
-) -> (DyLoader<'a>, f64) {
-    let BackwardInputs { y, dz, gamma, beta, saved, tail } = inputs;
-    let (y, dz, gamma, saved) = (y.host(), dz.host(), gamma.host(), saved.host());
-    let affine = Affine::training(gamma, beta.host(), saved);
-    let (mean, rstd) = saved.split_at(p.c);
-    let mut loader = DyLoader {
-        affine,
-        slope: Vec::new(),
-        offset: Vec::new(),
-        y,
-        dz,
-        residual: tail.residual.map(View::host),
-        clamp: tail.clamp,
-    };
-    let (sums, score) = chunk_sums(p, &loader, mean, d_residual, score);
-    let (d_gamma, d_beta) = (d_gamma.host(), d_beta.host());
-    let pixels = p.pixels() as f32;
-    let (mut slope, mut offset) = (vec![0.0; p.c], vec![0.0; p.c]);
-    for c in 0..p.c {
-        // Σg and Σg·(y − μ) of the channel.
-        let (g, gy) = (sums[c], sums[p.c + c]);
-        d_beta[c] = g as f32;
-        d_gamma[c] = (gy * f64::from(rstd[c])) as f32;
-        let a = loader.affine.a[c];
-        slope[c] = -a * rstd[c] * d_gamma[c] / pixels;
-        offset[c] = -a * d_beta[c] / pixels - slope[c] * mean[c];
-    }
-    (loader.slope, loader.offset) = (tiled(&slope), tiled(&offset));
-    (loader, score)
-}
-
-/// Σg and Σg·(y − μ) per channel in f64 over chunks, in order; g is the gradient before the tail.
-fn chunk_sums(
-    p: &BatchNormProblem,
-    loader: &DyLoader<'_>,
-    mean: &[f32],
-    d_residual: Option<(ViewMut<'_>, bool)>,
-    score: bool,
-) -> (Vec<f64>, f64) {
-    let (chunks, c, tile) = (p.chunks(), p.c, tile_len(p.c));
-    let mean = &tiled(mean)[..];
-    let accumulate = d_residual.as_ref().is_some_and(|d| d.1);
-    let mut rest = d_residual.map(|(d, _)| &mut d.host()[..p.pixels() * c]);
-    let parts: Vec<Option<&mut [f32]>> = (0..chunks.count())
-        .map(|index| {
-            rest.take().map(|all| {
-                let (part, tail) = all.split_at_mut(chunks.range(index).len());
-                rest = Some(tail);
-                part
-            })
-        })
-        .collect();
-    let partials: Vec<(Vec<f32>, f64)> = parts
-        .into_par_iter()
-        .enumerate()
-        .map(|(index, d_residual)| {
-            let range = chunks.range(index);
-            let mut sums = vec![0.0f32; 2 * tile];
-            let mut folded = Vec::with_capacity(2 * c);
-            let score = with_scratch(2 * range.len(), |scratch| {
-                let (g, value) = scratch.split_at_mut(range.len());
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        let score = loader.before_tail(range.clone(), g, value, score);
-                        sum_rows(g, &loader.y[range], mean, &mut sums);
-                        let (sum_g, sum_gy) = sums.split_at_mut(tile);
-                        fold_tile(sum_g, c);
-                        fold_tile(sum_gy, c);
-                        sum_g[..c].iter().chain(&sum_gy[..c]).copied().for_each(|s| folded.push(s));
-                        if let Some(d) = d_residual {
-                            if accumulate {
-                                d.iter_mut().zip(g.iter()).for_each(|(d, g)| *d += g);
-                            } else {
-                                d.copy_from_slice(g);
-                            }
-                        }
-                        score
-                    },
-                )
-            });
-            (folded, score)
-        })
-        .collect();
-    let mut sums = vec![0.0f64; 2 * c];
-    for (partial, _) in &partials {
-        sums.iter_mut().zip(partial).for_each(|(s, p)| *s += f64::from(*p));
-    }
-    (sums, partials.iter().map(|p| p.1).sum())
-}
-
-/// Σg and Σg·(y − μ) into the two halves of `sums`, tiled.
-#[inline(always)]
-fn sum_rows(g: &[f32], y: &[f32], mean: &[f32], sums: &mut [f32]) {
-    let tile = mean.len();
-    let (sum_g, sum_gy) = sums.split_at_mut(tile);
-    for (g, y) in g.chunks(tile).zip(y.chunks(tile)) {
-        let n = g.len();
-        let (y, mean, sum_g, sum_gy) = (&y[..n], &mean[..n], &mut sum_g[..n], &mut sum_gy[..n]);
-        for i in 0..n {
-            sum_g[i] += g[i];
-            sum_gy[i] += g[i] * (y[i] - mean[i]);
+impl<'a> DyLoader<'a> {
+    /// Writes dγ and dβ, which are the sums up to a factor.
+    pub(super) fn new(
+        p: &BatchNormProblem,
+        inputs: BackwardInputs<'a>,
+        sums: &GradientSums,
+        [d_gamma, d_beta]: [ViewMut<'_>; 2],
+    ) -> Self {
+        let BackwardInputs { y, dz, gamma, beta, saved, tail } = inputs;
+        let saved = saved.host();
+        let affine = Affine::new(gamma.host(), beta.host(), saved);
+        let (mean, rstd) = saved.split_at(p.c);
+        let (d_gamma, d_beta) = (d_gamma.host(), d_beta.host());
+        let pixels = p.pixels() as f32;
+        let (mut slope, mut offset) = (vec![0.0; p.c], vec![0.0; p.c]);
+        for c in 0..p.c {
+            d_beta[c] = sums.g[c] as f32;
+            d_gamma[c] = (sums.gy[c] * f64::from(rstd[c])) as f32;
+            let a = affine.a[c];
+            slope[c] = -a * rstd[c] * d_gamma[c] / pixels;
+            offset[c] = -a * d_beta[c] / pixels - slope[c] * mean[c];
         }
-    }
-}
-
-impl DyLoader<'_> {
-    /// g = dz·φ'(v) with v = a·y + b + residual, into `g`; `value` is scratch for v. Returns the score gradient.
-    #[inline(always)]
-    fn before_tail(&self, range: Range<usize>, g: &mut [f32], value: &mut [f32], score: bool) -> f64 {
-        let dz = &self.dz[range.clone()];
-        let Some(clamp) = self.clamp else {
-            g.copy_from_slice(dz);
-            return 0.0;
-        };
-        if clamp.slope == 1.0 && !score {
-            g.copy_from_slice(dz);
-            return 0.0;
-        }
-        affine_rows(&self.affine, &self.y[range.clone()], value, |v| v);
-        if let Some(residual) = self.residual {
-            value.iter_mut().zip(&residual[range]).for_each(|(v, r)| *v += r);
-        }
-        let n = g.len();
-        let (values, gradients) = (&value[..n], &dz[..n]);
-        for i in 0..n {
-            g[i] = gradients[i] * clamp.derivative(values[i]);
-        }
-        if score { excess_dot(clamp, value, dz) } else { 0.0 }
+        let (slope, offset) = (tiled(&slope), tiled(&offset));
+        let residual = tail.residual.map(View::host);
+        Self { affine, slope, offset, y: y.host(), dz: dz.host(), residual, clamp: tail.clamp }
     }
 
     /// Writes dy for a range of whole pixels.
@@ -433,7 +464,8 @@ pub fn backward(
     (dy, accumulate): (ViewMut<'_>, bool),
     d_params: [ViewMut<'_>; 2],
 ) {
-    let (loader, _) = backward_sums(p, inputs, None, d_params, false);
+    let sums = backward_sums(p, inputs, None, false);
+    let loader = DyLoader::new(p, inputs, &sums, d_params);
     let chunks = p.chunks();
     dy.host()[..p.pixels() * p.c].par_chunks_mut(chunks.chunk_len()).enumerate().for_each(|(index, dy)| {
         if !accumulate {

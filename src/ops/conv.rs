@@ -6,6 +6,8 @@
 use std::ops::Range;
 
 use super::activation::Clamp;
+use super::batch_norm::GradientSums;
+use super::conv_input::{ConvInput, Source};
 use super::parallel::tiled;
 use super::simd::vectorised;
 use super::{dense, depthwise, pointwise};
@@ -122,7 +124,7 @@ pub fn forward(
             },
         );
     };
-    forward_with(p, x.host(), w.host(), y.host(), finish);
+    forward_with(p, &Source::new(ConvInput::Stored(x), p.input.w), w.host(), y.host(), finish);
 }
 
 /// Gradients of a plain convolution: dx (+)= where asked for, dw written, db `[c_out]` or the map's `[h, w, c]`.
@@ -143,14 +145,14 @@ pub fn backward(
     }
     let dx = dx.map(|(dx, accumulate)| (dx.host(), accumulate));
     let load = |range: Range<usize>, out: &mut [f32]| out.copy_from_slice(&dy[range]);
-    backward_with(p, x.host(), w.host(), load, dx, dw.host());
+    backward_with(p, &Source::new(ConvInput::Stored(x), p.input.w), w.host(), load, dx, dw.host());
 }
 
 /// The forward pass in chunks; `finish` sees each chunk's elements and their range while they are in cache, and its
 /// answers come back in chunk order.
 pub(super) fn forward_with<R: Send>(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
@@ -165,15 +167,15 @@ pub(super) fn forward_with<R: Send>(
 }
 
 /// Both gradients in one walk; `load` forms dy for a range of output elements, so that a fused batch-norm and
-/// activation backward never stores it.
+/// activation backward never stores it. Returns the sums over the gradient of an input that was normalised on load.
 pub(super) fn backward_with(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     load: impl Fn(Range<usize>, &mut [f32]) + Sync,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
-) {
+) -> Option<GradientSums> {
     assert!(x.len() >= p.n * p.input.len() && w.len() == p.weight_len(), "convolution operand too short");
     assert!(dw.len() == p.weight_len(), "weight gradient of another size");
     let dx = dx.map(|(dx, accumulate)| (&mut dx[..p.n * p.input.len()], accumulate));

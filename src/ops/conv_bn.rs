@@ -1,26 +1,32 @@
 //! The fused training step: convolution, batch-norm, residual and activation.
 //!
 //! Forward: y = conv(x, w) with each chunk's statistics taken while it is in cache, then z = φ(γ·ŷ + β + residual) in one
-//! pass. Backward: one pass for the channel sums, then both convolution gradients, dy formed on load and never stored.
+//! pass, or not at all where the next convolution forms z on load. Backward: one pass for the channel sums (or none,
+//! where the next convolution took them), then both convolution gradients, dy formed on load and never stored.
 
 use super::batch_norm::{
-    BackwardInputs, BatchNormProblem, BatchNormState, Tail, backward_sums, moments, normalise_with,
+    BackwardInputs, BatchNormProblem, BatchNormState, DyLoader, GradientSums, Tail, backward_sums, finish_statistics,
+    moments, normalise_with,
 };
 use super::conv::{ConvProblem, backward_with, forward_with};
+use super::conv_input::{ConvInput, Source};
 use crate::device::{View, ViewMut};
 
-/// Forward: writes the convolution's result `y` (kept for the backward pass) and `z`.
+/// Forward: writes the convolution's result `y` (kept for the backward pass), the batch's statistics, and `z`, with what
+/// follows the normalisation, where it is to be stored.
 pub fn forward(
     (conv, bn): (&ConvProblem, &BatchNormProblem),
-    (x, w): (View<'_>, View<'_>),
+    (x, w): (ConvInput<'_>, View<'_>),
     mut state: BatchNormState<'_>,
-    tail: Tail<'_>,
     y: ViewMut<'_>,
-    z: ViewMut<'_>,
+    z: Option<(Tail<'_>, ViewMut<'_>)>,
 ) {
     let y = y.host();
-    let statistics = forward_with(conv, x.host(), w.host(), y, |_, y| moments(y, bn.c));
-    normalise_with(bn, &statistics, y, &mut state, tail, z.host());
+    let statistics = forward_with(conv, &Source::new(x, conv.input.w), w.host(), y, |_, y| moments(y, bn.c));
+    match z {
+        Some((tail, z)) => normalise_with(bn, &statistics, y, &mut state, tail, z.host()),
+        None => finish_statistics(bn, &statistics, &mut state),
+    }
 }
 
 /// Gradients that the fused backward writes.
@@ -36,16 +42,28 @@ pub struct Gradients<'a> {
     pub d_bn: [ViewMut<'a>; 2],
 }
 
-/// Backward; returns the score gradient ⟨dz, v − φ(v)⟩ where `score` asks for it.
+/// What the backward pass sums over the batch.
+#[derive(Debug)]
+pub struct Sums {
+    /// The step's own score gradient ⟨dz, v − φ(v)⟩, where it was asked for.
+    pub score: f64,
+    /// The sums of the step before, where its value was formed on load.
+    pub input: Option<GradientSums>,
+}
+
+/// Backward. `sums` are this step's, where the convolution after it took them; `score` asks for the score gradient.
 pub fn backward(
     (conv, bn): (&ConvProblem, &BatchNormProblem),
-    (x, w): (View<'_>, View<'_>),
+    (x, w): (ConvInput<'_>, View<'_>),
     inputs: BackwardInputs<'_>,
+    sums: Option<GradientSums>,
     out: Gradients<'_>,
     score: bool,
-) -> f64 {
-    let (loader, score) = backward_sums(bn, inputs, out.d_residual, out.d_bn, score);
+) -> Sums {
+    let sums = sums.unwrap_or_else(|| backward_sums(bn, inputs, out.d_residual, score));
+    let loader = DyLoader::new(bn, inputs, &sums, out.d_bn);
     let dx = out.dx.map(|(dx, accumulate)| (dx.host(), accumulate));
-    backward_with(conv, x.host(), w.host(), |range, dy| loader.load(range, dy), dx, out.dw.host());
-    score
+    let load = |range, dy: &mut [f32]| loader.load(range, dy);
+    let input = backward_with(conv, &Source::new(x, conv.input.w), w.host(), load, dx, out.dw.host());
+    Sums { score: sums.score, input }
 }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::batch_norm::GradientSums;
 use super::conv::ConvProblem;
+use super::conv_input::Source;
 use super::gemm::{Matrix, gemm};
 use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
 
@@ -35,12 +37,12 @@ impl Geometry {
 /// y = im2col(x)·Wᵀ.
 pub(super) fn forward<R: Send>(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
-    let g = Geometry::new(p);
+    let (g, x) = (Geometry::new(p), stored(x));
     let (lines, width, c) = p.output_lines();
     let chunks = Chunks::new(lines, width, c);
     y.par_chunks_mut(chunks.chunk_len())
@@ -68,13 +70,13 @@ pub(super) fn forward<R: Send>(
 /// dw = dyᵀ·im2col(x), dx (+)= col2im(dy·W), piece by piece.
 pub(super) fn backward(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     load: impl Fn(Range<usize>, &mut [f32]) + Sync,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
-) {
-    let g = Geometry::new(p);
+) -> Option<GradientSums> {
+    let (g, x) = (Geometry::new(p), stored(x));
     let (_, width, c) = p.output_lines();
     let slab_count = slabs(p.n, dw.len());
     let ends: Vec<usize> = (0..slab_count).map(|slab| slab_range(p.n, slab_count, slab).end * p.input.len()).collect();
@@ -109,6 +111,15 @@ pub(super) fn backward(
             }
         });
     });
+    None
+}
+
+/// A dense kernel reads every input pixel many times over, so its input is always stored.
+fn stored<'a>(x: &Source<'a>) -> &'a [f32] {
+    match x {
+        Source::Stored(x) => x,
+        Source::Normalised { .. } => unreachable!("the planner stores what a dense convolution reads"),
+    }
 }
 
 /// For one output pixel the taps that lie inside the image: rows, and for each row the columns.

@@ -8,7 +8,9 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::batch_norm::GradientSums;
 use super::conv::ConvProblem;
+use super::conv_input::Source;
 use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
 use super::simd::{vectorised, with_simd};
 
@@ -21,7 +23,7 @@ const UNIT_PIXELS: usize = 128;
 /// y = x ∗ w.
 pub(super) fn forward<R: Send>(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
@@ -31,21 +33,48 @@ pub(super) fn forward<R: Send>(
     y.par_chunks_mut(chunks.chunk_len())
         .enumerate()
         .map(|(chunk, y)| {
-            with_simd(Lines { p, x, w, first: chunks.line_range(chunk).start, y, accumulate: false });
+            let lines = chunks.line_range(chunk);
+            let mut rest = &mut y[..];
+            let mut line = lines.start;
+            while line < lines.end {
+                let (image, first) = (line / p.output.h, line % p.output.h);
+                let count = (p.output.h - first).min(lines.end - line);
+                let (part, tail) = rest.split_at_mut(count * chunks.line_len);
+                band(p, x, w, image, first..first + count, part);
+                (rest, line) = (tail, line + count);
+            }
             finish(chunks.range(chunk), y)
         })
         .collect()
 }
 
+/// Some output rows of one image, from just the input rows under them.
+fn band(p: &ConvProblem, x: &Source<'_>, w: &[f32], image: usize, rows: Range<usize>, y: &mut [f32]) {
+    let (window, line_in) = (p.window, p.input.w * p.input.c);
+    let above = rows.start * window.stride_h;
+    let top = above.saturating_sub(window.pad.top).min(p.input.h);
+    let bottom = ((rows.end - 1) * window.stride_h + window.k_h).saturating_sub(window.pad.top).clamp(top, p.input.h);
+    let mut part = ConvProblem { n: 1, ..*p };
+    part.input.h = bottom - top;
+    part.output.h = rows.len();
+    part.window.pad.top = (window.pad.top + top).saturating_sub(above);
+    let start = image * p.input.len();
+    let range = start + top * line_in..start + bottom * line_in;
+    with_scratch(x.scratch_len(range.len()), |scratch| {
+        let x = x.load(range, scratch);
+        with_simd(p.output.c, Lines { p: &part, x, w, first: 0, y, accumulate: false });
+    });
+}
+
 /// dw and dx (+)= in one walk over groups of images; dy is formed once per group.
 pub(super) fn backward(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     load: impl Fn(Range<usize>, &mut [f32]) + Sync,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
-) {
+) -> Option<GradientSums> {
     let group = (UNIT_PIXELS / p.output.pixels()).clamp(1, p.n);
     let units = p.n.div_ceil(group);
     let slab_count = slabs(units, dw.len());
@@ -54,23 +83,29 @@ pub(super) fn backward(
     let ends: Vec<usize> =
         (0..slab_count).map(|slab| images(slab_range(units, slab_count, slab)).end * in_len).collect();
     let transposed = Transposed::new(p, w);
-    sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
+    let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
         partial.fill(0.0);
+        let mut sums = Vec::new();
         for unit in slab_range(units, slab_count, slab) {
             let images = images(unit..unit + 1);
-            with_scratch(images.len() * out_len, |dy| {
+            let range = images.start * in_len..images.end * in_len;
+            with_scratch(images.len() * out_len + x.scratch_len(range.len()), |scratch| {
+                let (dy, scratch) = scratch.split_at_mut(images.len() * out_len);
                 load(images.start * out_len..images.end * out_len, dy);
                 let problem = ConvProblem { n: images.len(), ..*p };
-                let x = &x[images.start * in_len..images.end * in_len];
-                with_simd(WeightGradient { p: &problem, x, dy, dw: partial });
+                let loaded = x.load(range.clone(), scratch);
+                with_simd(p.output.c, WeightGradient { p: &problem, x: loaded, dy, dw: partial });
                 if let Some((dx, accumulate)) = &mut dx {
-                    let (head, rest) = std::mem::take(dx).split_at_mut(images.len() * in_len);
+                    let (head, rest) = std::mem::take(dx).split_at_mut(range.len());
                     *dx = rest;
                     transposed.apply(images.len(), dy, head, *accumulate);
+                    sums.extend(x.gradient_sums(range, head));
                 }
             });
         }
+        sums
     });
+    x.total(sums.into_iter().flatten())
 }
 
 /// The input gradient: with stride 1 a forward convolution with the flipped filter, else a gather by output row.
@@ -97,7 +132,7 @@ impl<'a> Transposed<'a> {
         match self {
             Self::Flipped { p, w } => {
                 let p = ConvProblem { n, ..*p };
-                with_simd(Lines { p: &p, x: dy, w, first: 0, y: dx, accumulate });
+                with_simd(p.output.c, Lines { p: &p, x: dy, w, first: 0, y: dx, accumulate });
             }
             Self::Strided { p, w } => {
                 let line = p.input.w * p.input.c;

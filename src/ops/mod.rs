@@ -13,6 +13,7 @@ pub mod add;
 pub mod batch_norm;
 pub mod conv;
 pub mod conv_bn;
+pub mod conv_input;
 mod dense;
 mod depthwise;
 pub mod dropout;

@@ -75,7 +75,7 @@ pub(super) fn tiled(coefficients: &[f32]) -> Vec<f32> {
 
 /// Elements of a tile of whole pixels of `c` channels.
 pub(super) fn tile_len(c: usize) -> usize {
-    const TILE: usize = 256;
+    const TILE: usize = 128;
     c * TILE.div_ceil(c)
 }
 
@@ -89,14 +89,15 @@ pub(super) fn fold_tile(tile: &mut [f32], c: usize) {
 }
 
 /// A reduction in slabs: every slab writes its own part of `dx` and its own partial sum of `out` (of any content at
-/// first), and the partial sums are added in slab order. `ends[slab]` is where the slab's part of `dx` ends.
-pub(super) fn sum_slabs(
+/// first), and the partial sums are added in slab order. `ends[slab]` is where the slab's part of `dx` ends. What the
+/// slabs return comes back in their order.
+pub(super) fn sum_slabs<R: Send>(
     count: usize,
     dx: Option<(&mut [f32], bool)>,
     ends: &[usize],
     out: &mut [f32],
-    slab: impl Fn(usize, Option<(&mut [f32], bool)>, &mut [f32]) + Sync,
-) {
+    slab: impl Fn(usize, Option<(&mut [f32], bool)>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
     let accumulate = dx.as_ref().is_some_and(|d| d.1);
     let mut rest = dx.map(|d| d.0);
     let mut start = 0;
@@ -115,11 +116,15 @@ pub(super) fn sum_slabs(
             partials.resize(count * len, 0.0);
         }
         let partials = &mut partials[..count * len];
-        partials.par_chunks_mut(len).zip(parts).enumerate().for_each(|(index, (partial, dx))| {
-            slab(index, dx.map(|dx| (dx, accumulate)), partial);
-        });
+        let results = partials
+            .par_chunks_mut(len)
+            .zip(parts)
+            .enumerate()
+            .map(|(index, (partial, dx))| slab(index, dx.map(|dx| (dx, accumulate)), partial))
+            .collect();
         sum_partials(partials, out);
-    });
+        results
+    })
 }
 
 /// Adds `partials` `[count, out.len()]` in order.

@@ -4,14 +4,16 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::batch_norm::GradientSums;
 use super::conv::ConvProblem;
+use super::conv_input::Source;
 use super::gemm::{Matrix, gemm};
 use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
 
 /// y = x·Wᵀ.
 pub(super) fn forward<R: Send>(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
@@ -24,8 +26,11 @@ pub(super) fn forward<R: Send>(
         .map(|(chunk, y)| {
             let range = chunks.range(chunk);
             let pixels = y.len() / c_out;
-            let x = &x[range.start / c_out * c_in..][..pixels * c_in];
-            gemm((pixels, c_out, c_in), Matrix::rows(x, c_in), Matrix::transposed(w, c_in), y, c_out, false);
+            let start = range.start / c_out * c_in;
+            with_scratch(x.scratch_len(pixels * c_in), |scratch| {
+                let x = x.load(start..start + pixels * c_in, scratch);
+                gemm((pixels, c_out, c_in), Matrix::rows(x, c_in), Matrix::transposed(w, c_in), y, c_out, false);
+            });
             finish(range, y)
         })
         .collect()
@@ -34,12 +39,12 @@ pub(super) fn forward<R: Send>(
 /// dx (+)= dy·W, dw = dyᵀ·x; dy is formed once per chunk and used by both while it is in cache.
 pub(super) fn backward(
     p: &ConvProblem,
-    x: &[f32],
+    x: &Source<'_>,
     w: &[f32],
     load: impl Fn(Range<usize>, &mut [f32]) + Sync,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
-) {
+) -> Option<GradientSums> {
     let (lines, width, c_out) = p.output_lines();
     let c_in = p.input.c;
     let chunks = Chunks::new(lines, width, c_out);
@@ -48,27 +53,29 @@ pub(super) fn backward(
     let ends: Vec<usize> = (0..slab_count)
         .map(|slab| chunks.line_range(slab_range(chunks.count(), slab_count, slab).end - 1).end * line_in)
         .collect();
-    sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
+    let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
+        let mut sums = Vec::new();
         for (i, chunk) in slab_range(chunks.count(), slab_count, slab).enumerate() {
             let range = chunks.range(chunk);
             let pixels = range.len() / c_out;
-            with_scratch(range.len(), |dy| {
-                load(range.clone(), dy);
-                let x = &x[range.start / c_out * c_in..][..pixels * c_in];
-                gemm((c_out, c_in, pixels), Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), partial, c_in, i > 0);
+            let start = range.start / c_out * c_in;
+            let range_in = start..start + pixels * c_in;
+            with_scratch(range.len() + x.scratch_len(range_in.len()), |scratch| {
+                let (dy, scratch) = scratch.split_at_mut(range.len());
+                load(range, dy);
+                let loaded = x.load(range_in.clone(), scratch);
+                let (dy_t, rows) = (Matrix::transposed(dy, c_out), Matrix::rows(loaded, c_in));
+                gemm((c_out, c_in, pixels), dy_t, rows, partial, c_in, i > 0);
                 if let Some((dx, accumulate)) = &mut dx {
                     let (head, rest) = std::mem::take(dx).split_at_mut(pixels * c_in);
                     *dx = rest;
-                    gemm(
-                        (pixels, c_in, c_out),
-                        Matrix::rows(dy, c_out),
-                        Matrix::rows(w, c_in),
-                        head,
-                        c_in,
-                        *accumulate,
-                    );
+                    let (dy, w) = (Matrix::rows(dy, c_out), Matrix::rows(w, c_in));
+                    gemm((pixels, c_in, c_out), dy, w, head, c_in, *accumulate);
+                    sums.extend(x.gradient_sums(range_in, head));
                 }
             });
         }
+        sums
     });
+    x.total(sums.into_iter().flatten())
 }

@@ -17,8 +17,15 @@ pub(super) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(Body(body))
 }
 
-/// Runs a kernel written with explicit vectors.
+/// Runs a kernel whose explicit vectors run over channels. The widest vectors are used only where channels fill them.
 #[inline]
-pub(super) fn with_simd<K: WithSimd>(kernel: K) -> K::Output {
+pub(super) fn with_simd<K: WithSimd>(channels: usize, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if !channels.is_multiple_of(16)
+        && let Some(simd) = pulp::x86::V3::try_new()
+    {
+        return pulp::Simd::vectorize(simd, kernel);
+    }
+    let _ = channels;
     Arch::new().dispatch(kernel)
 }
