@@ -1,0 +1,423 @@
+// Implicit GEMM: what the pointwise and the dense convolutions share.
+//
+// Every pass is C[m, n] = Σ_k A[m, k]·B[k, n], one TILE_M x TILE_N tile of C per block:
+//
+//   pass      m              n            k              A                     B
+//   forward   output pixel   c_out        tap, c_in      x under the kernel    w
+//   dgrad     input pixel    c_in         tap, c_out     dy under the kernel   w
+//   wgrad     c_out          tap, c_in    output pixel   dy                    x under the kernel
+//
+// Channels are innermost everywhere, so that an operand is a set of *lines*, elements that lie side by side in memory:
+// a pixel's channels or a weight's. A tile of an operand is staged in shared memory as it lies in global memory, line
+// by line, and nothing is transposed: where a line runs along k the tile is one major order of mma.cuh, and where it
+// runs along m or n it is the other. Between the passes only the operands (who finds an element's address) and the
+// writers of epilogue.cuh (who store the sums) differ; the loop below is the same for all.
+//
+// Tiles come by asynchronous copies (VECTOR, ARCH >= 800), or through registers that are loaded before and stored after
+// the products of the tile before. f16 and bf16 are multiplied by tensor cores, float by 8x4 sums in the registers of a
+// thread. Without VECTOR the elements are gathered one by one, and the rest is the same.
+//
+// TILE_M x TILE_N is 64x64 for all types, and 128x128 or 128x32 too for f16 and bf16; gemm_threads() gives the block.
+// An element of C is summed over k in the same order in all of them, so that the choice changes no result: 128x32 suits
+// N <= 32, 128x128 suits products with enough tiles of that size to fill the device, 64x64 the rest.
+//
+// A tensor has less than 2^31 − 128 pixels, and an image less than 2^31 elements.
+
+#pragma once
+
+#include "async_copy.cuh"
+#include "mma.cuh"
+#include "vector.cuh"
+
+template <typename T>
+constexpr bool IS_FLOAT = false;
+template <>
+constexpr bool IS_FLOAT<float> = true;
+
+/// A where CHOICE holds, else B.
+template <bool CHOICE, typename A, typename B>
+struct Either {
+    using Type = A;
+};
+template <typename A, typename B>
+struct Either<false, A, B> {
+    using Type = B;
+};
+
+/// The launch's block has one dimension.
+__device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
+
+/// Threads of a block: four warps, eight for the largest tile.
+constexpr __device__ int gemm_threads(int tile_m, int tile_n) {
+    return tile_m * tile_n > 64 * 64 * 2 ? 256 : 128;
+}
+
+/// Blocks of 256 threads that a multiprocessor is to have room for. Two hide each other's barriers; the fragments of
+/// wmma and the gathering of single elements take more registers than two would leave.
+template <bool VECTOR>
+constexpr int MIN_BLOCKS = VECTOR && ARCH >= 800 ? 2 : 1;
+
+/// A matrix as an operand: its rows are the lines.
+template <typename T>
+struct Matrix {
+    using Element = T;
+    using Line = int;
+    using Position = int;
+
+    const T* data;   // [lines, stride]
+    int lines;       // lines from this one on read as zero
+    int length;      // elements from this one on read as zero
+    int stride;
+
+    __device__ __forceinline__ Line line(int index) const { return index; }
+    __device__ __forceinline__ Position position(int index) const { return index; }
+    __device__ __forceinline__ void advance_line(Line& line, int step) const { line += step; }
+    __device__ __forceinline__ void advance(Position& position, int step) const { position += step; }
+
+    /// The element's address, null where it reads as zero.
+    __device__ __forceinline__ const T* at(Line line, Position position) const {
+        return line < lines && position < length ? data + static_cast<i64>(line) * stride + position : nullptr;
+    }
+};
+
+/// Brings LINES lines of LENGTH elements at a time into shared memory, LD elements apart, and walks along the lines or,
+/// with ACROSS, from lines to later lines. A thread has the same position in each of its lines.
+template <class Operand, int LINES, int LENGTH, int LD, bool ACROSS, int THREADS, bool VECTOR>
+struct Stager {
+    using T = typename Operand::Element;
+    static constexpr int N = VECTOR_LEN<T>;
+    static constexpr int PER_LINE = LENGTH / N;
+    static constexpr int APART = THREADS / PER_LINE;
+    static constexpr int COUNT = LINES / APART;
+    static_assert(LENGTH % N == 0 && THREADS % PER_LINE == 0 && LINES % APART == 0, "threads share a tile evenly");
+
+    const Operand operand;
+    typename Operand::Line lines[COUNT];
+    typename Operand::Position position;
+    Vector<T, N> staged[COUNT];
+
+    __device__ __forceinline__ Stager(const Operand& operand, int first_line, int first_position) : operand(operand) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) lines[i] = operand.line(first_line + thread_index() / PER_LINE + i * APART);
+        position = operand.position(first_position + thread_index() % PER_LINE * N);
+    }
+
+    /// Goes on to the next tile.
+    __device__ __forceinline__ void advance() {
+        if constexpr (ACROSS) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) operand.advance_line(lines[i], LINES);
+        } else {
+            operand.advance(position, LENGTH);
+        }
+    }
+
+    /// Where the thread's vector i lies in the tile.
+    __device__ __forceinline__ T* slot(T* tile, int i) const {
+        return tile + (thread_index() / PER_LINE + i * APART) * LD + thread_index() % PER_LINE * N;
+    }
+
+    /// Starts copying a tile.
+    __device__ __forceinline__ void copy(T* tile) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const T* from = operand.at(lines[i], position);
+            copy_async_16(slot(tile, i), from != nullptr ? from : operand.data, from != nullptr);
+        }
+        advance();
+    }
+
+    /// Loads a tile into registers.
+    __device__ __forceinline__ void fetch() {
+        if constexpr (VECTOR) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                const T* from = operand.at(lines[i], position);
+                staged[i] = from != nullptr ? load_vector<T, N>(from) : Vector<T, N>{};
+            }
+        } else {
+            typename Operand::Position element = position;
+#pragma unroll
+            for (int e = 0; e < N; e++) {
+#pragma unroll
+                for (int i = 0; i < COUNT; i++) {
+                    const T* from = operand.at(lines[i], element);
+                    staged[i][e] = from != nullptr ? *from : T{};
+                }
+                operand.advance(element, 1);
+            }
+        }
+        advance();
+    }
+
+    /// Stores the registers into a tile.
+    __device__ __forceinline__ void deposit(T* tile) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) store_vector<T, N>(slot(tile, i), staged[i]);
+    }
+};
+
+/// Sums of a tile in tensor-core accumulators: a warp has 32 columns and as many rows as its share comes to. They leave
+/// through shared memory in slices, each of 16 rows of every warp.
+template <typename T, int TILE_M, int TILE_N, Major A, Major B, int LD_A, int LD_B>
+struct TensorSums {
+    static constexpr int WARPS_N = TILE_N / 32;
+    static constexpr int WARPS_M = gemm_threads(TILE_M, TILE_N) / WARP_SIZE / WARPS_N;
+    static constexpr int WARP_M = TILE_M / WARPS_M;
+    static constexpr int SLICES = WARP_M / 16, SLICE_ROWS = WARPS_M * 16;
+
+    Accumulator sums[SLICES][2];
+
+    __device__ __forceinline__ static int warp() { return thread_index() / WARP_SIZE; }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < SLICES; i++) {
+            zero(sums[i][0]);
+            zero(sums[i][1]);
+        }
+    }
+
+    template <int TILE_K>
+    __device__ __forceinline__ void accumulate(const T* a, const T* b) {
+        const int m = warp() / WARPS_N * WARP_M, n = warp() % WARPS_N * 32;
+#pragma unroll
+        for (int k = 0; k < TILE_K; k += 16) {
+            FragmentB<T, B> right[2];
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const int at = n + 16 * j;
+                load(right[j], B == Major::Row ? b + k * LD_B + at : b + at * LD_B + k, LD_B);
+            }
+#pragma unroll
+            for (int i = 0; i < SLICES; i++) {
+                const int at = m + 16 * i;
+                FragmentA<T, A> left;
+                load(left, A == Major::Row ? a + at * LD_A + k : a + k * LD_A + at, LD_A);
+                mma(sums[i][0], left, right[0]);
+                mma(sums[i][1], left, right[1]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store_slice(int slice, float* shared, int ld) const {
+        float* const to = shared + warp() / WARPS_N * 16 * ld + warp() % WARPS_N * 32;
+        // Registers have no index at run time.
+#pragma unroll
+        for (int i = 0; i < SLICES; i++) {
+            if (i != slice) continue;
+            store(to, ld, sums[i][0]);
+            store(to + 16, ld, sums[i][1]);
+        }
+    }
+
+    /// The row of the tile that is row `row` of a slice.
+    __device__ __forceinline__ static int tile_row(int slice, int row) {
+        return row / 16 * WARP_M + slice * 16 + row % 16;
+    }
+};
+
+/// Sums of a tile of floats: 8 rows by 4 columns per thread. Where lines run along k, a thread's rows (or columns) are
+/// interleaved with those of the other threads; else they come in fours. Either way its loads are vectors, and those of
+/// eight threads fall into distinct banks.
+template <int TILE_M, int TILE_N, Major A, Major B, int LD_A, int LD_B>
+struct FloatSums {
+    static constexpr int ROWS = 8, COLUMNS = 4, THREADS_M = TILE_M / ROWS, THREADS_N = TILE_N / COLUMNS;
+    static constexpr int SLICES = 1, SLICE_ROWS = TILE_M;
+    static_assert(THREADS_M * THREADS_N == gemm_threads(TILE_M, TILE_N), "one thread per 8x4 sums");
+
+    float sums[ROWS][COLUMNS];
+
+    __device__ __forceinline__ static int thread_m() { return thread_index() / THREADS_N; }
+    __device__ __forceinline__ static int thread_n() { return thread_index() % THREADS_N; }
+
+    /// The tile's row or column that is number i of a thread.
+    template <bool ALONG_K, int THREADS>
+    __device__ __forceinline__ static int index(int thread, int i) {
+        return ALONG_K ? thread + i * THREADS : (thread + i / 4 * THREADS) * 4 + i % 4;
+    }
+
+    /// Loads a thread's elements at four values of k.
+    template <bool ALONG_K, int THREADS, int COUNT>
+    __device__ __forceinline__ static void load_four(float (&out)[COUNT][4], const float* tile, int ld, int thread,
+                                                     int k) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const int at = index<ALONG_K, THREADS>(thread, ALONG_K ? i : i / 4 * 4);
+            const float* from = ALONG_K ? tile + at * ld + k : tile + (k + i % 4) * ld + at;
+            const Vector<float, 4> four = load_vector<float, 4>(from);
+#pragma unroll
+            for (int j = 0; j < 4; j++) (ALONG_K ? out[i][j] : out[i / 4 * 4 + j][i % 4]) = four[j];
+        }
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) sums[i][j] = 0.0f;
+        }
+    }
+
+    template <int TILE_K>
+    __device__ __forceinline__ void accumulate(const float* a, const float* b) {
+#pragma unroll
+        for (int k = 0; k < TILE_K; k += 4) {
+            float left[ROWS][4], right[COLUMNS][4];
+            load_four<A == Major::Row, THREADS_M>(left, a, LD_A, thread_m(), k);
+            load_four<B == Major::Column, THREADS_N>(right, b, LD_B, thread_n(), k);
+#pragma unroll
+            for (int kk = 0; kk < 4; kk++) {
+#pragma unroll
+                for (int i = 0; i < ROWS; i++) {
+#pragma unroll
+                    for (int j = 0; j < COLUMNS; j++) sums[i][j] = fma_f(left[i][kk], right[j][kk], sums[i][j]);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store_slice(int, float* shared, int ld) const {
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            const int row = index<A == Major::Row, THREADS_M>(thread_m(), i);
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+                shared[row * ld + index<B == Major::Column, THREADS_N>(thread_n(), j)] = sums[i][j];
+            }
+        }
+    }
+
+    __device__ __forceinline__ static int tile_row(int, int row) { return row; }
+};
+
+/// Where a tile of C begins. Grid x counts the tiles with n innermost, so that neighbours share A in the cache.
+struct Origin {
+    int m, n;
+};
+
+/// The origin of the block's tile, C having `n_end` columns.
+template <int TILE_M, int TILE_N>
+__device__ __forceinline__ Origin tile_origin(int n_end) {
+    const u32 tiles_n = divide_up(n_end, TILE_N);
+    return {static_cast<int>(blockIdx.x / tiles_n) * TILE_M, static_cast<int>(blockIdx.x % tiles_n) * TILE_N};
+}
+
+/// One block's product. A is Major::Row where its lines run along k, B is Major::Column where its lines do.
+template <typename T, int TILE_M, int TILE_N, Major A, Major B, bool VECTOR>
+struct Gemm {
+    static constexpr int THREADS = gemm_threads(TILE_M, TILE_N);
+    static constexpr int TILE_K = 64 / static_cast<int>(sizeof(T));
+    static constexpr bool A_ALONG_K = A == Major::Row, B_ALONG_K = B == Major::Column;
+
+    // One vector of padding per line puts what a warp reads at once in distinct banks.
+    static constexpr int PADDING = VECTOR_LEN<T>;
+    static constexpr int LINES_A = A_ALONG_K ? TILE_M : TILE_K, LENGTH_A = A_ALONG_K ? TILE_K : TILE_M;
+    static constexpr int LINES_B = B_ALONG_K ? TILE_N : TILE_K, LENGTH_B = B_ALONG_K ? TILE_K : TILE_N;
+    static constexpr int LD_A = LENGTH_A + PADDING, LD_B = LENGTH_B + PADDING;
+    static constexpr int STAGE = LINES_A * LD_A + LINES_B * LD_B;
+
+    // Three stages hide more latency; the largest tile has room for two in 48 KiB.
+    static constexpr bool ASYNC = VECTOR && ARCH >= 800;
+    static constexpr int STAGES = ASYNC && THREADS < 256 ? 3 : 2;
+
+    using Sums = typename Either<IS_FLOAT<T>, FloatSums<TILE_M, TILE_N, A, B, LD_A, LD_B>,
+                                 TensorSums<T, TILE_M, TILE_N, A, B, LD_A, LD_B>>::Type;
+    template <class Operand>
+    using StagerA = Stager<Operand, LINES_A, LENGTH_A, LD_A, !A_ALONG_K, THREADS, VECTOR>;
+    template <class Operand>
+    using StagerB = Stager<Operand, LINES_B, LENGTH_B, LD_B, !B_ALONG_K, THREADS, VECTOR>;
+
+    // The sums pass through the same memory after the last product.
+    static constexpr int SLICE_ROWS = Sums::SLICE_ROWS, LD_SLICE = TILE_N + 8;
+    static constexpr int STAGE_BYTES = STAGES * STAGE * static_cast<int>(sizeof(T));
+    static constexpr int SLICE_BYTES = SLICE_ROWS * LD_SLICE * 4;
+    static constexpr int SHARED_BYTES = STAGE_BYTES > SLICE_BYTES ? STAGE_BYTES : SLICE_BYTES;
+    static_assert(SHARED_BYTES <= 48 * 1024, "static shared memory");
+
+    Sums sums;
+
+    /// The sums over k from `k_begin` up to `k_end`, `shared` being SHARED_BYTES. Elements past the ends of the
+    /// operands read as zero.
+    template <class OperandA, class OperandB>
+    __device__ __forceinline__ void multiply(const OperandA& a, const OperandB& b, Origin at, int k_begin, int k_end,
+                                             void* shared) {
+        sums.clear();
+        const int steps = divide_up(k_end - k_begin, TILE_K);
+        if (steps <= 0) return;
+        StagerA<OperandA> left(a, A_ALONG_K ? at.m : k_begin, A_ALONG_K ? k_begin : at.m);
+        StagerB<OperandB> right(b, B_ALONG_K ? at.n : k_begin, B_ALONG_K ? k_begin : at.n);
+        T* const tiles = static_cast<T*>(shared);
+        if constexpr (ASYNC) {
+            multiply_async(left, right, steps, tiles);
+        } else {
+            multiply_staged(left, right, steps, tiles);
+        }
+    }
+
+    // Step i starts the copies of tile i and multiplies the tile that was started STAGES − 1 steps before.
+    template <class Left, class Right>
+    __device__ __forceinline__ void multiply_async(Left& left, Right& right, int steps, T* tiles) {
+        constexpr int AHEAD = STAGES - 1;
+        for (int step = 0, stage = 0; step < steps + AHEAD; step++) {
+            if (step >= AHEAD) {
+                copy_async_wait<AHEAD - 1>();
+                // Past the barrier everybody's copies of the tile are there, and nobody reads the one before it.
+                __syncthreads();
+            }
+            if (step < steps) {
+                left.copy(tiles + stage * STAGE);
+                right.copy(tiles + stage * STAGE + LINES_A * LD_A);
+            }
+            copy_async_commit();
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            if (step >= AHEAD) accumulate(tiles + stage * STAGE);
+        }
+    }
+
+    // The loads of tile i are under way while tile i − 1 is multiplied. With two stages one barrier per step is enough:
+    // who is past it has left the products of the tile before.
+    template <class Left, class Right>
+    __device__ __forceinline__ void multiply_staged(Left& left, Right& right, int steps, T* tiles) {
+        for (int step = 0; step <= steps; step++) {
+            T* const tile = tiles + step % 2 * STAGE;
+            if (step < steps) {
+                left.fetch();
+                right.fetch();
+            }
+            if (step > 0) accumulate(tiles + (step - 1) % 2 * STAGE);
+            if (step < steps) {
+                left.deposit(tile);
+                right.deposit(tile + LINES_A * LD_A);
+                __syncthreads();
+            }
+        }
+    }
+
+    __device__ __forceinline__ void accumulate(const T* tile) {
+        sums.template accumulate<TILE_K>(tile, tile + LINES_A * LD_A);
+    }
+
+    /// Hands the sums below `m_end` and `n_end` to the writer in vectors of 16 bytes of its output, one by one without
+    /// VECTOR.
+    template <class Writer>
+    __device__ __forceinline__ void write(const Writer& writer, Origin at, int m_end, int n_end, void* shared) const {
+        constexpr int N = VECTOR ? VECTOR_LEN<typename Writer::Output> : 1, PER_ROW = TILE_N / N;
+        float* const slice = static_cast<float*>(shared);
+#pragma unroll 1
+        for (int s = 0; s < Sums::SLICES; s++) {
+            __syncthreads();
+            sums.store_slice(s, slice, LD_SLICE);
+            __syncthreads();
+#pragma unroll 2
+            for (int i = thread_index(); i < SLICE_ROWS * PER_ROW; i += THREADS) {
+                const int row = i / PER_ROW, column = i % PER_ROW * N;
+                const int m = at.m + Sums::tile_row(s, row), n = at.n + column;
+                if (m >= m_end || n >= n_end) continue;
+                float values[N];
+                load_floats<N>(slice + row * LD_SLICE + column, values);
+                writer.write(m, n, values);
+            }
+        }
+    }
+};

@@ -1,0 +1,87 @@
+// Pointwise (1x1, stride 1, one group) convolution and fully connected layers: plain matrix products.
+//
+// x `[pixels, c_in]`, y `[pixels, c_out]`, w `[c_out, c_in]`, where pixels = n·h·w for a convolution and n for a fully
+// connected layer. Sums are float and are rounded once, when stored. Bound by memory for most layers of compact
+// networks: the blocks that share rows of x run side by side, so that x is read from memory once.
+//
+// `pointwise_wgrad` writes one float partial of dw per slab of pixels; `sum_slabs` of conv_reduce.cu adds them. With
+// one slab, dw itself may be given as `partials`. No output may overlap an input, but for dx where it accumulates.
+//
+//   VECTOR     needs c_in and c_out to be multiples of 16 bytes of T, and all pointers aligned to 16
+//   tiles      64x64 for every T; with VECTOR also 128x128 and 128x32 for f16 and bf16
+//   block      128 threads; 256 for 128x128.   dynamic shared memory: none
+//   grid       (ceil(M / TILE_M) · ceil(N / TILE_N), slabs, 1)
+//
+//   kernel                                                   M        N       slabs
+//   pointwise_forward<T, TILE_M, TILE_N, VECTOR>             pixels   c_out   1
+//     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
+//      int pixels, int c_in, int c_out)
+//   pointwise_dgrad<T, TILE_M, TILE_N, VECTOR>               pixels   c_in    1
+//     (const T* dy, const T* w, T* dx, int accumulate, int pixels, int c_in, int c_out)
+//   pointwise_wgrad<T, TILE_M, TILE_N, VECTOR>               c_out    c_in    ceil(pixels / slab)
+//     (const T* x, const T* dy, float* partials, int slab, int pixels, int c_in, int c_out)
+//
+// Slabs are chosen by the problem alone, so that results do not depend on the device: with tiles = ceil(M / TILE_M) ·
+// ceil(N / TILE_N), splits = clamp(512 / tiles, 1, max(1, pixels / 256)) and slab = ceil(pixels / splits) rounded up to
+// a multiple of 32; the slabs are then ceil(pixels / slab), 65535 at most.
+//
+// instances: pointwise_forward<{float,f16,bf16}, 64, 64, {true,false}>
+// instances: pointwise_forward<{f16,bf16}, 128, {32,128}, true>
+// instances: pointwise_dgrad<{float,f16,bf16}, 64, 64, {true,false}>
+// instances: pointwise_dgrad<{f16,bf16}, 128, {32,128}, true>
+// instances: pointwise_wgrad<{float,f16,bf16}, 64, 64, {true,false}>
+// instances: pointwise_wgrad<{f16,bf16}, 128, 128, true>
+
+#include "conv_gemm.cuh"
+#include "epilogue.cuh"
+
+template <typename T, int TILE_M, int TILE_N, bool VECTOR>
+__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_forward(
+    const T* __restrict__ x,          // [pixels, c_in]
+    const T* __restrict__ w,          // [c_out, c_in]
+    const float* __restrict__ bias,   // [bias_pixels, c_out] or null
+    int bias_pixels,                  // 1, or h·w where every pixel of an image has its own bias
+    const T* __restrict__ residual,   // [pixels, c_out] or null
+    float limit, float slope,         // of the activation; slope 1 for none
+    T* __restrict__ y,                // [pixels, c_out]
+    int pixels, int c_in, int c_out) {
+    using Product = Gemm<T, TILE_M, TILE_N, Major::Row, Major::Column, VECTOR>;
+    SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
+    const Origin at = tile_origin<TILE_M, TILE_N>(c_out);
+    Product product;
+    product.multiply(Matrix<T>{x, pixels, c_in, c_in}, Matrix<T>{w, c_out, c_in, c_in}, at, 0, c_in, shared);
+    const ForwardWriter<T> writer{y, bias, bias_pixels, residual, make_clamp(limit, slope), c_out};
+    product.write(writer, at, pixels, c_out, shared);
+}
+
+template <typename T, int TILE_M, int TILE_N, bool VECTOR>
+__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_dgrad(
+    const T* __restrict__ dy,   // [pixels, c_out]
+    const T* __restrict__ w,    // [c_out, c_in]
+    T* __restrict__ dx,         // [pixels, c_in]
+    int accumulate,             // 1 adds to what is in dx
+    int pixels, int c_in, int c_out) {
+    using Product = Gemm<T, TILE_M, TILE_N, Major::Row, Major::Row, VECTOR>;
+    SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
+    const Origin at = tile_origin<TILE_M, TILE_N>(c_in);
+    Product product;
+    product.multiply(Matrix<T>{dy, pixels, c_out, c_out}, Matrix<T>{w, c_out, c_in, c_in}, at, 0, c_out, shared);
+    product.write(InputGradientWriter<T>{dx, accumulate != 0, c_in, {}}, at, pixels, c_in, shared);
+}
+
+template <typename T, int TILE_M, int TILE_N, bool VECTOR>
+__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_wgrad(
+    const T* __restrict__ x,        // [pixels, c_in]
+    const T* __restrict__ dy,       // [pixels, c_out]
+    float* __restrict__ partials,   // [slabs, c_out, c_in]
+    int slab,                       // pixels per slab
+    int pixels, int c_in, int c_out) {
+    using Product = Gemm<T, TILE_M, TILE_N, Major::Column, Major::Row, VECTOR>;
+    SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
+    const Origin at = tile_origin<TILE_M, TILE_N>(c_in);
+    const int begin = static_cast<int>(blockIdx.y) * slab, end = min_of(begin + slab, pixels);
+    Product product;
+    product.multiply(Matrix<T>{dy, end, c_out, c_out}, Matrix<T>{x, end, c_in, c_in}, at, begin, end, shared);
+    float* const partial = partials + static_cast<i64>(blockIdx.y) * c_out * c_in;
+    product.write(WeightGradientWriter{partial, c_in}, at, c_out, c_in, shared);
+}
