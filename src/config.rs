@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{Augment, DataSource};
 use crate::device::Device;
+use crate::dtype::Dtype;
 use crate::graph::Graph;
 use crate::models::{self, NetworkOptions};
 use crate::shape::Shape;
@@ -35,7 +36,7 @@ pub struct Config {
     /// `auto`, `cpu`, `cuda[:N]` or `emulator`.
     pub device: String,
     /// `f32`.
-    pub precision: String,
+    pub precision: Dtype,
     /// A trained model file to start from instead of training one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
@@ -156,7 +157,7 @@ impl Default for Config {
             seed: 0,
             threads: 0,
             device: "auto".into(),
-            precision: "f32".into(),
+            precision: Dtype::F32,
             model: None,
             compare_random: 0,
             budget: Budget::KeepFraction(0.5),
@@ -309,10 +310,7 @@ impl Config {
     /// # Errors
     /// Names the key, what was expected and what came.
     pub fn check(&self) -> Result<()> {
-        self.device()?;
-        if self.precision != "f32" {
-            return Err(Error::Config(format!("precision = {:?}; this build computes in f32 only", self.precision)));
-        }
+        Device::check_name(&self.device, self.precision)?;
         if i64::try_from(self.seed).is_err() {
             return Err(Error::Config(format!("seed = {}; give a number below 2^63", self.seed)));
         }
@@ -338,16 +336,9 @@ impl Config {
     /// The device that is asked for.
     ///
     /// # Errors
-    /// One that this build does not have.
+    /// One that this machine does not have.
     pub fn device(&self) -> Result<Device> {
-        let name = self.device.as_str();
-        match name {
-            "auto" | "cpu" => Ok(Device::Cpu),
-            _ if name == "emulator" || name == "cuda" || name.starts_with("cuda:") => {
-                Err(Error::Device(format!("no CUDA backend in this build, so no {name:?}; use --device cpu")))
-            }
-            _ => Err(Error::Config(format!("device = {name:?}; expected auto, cpu, cuda[:N] or emulator"))),
-        }
+        Device::open(&self.device, self.precision)
     }
 
     /// How freed blocks are prepared.
@@ -428,9 +419,9 @@ mod tests {
     fn the_defaults_pass_their_checks_and_bad_values_do_not() {
         Config::default().check().unwrap();
         let bad: [fn(&mut Config); 7] = [
-            |c| c.precision = "f16".into(),
+            |c| (c.device, c.precision) = ("cpu".into(), Dtype::F16),
             |c| c.device = "gpu".into(),
-            |c| c.device = "cuda:1".into(),
+            |c| c.device = "cuda:one".into(),
             |c| c.search.scores.travel = -1.0,
             |c| c.measure.batch = 0,
             |c| c.measure.seconds = f64::NAN,

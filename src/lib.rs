@@ -6,10 +6,12 @@
 //! [`ops`], [`device`].
 #![deny(missing_docs)]
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod dtype;
 pub mod engine;
 pub mod error;
 pub mod graph;

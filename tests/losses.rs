@@ -59,19 +59,19 @@ fn losses_are_pytorch_s() {
     for (name, smoothing) in [("ce_0", 0.0), ("ce_01", 0.1)] {
         let mut d = vec![0.0; student.len()];
         let d_view = Some(ViewMut::Host(&mut d));
-        let sum = cross_entropy(View::Host(student), &labels, classes, smoothing, d_view).unwrap();
+        let sum = cross_entropy(View::Host(student), &labels, classes, smoothing, 1.0, d_view).unwrap();
         check(name, sum.loss / n, &d);
-        assert_eq!(sum, cross_entropy(View::Host(student), &labels, classes, smoothing, None).unwrap());
+        assert_eq!(sum, cross_entropy(View::Host(student), &labels, classes, smoothing, 1.0, None).unwrap());
     }
     for (name, alpha, temperature) in [("kd_a07_t1", 0.7, 1.0), ("kd_a05_t3", 0.5, 3.0)] {
         let mut d = vec![0.0; student.len()];
         let target = SoftTarget { teacher: View::Host(teacher), alpha, temperature };
-        let sum = distillation(View::Host(student), target, &labels, classes, ViewMut::Host(&mut d)).unwrap();
+        let sum = distillation(View::Host(student), target, &labels, classes, 1.0, ViewMut::Host(&mut d)).unwrap();
         check(name, sum.loss / n, &d);
     }
     let (own, other) = (data("mse/student"), data("mse/teacher"));
     let mut d = vec![0.0; own.len()];
-    let value = feature_mse(View::Host(own), View::Host(other), 1.0, ViewMut::Host(&mut d)).unwrap();
+    let value = feature_mse(View::Host(own), View::Host(other), 1.0, 1.0, ViewMut::Host(&mut d)).unwrap();
     check("mse", value, &d);
 }
 
@@ -94,22 +94,22 @@ fn gradients_are_those_of_the_values() {
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 3).collect();
     let mean = |sum: LossSum| sum.loss / n as f64;
     let mut d = vec![0.0; z.len()];
-    cross_entropy(View::Host(&z), &labels, classes, 0.2, Some(ViewMut::Host(&mut d))).unwrap();
-    let value = |z: &[f32]| mean(cross_entropy(View::Host(z), &labels, classes, 0.2, None).unwrap());
+    cross_entropy(View::Host(&z), &labels, classes, 0.2, 1.0, Some(ViewMut::Host(&mut d))).unwrap();
+    let value = |z: &[f32]| mean(cross_entropy(View::Host(z), &labels, classes, 0.2, 1.0, None).unwrap());
     assert_close("cross-entropy", &d, &differences(&z, value), 1e-4);
 
     let target = SoftTarget { teacher: View::Host(&teacher), alpha: 0.3, temperature: 2.5 };
-    distillation(View::Host(&z), target, &labels, classes, ViewMut::Host(&mut d)).unwrap();
+    distillation(View::Host(&z), target, &labels, classes, 1.0, ViewMut::Host(&mut d)).unwrap();
     let value = |z: &[f32]| {
         let mut d = vec![0.0; z.len()];
-        mean(distillation(View::Host(z), target, &labels, classes, ViewMut::Host(&mut d)).unwrap())
+        mean(distillation(View::Host(z), target, &labels, classes, 1.0, ViewMut::Host(&mut d)).unwrap())
     };
     assert_close("distillation", &d, &differences(&z, value), 1e-4);
 
-    feature_mse(View::Host(&z), View::Host(&teacher), 0.5, ViewMut::Host(&mut d)).unwrap();
+    feature_mse(View::Host(&z), View::Host(&teacher), 0.5, 1.0, ViewMut::Host(&mut d)).unwrap();
     let value = |z: &[f32]| {
         let mut d = vec![0.0; z.len()];
-        feature_mse(View::Host(z), View::Host(&teacher), 0.5, ViewMut::Host(&mut d)).unwrap()
+        feature_mse(View::Host(z), View::Host(&teacher), 0.5, 1.0, ViewMut::Host(&mut d)).unwrap()
     };
     assert_close("features", &d, &differences(&z, value), 1e-4);
 }
@@ -118,15 +118,15 @@ fn gradients_are_those_of_the_values() {
 fn extreme_logits_stay_finite_and_bad_ones_show() {
     let z = [3e38, -3e38, 0.0, -3e38, -3e38, -3e38];
     let mut d = [0.0; 6];
-    let sum = cross_entropy(View::Host(&z), &[0, 2], 3, 0.0, Some(ViewMut::Host(&mut d))).unwrap();
+    let sum = cross_entropy(View::Host(&z), &[0, 2], 3, 0.0, 1.0, Some(ViewMut::Host(&mut d))).unwrap();
     assert!(sum.loss.is_finite() && d.iter().all(|x| x.is_finite()), "{sum:?} {d:?}");
     assert_eq!(sum.correct, 1, "the first of equal logits is the answer");
-    let sum = cross_entropy(View::Host(&[f32::NAN, 0.0]), &[0], 2, 0.0, None).unwrap();
+    let sum = cross_entropy(View::Host(&[f32::NAN, 0.0]), &[0], 2, 0.0, 1.0, None).unwrap();
     assert!(sum.loss.is_nan());
-    let label = cross_entropy(View::Host(&z), &[0, 3], 3, 0.0, None).unwrap_err().to_string();
+    let label = cross_entropy(View::Host(&z), &[0, 3], 3, 0.0, 1.0, None).unwrap_err().to_string();
     assert!(label.contains("label 3"), "{label}");
-    assert!(cross_entropy(View::Host(&z), &[0], 3, 0.0, None).is_err());
-    assert!(feature_mse(View::Host(&z), View::Host(&z[1..]), 1.0, ViewMut::Host(&mut d)).is_err());
+    assert!(cross_entropy(View::Host(&z), &[0], 3, 0.0, 1.0, None).is_err());
+    assert!(feature_mse(View::Host(&z), View::Host(&z[1..]), 1.0, 1.0, ViewMut::Host(&mut d)).is_err());
 }
 
 #[test]
@@ -136,10 +136,10 @@ fn losses_have_the_same_bits_for_any_number_of_threads() {
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 10).collect();
     let run = || {
         let (mut a, mut b, mut c) = (vec![0.0; z.len()], vec![0.0; z.len()], vec![0.0; z.len()]);
-        let hard = cross_entropy(View::Host(&z), &labels, classes, 0.1, Some(ViewMut::Host(&mut a))).unwrap();
+        let hard = cross_entropy(View::Host(&z), &labels, classes, 0.1, 1.0, Some(ViewMut::Host(&mut a))).unwrap();
         let target = SoftTarget { teacher: View::Host(&teacher), alpha: 0.7, temperature: 1.0 };
-        let soft = distillation(View::Host(&z), target, &labels, classes, ViewMut::Host(&mut b)).unwrap();
-        let features = feature_mse(View::Host(&z), View::Host(&teacher), 1.0, ViewMut::Host(&mut c)).unwrap();
+        let soft = distillation(View::Host(&z), target, &labels, classes, 1.0, ViewMut::Host(&mut b)).unwrap();
+        let features = feature_mse(View::Host(&z), View::Host(&teacher), 1.0, 1.0, ViewMut::Host(&mut c)).unwrap();
         (a, b, c, hard.loss.to_bits(), soft.loss.to_bits(), features.to_bits())
     };
     let one = with_threads(1, run);
@@ -300,7 +300,7 @@ fn training_steps_are_pytorch_s() {
         for _ in 0..8 {
             let logits = engine.forward(&images).unwrap().view(0..labels.len() * 10);
             let d = Some(d_logits.view_mut(0..labels.len() * 10));
-            let sum = cross_entropy(logits, &labels, 10, 0.1, d).unwrap();
+            let sum = cross_entropy(logits, &labels, 10, 0.1, 1.0, d).unwrap();
             engine.backward(&d_logits, &[]).unwrap();
             let (weights, gradients) = engine.trainable();
             let norm = state.gradient_norm(gradients).unwrap();

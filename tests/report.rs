@@ -111,7 +111,7 @@ fn a_training_step_moves_what_the_table_says() {
     // table adds the optimizer's 22 bytes a parameter.
     for (width, gigabytes) in [("1.0", 24.0), ("1.4", 34.4)] {
         let graph = imagenet(width);
-        let plan = Plan::new(&graph, Fusion::Fused, true, &[]).unwrap();
+        let plan = Plan::new(&graph, Fusion::Fused, true, false, &[]).unwrap();
         let costs = plan_costs(&graph, &plan).unwrap();
         let bytes: u64 = costs.iter().map(|k| k.bytes(BATCH, 2)).sum();
         let optimizer = 22 * graph.cost().unwrap().params();

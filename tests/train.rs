@@ -111,7 +111,7 @@ impl Hook for Scores {
     }
 
     fn after_backward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
-        for (score, gradient) in self.scores.iter_mut().zip(engine.score_gradients()) {
+        for (score, gradient) in self.scores.iter_mut().zip(engine.score_gradients()?) {
             *score = *score * 0.9 - gradient / 3.0;
         }
         match &self.stop {

@@ -4,10 +4,11 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::Common;
+use crate::device::cache::Cache;
+use crate::device::cuda::Cuda;
+use crate::device::driver::Driver;
+use crate::device::nvrtc::Nvrtc;
 use crate::measure::Machine;
-
-/// Why the list of GPUs is empty.
-const NO_GPU: &str = "no CUDA backend in this build";
 
 /// Options of `devices`.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,13 +20,36 @@ pub struct Args {}
 /// When standard output cannot be written.
 pub fn run(_args: &Args, common: &Common) -> Result<()> {
     let machine = Machine::here();
+    let gpus: Vec<Cuda> =
+        (0..Cuda::count()).map(|ordinal| Cuda::new(ordinal, Cache::of_user())).collect::<crate::Result<_>>()?;
+    let compiler = Nvrtc::find();
     let mut out = std::io::stdout().lock();
     if common.json {
-        let kernel_cache: Option<&str> = None;
-        let value = json!({ "cpu": machine, "gpus": [], "gpu_note": NO_GPU, "kernel_cache": kernel_cache });
+        let gpu = |gpu: &Cuda| {
+            let memory = gpu.memory().map(|(_, total)| total);
+            json!({ "name": gpu.name(), "arch": gpu.arch(), "multiprocessors": gpu.multiprocessors(), "memory_bytes": memory })
+        };
+        let gpus: Vec<_> = gpus.iter().map(gpu).collect();
+        let nvrtc = compiler.as_ref().ok().map(|nvrtc| format!("{}.{}", nvrtc.version().0, nvrtc.version().1));
+        let cache = Cache::of_user();
+        let value = json!({ "cpu": machine, "gpus": gpus, "nvrtc": nvrtc, "kernel_cache": cache.folder() });
         return print(&mut out, &format!("{value:#}\n"));
     }
-    print(&mut out, &describe(&machine))
+    let mut text = describe(&machine);
+    if gpus.is_empty() {
+        text.push_str("gpu        none\n");
+    }
+    for (ordinal, gpu) in gpus.iter().enumerate() {
+        let memory = gpu.memory().map_or(0.0, |(_, total)| gib(total));
+        let (name, arch, count) = (gpu.name(), gpu.arch(), gpu.multiprocessors());
+        text.push_str(&format!("cuda:{ordinal}     {name}, sm_{arch}, {count} multiprocessors, {memory:.1} GiB\n"));
+    }
+    match compiler {
+        Ok(nvrtc) => text.push_str(&format!("nvrtc      {}.{}\n", nvrtc.version().0, nvrtc.version().1)),
+        Err(error) => text.push_str(&format!("nvrtc      none: {error}\n")),
+    }
+    text.push_str(&format!("kernels    cached in {}\n", Cache::of_user().folder().display()));
+    print(&mut out, &text)
 }
 
 fn describe(machine: &Machine) -> String {
@@ -35,8 +59,7 @@ fn describe(machine: &Machine) -> String {
     let caches: Vec<String> = machine.caches.iter().map(cache).collect();
     let caches = if caches.is_empty() { "unknown".to_owned() } else { caches.join(", ") };
     format!(
-        "cpu        {} ({})\n  features {features}\n  cores    {}, {} threads in use\n  caches   {caches}\n  memory   {memory}\n\
-         gpu        none: {NO_GPU}\nkernels    no cache: {NO_GPU}\n",
+        "cpu        {} ({})\n  features {features}\n  cores    {}, {} threads in use\n  caches   {caches}\n  memory   {memory}\n",
         machine.cpu, machine.architecture, machine.cores, machine.threads
     )
 }

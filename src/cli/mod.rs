@@ -2,10 +2,12 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown flag, a bad setting, a run folder that is taken).
 
+mod check;
 mod devices;
 mod eval;
 mod finetune;
 mod infer;
+mod kernels;
 mod merge;
 mod plan;
 mod search;
@@ -38,7 +40,7 @@ pub struct Common {
     /// Where to compute: auto, cpu, cuda, cuda:N or emulator
     #[arg(long, global = true, value_name = "DEVICE")]
     pub device: Option<String>,
-    /// Precision: f32
+    /// Precision of activations on a GPU: f32, f16 or bf16
     #[arg(long, global = true, value_name = "PRECISION")]
     pub precision: Option<String>,
     /// Threads; all cores if not given. Results do not depend on it
@@ -82,6 +84,10 @@ enum Command {
     Infer(infer::Args),
     /// The steps, bytes and FLOPs of a network, and its roofline time on known devices
     Plan(plan::Args),
+    /// Compiles the CUDA kernels ahead of time, or reports what they use; needs no GPU
+    Kernels(kernels::Args),
+    /// Compares every operation on a device with the host
+    Check(check::Args),
     /// What this machine can compute on
     Devices(devices::Args),
 }
@@ -106,6 +112,8 @@ impl Cli {
             Command::Eval(args) => eval::run(args, common),
             Command::Infer(args) => infer::run(args, common),
             Command::Plan(args) => plan::run(args, common),
+            Command::Kernels(args) => kernels::run(args, common),
+            Command::Check(args) => check::run(args, common),
             Command::Devices(args) => devices::run(args, common),
         }
     }

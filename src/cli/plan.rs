@@ -65,7 +65,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     // Inference runs with batch-norm folded, as every engine does.
     let graph = if args.training || args.reference { graph } else { without_batch_norm(&graph)? };
     let fusion = if args.reference { Fusion::Reference } else { Fusion::Fused };
-    let plan = Plan::new(&graph, fusion, args.training, &[])?;
+    let plan = Plan::new(&graph, fusion, args.training, false, &[])?;
     let costs = plan_costs(&graph, &plan)?;
     let text = if common.json { as_json(&graph, args, &costs) } else { as_text(&graph, args, &costs) };
     print(&mut std::io::stdout().lock(), &text)

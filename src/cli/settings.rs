@@ -199,7 +199,9 @@ impl Common {
             _ => Config::default(),
         };
         set(&mut config.device, &self.device);
-        set(&mut config.precision, &self.precision);
+        if let Some(precision) = &self.precision {
+            config.precision = precision.parse()?;
+        }
         set(&mut config.threads, &self.threads);
         set(&mut config.seed, &self.seed);
         Ok(config)

@@ -1,42 +1,168 @@
-//! Where numbers live. One variant today, the host; a CUDA device joins as a second variant of each enum here, and the
-//! operations in [`crate::ops`] dispatch on it.
+//! Where numbers live and what computes on them: the host's cores, or a GPU through one of two drivers.
+//!
+//! Operations in [`crate::ops`] take views and do their work where those lie. Everything above `ops` is the same for
+//! every device.
 
-use crate::Result;
+pub mod cache;
+pub mod compiler;
+pub mod cuda;
+pub mod driver;
+pub mod emulator;
+pub mod gpu;
+pub mod nvrtc;
+pub mod source;
 
-/// A device that computes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use std::ops::Range;
+use std::sync::Arc;
+
+use cache::Cache;
+use cuda::Cuda;
+use emulator::{Emulator, EmulatorOptions};
+use gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
+
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// A device that computes, and the precision it does so in.
+#[derive(Debug, Clone)]
 pub enum Device {
-    /// The host's cores, through the current `rayon` pool.
+    /// The host's cores, through the current `rayon` pool, in `f32`.
     Cpu,
+    /// A GPU, real or emulated. Activations, their gradients and the weights that kernels read have this type; sums,
+    /// parameters and their gradients are `f32`.
+    Gpu(Arc<Gpu>, Dtype),
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cpu, Self::Cpu) => true,
+            (Self::Gpu(a, p), Self::Gpu(b, q)) => Arc::ptr_eq(a, b) && p == q,
+            _ => false,
+        }
+    }
 }
 
 impl Device {
-    /// Allocates `len` zeros.
+    /// Opens a device by its name on the command line: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:N`,
+    /// `emulator`.
+    ///
+    /// # Errors
+    /// An unknown name, a device that this machine does not have, or a precision that the device has not.
+    pub fn open(name: &str, precision: Dtype) -> Result<Self> {
+        Self::check_name(name, precision)?;
+        let gpu = |driver: Box<dyn driver::Driver>| Self::on(Gpu::new(driver), precision);
+        match name {
+            "cpu" => Ok(Self::Cpu),
+            "auto" if Cuda::count() > 0 => gpu(Box::new(Cuda::new(0, Cache::of_user())?)),
+            "auto" => Self::open("cpu", precision),
+            "emulator" => gpu(Box::new(Emulator::new(EmulatorOptions::default(), Cache::of_user())?)),
+            _ => gpu(Box::new(Cuda::new(ordinal(name).unwrap_or(0), Cache::of_user())?)),
+        }
+    }
+
+    /// Whether [`open`](Self::open) can open a device in a precision, as far as can be told without opening it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_name(name: &str, precision: Dtype) -> Result<()> {
+        let unknown = || Error::Config(format!("device = {name:?}; expected auto, cpu, cuda, cuda:N or emulator"));
+        match name {
+            "cpu" if precision != Dtype::F32 => {
+                Err(Error::Config(format!("the CPU computes in f32, not {precision}; leave --precision out")))
+            }
+            "auto" | "cpu" | "emulator" => Ok(()),
+            _ => Cuda::require(ordinal(name).ok_or_else(unknown)?),
+        }
+    }
+
+    /// A GPU in a precision. Compiles its kernels.
+    ///
+    /// # Errors
+    /// When they cannot be compiled, or the GPU lacks the precision.
+    pub fn on(gpu: Arc<Gpu>, precision: Dtype) -> Result<Self> {
+        gpu.prepare(precision)?;
+        Ok(Self::Gpu(gpu, precision))
+    }
+
+    /// The type of activations.
+    pub fn precision(&self) -> Dtype {
+        match self {
+            Self::Cpu => Dtype::F32,
+            Self::Gpu(_, precision) => *precision,
+        }
+    }
+
+    /// The device in words.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".into(),
+            Self::Gpu(gpu, _) => gpu.driver().name(),
+        }
+    }
+
+    /// Allocates `len` zeros of `f32`.
     ///
     /// # Errors
     /// When the device is out of memory.
     pub fn zeros(&self, len: usize) -> Result<Buffer> {
+        self.zeros_of(Dtype::F32, len)
+    }
+
+    /// Allocates `len` zeros of the type of activations.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn activations(&self, len: usize) -> Result<Buffer> {
+        self.zeros_of(self.precision(), len)
+    }
+
+    fn zeros_of(&self, dtype: Dtype, len: usize) -> Result<Buffer> {
         match self {
             Self::Cpu => Ok(Buffer::Host(vec![0.0; len])),
+            Self::Gpu(gpu, _) => GpuBuffer::zeros(gpu, dtype, len).map(Buffer::Gpu),
         }
     }
 
-    /// Copies numbers from the host.
+    /// Copies numbers from the host, as `f32`.
     ///
     /// # Errors
     /// When the device is out of memory.
     pub fn upload(&self, data: &[f32]) -> Result<Buffer> {
         match self {
             Self::Cpu => Ok(Buffer::Host(data.to_vec())),
+            Self::Gpu(..) => {
+                let mut buffer = self.zeros(data.len())?;
+                buffer.write(data)?;
+                Ok(buffer)
+            }
+        }
+    }
+
+    /// Tells the first failure of an operation since the last check: operations on a GPU report late.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Gpu(gpu, _) => gpu.check(),
         }
     }
 }
 
-/// `f32` numbers on a device.
+/// Which GPU `cuda` or `cuda:N` names.
+fn ordinal(name: &str) -> Option<usize> {
+    if name == "cuda" { Some(0) } else { name.strip_prefix("cuda:")?.parse().ok() }
+}
+
+/// Numbers on a device.
 #[derive(Debug)]
 pub enum Buffer {
     /// In the host's memory.
     Host(Vec<f32>),
+    /// In a GPU's memory.
+    Gpu(GpuBuffer),
 }
 
 impl Default for Buffer {
@@ -50,6 +176,8 @@ impl Default for Buffer {
 pub enum View<'a> {
     /// In the host's memory.
     Host(&'a [f32]),
+    /// In a GPU's memory.
+    Gpu(GpuView<'a>),
 }
 
 /// Part of a buffer, to be written.
@@ -57,6 +185,8 @@ pub enum View<'a> {
 pub enum ViewMut<'a> {
     /// In the host's memory.
     Host(&'a mut [f32]),
+    /// In a GPU's memory.
+    Gpu(GpuViewMut<'a>),
 }
 
 impl Buffer {
@@ -64,6 +194,7 @@ impl Buffer {
     pub fn len(&self) -> usize {
         match self {
             Self::Host(data) => data.len(),
+            Self::Gpu(buffer) => buffer.len(),
         }
     }
 
@@ -73,16 +204,18 @@ impl Buffer {
     }
 
     /// The elements of a range, to be read.
-    pub fn view(&self, range: std::ops::Range<usize>) -> View<'_> {
+    pub fn view(&self, range: Range<usize>) -> View<'_> {
         match self {
             Self::Host(data) => View::Host(&data[range]),
+            Self::Gpu(buffer) => View::Gpu(buffer.view(range)),
         }
     }
 
     /// The elements of a range, to be written.
-    pub fn view_mut(&mut self, range: std::ops::Range<usize>) -> ViewMut<'_> {
+    pub fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
         match self {
             Self::Host(data) => ViewMut::Host(&mut data[range]),
+            Self::Gpu(buffer) => ViewMut::Gpu(buffer.view_mut(range)),
         }
     }
 
@@ -90,58 +223,127 @@ impl Buffer {
     ///
     /// # Panics
     /// When ranges overlap or reach past the end: an error of the caller, who planned them.
-    pub fn view_mut_disjoint<const N: usize>(&mut self, ranges: [std::ops::Range<usize>; N]) -> [ViewMut<'_>; N] {
+    pub fn view_mut_disjoint<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> [ViewMut<'_>; N] {
         match self {
             Self::Host(data) => {
                 data.get_disjoint_mut(ranges).expect("ranges planned apart from each other").map(ViewMut::Host)
             }
+            Self::Gpu(buffer) => buffer.view_mut_disjoint(ranges).map(ViewMut::Gpu),
         }
     }
 
     /// Copies the first `out.len()` elements to the host.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails, or an operation before failed.
     pub fn read(&self, out: &mut [f32]) -> Result<()> {
         match self {
-            Self::Host(data) => out.copy_from_slice(&data[..out.len()]),
+            Self::Host(data) => {
+                out.copy_from_slice(&data[..out.len()]);
+                Ok(())
+            }
+            Self::Gpu(buffer) => buffer.read(out),
         }
-        Ok(())
     }
 
-    /// Copies numbers from the host to the front.
+    /// Copies numbers from the host to the front, rounded to the buffer's type.
     ///
     /// # Errors
     /// When the device fails.
     pub fn write(&mut self, data: &[f32]) -> Result<()> {
         match self {
-            Self::Host(own) => own[..data.len()].copy_from_slice(data),
+            Self::Host(own) => {
+                own[..data.len()].copy_from_slice(data);
+                Ok(())
+            }
+            Self::Gpu(buffer) => buffer.write(data),
         }
-        Ok(())
     }
 }
 
 impl<'a> View<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(data) => data.len(),
+            Self::Gpu(view) => view.len(),
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The numbers, where they are on the host.
+    ///
+    /// # Panics
+    /// When they are not: operands of one operation lie on one device.
     pub fn host(self) -> &'a [f32] {
         match self {
             Self::Host(data) => data,
+            Self::Gpu(_) => panic!("an operand on a GPU among operands on the host"),
+        }
+    }
+
+    /// The view, where it is on a GPU.
+    ///
+    /// # Panics
+    /// When it is not: operands of one operation lie on one device.
+    pub fn gpu(self) -> GpuView<'a> {
+        match self {
+            Self::Host(_) => panic!("an operand on the host among operands on a GPU"),
+            Self::Gpu(view) => view,
         }
     }
 }
 
 impl<'a> ViewMut<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Host(data) => data.len(),
+            Self::Gpu(view) => view.view().len(),
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The numbers, where they are on the host.
+    ///
+    /// # Panics
+    /// When they are not: operands of one operation lie on one device.
     pub fn host(self) -> &'a mut [f32] {
         match self {
             Self::Host(data) => data,
+            Self::Gpu(_) => panic!("a result on a GPU among operands on the host"),
+        }
+    }
+
+    /// The view, where it is on a GPU.
+    ///
+    /// # Panics
+    /// When it is not: operands of one operation lie on one device.
+    pub fn gpu(self) -> GpuViewMut<'a> {
+        match self {
+            Self::Host(_) => panic!("a result on the host among operands on a GPU"),
+            Self::Gpu(view) => view,
+        }
+    }
+
+    /// The same, borrowed for a while.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        match self {
+            Self::Host(data) => ViewMut::Host(data),
+            Self::Gpu(view) => ViewMut::Gpu(view.reborrow()),
         }
     }
 
     /// The numbers, where they are on the host, borrowed for a while.
     pub fn host_mut(&mut self) -> &mut [f32] {
-        match self {
-            Self::Host(data) => data,
-        }
+        self.reborrow().host()
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Backward<'a> {
     /// Sums that the convolution after a step took on its behalf, by the step's output.
     pub sums: Vec<Option<GradientSums>>,
     /// Σ ⟨dy, x − φ(x)⟩ by block, where they are collected.
-    pub scores: Option<&'a mut [f32]>,
+    pub scores: Option<&'a mut Buffer>,
 }
 
 /// A gradient buffer taken out of memory to be written.
@@ -64,14 +64,13 @@ impl Backward<'_> {
                     dropout::apply(*p, pass.dropout, dy, dx, accumulate);
                 }),
                 StepKind::Activation(act) => {
-                    let block = act.mask.filter(|_| self.scores.is_some());
-                    let mut score = 0.0;
+                    let mut scores = self.scores.take();
                     self.through(step, step.inputs[0], |pass, memory, dy, dx| {
                         let x = pass.value(memory, step.inputs[0]);
-                        let clamp = pass.clamp(act);
-                        score = activation::backward(clamp, pass.lines(step.output), (x, dy), dx, block.is_some());
+                        let score = act.mask.zip(scores.as_deref_mut()).map(|(block, s)| s.view_mut(block..block + 1));
+                        activation::backward(pass.clamp(act), pass.lines(step.output), (x, dy), dx, score);
                     });
-                    self.add_score(block, score);
+                    self.scores = scores;
                 }
                 StepKind::BatchNorm(bn) => self.batch_norm(index, step, bn),
                 StepKind::Conv { .. } => self.conv(step),
@@ -80,12 +79,6 @@ impl Backward<'_> {
             }
         }
         Ok(())
-    }
-
-    fn add_score(&mut self, block: Option<usize>, score: f64) {
-        if let (Some(block), Some(scores)) = (block, self.scores.as_deref_mut()) {
-            scores[block] += score as f32;
-        }
     }
 
     /// Takes out the gradient of a value; `None` for the image, whose gradient nobody needs.
@@ -144,21 +137,20 @@ impl Backward<'_> {
         let StepKind::Conv { problem, weight, bias, .. } = &step.kind else { unreachable!("dispatched on the kind") };
         let input = step.inputs[0];
         let mut dx = self.take(input);
-        let read = (
-            self.pass.value(self.memory, input),
-            self.params.values.view(self.params.range(*weight)),
-            Self::dy(&self.pass, self.memory, step),
-        );
+        let mut gradients = std::mem::take(&mut self.params.gradients);
+        let read =
+            (self.pass.value(self.memory, input), self.params.weight(*weight), Self::dy(&self.pass, self.memory, step));
         let len = self.pass.len(input);
         let (dw, db) = match bias {
             Some((bias, _)) => {
                 let ranges = [self.params.ranges[*weight].clone(), self.params.ranges[*bias].clone()];
-                let [dw, db] = self.params.gradients.view_mut_disjoint(ranges);
+                let [dw, db] = gradients.view_mut_disjoint(ranges);
                 (dw, Some(db))
             }
-            None => (self.params.gradients.view_mut(self.params.ranges[*weight].clone()), None),
+            None => (gradients.view_mut(self.params.range(*weight)), None),
         };
         conv::backward(&self.pass.conv(problem), read, dx.as_mut().map(|dx| dx.view(len)), dw, db);
+        self.params.gradients = gradients;
         self.put(dx);
     }
 
@@ -171,6 +163,7 @@ impl Backward<'_> {
         let mut dx = self.take(input);
         let mut d_residual = residual.and_then(|r| self.take(r));
         let mut gradients = std::mem::take(&mut self.params.gradients);
+        let mut dy_buffer = std::mem::take(&mut self.memory.dy);
         let (pass, memory, params) = (&self.pass, &*self.memory, &*self.params);
         let shape = pass.plan.shapes[step.output];
         let raw = pass.layout.raw[index].expect("planned for every fused training step");
@@ -199,10 +192,11 @@ impl Backward<'_> {
         let problems = (&pass.conv(problem), &pass.batch_norm(bn, shape));
         let x = pass.conv_input(memory, params, self.saved, input, collects_scores);
         let sums = self.sums[step.output].take();
-        let sums = conv_bn::backward(problems, (x, params.value(*weight)), inputs, sums, out, block.is_some());
-        self.sums[input] = sums.input;
+        let score = block.and_then(|block| self.scores.as_deref_mut().map(|scores| scores.view_mut(block..block + 1)));
+        let dy = (!dy_buffer.is_empty()).then(|| dy_buffer.view_mut(0..pass.len(step.output)));
+        self.sums[input] = conv_bn::backward(problems, (x, params.weight(*weight)), inputs, sums, out, score, dy);
         self.params.gradients = gradients;
-        self.add_score(block, sums.score);
+        self.memory.dy = dy_buffer;
         self.put(dx);
         self.put(d_residual);
     }
@@ -211,15 +205,14 @@ impl Backward<'_> {
         let StepKind::Linear { weight, bias } = &step.kind else { unreachable!("dispatched on the kind") };
         let input = step.inputs[0];
         let mut dx = self.take(input);
-        let read = (
-            self.pass.value(self.memory, input),
-            self.params.values.view(self.params.range(*weight)),
-            Self::dy(&self.pass, self.memory, step),
-        );
+        let mut gradients = std::mem::take(&mut self.params.gradients);
+        let read =
+            (self.pass.value(self.memory, input), self.params.weight(*weight), Self::dy(&self.pass, self.memory, step));
         let len = self.pass.len(input);
         let ranges = [self.params.ranges[*weight].clone(), self.params.ranges[*bias].clone()];
-        let [dw, db] = self.params.gradients.view_mut_disjoint(ranges);
+        let [dw, db] = gradients.view_mut_disjoint(ranges);
         linear::backward(self.pass.linear(step), read, dx.as_mut().map(|dx| dx.view(len)), (dw, db));
+        self.params.gradients = gradients;
         self.put(dx);
     }
 }

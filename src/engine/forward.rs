@@ -148,7 +148,7 @@ impl Pass<'_> {
         let x = self.conv_input(memory, params, saved, step.inputs[0], false);
         let z = out.as_mut().map(|(_, out)| (self.tail(memory, step, act), out.view_mut(0..len)));
         let problems = (&self.conv(problem), &self.batch_norm(bn, shape));
-        conv_bn::forward(problems, (x, params.value(weight)), state, raw.view_mut(0..len), z);
+        conv_bn::forward(problems, (x, params.weight(weight)), state, raw.view_mut(0..len), z);
         memory.slots[raw_slot] = raw;
         if let Some((slot, out)) = out {
             memory.slots[slot] = out;
@@ -197,7 +197,7 @@ impl Pass<'_> {
                     None => ConvBias::None,
                 };
                 let tail = self.tail(memory, step, act.as_ref());
-                let operands = (x, params.value(*weight));
+                let operands = (x, params.weight(*weight));
                 conv::forward(&self.conv(problem), operands, bias, tail.residual, tail.clamp, y);
             }
             StepKind::Activation(act) => activation::forward(self.clamp(act), self.lines(step.output), x, y),
@@ -207,7 +207,7 @@ impl Pass<'_> {
                 pool::forward((shape.pixels(), shape.c), x, y);
             }
             StepKind::Linear { weight, bias } => {
-                linear::forward(self.linear(step), x, params.value(*weight), params.value(*bias), y);
+                linear::forward(self.linear(step), x, params.weight(*weight), params.value(*bias), y);
             }
             StepKind::ConvBatchNorm { .. } | StepKind::BatchNorm(_) | StepKind::Dropout(_) => {
                 unreachable!("handled by the training and the inference pass, which differ in them")

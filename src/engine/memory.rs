@@ -20,18 +20,26 @@ pub(super) struct Layout {
     pub raw: Vec<Option<Slot>>,
     /// Elements per image of every slot.
     pub sizes: Vec<usize>,
+    /// Elements per image of the gradient of a convolution's result, for devices that store it.
+    pub dy: usize,
 }
 
 /// The buffers of one pass.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     pub slots: Vec<Buffer>,
+    /// Gradient of a convolution's result on its way through the fused backward pass.
+    pub dy: Buffer,
 }
 
 impl Memory {
     pub fn new(device: &Device, layout: &Layout, batch: usize) -> Result<Self> {
-        let slots = layout.sizes.iter().map(|len| device.zeros(len * batch)).collect::<Result<_>>()?;
-        Ok(Self { slots })
+        let slots = layout.sizes.iter().map(|len| device.activations(len * batch)).collect::<Result<_>>()?;
+        let dy = match device {
+            Device::Cpu => Buffer::default(),
+            Device::Gpu(..) => device.activations(layout.dy * batch)?,
+        };
+        Ok(Self { slots, dy })
     }
 
     /// Takes a buffer out, so that it can be written while others are read.
@@ -69,7 +77,7 @@ impl Layout {
             to[node] = loss;
             gradient_from[node] = loss;
         }
-        let mut items = Vec::new();
+        let (mut items, mut dy) = (Vec::new(), 0);
         for (index, step) in plan.steps.iter().enumerate() {
             from[step.output] = Some(index + 1);
             for (position, &input) in step.inputs.iter().enumerate() {
@@ -82,6 +90,7 @@ impl Layout {
             if plan.training && matches!(step.kind, StepKind::ConvBatchNorm { .. }) {
                 let len = plan.shapes[step.output].len();
                 items.push(Item { len, from: index + 1, to: backward(index), target: Target::Raw(index) });
+                dy = dy.max(len);
             }
         }
         let writer: std::collections::HashMap<NodeId, usize> =
@@ -100,13 +109,18 @@ impl Layout {
                 items.push(Item { len, from, to, target: Target::Gradient(node) });
             }
         }
-        Self::assign(items, nodes, count)
+        Self { dy, ..Self::assign(items, nodes, count) }
     }
 
     /// Gives every item the free slot that fits best.
     fn assign(mut items: Vec<Item>, nodes: usize, steps: usize) -> Self {
-        let mut layout =
-            Self { value: vec![None; nodes], gradient: vec![None; nodes], raw: vec![None; steps], sizes: Vec::new() };
+        let mut layout = Self {
+            value: vec![None; nodes],
+            gradient: vec![None; nodes],
+            raw: vec![None; steps],
+            sizes: Vec::new(),
+            dy: 0,
+        };
         items.sort_by_key(|item| (item.from, std::cmp::Reverse(item.len)));
         let mut busy_until: Vec<usize> = Vec::new();
         for item in items {

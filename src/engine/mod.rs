@@ -18,6 +18,7 @@ pub use plan::{BatchNormParams, ParamId, Plan, Step, StepKind};
 use crate::device::{Buffer, Device};
 use crate::graph::{Graph, NodeId, ParamSpec};
 use crate::model::{Model, Weights};
+use crate::ops::add;
 use crate::{Error, Result};
 use backward::Backward;
 use forward::Pass;
@@ -71,8 +72,9 @@ pub struct Engine {
     micro: Mutex<Vec<Memory>>,
     logits: Buffer,
     slopes: Option<Vec<f32>>,
-    scores: Vec<f32>,
+    scores: Buffer,
     collect_scores: bool,
+    loss_scale: f32,
     dropout: (u64, u64),
     /// Images of the last forward pass.
     n: usize,
@@ -94,7 +96,8 @@ impl Engine {
         let (planned, map) =
             if folds { model.folded_with_map()? } else { (model.clone(), (0..model.graph.nodes.len()).collect()) };
         let taps: Vec<NodeId> = options.taps.iter().map(|&tap| map[tap]).collect();
-        let plan = Plan::new(&planned.graph, options.fusion, options.training, &taps)?;
+        let on_load = options.training && options.fusion == Fusion::Fused && *device == Device::Cpu;
+        let plan = Plan::new(&planned.graph, options.fusion, options.training, on_load, &taps)?;
         let layout = Layout::new(&plan, &taps);
         let params = Params::new(device, planned.graph.params()?, &planned.weights, options.training)?;
         let saved = plan
@@ -118,10 +121,11 @@ impl Engine {
             saved,
             memory: Memory::default(),
             micro: Mutex::default(),
-            logits: device.zeros(options.batch * planned.graph.classes())?,
+            logits: device.activations(options.batch * planned.graph.classes())?,
             slopes: None,
-            scores: vec![0.0; planned.graph.blocks.len()],
+            scores: device.zeros(planned.graph.blocks.len())?,
             collect_scores: false,
+            loss_scale: 1.0,
             dropout: (0, 0),
             n: 0,
             graph: planned.graph,
@@ -201,8 +205,19 @@ impl Engine {
 
     /// Σ ⟨dy, x − φ(x)⟩ over the activations of each block and the last batch: the straight-through gradient of a
     /// removal score (`methods.md` 1.2).
-    pub fn score_gradients(&self) -> &[f32] {
-        &self.scores
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn score_gradients(&self) -> Result<Vec<f32>> {
+        let mut scores = vec![0.0; self.scores.len()];
+        self.scores.read(&mut scores)?;
+        scores.iter_mut().for_each(|score| *score /= self.loss_scale);
+        Ok(scores)
+    }
+
+    /// Tells that the loss, and so every gradient, carries a factor; score gradients are given without it.
+    pub fn set_loss_scale(&mut self, scale: f32) {
+        self.loss_scale = scale;
     }
 
     /// Seeds dropout: its mask is a function of (seed, step) alone.
@@ -228,6 +243,7 @@ impl Engine {
             self.forward_in_micro_batches(images)?;
             return Ok(&self.logits);
         }
+        self.params.refresh();
         let input = self.layout.value[0].expect("the input is a value");
         self.memory.slots[input].write(images)?;
         let pass = pass(&self.plan, &self.layout, n, self.slopes.as_deref(), self.dropout);
@@ -236,7 +252,8 @@ impl Engine {
         } else {
             pass.forward_inference(&self.params, &mut self.memory);
         }
-        copy_value(&pass, &self.memory, self.graph.output(), &mut self.logits)?;
+        copy_value(&pass, &self.memory, self.graph.output(), &mut self.logits);
+        self.device.check()?;
         Ok(&self.logits)
     }
 
@@ -265,11 +282,10 @@ impl Engine {
         }
         let output = self.graph.output();
         let slot = self.layout.gradient[output].expect("the logits have a gradient");
-        let mut rows = vec![0.0; self.n * self.graph.classes()];
-        d_logits.read(&mut rows)?;
-        self.memory.slots[slot].write(&rows)?;
+        let len = self.n * self.graph.classes();
+        add::backward(d_logits.view(0..len), self.memory.slots[slot].view_mut(0..len), false);
         written[output] = true;
-        self.scores.fill(0.0);
+        self.scores.write(&vec![0.0; self.scores.len()])?;
         Backward {
             pass: pass(&self.plan, &self.layout, self.n, self.slopes.as_deref(), self.dropout),
             params: &mut self.params,
@@ -277,9 +293,10 @@ impl Engine {
             memory: &mut self.memory,
             written,
             sums: vec![None; self.plan.shapes.len()],
-            scores: self.collect_scores.then_some(&mut self.scores[..]),
+            scores: self.collect_scores.then_some(&mut self.scores),
         }
-        .run()
+        .run()?;
+        self.device.check()
     }
 
     /// Copies a tapped value `[n, h, w, c]` of the last forward pass to the host.
@@ -299,7 +316,13 @@ impl Engine {
 
     /// All trained parameters and their gradients as two flat buffers of one length.
     pub fn trainable(&mut self) -> (&mut Buffer, &mut Buffer) {
-        (&mut self.params.values, &mut self.params.gradients)
+        self.params.for_change()
+    }
+
+    /// Weights, gradients, and the copy of the weights that kernels read where it is of another type: an optimizer
+    /// writes both.
+    pub fn for_update(&mut self) -> (&mut Buffer, &Buffer, Option<&mut Buffer>) {
+        self.params.for_update()
     }
 
     /// Where each trained parameter lies in the flat buffers: index into [`params`](Self::params), and range.
@@ -309,7 +332,8 @@ impl Engine {
 
     /// Micro-batches pay only where a pass keeps nothing and steps need no batch statistics.
     fn runs_whole_batches(&self) -> bool {
-        self.options.training || self.options.fusion == Fusion::Reference || !self.options.taps.is_empty()
+        let host = self.device == Device::Cpu;
+        !host || self.options.training || self.options.fusion == Fusion::Reference || !self.options.taps.is_empty()
     }
 
     /// Inference on the CPU: each thread takes a few images through the whole network, so that activations never
@@ -318,7 +342,7 @@ impl Engine {
         let per_image: usize = self.layout.sizes.iter().sum();
         let micro = (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch);
         let (len, classes) = (self.graph.input_shape().len(), self.graph.classes());
-        let Buffer::Host(logits) = &mut self.logits;
+        let logits = self.logits.view_mut(0..self.logits.len()).host();
         logits.par_chunks_mut(micro * classes).zip(images.par_chunks(micro * len)).try_for_each(|(logits, images)| {
             let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
             let mut memory = match idle {
@@ -341,9 +365,6 @@ fn pass<'a>(plan: &'a Plan, layout: &'a Layout, n: usize, slopes: Option<&'a [f3
     Pass { plan, layout, n, slopes, dropout }
 }
 
-fn copy_value(pass: &Pass<'_>, memory: &Memory, node: NodeId, to: &mut Buffer) -> Result<()> {
-    let slot = pass.layout.value[node].expect("planned");
-    let mut value = vec![0.0; pass.len(node)];
-    memory.slots[slot].read(&mut value)?;
-    to.write(&value)
+fn copy_value(pass: &Pass<'_>, memory: &Memory, node: NodeId, to: &mut Buffer) {
+    add::backward(pass.value(memory, node), to.view_mut(0..pass.len(node)), false);
 }

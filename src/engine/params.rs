@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use crate::Result;
 use crate::device::{Buffer, Device, View};
+use crate::dtype::Dtype;
 use crate::graph::ParamSpec;
 use crate::model::Weights;
+use crate::ops::add;
 use crate::tensor::Tensor;
 
 use super::plan::{BatchNormParams, ParamId};
@@ -21,7 +23,14 @@ pub(super) struct Params {
     pub values: Buffer,
     pub gradients: Buffer,
     pub running: Buffer,
+    /// `values` in the type that kernels read, where it is another.
+    copy: Option<Buffer>,
+    /// Whether `values` changed since `copy` was made.
+    stale: bool,
 }
+
+/// Elements to which parameters are aligned in their flat buffer, so that vectors of every type can be read.
+const ALIGNMENT: usize = 16;
 
 impl Params {
     pub fn new(device: &Device, specs: Vec<ParamSpec>, weights: &Weights, training: bool) -> Result<Self> {
@@ -31,7 +40,7 @@ impl Params {
         for (id, spec) in specs.iter().enumerate() {
             let end = if spec.role.is_trained() { &mut values_len } else { &mut running_len };
             let range = *end..*end + spec.len();
-            *end = range.end;
+            *end = range.end.next_multiple_of(ALIGNMENT);
             if spec.role.is_trained() {
                 trained.push((id, range.clone()));
             }
@@ -39,7 +48,11 @@ impl Params {
         }
         let gradients = device.zeros(if training { values_len } else { 0 })?;
         let (values, running) = (device.zeros(values_len)?, device.zeros(running_len)?);
-        let mut params = Self { specs, ranges, trained, values, gradients, running };
+        let copy = match device.precision() {
+            Dtype::F32 => None,
+            _ => Some(device.activations(values_len)?),
+        };
+        let mut params = Self { specs, ranges, trained, values, gradients, running, copy, stale: true };
         params.load(weights)?;
         Ok(params)
     }
@@ -51,8 +64,30 @@ impl Params {
             let to = if spec.role.is_trained() { &mut values } else { &mut running };
             to[range.clone()].copy_from_slice(&weights[&spec.name].data);
         }
+        self.stale = true;
         self.values.write(&values)?;
         self.running.write(&running)
+    }
+
+    /// Brings the copy that kernels read up to date.
+    pub fn refresh(&mut self) {
+        if std::mem::take(&mut self.stale)
+            && let Some(copy) = &mut self.copy
+        {
+            let len = self.values.len();
+            add::backward(self.values.view(0..len), copy.view_mut(0..len), false);
+        }
+    }
+
+    /// Weights, gradients and the copy, for an optimizer that writes all three.
+    pub fn for_update(&mut self) -> (&mut Buffer, &Buffer, Option<&mut Buffer>) {
+        (&mut self.values, &self.gradients, self.copy.as_mut())
+    }
+
+    /// Weights and gradients, for anyone who may change them.
+    pub fn for_change(&mut self) -> (&mut Buffer, &mut Buffer) {
+        self.stale = true;
+        (&mut self.values, &mut self.gradients)
     }
 
     pub fn weights(&self) -> Result<Weights> {
@@ -70,7 +105,12 @@ impl Params {
         self.ranges[id].clone()
     }
 
-    /// A trained parameter.
+    /// The weights of a convolution or a linear layer, in the type of activations.
+    pub fn weight(&self, id: ParamId) -> View<'_> {
+        self.copy.as_ref().unwrap_or(&self.values).view(self.range(id))
+    }
+
+    /// A trained parameter, in `f32`.
     pub fn value(&self, id: ParamId) -> View<'_> {
         self.values.view(self.range(id))
     }

@@ -101,12 +101,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Lowers a graph. `taps` are values that must exist, so nothing is fused across them. An inference plan fuses
+    /// Lowers a graph. `on_load` leaves out values which the convolution after them can form on load, `taps` are values
+    /// that must exist, so nothing is fused across them. An inference plan fuses
     /// batch-norm only if it was folded before ([`crate::model::Model::folded`]).
     ///
     /// # Errors
     /// As [`Graph::shapes`].
-    pub fn new(graph: &Graph, fusion: Fusion, training: bool, taps: &[NodeId]) -> Result<Self> {
+    pub fn new(graph: &Graph, fusion: Fusion, training: bool, on_load: bool, taps: &[NodeId]) -> Result<Self> {
         let shapes = graph.shapes()?;
         let params = graph.params()?;
         let lowering =
@@ -125,7 +126,9 @@ impl Plan {
         // A fused step stands where its last node stood: only there all that it reads is known to exist.
         steps.sort_by_key(|s| s.output);
         let mut plan = Self { steps, shapes, training };
-        plan.form_on_load(taps);
+        if on_load {
+            plan.form_on_load(taps);
+        }
         Ok(plan)
     }
 
@@ -211,7 +214,14 @@ impl Lowering<'_> {
             },
             Op::Dropout { p } => StepKind::Dropout(p),
         };
-        Ok(Step { name: node.name.clone(), nodes: vec![id], inputs: node.inputs.clone(), output: id, stored: true, kind })
+        Ok(Step {
+            name: node.name.clone(),
+            nodes: vec![id],
+            inputs: node.inputs.clone(),
+            output: id,
+            stored: true,
+            kind,
+        })
     }
 
     fn conv_step(&self, id: NodeId, conv: crate::graph::Conv) -> Result<Step> {

@@ -114,7 +114,7 @@ impl Roofline {
 /// As [`Graph::shapes`].
 pub fn kernel_costs(graph: &Graph) -> Result<Vec<KernelCost>> {
     let folded = without_batch_norm(graph)?;
-    plan_costs(&folded, &Plan::new(&folded, Fusion::Fused, false, &[])?)
+    plan_costs(&folded, &Plan::new(&folded, Fusion::Fused, false, false, &[])?)
 }
 
 /// The graph [`crate::model::Model::folded`] gives, without the weights: a batch-norm that alone follows a convolution

@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use super::cuda;
 use super::parallel::Chunks;
 use super::simd::vectorised;
 use crate::device::{View, ViewMut};
@@ -49,6 +50,9 @@ impl Clamp {
 
 /// y = φ(x); `x` and `y` are `[lines, w, c]`.
 pub fn forward(clamp: Clamp, (lines, w, c): (usize, usize, usize), x: View<'_>, y: ViewMut<'_>) {
+    if let View::Gpu(x) = x {
+        return cuda::activation::forward(clamp, x, &y.gpu());
+    }
     let (x, y) = (x.host(), y.host());
     let chunks = Chunks::new(lines, w, c);
     y.par_chunks_mut(chunks.chunk_len()).zip(x.par_chunks(chunks.chunk_len())).for_each(|(y, x)| {
@@ -59,15 +63,20 @@ pub fn forward(clamp: Clamp, (lines, w, c): (usize, usize, usize), x: View<'_>, 
     });
 }
 
-/// dx (+)= dy·φ'(x); returns ⟨dy, x − φ(x)⟩ where `score` asks for it, else 0.
+/// dx (+)= dy·φ'(x); adds ⟨dy, x − φ(x)⟩ to `score` `[1]` where given.
 pub fn backward(
     clamp: Clamp,
     (lines, w, c): (usize, usize, usize),
     (x, dy): (View<'_>, View<'_>),
     (dx, accumulate): (ViewMut<'_>, bool),
-    score: bool,
-) -> f64 {
+    score: Option<ViewMut<'_>>,
+) {
+    if let View::Gpu(x) = x {
+        let score = score.map(ViewMut::gpu);
+        return cuda::activation::backward(clamp, (x, dy.gpu()), (&dx.gpu(), accumulate), score.as_ref());
+    }
     let (x, dy, dx) = (x.host(), dy.host(), dx.host());
+    let wanted = score.is_some();
     let chunks = Chunks::new(lines, w, c);
     let scores: Vec<f64> = dx
         .par_chunks_mut(chunks.chunk_len())
@@ -82,12 +91,14 @@ pub fn backward(
                         let d = gradients[i] * clamp.derivative(inputs[i]);
                         dx[i] = if accumulate { dx[i] + d } else { d };
                     }
-                    if score { excess_dot(clamp, x, dy) } else { 0.0 }
+                    if wanted { excess_dot(clamp, x, dy) } else { 0.0 }
                 },
             )
         })
         .collect();
-    scores.iter().sum()
+    if let Some(score) = score {
+        score.host()[0] += scores.iter().sum::<f64>() as f32;
+    }
 }
 
 /// ⟨dy, x − φ(x)⟩ over a chunk.

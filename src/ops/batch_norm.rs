@@ -9,8 +9,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::activation::{Clamp, excess_dot};
+use super::cuda;
 use super::parallel::{Chunks, fold_tile, tile_len, tiled, with_scratch};
 use super::simd::vectorised;
+use crate::device::gpu::GpuView;
 use crate::device::{View, ViewMut};
 
 /// Constants of one batch-norm over one batch.
@@ -64,6 +66,12 @@ pub struct Tail<'a> {
 impl Tail<'_> {
     /// Nothing follows.
     pub const NONE: Self = Self { residual: None, clamp: None };
+}
+
+impl<'a> Tail<'a> {
+    fn gpu(self) -> cuda::batch_norm::Tail<'a> {
+        cuda::batch_norm::Tail { residual: self.residual.map(View::gpu), clamp: self.clamp }
+    }
 }
 
 /// Statistics of the pixels of one chunk.
@@ -128,11 +136,30 @@ pub(super) fn finish_statistics(p: &BatchNormProblem, chunks: &[Moments], state:
 
 /// Training forward: statistics of `y`, then z.
 pub fn forward(p: &BatchNormProblem, y: View<'_>, mut state: BatchNormState<'_>, tail: Tail<'_>, z: ViewMut<'_>) {
+    if let View::Gpu(y) = y {
+        return forward_on_gpu(p, y, state, Some((tail, z)));
+    }
     let y = y.host();
     let chunks = p.chunks();
     let statistics: Vec<_> =
         y[..p.pixels() * p.c].par_chunks(chunks.chunk_len()).map(|chunk| moments(chunk, p.c)).collect();
     normalise_with(p, &statistics, y, &mut state, tail, z.host());
+}
+
+/// Statistics, and the normalised value where it is to be stored.
+pub(super) fn forward_on_gpu(
+    p: &BatchNormProblem,
+    y: GpuView<'_>,
+    state: BatchNormState<'_>,
+    z: Option<(Tail<'_>, ViewMut<'_>)>,
+) {
+    let [mean, var] = state.running.map(ViewMut::gpu);
+    let saved = state.saved.gpu();
+    cuda::batch_norm::statistics(p, y, [&mean, &var], &saved);
+    if let Some((tail, z)) = z {
+        let affine = [state.gamma.gpu(), state.beta.gpu()];
+        cuda::batch_norm::normalise(p, y, affine, (&saved).into(), tail.gpu(), &z.gpu());
+    }
 }
 
 /// Finishes the statistics and normalises: the second half of the forward pass, alone in the fused step.
@@ -157,6 +184,12 @@ pub fn forward_inference(
     tail: Tail<'_>,
     z: ViewMut<'_>,
 ) {
+    if let View::Gpu(y) = y {
+        let saved = y.gpu().workspace(2 * p.c);
+        cuda::batch_norm::running_statistics(p, [mean.gpu(), var.gpu()], saved);
+        let affine = [gamma.gpu(), beta.gpu()];
+        return cuda::batch_norm::normalise(p, y, affine, saved.into(), tail.gpu(), &z.gpu());
+    }
     let mut saved = mean.host().to_vec();
     saved.extend(var.host().iter().map(|v| 1.0 / (v + p.eps).sqrt()));
     let affine = Affine::new(gamma.host(), beta.host(), &saved);
@@ -269,13 +302,7 @@ pub(super) struct TailGradient<'a> {
 }
 
 impl<'a> TailGradient<'a> {
-    pub(super) fn new(
-        w: usize,
-        y: View<'a>,
-        [gamma, beta, saved]: [View<'_>; 3],
-        tail: Tail<'a>,
-        score: bool,
-    ) -> Self {
+    pub(super) fn new(w: usize, y: View<'a>, [gamma, beta, saved]: [View<'_>; 3], tail: Tail<'a>, score: bool) -> Self {
         let (gamma, saved) = (gamma.host(), saved.host());
         let (c, line_len) = (gamma.len(), w * gamma.len());
         let affine = Affine::new(gamma, beta.host(), saved);
@@ -457,6 +484,25 @@ impl<'a> DyLoader<'a> {
     }
 }
 
+/// All gradients of a batch-norm and its tail on a GPU; adds the score gradient to `score` where given.
+pub(super) fn backward_on_gpu(
+    p: &BatchNormProblem,
+    inputs: BackwardInputs<'_>,
+    d_residual: Option<(ViewMut<'_>, bool)>,
+    d_params: [ViewMut<'_>; 2],
+    score: Option<ViewMut<'_>>,
+    (dy, accumulate): (ViewMut<'_>, bool),
+) {
+    let BackwardInputs { y, dz, gamma, beta, saved, tail } = inputs;
+    let of = cuda::batch_norm::Coefficients { gamma: gamma.gpu(), beta: beta.gpu(), saved: saved.gpu() };
+    let inputs = cuda::batch_norm::BackwardInputs { y: y.gpu(), dz: dz.gpu(), of, tail: tail.gpu() };
+    let d_residual = d_residual.map(|(d, accumulate)| (d.gpu(), accumulate));
+    let [d_gamma, d_beta] = d_params.map(ViewMut::gpu);
+    let score = score.map(ViewMut::gpu);
+    let d_residual = d_residual.as_ref().map(|(d, accumulate)| (d, *accumulate));
+    cuda::batch_norm::backward(p, inputs, d_residual, [&d_gamma, &d_beta], score.as_ref(), (&dy.gpu(), accumulate));
+}
+
 /// Backward of an unfused batch-norm: dy (+)=, dγ, dβ.
 pub fn backward(
     p: &BatchNormProblem,
@@ -464,6 +510,9 @@ pub fn backward(
     (dy, accumulate): (ViewMut<'_>, bool),
     d_params: [ViewMut<'_>; 2],
 ) {
+    if let View::Gpu(_) = inputs.y {
+        return backward_on_gpu(p, inputs, None, d_params, None, (dy, accumulate));
+    }
     let sums = backward_sums(p, inputs, None, false);
     let loader = DyLoader::new(p, inputs, &sums, d_params);
     let chunks = p.chunks();

@@ -10,7 +10,8 @@ use super::batch_norm::GradientSums;
 use super::conv_input::{ConvInput, Source};
 use super::parallel::tiled;
 use super::simd::vectorised;
-use super::{dense, depthwise, pointwise};
+use super::{cuda, dense, depthwise, pointwise};
+use crate::device::gpu::GpuView;
 use crate::device::{View, ViewMut};
 use crate::graph::{Conv, ConvFamily};
 use crate::shape::{Shape, Window};
@@ -89,6 +90,15 @@ pub fn forward(
     clamp: Option<Clamp>,
     y: ViewMut<'_>,
 ) {
+    if let View::Gpu(x) = x {
+        let bias = match bias {
+            ConvBias::None => None,
+            ConvBias::Channel(b) => Some((b.gpu(), 1)),
+            ConvBias::Map(b) => Some((b.gpu(), p.output.pixels())),
+        };
+        let epilogue = cuda::conv::Epilogue { bias, residual: residual.map(View::gpu), clamp };
+        return cuda::conv::forward(p, x, w.gpu(), epilogue, &y.gpu());
+    }
     let residual = residual.map(View::host);
     let clamp = clamp.unwrap_or(Clamp { limit: f32::INFINITY, slope: 1.0 });
     // A channel bias is a map of a few pixels; both repeat over the elements.
@@ -135,6 +145,18 @@ pub fn backward(
     dw: ViewMut<'_>,
     db: Option<ViewMut<'_>>,
 ) {
+    if let View::Gpu(x) = x {
+        let dy = dy.gpu();
+        if let Some(db) = db {
+            let (db, pixels) = (db.gpu(), p.n * p.output.pixels());
+            if db.view().len() == p.output.c {
+                cuda::conv::bias_gradient((pixels, p.output.c), dy, &db);
+            } else {
+                cuda::conv::bias_map_gradient((p.n, p.output.len()), dy, &db);
+            }
+        }
+        return gpu_gradients(p, x, w, dy, dx, dw);
+    }
     let dy = dy.host();
     if let Some(db) = db {
         let db = db.host();
@@ -146,6 +168,21 @@ pub fn backward(
     let dx = dx.map(|(dx, accumulate)| (dx.host(), accumulate));
     let load = |range: Range<usize>, out: &mut [f32]| out.copy_from_slice(&dy[range]);
     backward_with(p, &Source::new(ConvInput::Stored(x), p.input.w), w.host(), load, dx, dw.host());
+}
+
+/// Both gradients on a GPU.
+pub(super) fn gpu_gradients(
+    p: &ConvProblem,
+    x: GpuView<'_>,
+    w: View<'_>,
+    dy: GpuView<'_>,
+    dx: Option<(ViewMut<'_>, bool)>,
+    dw: ViewMut<'_>,
+) {
+    if let Some((dx, accumulate)) = dx {
+        cuda::conv::input_gradient(p, dy, w.gpu(), &dx.gpu(), accumulate);
+    }
+    cuda::conv::weight_gradient(p, x, dy, &dw.gpu());
 }
 
 /// The forward pass in chunks; `finish` sees each chunk's elements and their range while they are in cache, and its

@@ -40,7 +40,16 @@ pub struct Normalised<'a> {
 /// The host's side of an input.
 pub(super) enum Source<'a> {
     Stored(&'a [f32]),
-    Normalised { y: &'a [f32], affine: Affine, clamp: Option<Clamp>, gradient: TailGradient<'a>, c: usize },
+    Normalised(Box<NormalisedSource<'a>>),
+}
+
+/// What forms a value on load, and sums its gradient.
+pub(super) struct NormalisedSource<'a> {
+    y: &'a [f32],
+    affine: Affine,
+    clamp: Option<Clamp>,
+    gradient: TailGradient<'a>,
+    c: usize,
 }
 
 impl<'a> Source<'a> {
@@ -48,20 +57,23 @@ impl<'a> Source<'a> {
     pub fn new(input: ConvInput<'a>, w: usize) -> Self {
         match input {
             ConvInput::Stored(x) => Self::Stored(x.host()),
-            ConvInput::Normalised(Normalised { y, gamma, beta, saved, clamp, score }) => Self::Normalised {
-                y: y.host(),
-                affine: Affine::new(gamma.host(), beta.host(), saved.host()),
-                clamp: clamp.filter(|clamp| clamp.slope != 1.0),
-                gradient: TailGradient::new(w, y, [gamma, beta, saved], Tail { residual: None, clamp }, score),
-                c: gamma.host().len(),
-            },
+            ConvInput::Normalised(Normalised { y, gamma, beta, saved, clamp, score }) => {
+                Self::Normalised(Box::new(NormalisedSource {
+                    y: y.host(),
+                    affine: Affine::new(gamma.host(), beta.host(), saved.host()),
+                    clamp: clamp.filter(|clamp| clamp.slope != 1.0),
+                    gradient: TailGradient::new(w, y, [gamma, beta, saved], Tail { residual: None, clamp }, score),
+                    c: gamma.host().len(),
+                }))
+            }
         }
     }
 
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
-            Self::Stored(data) | Self::Normalised { y: data, .. } => data.len(),
+            Self::Stored(data) => data.len(),
+            Self::Normalised(of) => of.y.len(),
         }
     }
 
@@ -69,7 +81,7 @@ impl<'a> Source<'a> {
     pub fn scratch_len(&self, len: usize) -> usize {
         match self {
             Self::Stored(_) => 0,
-            Self::Normalised { .. } => len,
+            Self::Normalised(_) => len,
         }
     }
 
@@ -77,7 +89,8 @@ impl<'a> Source<'a> {
     pub fn load<'s>(&'s self, range: Range<usize>, scratch: &'s mut [f32]) -> &'s [f32] {
         match self {
             Self::Stored(data) => &data[range],
-            Self::Normalised { y, affine, clamp, .. } => {
+            Self::Normalised(of) => {
+                let NormalisedSource { y, affine, clamp, .. } = &**of;
                 let (y, x) = (&y[range.clone()], &mut scratch[..range.len()]);
                 vectorised(
                     #[inline(always)]
@@ -96,7 +109,7 @@ impl<'a> Source<'a> {
     pub fn gradient_sums(&self, range: Range<usize>, dx: &[f32]) -> Option<GradientSums> {
         match self {
             Self::Stored(_) => None,
-            Self::Normalised { gradient, .. } => Some(gradient.sum(range, dx, None)),
+            Self::Normalised(of) => Some(of.gradient.sum(range, dx, None)),
         }
     }
 
@@ -104,7 +117,7 @@ impl<'a> Source<'a> {
     pub fn total(&self, parts: impl IntoIterator<Item = GradientSums>) -> Option<GradientSums> {
         match self {
             Self::Stored(_) => None,
-            Self::Normalised { c, .. } => Some(GradientSums::total(*c, parts)),
+            Self::Normalised(of) => Some(GradientSums::total(of.c, parts)),
         }
     }
 }

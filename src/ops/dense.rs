@@ -118,7 +118,7 @@ pub(super) fn backward(
 fn stored<'a>(x: &Source<'a>) -> &'a [f32] {
     match x {
         Source::Stored(x) => x,
-        Source::Normalised { .. } => unreachable!("the planner stores what a dense convolution reads"),
+        Source::Normalised(_) => unreachable!("the planner stores what a dense convolution reads"),
     }
 }
 

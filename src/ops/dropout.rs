@@ -1,9 +1,13 @@
 //! Dropout whose mask is a function of (seed, step, element), so that nothing needs saving and a resumed run repeats it.
 
+use super::cuda;
 use crate::device::{View, ViewMut};
 
 /// y = x·mask/(1 − p), and likewise the gradient: dx (+)= dy·mask/(1 − p).
 pub fn apply(p: f32, (seed, step): (u64, u64), x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
+    if let View::Gpu(x) = x {
+        return cuda::elementwise::dropout(p, seed, step, x, &y.gpu(), accumulate);
+    }
     let (x, y) = (x.host(), y.host());
     let scale = 1.0 / (1.0 - p);
     let stream = mix(seed ^ mix(step));

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::cuda;
 use super::gemm::{Matrix, gemm};
 use crate::device::{View, ViewMut};
 
@@ -21,6 +22,10 @@ pub struct LinearProblem {
 
 /// Forward.
 pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewMut<'_>) {
+    if let View::Gpu(x) = x {
+        let epilogue = cuda::conv::Epilogue { bias: Some((b.gpu(), 1)), ..Default::default() };
+        return cuda::conv::product_forward((p.n, p.c_in, p.c_out), x, w.gpu(), epilogue, &y.gpu());
+    }
     let (x, w, b, y) = (x.host(), w.host(), b.host(), y.host());
     let LinearProblem { n, c_in, c_out } = p;
     y[..n * c_out].par_chunks_mut(ROWS * c_out).zip(x[..n * c_in].par_chunks(ROWS * c_in)).for_each(|(y, x)| {
@@ -36,6 +41,14 @@ pub fn backward(
     dx: Option<(ViewMut<'_>, bool)>,
     (dw, db): (ViewMut<'_>, ViewMut<'_>),
 ) {
+    if let View::Gpu(x) = x {
+        let (sizes, dy) = ((p.n, p.c_in, p.c_out), dy.gpu());
+        if let Some((dx, accumulate)) = dx {
+            cuda::conv::product_input_gradient(sizes, dy, w.gpu(), &dx.gpu(), accumulate);
+        }
+        cuda::conv::product_weight_gradient(sizes, x, dy, &dw.gpu());
+        return cuda::conv::bias_gradient((p.n, p.c_out), dy, &db.gpu());
+    }
     let (x, w, dy) = (x.host(), w.host(), dy.host());
     let LinearProblem { n, c_in, c_out } = p;
     if let Some((dx, accumulate)) = dx {

@@ -8,6 +8,7 @@
 
 use rayon::prelude::*;
 
+use super::cuda;
 use crate::device::{View, ViewMut};
 use crate::{Error, Result};
 
@@ -46,12 +47,19 @@ pub fn cross_entropy(
     labels: &[u32],
     classes: usize,
     smoothing: f32,
+    scale: f32,
     d_logits: Option<ViewMut<'_>>,
 ) -> Result<LossSum> {
-    let d_len = d_logits.as_ref().map(len_mut);
-    check("cross-entropy", len(logits), labels, classes, d_len)?;
+    let d_len = d_logits.as_ref().map(ViewMut::len);
+    check("cross-entropy", logits.len(), labels, classes, d_len)?;
     match (logits, d_logits) {
-        (View::Host(logits), Some(ViewMut::Host(d))) => Ok(cpu::cross_entropy(logits, labels, classes, smoothing, d)),
+        (View::Gpu(logits), d_logits) => {
+            let d = d_logits.map(ViewMut::gpu);
+            cuda::loss::cross_entropy(logits, labels, classes, smoothing, scale, d.as_ref())
+        }
+        (View::Host(logits), Some(d)) => {
+            Ok(cpu::cross_entropy(logits, labels, classes, smoothing, f64::from(scale), d.host()))
+        }
         (View::Host(logits), None) => Ok(cpu::cross_entropy_value(logits, labels, classes, smoothing)),
     }
 }
@@ -66,14 +74,24 @@ pub fn distillation(
     target: SoftTarget<'_>,
     labels: &[u32],
     classes: usize,
+    scale: f32,
     d_logits: ViewMut<'_>,
 ) -> Result<LossSum> {
-    check("distillation", len(logits), labels, classes, Some(len_mut(&d_logits)))?;
-    check("distillation's teacher", len(target.teacher), labels, classes, None)?;
+    check("distillation", logits.len(), labels, classes, Some(d_logits.len()))?;
+    check("distillation's teacher", target.teacher.len(), labels, classes, None)?;
     let SoftTarget { teacher, alpha, temperature } = target;
-    match (logits, teacher, d_logits) {
-        (View::Host(student), View::Host(teacher), ViewMut::Host(d)) => {
-            Ok(cpu::distillation(student, teacher, alpha, temperature, labels, classes, d))
+    match logits {
+        View::Gpu(student) => cuda::loss::distillation(student, target, labels, classes, scale, &d_logits.gpu()),
+        View::Host(student) => {
+            let scale = f64::from(scale);
+            Ok(cpu::distillation(
+                (student, teacher.host()),
+                (alpha, temperature),
+                labels,
+                classes,
+                scale,
+                d_logits.host(),
+            ))
         }
     }
 }
@@ -83,27 +101,22 @@ pub fn distillation(
 ///
 /// # Errors
 /// Lengths that differ.
-pub fn feature_mse(student: View<'_>, teacher: View<'_>, weight: f32, d_student: ViewMut<'_>) -> Result<f64> {
-    if len(student) != len(teacher) || len(student) != len_mut(&d_student) {
-        let got = format!("{} of the teacher, {} for the gradient", len(teacher), len_mut(&d_student));
-        return Err(Error::shape("feature loss", format!("{} elements", len(student)), got));
+pub fn feature_mse(
+    student: View<'_>,
+    teacher: View<'_>,
+    weight: f32,
+    scale: f32,
+    d_student: ViewMut<'_>,
+) -> Result<f64> {
+    if student.len() != teacher.len() || student.len() != d_student.len() {
+        let got = format!("{} of the teacher, {} for the gradient", teacher.len(), d_student.len());
+        return Err(Error::shape("feature loss", format!("{} elements", student.len()), got));
     }
-    match (student, teacher, d_student) {
-        (View::Host(student), View::Host(teacher), ViewMut::Host(d)) => {
-            Ok(cpu::feature_mse(student, teacher, weight, d))
+    match student {
+        View::Gpu(student) => cuda::loss::feature_mse(student, teacher.gpu(), weight, scale, &d_student.gpu()),
+        View::Host(student) => {
+            Ok(cpu::feature_mse(student, teacher.host(), weight, f64::from(scale), d_student.host()))
         }
-    }
-}
-
-fn len(view: View<'_>) -> usize {
-    match view {
-        View::Host(data) => data.len(),
-    }
-}
-
-fn len_mut(view: &ViewMut<'_>) -> usize {
-    match view {
-        ViewMut::Host(data) => data.len(),
     }
 }
 
@@ -122,8 +135,15 @@ fn check(op: &str, logits: usize, labels: &[u32], classes: usize, d_logits: Opti
 mod cpu {
     use super::*;
 
-    pub fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize, smoothing: f32, d: &mut [f32]) -> LossSum {
-        let scale = 1.0 / labels.len() as f64;
+    pub fn cross_entropy(
+        logits: &[f32],
+        labels: &[u32],
+        classes: usize,
+        smoothing: f32,
+        scale: f64,
+        d: &mut [f32],
+    ) -> LossSum {
+        let scale = scale / labels.len() as f64;
         let rows = CHUNK_ROWS * classes;
         let chunks = logits.par_chunks(rows).zip(labels.par_chunks(CHUNK_ROWS)).zip(d.par_chunks_mut(rows));
         ordered(chunks.map(|((logits, labels), d)| {
@@ -152,17 +172,16 @@ mod cpu {
     }
 
     pub fn distillation(
-        student: &[f32],
-        teacher: &[f32],
-        alpha: f32,
-        temperature: f32,
+        (student, teacher): (&[f32], &[f32]),
+        (alpha, temperature): (f32, f32),
         labels: &[u32],
         classes: usize,
+        scale: f64,
         d: &mut [f32],
     ) -> LossSum {
         let (alpha, t) = (f64::from(alpha), f64::from(temperature));
         // One 1/T comes from differentiating z/T.
-        let scale = 1.0 / (labels.len() as f64 * t);
+        let scale = scale / (labels.len() as f64 * t);
         let rows = CHUNK_ROWS * classes;
         let logits = student.par_chunks(rows).zip(teacher.par_chunks(rows));
         let chunks = logits.zip(labels.par_chunks(CHUNK_ROWS)).zip(d.par_chunks_mut(rows));
@@ -188,8 +207,8 @@ mod cpu {
         }))
     }
 
-    pub fn feature_mse(student: &[f32], teacher: &[f32], weight: f32, d: &mut [f32]) -> f64 {
-        let scale = 2.0 * f64::from(weight) / student.len().max(1) as f64;
+    pub fn feature_mse(student: &[f32], teacher: &[f32], weight: f32, scale: f64, d: &mut [f32]) -> f64 {
+        let scale = scale * 2.0 * f64::from(weight) / student.len().max(1) as f64;
         let pairs = student.par_chunks(CHUNK_ELEMENTS).zip(teacher.par_chunks(CHUNK_ELEMENTS));
         let sums: Vec<f64> = pairs
             .zip(d.par_chunks_mut(CHUNK_ELEMENTS))

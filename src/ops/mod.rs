@@ -14,6 +14,7 @@ pub mod batch_norm;
 pub mod conv;
 pub mod conv_bn;
 pub mod conv_input;
+mod cuda;
 mod dense;
 mod depthwise;
 pub mod dropout;

@@ -8,8 +8,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::cuda::optimizer::GpuOptimizer;
 use super::simd::vectorised;
-use crate::device::{Buffer, Device, View, ViewMut};
+use crate::device::gpu::GpuViewMut;
+use crate::device::{Buffer, Device, View};
 use crate::{Error, Result};
 
 /// Elements that one task handles.
@@ -95,6 +97,28 @@ pub struct StepSize {
     pub scale: f32,
 }
 
+/// A step that clips by the norm of all gradients.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// Learning rate.
+    pub lr: f32,
+    /// Weight decay λ of the decayed spans.
+    pub weight_decay: f32,
+    /// Largest norm that gradients keep; 0 for no clipping.
+    pub clip_norm: f32,
+}
+
+/// What became of an update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Norm of the gradients without the loss scale, where it was taken.
+    pub gradient_norm: Option<f64>,
+    /// Whether no weight was changed, since a gradient was not finite.
+    pub skipped: bool,
+    /// Whether the loss is scaled, so that a skipped step only means a scale too large.
+    pub scaled: bool,
+}
+
 /// What an optimizer remembers between steps.
 #[derive(Debug)]
 pub struct OptimizerState {
@@ -103,6 +127,7 @@ pub struct OptimizerState {
     buffers: Vec<Buffer>,
     steps: u64,
     len: usize,
+    gpu: Option<GpuOptimizer>,
 }
 
 impl OptimizerState {
@@ -120,7 +145,53 @@ impl OptimizerState {
             end = span.range.end;
         }
         let buffers = (0..optimizer.buffers()).map(|_| device.zeros(len)).collect::<Result<_>>()?;
-        Ok(Self { optimizer, spans, buffers, steps: 0, len })
+        let gpu = match device {
+            Device::Cpu => None,
+            Device::Gpu(gpu, precision) => Some(GpuOptimizer::new(gpu, *precision, &spans, len)?),
+        };
+        Ok(Self { optimizer, spans, buffers, steps: 0, len, gpu })
+    }
+
+    /// Factor that the loss of the next step must carry: above 1 in f16, whose small gradients would vanish.
+    pub fn loss_scale(&self) -> f32 {
+        self.gpu.as_ref().map_or(1.0, GpuOptimizer::loss_scale)
+    }
+
+    /// Clips, then changes the weights by one step. On a GPU `copy` gets the new weights in the network's type.
+    ///
+    /// # Errors
+    /// Buffers of another length, or a device that fails.
+    pub fn update(
+        &mut self,
+        weights: &mut Buffer,
+        gradients: &Buffer,
+        copy: Option<&mut Buffer>,
+        update: Update,
+    ) -> Result<StepOutcome> {
+        self.check_len(weights.len())?;
+        self.check_len(gradients.len())?;
+        let Update { lr, weight_decay, clip_norm } = update;
+        let all = 0..self.len;
+        if let Some(gpu) = &mut self.gpu {
+            let buffers: Vec<GpuViewMut<'_>> =
+                self.buffers.iter_mut().map(|buffer| buffer.view_mut(all.clone()).gpu()).collect();
+            let flat = (&weights.view_mut(all.clone()).gpu(), gradients.view(all.clone()).gpu());
+            let copy = copy.map(|copy| copy.view_mut(all).gpu());
+            let outcome = gpu.step(self.optimizer, flat, &buffers, copy.as_ref(), self.steps, update)?;
+            self.steps += u64::from(!outcome.skipped);
+            return Ok(outcome);
+        }
+        let (mut scale, mut gradient_norm) = (1.0, None);
+        if clip_norm > 0.0 {
+            let norm = self.gradient_norm(gradients)?;
+            gradient_norm = Some(norm);
+            if !norm.is_finite() {
+                return Ok(StepOutcome { gradient_norm, skipped: true, scaled: false });
+            }
+            scale = clip_coefficient(norm, clip_norm);
+        }
+        self.step(weights, gradients, StepSize { lr, weight_decay, scale })?;
+        Ok(StepOutcome { gradient_norm, skipped: false, scaled: false })
     }
 
     /// Steps taken.
@@ -137,7 +208,9 @@ impl OptimizerState {
             let mut data = vec![0.0; buffer.len()];
             buffer.read(&mut data).map(|()| data)
         };
-        self.buffers.iter().map(read).collect()
+        let mut saved: Vec<Vec<f32>> = self.buffers.iter().map(read).collect::<Result<_>>()?;
+        saved.extend(self.gpu.as_ref().map(|gpu| gpu.save().to_vec()));
+        Ok(saved)
     }
 
     /// Goes on from a checkpoint.
@@ -145,6 +218,13 @@ impl OptimizerState {
     /// # Errors
     /// Buffers that are not this optimizer's.
     pub fn restore(&mut self, buffers: &[Vec<f32>], steps: u64) -> Result<()> {
+        // A GPU saves its loss scale behind the buffers; runs may go on on another device.
+        let (buffers, rest) = buffers.split_at(self.buffers.len().min(buffers.len()));
+        if let (Some(gpu), [[scale, good_steps]]) =
+            (&mut self.gpu, &rest.iter().map(Vec::as_slice).collect::<Vec<_>>()[..])
+        {
+            gpu.restore([*scale, *good_steps]);
+        }
         if buffers.len() != self.buffers.len() || buffers.iter().any(|b| b.len() != self.len) {
             let got = format!("{:?} elements", buffers.iter().map(Vec::len).collect::<Vec<_>>());
             return Err(Error::shape("optimizer", format!("{} buffers of {}", self.buffers.len(), self.len), got));
@@ -164,6 +244,7 @@ impl OptimizerState {
         self.check_len(gradients.len())?;
         match gradients.view(0..self.len) {
             View::Host(g) => Ok(cpu::norm(g, &self.spans)),
+            View::Gpu(_) => Err(Error::Device("a GPU takes the norm within its update".into())),
         }
     }
 
@@ -179,14 +260,13 @@ impl OptimizerState {
         let spans = &self.spans;
         match (self.optimizer, self.buffers.as_mut_slice()) {
             (Optimizer::Sgd { momentum, nesterov }, [velocity]) => {
-                let buffers = (weights.view_mut(all.clone()), gradients.view(all.clone()), velocity.view_mut(all));
-                let (ViewMut::Host(w), View::Host(g), ViewMut::Host(v)) = buffers;
+                let (w, g) = (weights.view_mut(all.clone()).host(), gradients.view(all.clone()).host());
+                let v = velocity.view_mut(all).host();
                 cpu::sgd(w, g, v, spans, size, momentum, nesterov);
             }
             (Optimizer::AdamW { beta1, beta2, eps }, [mean, square]) => {
-                let buffers = (weights.view_mut(all.clone()), gradients.view(all.clone()));
-                let (ViewMut::Host(w), View::Host(g)) = buffers;
-                let (ViewMut::Host(m), ViewMut::Host(v)) = (mean.view_mut(all.clone()), square.view_mut(all));
+                let (w, g) = (weights.view_mut(all.clone()).host(), gradients.view(all.clone()).host());
+                let (m, v) = (mean.view_mut(all.clone()).host(), square.view_mut(all).host());
                 let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
                 let correction = |beta: f32| 1.0 - f64::from(beta).powi(exponent);
                 let adam = cpu::Adam {

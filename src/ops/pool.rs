@@ -2,11 +2,15 @@
 
 use rayon::prelude::*;
 
+use super::cuda;
 use super::simd::vectorised;
 use crate::device::{View, ViewMut};
 
 /// Forward; `pixels` = h·w.
 pub fn forward((pixels, c): (usize, usize), x: View<'_>, y: ViewMut<'_>) {
+    if let View::Gpu(x) = x {
+        return cuda::pool::forward((y.len() / c, pixels, c), x, &y.gpu());
+    }
     let (x, y) = (x.host(), y.host());
     let scale = 1.0 / pixels as f32;
     y.par_chunks_mut(c).zip(x.par_chunks(pixels * c)).for_each(|(y, x)| {
@@ -25,6 +29,9 @@ pub fn forward((pixels, c): (usize, usize), x: View<'_>, y: ViewMut<'_>) {
 
 /// dx (+)= dy / pixels, the same for every pixel.
 pub fn backward((pixels, c): (usize, usize), dy: View<'_>, dx: ViewMut<'_>, accumulate: bool) {
+    if let View::Gpu(dy) = dy {
+        return cuda::pool::backward((dy.len() / c, pixels, c), dy, &dx.gpu(), accumulate);
+    }
     let (dy, dx) = (dy.host(), dx.host());
     let scale = 1.0 / pixels as f32;
     dx.par_chunks_mut(pixels * c).zip(dy.par_chunks(c)).for_each(|(dx, dy)| {

@@ -55,7 +55,7 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) ->
     let mut result = RunResult {
         schema: SCHEMA,
         device: "cpu".into(),
-        precision: config.precision.clone(),
+        precision: config.precision.to_string(),
         seed: config.seed,
         network: Some(original.graph.name.clone()),
         machine: Some(MachineResult { cpu: machine.cpu, threads: machine.threads }),

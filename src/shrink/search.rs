@@ -121,7 +121,7 @@ impl Hook for Search {
             self.state.history.push((0, self.scores().to_vec()));
         }
         let (place, mask) = (self.place(at), Mask::from_bits(&self.state.kept)?);
-        let gradients = (engine.score_gradients(), self.savings.as_slice());
+        let gradients = (&engine.score_gradients()?[..], self.savings.as_slice());
         self.state.scores.update(&self.config, &self.candidates, &mask, gradients, place)?;
         let done = at.step + 1;
         if done.is_multiple_of(at.total_steps.div_ceil(RECORDS).max(1)) || done == at.total_steps {

@@ -44,7 +44,7 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
         }
         let n = batch.labels.len();
         let logits = engine.forward(&batch.images)?;
-        let sum = cross_entropy(logits.view(0..n * classes), &batch.labels, classes, 0.0, None)?;
+        let sum = cross_entropy(logits.view(0..n * classes), &batch.labels, classes, 0.0, 1.0, None)?;
         loss += sum.loss;
         correct += sum.correct;
         images += n as u64;

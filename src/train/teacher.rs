@@ -72,6 +72,7 @@ impl<'a> Teacher<'a> {
         &mut self,
         student: &mut Engine,
         batch: &Batch,
+        scale: f32,
         d_logits: &mut Buffer,
     ) -> Result<(LossSum, FeatureGradients)> {
         let classes = student.graph().classes();
@@ -80,13 +81,13 @@ impl<'a> Teacher<'a> {
         let Distillation { alpha, temperature, feature_weight, .. } = *self.settings;
         let logits = student.forward(&batch.images)?.view(0..len);
         let target = SoftTarget { teacher, alpha, temperature };
-        let mut sum = distillation(logits, target, &batch.labels, classes, d_logits.view_mut(0..len))?;
+        let mut sum = distillation(logits, target, &batch.labels, classes, scale, d_logits.view_mut(0..len))?;
         let mut gradients = FeatureGradients::new();
         for &(own, teachers) in &self.pairs {
             let (own_value, teachers_value) = (student.tap(own)?, self.engine.tap(teachers)?);
             let mut gradient = vec![0.0; own_value.len()];
             let d = ViewMut::Host(&mut gradient);
-            let loss = feature_mse(View::Host(&own_value), View::Host(&teachers_value), feature_weight, d)?;
+            let loss = feature_mse(View::Host(&own_value), View::Host(&teachers_value), feature_weight, scale, d)?;
             sum.loss += loss * batch.labels.len() as f64;
             gradients.push((own, gradient));
         }

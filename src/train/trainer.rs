@@ -20,7 +20,7 @@ use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::io::{Checkpoint, Position, Sums};
 use crate::model::{Model, Weights};
 use crate::ops::loss::cross_entropy;
-use crate::ops::optimizer::{OptimizerState, Span, StepSize, clip_coefficient};
+use crate::ops::optimizer::{OptimizerState, Span, Update};
 use crate::{Error, Result};
 
 /// One stage of training.
@@ -107,7 +107,7 @@ impl<'a> Run<'a> {
         let evaluator = Engine::new(stage.device, model, &options)?;
         let len = engine.trainable().0.len();
         let mut optimizer = OptimizerState::new(stage.device, config.optimizer, spans(&engine), len)?;
-        let d_logits = stage.device.zeros(config.batch * model.graph.classes())?;
+        let d_logits = stage.device.activations(config.batch * model.graph.classes())?;
         let mut position = Position { stage: stage.name.to_owned(), ..Position::default() };
         let mut sums = Sums::default();
         if let Some(saved) = resumed {
@@ -172,12 +172,14 @@ impl<'a> Run<'a> {
         let at = progress(&self.stage, &self.position);
         self.engine.set_step(config.seed, at.step);
         self.stage.hook.before_forward(&mut self.engine, at)?;
+        let scale = self.optimizer.loss_scale();
+        self.engine.set_loss_scale(scale);
         let (sum, features) = match &mut self.teacher {
-            Some(teacher) => teacher.loss(&mut self.engine, batch, &mut self.d_logits)?,
+            Some(teacher) => teacher.loss(&mut self.engine, batch, scale, &mut self.d_logits)?,
             None => {
                 let logits = self.engine.forward(&batch.images)?.view(0..n * classes);
                 let d_logits = self.d_logits.view_mut(0..n * classes);
-                let sum = cross_entropy(logits, &batch.labels, classes, config.label_smoothing, Some(d_logits))?;
+                let sum = cross_entropy(logits, &batch.labels, classes, config.label_smoothing, scale, Some(d_logits))?;
                 (sum, Vec::new())
             }
         };
@@ -187,16 +189,12 @@ impl<'a> Run<'a> {
         let taps: Vec<_> = features.iter().map(|(node, gradient)| (*node, gradient.as_slice())).collect();
         self.engine.backward(&self.d_logits, &taps)?;
         self.stage.hook.after_backward(&mut self.engine, at)?;
-        let (weights, gradients) = self.engine.trainable();
-        let mut scale = 1.0;
-        if config.clip_norm > 0.0 {
-            let norm = self.optimizer.gradient_norm(gradients)?;
-            if !norm.is_finite() {
-                return Err(diverged(&at, "gradient", norm, lr));
-            }
-            scale = clip_coefficient(norm, config.clip_norm);
+        let (weights, gradients, copy) = self.engine.for_update();
+        let update = Update { lr, weight_decay: config.weight_decay, clip_norm: config.clip_norm };
+        let outcome = self.optimizer.update(weights, gradients, copy, update)?;
+        if outcome.skipped && !outcome.scaled {
+            return Err(diverged(&at, "gradient", outcome.gradient_norm.unwrap_or(f64::NAN), lr));
         }
-        self.optimizer.step(weights, gradients, StepSize { lr, weight_decay: config.weight_decay, scale })?;
         self.sums.loss += sum.loss;
         self.sums.correct += sum.correct;
         self.sums.images += n as u64;

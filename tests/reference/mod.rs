@@ -1,18 +1,7 @@
 //! Seven-loop f64 forward passes: the oracle of every operation. Written for reading, never used outside tests.
 
+pub use depthshrinker::check::numbers;
 use depthshrinker::ops::conv::ConvProblem;
-
-/// Numbers in -1..1 that are a function of a seed alone, none of them tiny.
-pub fn numbers(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let value = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-            if value.abs() < 1e-3 { 0.5 } else { value }
-        })
-        .collect()
-}
 
 pub fn widen(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v)).collect()

@@ -1,0 +1,173 @@
+//! The operation table: one list of cases that runs on any device and is compared with the host.
+//!
+//! `depthshrinker check` runs it on the user's GPU and the tests run it on the emulator, while `tests/ops.rs` checks the
+//! host's own operations on the same rows against a seven-loop reference in `f64`. Inputs are rounded to the device's
+//! precision before either side sees them, so that only sums and the rounding of results may differ.
+
+mod conv;
+mod norm;
+mod small;
+
+pub use conv::{CONVOLUTIONS, ConvRow, problem};
+pub use norm::{NORMS, NormRow};
+
+use crate::Result;
+use crate::device::{Buffer, Device};
+use crate::dtype::Dtype;
+
+/// Runs a case on one device.
+type Run = dyn Fn(&On<'_>) -> Result<Vec<Output>> + Send + Sync;
+
+/// A case of the table.
+pub struct Case {
+    /// Operation, shape, and what is looked at.
+    pub name: String,
+    run: Box<Run>,
+}
+
+/// One tensor that a case gives.
+pub struct Output {
+    name: &'static str,
+    values: Vec<f32>,
+    /// Length of the sums behind it.
+    terms: usize,
+    /// Roundings to the device's precision that it saw, in units of its largest value.
+    roundings: f64,
+}
+
+/// A device, and the precision that inputs are rounded to: that of the device which is checked.
+pub struct On<'a> {
+    device: &'a Device,
+    inputs: Dtype,
+}
+
+impl Case {
+    fn new(name: String, run: impl Fn(&On<'_>) -> Result<Vec<Output>> + Send + Sync + 'static) -> Self {
+        Self { name, run: Box::new(run) }
+    }
+
+    /// Runs the case on a device, twice, and on the host. Tells what differs.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn compare(&self, device: &Device) -> Result<std::result::Result<(), String>> {
+        let inputs = device.precision();
+        let expected = (self.run)(&On { device: &Device::Cpu, inputs })?;
+        let got = (self.run)(&On { device, inputs })?;
+        let again = (self.run)(&On { device, inputs })?;
+        for ((got, again), expected) in got.iter().zip(&again).zip(&expected) {
+            if let Err(difference) = got.compare(expected, inputs) {
+                return Ok(Err(difference));
+            }
+            if let Some(at) = (0..got.values.len()).find(|&i| got.values[i].to_bits() != again.values[i].to_bits()) {
+                return Ok(Err(format!("{}: element {at} differs between two runs", got.name)));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl Output {
+    /// A result in the device's precision, of sums of `terms` terms.
+    fn rounded(name: &'static str, values: Vec<f32>, terms: usize) -> Self {
+        Self::derived(name, values, terms, 1.0)
+    }
+
+    /// A result whose terms were rounded to the device's precision before they were summed.
+    fn derived(name: &'static str, values: Vec<f32>, terms: usize, roundings: f64) -> Self {
+        Self { name, values, terms, roundings }
+    }
+
+    /// A result in `f32`.
+    fn float(name: &'static str, values: Vec<f32>, terms: usize) -> Self {
+        Self::derived(name, values, terms, 0.0)
+    }
+
+    fn compare(&self, expected: &Self, dtype: Dtype) -> std::result::Result<(), String> {
+        let mut tolerance = 1e-6 * (self.terms as f64).sqrt() + 4e-6;
+        if dtype != Dtype::F32 {
+            // Half a unit in the last place of the largest value, and as much again for a result on the other side.
+            tolerance += self.roundings * dtype.epsilon();
+        }
+        if self.values.len() != expected.values.len() {
+            return Err(format!("{}: {} elements, expected {}", self.name, self.values.len(), expected.values.len()));
+        }
+        let scale = expected.values.iter().fold(1e-3f64, |m, &v| m.max(f64::from(v).abs()));
+        let distance = |(&a, &b): (&f32, &f32)| if a.is_finite() { f64::from(a - b).abs() } else { f64::INFINITY };
+        let (at, worst) = self
+            .values
+            .iter()
+            .zip(&expected.values)
+            .map(distance)
+            .enumerate()
+            .fold((0, 0.0), |a, b| if b.1 > a.1 { b } else { a });
+        if worst <= tolerance * scale {
+            return Ok(());
+        }
+        let (got, wanted) = (self.values[at], expected.values[at]);
+        Err(format!(
+            "{}: element {at} is {got}, expected {wanted} (scale {scale:.3}, tolerance {tolerance:.1e})",
+            self.name
+        ))
+    }
+}
+
+impl On<'_> {
+    /// Numbers in -1..1 that follow from the seed, rounded to the precision that is checked.
+    fn numbers(&self, seed: u64, len: usize) -> Vec<f32> {
+        self.round(numbers(seed, len))
+    }
+
+    fn round(&self, mut values: Vec<f32>) -> Vec<f32> {
+        let bytes = self.inputs.encode(&values);
+        self.inputs.decode(&bytes, &mut values);
+        values
+    }
+
+    /// An activation or a weight on the device.
+    fn put(&self, values: &[f32]) -> Result<Buffer> {
+        let mut buffer = self.device.activations(values.len())?;
+        buffer.write(values)?;
+        Ok(buffer)
+    }
+
+    /// A parameter on the device.
+    fn put_float(&self, values: &[f32]) -> Result<Buffer> {
+        self.device.upload(values)
+    }
+
+    /// Memory for a result, filled with what no result is.
+    fn room(&self, len: usize) -> Result<Buffer> {
+        self.put(&vec![f32::NAN; len])
+    }
+
+    fn float_room(&self, len: usize) -> Result<Buffer> {
+        self.put_float(&vec![f32::NAN; len])
+    }
+
+    fn get(&self, buffer: &Buffer) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; buffer.len()];
+        buffer.read(&mut values)?;
+        Ok(values)
+    }
+}
+
+/// Numbers in -1..1 that are a function of a seed alone, none of them tiny.
+pub fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let value = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+            if value.abs() < 1e-3 { 0.5 } else { value }
+        })
+        .collect()
+}
+
+/// All cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = CONVOLUTIONS.iter().flat_map(conv::cases).collect();
+    cases.extend(NORMS.iter().flat_map(norm::cases));
+    cases.extend(small::cases());
+    cases
+}

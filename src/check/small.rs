@@ -1,0 +1,190 @@
+//! Everything that is neither a convolution nor a batch-norm.
+
+use super::{Case, On, Output};
+use crate::Result;
+use crate::device::Device;
+use crate::ops::activation::{self, Clamp};
+use crate::ops::linear::{self, LinearProblem};
+use crate::ops::loss::{LossSum, SoftTarget, cross_entropy, distillation, feature_mse};
+use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
+use crate::ops::{add, dropout, pool};
+
+pub(super) fn cases() -> Vec<Case> {
+    let case = |name: &str, run: fn(&On<'_>) -> Result<Vec<Output>>| Case::new(name.to_owned(), run);
+    let mut cases = vec![
+        case("linear/7x33_to_10", |on| linear_case(LinearProblem { n: 7, c_in: 33, c_out: 10 }, on)),
+        case("linear/130x64_to_16", |on| linear_case(LinearProblem { n: 130, c_in: 64, c_out: 16 }, on)),
+        case("pool/3x20x24", |on| pool_case((3, 20, 24), on)),
+        case("pool/2x49x13", |on| pool_case((2, 49, 13), on)),
+        case("dropout/5000", dropout_case),
+        case("activation/relu6", |on| activation_case(Clamp { limit: 0.7, slope: 0.0 }, 4999, on)),
+        case("activation/leaky", |on| activation_case(Clamp { limit: 0.5, slope: 0.3 }, 70_001, on)),
+        case("cross_entropy/9x10", |on| cross_entropy_case((9, 10), on)),
+        case("cross_entropy/3x1000", |on| cross_entropy_case((3, 1000), on)),
+        case("distillation/5x17", |on| distillation_case((5, 17), on)),
+        case("feature_mse/6007", feature_case),
+        case("optimizer/sgd", |on| optimizer_case(Optimizer::Sgd { momentum: 0.9, nesterov: false }, 0.0, on)),
+        case("optimizer/nesterov_clipped", |on| optimizer_case(Optimizer::default(), 1.5, on)),
+        case("optimizer/adamw_clipped", |on| {
+            optimizer_case(Optimizer::AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8 }, 2.0, on)
+        }),
+    ];
+    // A start that allows vectors, and one that does not.
+    for start in [0, 1] {
+        cases.push(Case::new(format!("add/from_{start}"), move |on| add_case(start, on)));
+    }
+    cases
+}
+
+fn linear_case(p: LinearProblem, on: &On<'_>) -> Result<Vec<Output>> {
+    let (x_len, w_len, y_len) = (p.n * p.c_in, p.c_in * p.c_out, p.n * p.c_out);
+    let (x, w) = (on.put(&on.numbers(1, x_len))?, on.put(&on.numbers(2, w_len))?);
+    let (b, dy) = (on.put_float(&super::numbers(3, p.c_out))?, on.put(&on.numbers(4, y_len))?);
+    let mut y = on.room(y_len)?;
+    linear::forward(p, x.view(0..x_len), w.view(0..w_len), b.view(0..p.c_out), y.view_mut(0..y_len));
+    let (mut dx, mut dw, mut db) = (on.room(x_len)?, on.float_room(w_len)?, on.float_room(p.c_out)?);
+    let read = (x.view(0..x_len), w.view(0..w_len), dy.view(0..y_len));
+    let d_params = (dw.view_mut(0..w_len), db.view_mut(0..p.c_out));
+    linear::backward(p, read, Some((dx.view_mut(0..x_len), false)), d_params);
+    Ok(vec![
+        Output::rounded("y", on.get(&y)?, p.c_in),
+        Output::rounded("dx", on.get(&dx)?, p.c_out),
+        Output::float("dw", on.get(&dw)?, p.n),
+        Output::float("db", on.get(&db)?, p.n),
+    ])
+}
+
+fn pool_case((n, pixels, c): (usize, usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
+    let len = n * pixels * c;
+    let (x, dy) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, n * c))?);
+    let (mut y, mut written, mut added) = (on.room(n * c)?, on.room(len)?, on.put(&vec![2.0; len])?);
+    pool::forward((pixels, c), x.view(0..len), y.view_mut(0..n * c));
+    pool::backward((pixels, c), dy.view(0..n * c), written.view_mut(0..len), false);
+    pool::backward((pixels, c), dy.view(0..n * c), added.view_mut(0..len), true);
+    Ok(vec![
+        Output::rounded("y", on.get(&y)?, pixels),
+        Output::rounded("dx", on.get(&written)?, 1),
+        Output::rounded("dx, added", on.get(&added)?, 1),
+    ])
+}
+
+fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {
+    let len = 5000;
+    let x = on.put(&on.numbers(1, len))?;
+    let (mut y, mut added) = (on.room(len)?, on.put(&vec![1.0; len])?);
+    dropout::apply(0.2, (7, 3), x.view(0..len), y.view_mut(0..len), false);
+    dropout::apply(0.2, (7, 3), x.view(0..len), added.view_mut(0..len), true);
+    Ok(vec![Output::rounded("y", on.get(&y)?, 1), Output::rounded("added", on.get(&added)?, 1)])
+}
+
+fn activation_case(clamp: Clamp, len: usize, on: &On<'_>) -> Result<Vec<Output>> {
+    let (x, dy) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, len))?);
+    let (mut y, mut written, mut added) = (on.room(len)?, on.room(len)?, on.put(&vec![1.0; len])?);
+    let mut score = on.put_float(&[0.5])?;
+    let shape = (1, len, 1);
+    activation::forward(clamp, shape, x.view(0..len), y.view_mut(0..len));
+    let read = (x.view(0..len), dy.view(0..len));
+    activation::backward(clamp, shape, read, (written.view_mut(0..len), false), None);
+    activation::backward(clamp, shape, read, (added.view_mut(0..len), true), Some(score.view_mut(0..1)));
+    Ok(vec![
+        Output::rounded("y", on.get(&y)?, 1),
+        Output::rounded("dx", on.get(&written)?, 1),
+        Output::rounded("dx, added", on.get(&added)?, 1),
+        Output::float("score", on.get(&score)?, len),
+    ])
+}
+
+fn add_case(start: usize, on: &On<'_>) -> Result<Vec<Output>> {
+    let len = 3001;
+    let (a, b) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, len))?);
+    let mut z = on.put(&vec![0.0; len])?;
+    let (mut copied, mut summed) = (on.put(&vec![0.0; len])?, on.put(&vec![1.0; len])?);
+    add::forward(a.view(start..len), b.view(start..len), z.view_mut(start..len));
+    add::backward(a.view(start..len), copied.view_mut(start..len), false);
+    add::backward(b.view(start..len), summed.view_mut(start..len), true);
+    // Parameters are copied into the network's type the same way.
+    let parameters = on.put_float(&super::numbers(3, len))?;
+    let mut copy = on.put(&vec![0.0; len])?;
+    add::backward(parameters.view(start..len), copy.view_mut(start..len), false);
+    Ok(vec![
+        Output::rounded("z", on.get(&z)?, 1),
+        Output::rounded("copy", on.get(&copied)?, 1),
+        Output::rounded("sum", on.get(&summed)?, 1),
+        Output::rounded("copy of parameters", on.get(&copy)?, 1),
+    ])
+}
+
+/// Logits between ±8.
+fn logits(on: &On<'_>, seed: u64, len: usize) -> Vec<f32> {
+    on.round(super::numbers(seed, len).iter().map(|v| 8.0 * v).collect())
+}
+
+fn labels(n: usize, classes: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 7 + 3) % classes) as u32).collect()
+}
+
+fn sums(sum: LossSum, n: usize) -> Output {
+    Output::float("loss and hits", vec![sum.loss as f32, sum.correct as f32], n)
+}
+
+fn cross_entropy_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
+    let z = on.put(&logits(on, 1, n * classes))?;
+    let mut d = on.room(n * classes)?;
+    let (view, labels) = (z.view(0..n * classes), labels(n, classes));
+    let sum = cross_entropy(view, &labels, classes, 0.1, 64.0, Some(d.view_mut(0..n * classes)))?;
+    let value = cross_entropy(view, &labels, classes, 0.1, 1.0, None)?;
+    Ok(vec![sums(sum, n), sums(value, n), Output::rounded("gradient", on.get(&d)?, classes)])
+}
+
+fn distillation_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
+    let len = n * classes;
+    let (student, teacher) = (on.put(&logits(on, 1, len))?, on.put(&logits(on, 2, len))?);
+    let mut d = on.room(len)?;
+    let target = SoftTarget { teacher: teacher.view(0..len), alpha: 0.7, temperature: 3.0 };
+    let labels = labels(n, classes);
+    let sum = distillation(student.view(0..len), target, &labels, classes, 16.0, d.view_mut(0..len))?;
+    Ok(vec![sums(sum, n), Output::rounded("gradient", on.get(&d)?, classes)])
+}
+
+fn feature_case(on: &On<'_>) -> Result<Vec<Output>> {
+    let len = 6007;
+    let (student, teacher) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, len))?);
+    let mut d = on.room(len)?;
+    let loss = feature_mse(student.view(0..len), teacher.view(0..len), 0.5, 1024.0, d.view_mut(0..len))?;
+    Ok(vec![Output::float("loss", vec![loss as f32], len), Output::rounded("gradient", on.get(&d)?, 1)])
+}
+
+/// Three steps with every kind of group; the gradients carry the loss scale.
+fn optimizer_case(optimizer: Optimizer, clip_norm: f32, on: &On<'_>) -> Result<Vec<Output>> {
+    let len = 1504;
+    let spans = [
+        Span { range: 0..700, decayed: true },
+        Span { range: 704..1000, decayed: false },
+        Span { range: 1008..1500, decayed: true },
+    ];
+    let mut state = OptimizerState::new(on.device, optimizer, spans.to_vec(), len)?;
+    let mut weights = on.put_float(&super::numbers(1, len))?;
+    let mut copy = match on.device {
+        Device::Cpu => None,
+        Device::Gpu(..) => Some(on.put(&vec![0.0; len])?),
+    };
+    let mut norms = Vec::new();
+    for step in 0..3 {
+        let scale = state.loss_scale();
+        let gradient: Vec<f32> = super::numbers(10 + step, len).iter().map(|g| g * scale * 0.1).collect();
+        let gradient = on.put_float(&gradient)?;
+        let update = Update { lr: 0.1, weight_decay: 0.02, clip_norm };
+        let outcome = state.update(&mut weights, &gradient, copy.as_mut(), update)?;
+        norms.push(if clip_norm > 0.0 { outcome.gradient_norm.map_or(f32::NAN, |norm| norm as f32) } else { 0.0 });
+    }
+    let weights = on.get(&weights)?;
+    let copied = match &copy {
+        None => weights[1008..1500].to_vec(),
+        Some(copy) => on.get(copy)?[1008..1500].to_vec(),
+    };
+    Ok(vec![
+        Output::float("weights", weights, 16),
+        Output::rounded("copy", copied, 16),
+        Output::float("gradient norms", norms, len),
+    ])
+}

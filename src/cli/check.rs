@@ -1,0 +1,69 @@
+//! `check`: the operation table on the user's own device, against the host.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use crate::Error;
+use crate::check::cases;
+use crate::device::Device;
+use crate::dtype::Dtype;
+
+/// Options of `check`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Only cases whose name contains this
+    #[arg(value_name = "NAME")]
+    filter: Option<String>,
+}
+
+/// Runs the table and prints what differs. In every precision that the device has, where none is given.
+///
+/// # Errors
+/// A device that is not there or is no GPU, and any case that differs.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let name = common.device.as_deref().unwrap_or("auto");
+    let given: Option<Dtype> = common.precision.as_deref().map(str::parse).transpose()?;
+    let precisions = given.map_or_else(|| Dtype::ALL.to_vec(), |precision| vec![precision]);
+    let mut results = Vec::new();
+    let mut device = Device::open(name, if name == "cpu" || name == "auto" { Dtype::F32 } else { precisions[0] })?;
+    let Device::Gpu(gpu, _) = &device else {
+        return Err(
+            Error::Device("the host is what devices are compared with; use --device cuda or emulator".into()).into()
+        );
+    };
+    let gpu = gpu.clone();
+    let lacks = |precision: Dtype| precision == Dtype::Bf16 && gpu.driver().arch() < 80;
+    for precision in precisions {
+        if lacks(precision) && given.is_none() {
+            continue;
+        }
+        device = Device::on(gpu.clone(), precision)?;
+        for case in cases() {
+            if args.filter.as_ref().is_some_and(|filter| !case.name.contains(filter)) {
+                continue;
+            }
+            let outcome = case.compare(&device)?;
+            if let Err(difference) = &outcome {
+                tracing::error!("{precision}/{}: {difference}", case.name);
+            }
+            results.push((precision, case.name, outcome));
+        }
+    }
+    let failed = results.iter().filter(|r| r.2.is_err()).count();
+    let text = if common.json {
+        let rows: Vec<_> = results
+            .iter()
+            .map(|(precision, name, outcome)| json!({ "precision": precision, "name": name, "difference": outcome.as_ref().err() }))
+            .collect();
+        format!("{:#}\n", json!({ "device": device.name(), "cases": results.len(), "failed": failed, "results": rows }))
+    } else {
+        format!("{}: {} cases, {failed} differ from the host\n", device.name(), results.len())
+    };
+    print(&mut std::io::stdout().lock(), &text)?;
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::Device(format!("{failed} of {} cases differ from the host", results.len())).into()),
+    }
+}

@@ -1,0 +1,119 @@
+//! `kernels`: compiles the CUDA kernels ahead of time, or tells what the assembler says of them. Needs no GPU.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use rayon::prelude::*;
+use serde_json::json;
+
+use super::Common;
+use super::devices::print;
+use crate::device::cache::Cache;
+use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};
+use crate::device::source::Unit;
+use crate::models::{NetworkOptions, build as build_network};
+use crate::report::{Align, Table};
+use crate::shape::Shape;
+
+/// Options of `kernels`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    /// Compiles all kernels into the cache, or into --out DIR to be brought along in DEPTHSHRINKER_KERNELS
+    Build(Which),
+    /// Registers, shared memory, stack and spills of every kernel
+    Report(Which),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Which {
+    /// Architectures, as sm_70,sm_90
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_arch)]
+    arch: Vec<u32>,
+    /// A network the kernels are for. Kernels take shapes at run time, so every network is served by the same ones
+    #[arg(value_name = "NET")]
+    net: Option<String>,
+}
+
+fn parse_arch(text: &str) -> std::result::Result<u32, String> {
+    let number = text.trim().trim_start_matches("sm_").parse().map_err(|_| format!("expected sm_70, got {text:?}"))?;
+    if number < 70 { Err(format!("sm_{number} is too old; sm_70 is the oldest")) } else { Ok(number) }
+}
+
+/// Compiles, and prints what was made or what it takes.
+///
+/// # Errors
+/// No compiler, a kernel that does not compile, or a folder that cannot be written.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let (Command::Build(which) | Command::Report(which)) = &args.command;
+    if let Some(net) = &which.net {
+        build_network(net, &NetworkOptions::new(Shape::new(224, 224, 3), 1000))?;
+    }
+    let cache = common.out.as_ref().map_or_else(Cache::of_user, Cache::at);
+    let architectures = if which.arch.is_empty() { ARCHITECTURES.to_vec() } else { which.arch.clone() };
+    let work: Vec<(u32, Unit)> = architectures
+        .iter()
+        .flat_map(|&arch| {
+            Unit::all().into_iter().filter(move |unit| supported(*unit, arch)).map(move |unit| (arch, unit))
+        })
+        .collect();
+    let start = Instant::now();
+    let compiled: Vec<(u32, Unit, Compiled)> = work
+        .into_par_iter()
+        .map(|(arch, unit)| compile(unit, arch, &cache).map(|compiled| (arch, unit, compiled)))
+        .collect::<crate::Result<_>>()?;
+    let seconds = start.elapsed().as_secs_f64();
+    let text = match args.command {
+        Command::Build(_) => built(&compiled, &cache, seconds, common.json),
+        Command::Report(_) => resources(&compiled, common.json),
+    };
+    print(&mut std::io::stdout().lock(), &text)
+}
+
+fn built(compiled: &[(u32, Unit, Compiled)], cache: &Cache, seconds: f64, as_json: bool) -> String {
+    let kernels: usize = compiled.iter().map(|c| c.2.kernels.len()).sum();
+    let bytes: usize = compiled.iter().map(|c| c.2.image.len()).sum();
+    if as_json {
+        let value = json!({ "folder": cache.folder(), "files": compiled.len(), "kernels": kernels, "bytes": bytes, "seconds": seconds });
+        return format!("{value:#}\n");
+    }
+    format!(
+        "{kernels} kernels in {} files, {:.1} MB, in {} ({seconds:.1} s)\n",
+        compiled.len(),
+        bytes as f64 / 1e6,
+        cache.folder().display()
+    )
+}
+
+fn resources(compiled: &[(u32, Unit, Compiled)], as_json: bool) -> String {
+    let rows =
+        compiled.iter().flat_map(|(arch, _, compiled)| compiled.kernels.iter().map(move |kernel| (arch, kernel)));
+    if as_json {
+        let rows: Vec<_> = rows
+            .map(|(arch, k)| {
+                json!({ "arch": arch, "kernel": k.instance, "registers": k.registers, "shared": k.shared, "stack": k.stack, "spills": k.spills })
+            })
+            .collect();
+        return format!("{:#}\n", json!(rows));
+    }
+    let right = |name| (name, Align::Right);
+    let mut table = Table::new(&[
+        ("kernel", Align::Left),
+        right("arch"),
+        right("registers"),
+        right("shared bytes"),
+        right("stack bytes"),
+        right("spilled bytes"),
+    ]);
+    for (arch, k) in rows {
+        let numbers = [k.registers, k.shared, k.stack, k.spills].map(|n| n.to_string());
+        let [registers, shared, stack, spills] = numbers;
+        table.row(&[k.instance.clone(), format!("sm_{arch}"), registers, shared, stack, spills]);
+    }
+    table.text()
+}

@@ -1,0 +1,280 @@
+//! The NVIDIA driver as a device, loaded at run time.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::Mutex;
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use super::cache::Cache;
+use super::compiler;
+use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape, pointers};
+use super::source::Unit;
+use crate::{Error, Result};
+
+/// One GPU with one stream.
+#[derive(Debug)]
+pub struct Cuda {
+    name: String,
+    arch: u32,
+    multiprocessors: u32,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    cache: Cache,
+    functions: Mutex<Vec<Handle<sys::CUfunction>>>,
+    graphs: Mutex<Vec<Handle<sys::CUgraphExec>>>,
+}
+
+/// A handle of the driver, which any thread may use once the context is current there.
+#[derive(Debug, Clone, Copy)]
+struct Handle<T>(T);
+
+// SAFETY: the driver's handles are not bound to threads; every call here makes the context current first.
+unsafe impl<T> Send for Handle<T> {}
+// SAFETY: as above.
+unsafe impl Send for Cuda {}
+// SAFETY: as above; the driver is thread-safe.
+unsafe impl Sync for Cuda {}
+
+impl Cuda {
+    /// Number of GPUs; 0 without a driver.
+    pub fn count() -> usize {
+        // SAFETY: only tries to open the library.
+        if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+            return 0;
+        }
+        result::device::get_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
+    }
+
+    /// Whether there is a GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// When there is no driver or no such GPU.
+    pub fn require(ordinal: usize) -> Result<()> {
+        // SAFETY: only tries to open the library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::Device(
+                "no NVIDIA driver (libcuda.so.1) on this machine; use --device cpu, or --device emulator to test kernels"
+                    .into(),
+            ));
+        }
+        result::init().map_err(|e| failed("start the NVIDIA driver", e))?;
+        let count = Self::count();
+        if ordinal >= count {
+            return Err(Error::Device(format!("there is no cuda:{ordinal}; this machine has {count} GPU(s)")));
+        }
+        Ok(())
+    }
+
+    /// GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// When it is not there, or too old.
+    pub fn new(ordinal: usize, cache: Cache) -> Result<Self> {
+        Self::require(ordinal)?;
+        let device = result::device::get(ordinal as i32).map_err(|e| failed("open the GPU", e))?;
+        // SAFETY: the device handle is valid; the context lives until `drop`.
+        unsafe {
+            let attribute = |which| result::device::get_attribute(device, which).map_err(|e| failed("ask the GPU", e));
+            use sys::CUdevice_attribute::{
+                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+                CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT,
+            };
+            let arch = (attribute(MAJOR)? * 10 + attribute(MINOR)?) as u32;
+            if arch < 70 {
+                return Err(Error::Device(format!("cuda:{ordinal} is sm_{arch}; sm_70 or newer is needed")));
+            }
+            let multiprocessors = attribute(COUNT)? as u32;
+            let context = result::primary_ctx::retain(device).map_err(|e| failed("open a context", e))?;
+            result::ctx::set_current(context).map_err(|e| failed("open a context", e))?;
+            let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+                .map_err(|e| failed("open a stream", e))?;
+            Ok(Self {
+                name: result::device::get_name(device).map_err(|e| failed("ask the GPU", e))?,
+                arch,
+                multiprocessors,
+                context,
+                stream,
+                cache,
+                functions: Mutex::default(),
+                graphs: Mutex::default(),
+            })
+        }
+    }
+
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("use the GPU", e))
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.enter().is_ok() {
+            // SAFETY: the stream is this device's own. Modules, graphs and the primary context go with the process.
+            unsafe {
+                let _ = result::stream::destroy(self.stream);
+            }
+        }
+    }
+}
+
+fn failed(what: &str, error: DriverError) -> Error {
+    use sys::CUresult::{CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_OUT_OF_MEMORY};
+    let remedy = match error.0 {
+        CUDA_ERROR_OUT_OF_MEMORY => "; lower --batch or use --precision f16",
+        CUDA_ERROR_ILLEGAL_ADDRESS | CUDA_ERROR_LAUNCH_FAILED => "; the GPU is lost to this process, run `check`",
+        _ => "",
+    };
+    Error::Device(format!("cannot {what}: {error}{remedy}"))
+}
+
+impl Driver for Cuda {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn arch(&self) -> u32 {
+        self.arch
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    fn memory(&self) -> Option<(u64, u64)> {
+        self.enter().ok()?;
+        result::mem_get_info().ok().map(|(free, total)| (free as u64, total as u64))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        self.enter()?;
+        // SAFETY: the context is current.
+        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| failed(&format!("allocate {bytes} bytes"), e))
+    }
+
+    unsafe fn free(&self, address: Address) {
+        if self.enter().is_ok() {
+            // SAFETY: promised by the caller. An error here belongs to earlier work, which reports it itself.
+            unsafe {
+                let _ = result::free_sync(address);
+            }
+        }
+    }
+
+    unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: promised by the caller; the host memory outlives the copy since the stream is waited for.
+        unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(|e| failed("copy to the GPU", e))?;
+        self.synchronize()
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
+        self.enter()?;
+        // SAFETY: promised by the caller; the host memory outlives the copy since the stream is waited for.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream) }.map_err(|e| failed("copy from the GPU", e))?;
+        self.synchronize()
+    }
+
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
+        self.enter()?;
+        // SAFETY: promised by the caller.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }.map_err(|e| failed("clear memory", e))
+    }
+
+    fn load(&self, unit: Unit) -> Result<HashMap<String, Function>> {
+        let compiled = compiler::compile(unit, self.arch, &self.cache)?;
+        self.enter()?;
+        // SAFETY: the image is a whole cubin, which the driver checks; the module is never unloaded.
+        unsafe {
+            let module = result::module::load_data(compiled.image.as_ptr().cast())
+                .map_err(|e| failed(&format!("load {unit}"), e))?;
+            let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
+            let mut found = HashMap::new();
+            for kernel in compiled.kernels {
+                let symbol = CString::new(kernel.symbol).expect("symbols hold no zero byte");
+                let function = result::module::get_function(module, symbol)
+                    .map_err(|e| failed(&format!("find {}", kernel.instance), e))?;
+                found.insert(kernel.instance, Function(functions.len()));
+                functions.push(Handle(function));
+            }
+            Ok(found)
+        }
+    }
+
+    unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
+        self.enter()?;
+        let function = self.functions.lock().unwrap_or_else(|e| e.into_inner())[function.0].0;
+        let mut pointers = pointers(arguments);
+        let triple = |[x, y, z]: [u32; 3]| (x, y, z);
+        // SAFETY: promised by the caller.
+        unsafe {
+            result::launch_kernel(
+                function,
+                triple(shape.grid),
+                triple(shape.block),
+                shape.shared,
+                self.stream,
+                &mut pointers,
+            )
+        }
+        .map_err(|e| failed("launch a kernel", e))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("finish work on the GPU", e))
+    }
+
+    fn begin_capture(&self) -> Result<bool> {
+        self.enter()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| failed("record a graph", e))?;
+        Ok(true)
+    }
+
+    fn end_capture(&self) -> Result<CapturedGraph> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as `self`; the graph is instantiated before it is destroyed.
+        unsafe {
+            let graph = result::stream::end_capture(self.stream).map_err(|e| failed("record a graph", e))?;
+            let flags = sys::CUgraphInstantiate_flags(0);
+            let executable = result::graph::instantiate(graph, flags).map_err(|e| failed("instantiate a graph", e));
+            let _ = result::graph::destroy(graph);
+            let mut graphs = self.graphs.lock().unwrap_or_else(|e| e.into_inner());
+            graphs.push(Handle(executable?));
+            Ok(CapturedGraph(graphs.len() - 1))
+        }
+    }
+
+    fn replay(&self, graph: CapturedGraph) -> Result<()> {
+        self.enter()?;
+        let graph = self.graphs.lock().unwrap_or_else(|e| e.into_inner())[graph.0].0;
+        // SAFETY: graphs live as long as `self`.
+        unsafe { result::graph::launch(graph, self.stream) }.map_err(|e| failed("replay a graph", e))
+    }
+
+    fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
+        self.enter()?;
+        let create =
+            || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| failed("create an event", e));
+        let (start, end) = (create()?, create()?);
+        // SAFETY: events and stream are valid; the events are destroyed after their last use.
+        unsafe {
+            let outcome = (|| {
+                result::event::record(start, self.stream).map_err(|e| failed("record an event", e))?;
+                body()?;
+                result::event::record(end, self.stream).map_err(|e| failed("record an event", e))?;
+                result::event::synchronize(end).map_err(|e| failed("finish work on the GPU", e))?;
+                result::event::elapsed(start, end).map_err(|e| failed("read an event", e))
+            })();
+            let _ = result::event::destroy(start);
+            let _ = result::event::destroy(end);
+            outcome
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What the rest of the library needs of a CUDA device: memory, copies, compiled kernels, launches, graphs, events.
+//!
+//! Two implementations: the NVIDIA driver ([`super::cuda`]) and the emulator on the host ([`super::emulator`]).
+
+use std::collections::HashMap;
+
+use super::source::Unit;
+use crate::Result;
+
+/// A place in a device's memory.
+pub type Address = u64;
+
+/// A loaded kernel: whatever its driver finds it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Function(pub(super) usize);
+
+/// Grid, block and dynamic shared memory of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaunchShape {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// One argument of a kernel, as many bytes as its type has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Argument([u64; 7]);
+
+impl Argument {
+    fn of_bytes(bytes: &[u8]) -> Self {
+        let mut words = [0u64; 7];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Self(words)
+    }
+}
+
+macro_rules! arguments {
+    ($($type:ty),*) => {$(
+        impl From<$type> for Argument {
+            fn from(value: $type) -> Self {
+                Self::of_bytes(&value.to_ne_bytes())
+            }
+        }
+    )*};
+}
+arguments!(i32, i64, u32, u64, f32, f64);
+
+/// Geometry of a convolution as kernels take it (`kernels/geometry.cuh`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct ConvGeometry {
+    pub n: i32,
+    pub h_in: i32,
+    pub w_in: i32,
+    pub c_in: i32,
+    pub h_out: i32,
+    pub w_out: i32,
+    pub c_out: i32,
+    pub k_h: i32,
+    pub k_w: i32,
+    pub stride_h: i32,
+    pub stride_w: i32,
+    pub pad_top: i32,
+    pub pad_left: i32,
+    pub groups: i32,
+}
+
+impl From<ConvGeometry> for Argument {
+    fn from(value: ConvGeometry) -> Self {
+        Self::of_bytes(bytemuck::bytes_of(&value))
+    }
+}
+
+/// A captured sequence of launches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CapturedGraph(pub(super) usize);
+
+/// A device that runs kernels. All work goes to one stream and is done in order.
+///
+/// # Safety
+/// Callers of the unsafe methods promise that addresses come from this driver's `allocate`, were not freed, and have
+/// room for what is read or written.
+pub trait Driver: Send + Sync + std::fmt::Debug {
+    /// The device in words.
+    fn name(&self) -> String;
+
+    /// Compute capability times ten, as kernels see it in `ARCH`.
+    fn arch(&self) -> u32;
+
+    /// Multiprocessors.
+    fn multiprocessors(&self) -> u32;
+
+    /// Free and total bytes, where the device knows.
+    fn memory(&self) -> Option<(u64, u64)>;
+
+    /// Whether freed memory is kept for the next allocation: allocating stalls a GPU.
+    fn keeps_freed_memory(&self) -> bool {
+        true
+    }
+
+    /// Memory of any content.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    fn allocate(&self, bytes: usize) -> Result<Address>;
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn free(&self, address: Address);
+
+    /// Host to device; done when it returns.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()>;
+
+    /// Device to host, after all earlier work.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()>;
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Compiles a unit, or takes it from the cache, and loads it. Gives its kernels by name expression.
+    ///
+    /// # Errors
+    /// When there is no compiler, or the unit needs a newer device.
+    fn load(&self, unit: Unit) -> Result<HashMap<String, Function>>;
+
+    /// Launches a kernel.
+    ///
+    /// # Safety
+    /// Number, order and types of the arguments are the kernel's; memory as in the trait.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()>;
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// When some of it failed.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Starts to record launches instead of doing them. False where the device cannot.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn begin_capture(&self) -> Result<bool>;
+
+    /// Ends the recording.
+    ///
+    /// # Errors
+    /// When something in it cannot be recorded.
+    fn end_capture(&self) -> Result<CapturedGraph>;
+
+    /// Does all recorded launches again.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn replay(&self, graph: CapturedGraph) -> Result<()>;
+
+    /// Milliseconds that the device took for the work that `body` gives it.
+    ///
+    /// # Errors
+    /// When the device fails, or `body` does.
+    fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f32>;
+}
+
+/// Pointers to the arguments, as a launch takes them.
+pub(super) fn pointers(arguments: &[Argument]) -> Vec<*mut std::ffi::c_void> {
+    arguments.iter().map(|a| std::ptr::from_ref(&a.0).cast_mut().cast()).collect()
+}

@@ -1,0 +1,329 @@
+//! The emulator as a device: the same kernel files, compiled by the host's C++ compiler and run on the host.
+//!
+//! Slow and exact: it is how every kernel is tested without a GPU. Blocks are spread over the current `rayon` pool.
+
+use std::alloc::Layout;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use libloading::{Library, Symbol};
+use rayon::prelude::*;
+
+use super::cache::Cache;
+use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape, pointers};
+use super::source::{Unit, write_all};
+use crate::{Error, Result};
+
+/// What new memory holds: not-a-number in every type, so that reading what was never written shows.
+const POISON: u8 = 0xff;
+/// Threads in a launch below which spreading its blocks costs more than it gains.
+const SPREAD_THREADS: u64 = 1 << 12;
+
+/// How to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmulatorOptions {
+    /// The architecture to be: decides which paths of a kernel run.
+    pub arch: u32,
+    /// 0 runs a block's threads in order; otherwise the seed of orders that change at every barrier.
+    pub order_seed: u64,
+    /// Sanitizer to compile with: `address` or `undefined`.
+    pub sanitize: Option<String>,
+}
+
+impl Default for EmulatorOptions {
+    fn default() -> Self {
+        Self { arch: 80, order_seed: 0, sanitize: None }
+    }
+}
+
+/// A device made of the host.
+#[derive(Debug)]
+pub struct Emulator {
+    options: EmulatorOptions,
+    cache: Cache,
+    compiler: String,
+    loaded: Mutex<Loaded>,
+    allocations: Mutex<HashMap<Address, Layout>>,
+}
+
+#[derive(Debug, Default)]
+struct Loaded {
+    libraries: Vec<Library>,
+    functions: Vec<(Launch, c_int)>,
+}
+
+/// `EmulatorOptions` of `kernels/emulator/launch.h`.
+#[repr(C)]
+struct RunOptions {
+    size: u64,
+    order_seed: u64,
+    reserved: [u64; 6],
+}
+
+type Launch = unsafe extern "C" fn(
+    c_int,
+    *const [u32; 3],
+    *const [u32; 3],
+    u32,
+    *mut *mut c_void,
+    u64,
+    u64,
+    *const RunOptions,
+    *mut c_char,
+    c_int,
+) -> c_int;
+
+impl Emulator {
+    /// An emulated device.
+    ///
+    /// # Errors
+    /// When there is no C++ compiler.
+    pub fn new(options: EmulatorOptions, cache: Cache) -> Result<Self> {
+        let set = std::env::var("CXX").ok().filter(|v| !v.is_empty());
+        let candidates = set.map_or_else(|| vec!["g++".to_owned(), "clang++".to_owned()], |cxx| vec![cxx]);
+        let version = |name: &String| {
+            let output = Command::new(name).arg("--version").output().ok()?;
+            output.status.success().then(|| format!("{name} {}", String::from_utf8_lossy(&output.stdout)))
+        };
+        let compiler = candidates.iter().find_map(version).ok_or_else(|| {
+            Error::Device(format!(
+                "the emulator needs a C++17 compiler, and {} does not run; install g++ or set CXX",
+                candidates.join(" or ")
+            ))
+        })?;
+        Ok(Self { options, cache, compiler, loaded: Mutex::default(), allocations: Mutex::default() })
+    }
+
+    fn flags(&self) -> Vec<String> {
+        let mut flags: Vec<String> = [
+            "-std=c++17",
+            "-shared",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-fno-strict-aliasing",
+            "-fno-exceptions",
+            "-fno-rtti",
+            "-fno-math-errno",
+            "-Wno-unknown-pragmas",
+        ]
+        .map(String::from)
+        .to_vec();
+        if !self.compiler.starts_with("clang") {
+            // Without it two loaded files would share their thread-local state.
+            flags.push("-fno-gnu-unique".into());
+        }
+        flags.push(format!("-DARCH={}0", self.options.arch));
+        match &self.options.sanitize {
+            None => flags.push("-O2".into()),
+            Some(sanitizer) => {
+                flags.extend(["-O1", "-g", "-fno-omit-frame-pointer"].map(String::from));
+                flags.push(format!("-fsanitize={sanitizer}"));
+                if sanitizer == "undefined" {
+                    flags.push("-fno-sanitize-recover=undefined".into());
+                }
+            }
+        }
+        flags
+    }
+
+    /// Compiles kernels from a text that may include the headers of `kernels/`, and loads them: how tests plant faults.
+    ///
+    /// # Errors
+    /// As [`Driver::load`].
+    pub fn load_text(&self, name: &str, text: &str, instances: &[&str]) -> Result<HashMap<String, Function>> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+        let path = folder.path().join(format!("{name}.so"));
+        self.compile(name, Some(text), instances, &path)?;
+        self.open(&path)
+    }
+
+    /// Compiles a file of `kernels/`, or a text of that name, into a shared library.
+    fn compile(&self, name: &str, text: Option<&str>, instances: &[&str], to: &Path) -> Result<()> {
+        let folder = to.with_extension("source");
+        write_all(&folder)?;
+        if let Some(text) = text {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
+        }
+        let instances: Vec<String> = instances.iter().map(|i| format!("EMULATED_KERNEL({i})")).collect();
+        let text = format!(
+            "#include \"emulator/emulator.h\"\n#include \"{}\"\n#include \"emulator/launch.h\"\nEMULATED_KERNELS(\n    {})\n",
+            name,
+            instances.join(",\n    ")
+        );
+        let main = folder.join("instances.cpp");
+        std::fs::write(&main, text).map_err(|e| Error::io(&main, e))?;
+        let compiler = self.compiler.split(' ').next().expect("split gives at least one part");
+        let mut command = Command::new(compiler);
+        command.args(self.flags()).arg("-I").arg(&folder).arg(&main).arg("-o").arg(to);
+        let output = command.output().map_err(|e| Error::Device(format!("{compiler}: {e}")))?;
+        if !output.status.success() {
+            let log = String::from_utf8_lossy(&output.stderr);
+            let first = log.lines().find(|line| line.contains("error")).unwrap_or("it says nothing");
+            return Err(Error::Device(format!("{compiler} cannot compile {name}: {first}")));
+        }
+        std::fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))
+    }
+
+    /// Loads a library that `compile` made.
+    fn open(&self, path: &Path) -> Result<HashMap<String, Function>> {
+        let broken = |e: libloading::Error| Error::file(path, format!("cannot be loaded ({e}); delete it"));
+        // SAFETY: the library is one that `compile` made: its initialisers do nothing, and the symbols have these types.
+        unsafe {
+            let library = Library::new(path).map_err(broken)?;
+            let mut loaded = self.loaded.lock().unwrap_or_else(|e| e.into_inner());
+            let launch = *library.get::<Launch>(b"emulated_launch\0").map_err(broken)?;
+            let count: Symbol<'_, extern "C" fn() -> c_int> =
+                library.get(b"emulated_kernel_count\0").map_err(broken)?;
+            let name: Symbol<'_, extern "C" fn(c_int) -> *const c_char> =
+                library.get(b"emulated_kernel_name\0").map_err(broken)?;
+            let mut functions = HashMap::new();
+            for index in 0..count() {
+                let name = CStr::from_ptr(name(index)).to_string_lossy().into_owned();
+                functions.insert(name, Function(loaded.functions.len()));
+                loaded.functions.push((launch, index));
+            }
+            loaded.libraries.push(library);
+            Ok(functions)
+        }
+    }
+}
+
+impl Driver for Emulator {
+    fn name(&self) -> String {
+        format!("emulator of sm_{}", self.options.arch)
+    }
+
+    fn arch(&self) -> u32 {
+        self.options.arch
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        2
+    }
+
+    fn memory(&self) -> Option<(u64, u64)> {
+        None
+    }
+
+    fn keeps_freed_memory(&self) -> bool {
+        false
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        let out_of_memory = || Error::Device(format!("out of memory: {bytes} bytes"));
+        let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|_| out_of_memory())?;
+        // SAFETY: the layout is not empty; the bytes written are those just allocated.
+        let address = unsafe {
+            let memory = std::alloc::alloc(layout);
+            if memory.is_null() {
+                return Err(out_of_memory());
+            }
+            memory.write_bytes(POISON, bytes);
+            memory as Address
+        };
+        self.allocations.lock().unwrap_or_else(|e| e.into_inner()).insert(address, layout);
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: Address) {
+        let layout = self.allocations.lock().unwrap_or_else(|e| e.into_inner()).remove(&address);
+        if let Some(layout) = layout {
+            // SAFETY: the address came from `allocate` with this layout, and is no longer in the table.
+            unsafe { std::alloc::dealloc(address as *mut u8, layout) }
+        }
+    }
+
+    unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        // SAFETY: promised by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
+        // SAFETY: promised by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
+        // SAFETY: promised by the caller.
+        unsafe { (at as *mut u8).write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    fn load(&self, unit: Unit) -> Result<HashMap<String, Function>> {
+        let flags = self.flags();
+        let mut options: Vec<&str> = flags.iter().map(String::as_str).collect();
+        options.push(&self.compiler);
+        let name = format!("{}-{}-{}.so", unit.file().name.trim_end_matches(".cu"), unit.dtype(), unit.key(&options));
+        let instances: Vec<&str> = unit.instances().collect();
+        let path = self.cache.entry(&name, |path| self.compile(unit.file().name, None, &instances, path))?;
+        self.open(&path)
+    }
+
+    unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
+        let (launch, index) = self.loaded.lock().unwrap_or_else(|e| e.into_inner()).functions[function.0];
+        let blocks: u64 = shape.grid.iter().map(|&n| u64::from(n)).product();
+        let threads: u64 = shape.block.iter().map(|&n| u64::from(n)).product();
+        let options =
+            RunOptions { size: size_of::<RunOptions>() as u64, order_seed: self.options.order_seed, reserved: [0; 6] };
+        let run = |first: u64, count: u64| -> Result<()> {
+            let mut pointers = pointers(arguments);
+            let mut text = [0u8; 512];
+            // SAFETY: the function is loaded as long as `self` lives; arguments and memory are promised by the caller.
+            let code = unsafe {
+                launch(
+                    index,
+                    &shape.grid,
+                    &shape.block,
+                    shape.shared,
+                    pointers.as_mut_ptr(),
+                    first,
+                    count,
+                    &options,
+                    text.as_mut_ptr().cast(),
+                    text.len() as c_int,
+                )
+            };
+            if code == 0 {
+                return Ok(());
+            }
+            let text = CStr::from_bytes_until_nul(&text).map_or_else(|_| "?".into(), CStr::to_string_lossy);
+            Err(Error::Device(format!("emulator: {text}")))
+        };
+        if blocks * threads < SPREAD_THREADS || blocks == 1 {
+            return run(0, blocks);
+        }
+        let pieces = blocks.min(4 * rayon::current_num_threads() as u64);
+        (0..pieces).into_par_iter().try_for_each(|piece| {
+            let (first, end) = (piece * blocks / pieces, (piece + 1) * blocks / pieces);
+            run(first, end - first)
+        })
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn end_capture(&self) -> Result<CapturedGraph> {
+        Err(Error::Device("the emulator records no graphs".into()))
+    }
+
+    fn replay(&self, _: CapturedGraph) -> Result<()> {
+        Err(Error::Device("the emulator records no graphs".into()))
+    }
+
+    fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
+        let start = std::time::Instant::now();
+        body()?;
+        Ok(start.elapsed().as_secs_f32() * 1e3)
+    }
+}

@@ -1,0 +1,404 @@
+//! A device that runs kernels, as operations use it: memory that is reused, kernels by name, launches.
+//!
+//! Launches are asynchronous, so an operation cannot say whether its kernels ran. The first failure is kept and told by
+//! the next call that brings something back to the host.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use rayon::prelude::*;
+
+use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape};
+use super::source::Unit;
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// A GPU, real or emulated.
+#[derive(Debug)]
+pub struct Gpu {
+    driver: Box<dyn Driver>,
+    functions: Mutex<HashMap<&'static str, Function>>,
+    launched: Mutex<BTreeSet<String>>,
+    pool: Mutex<Pool>,
+    failure: Mutex<Option<String>>,
+}
+
+/// Freed memory by size, and what is in use.
+#[derive(Debug, Default)]
+struct Pool {
+    free: BTreeMap<usize, Vec<Address>>,
+    used: u64,
+    peak: u64,
+    /// Memory lent to one operation at a time. Outgrown ones stay, since captured graphs may hold their address.
+    workspace: Vec<(Address, usize)>,
+}
+
+/// Bytes to which allocations are rounded, so that freed ones fit others.
+const GRANULE: usize = 512;
+
+impl Gpu {
+    /// A device over a driver.
+    pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
+        let (functions, launched, pool, failure) = Default::default();
+        Arc::new(Self { driver, functions, launched, pool, failure })
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// Compiles and loads all kernels for an element type, in parallel.
+    ///
+    /// # Errors
+    /// When they cannot be compiled.
+    pub fn prepare(&self, dtype: Dtype) -> Result<()> {
+        let needed = |unit: &Unit| unit.dtype() == dtype || unit.dtype() == Dtype::F32;
+        let missing = |unit: &Unit| unit.instances().next().is_some_and(|i| !lock(&self.functions).contains_key(i));
+        let units: Vec<Unit> = Unit::all().into_iter().filter(needed).filter(missing).collect();
+        units.into_par_iter().try_for_each(|unit| self.load(unit))
+    }
+
+    fn load(&self, unit: Unit) -> Result<()> {
+        let found = self.driver.load(unit)?;
+        let mut functions = lock(&self.functions);
+        for instance in unit.instances() {
+            let function = found.get(instance);
+            let function = function.ok_or_else(|| Error::Device(format!("{unit} lacks {instance}")))?;
+            functions.insert(instance, *function);
+        }
+        Ok(())
+    }
+
+    /// Launches a kernel by its name expression. A failure shows at the next [`check`](Self::check).
+    ///
+    /// # Safety
+    /// Arguments are the kernel's in number, order and type; memory has room for what the kernel reads and writes.
+    pub unsafe fn launch(&self, instance: &str, shape: LaunchShape, arguments: &[Argument]) {
+        if lock(&self.failure).is_some() {
+            return;
+        }
+        // SAFETY: promised by the caller.
+        let outcome = self.function(instance).and_then(|f| unsafe { self.driver.launch(f, shape, arguments) });
+        if let Err(error) = outcome {
+            self.fail(&format!("{instance}: {error}"));
+        }
+    }
+
+    /// Keeps a failure for the next [`check`](Self::check).
+    pub fn fail(&self, text: &str) {
+        lock(&self.failure).get_or_insert_with(|| text.trim_start_matches("device: ").to_owned());
+    }
+
+    fn function(&self, instance: &str) -> Result<Function> {
+        let known = lock(&self.functions).get(instance).copied();
+        let function = match known {
+            Some(function) => function,
+            None => {
+                self.load(Unit::of(instance)?)?;
+                lock(&self.functions)[instance]
+            }
+        };
+        let mut launched = lock(&self.launched);
+        if !launched.contains(instance) {
+            launched.insert(instance.to_owned());
+        }
+        Ok(function)
+    }
+
+    /// Instances that were launched so far.
+    pub fn launched(&self) -> BTreeSet<String> {
+        lock(&self.launched).clone()
+    }
+
+    /// Tells the first failure of a launch since the last check.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn check(&self) -> Result<()> {
+        lock(&self.failure).take().map_or(Ok(()), |text| Err(Error::Device(text)))
+    }
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// When some of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.check()?;
+        self.driver.synchronize()
+    }
+
+    /// Runs `body` while recording its launches; `None` where the device cannot record, and `body` then ran as it is.
+    ///
+    /// # Errors
+    /// When `body` fails or the device does.
+    pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Option<CapturedGraph>> {
+        let recording = self.driver.begin_capture()?;
+        let outcome = body();
+        if !recording {
+            return outcome.map(|()| None);
+        }
+        let graph = self.driver.end_capture();
+        outcome?;
+        self.check()?;
+        graph.map(Some)
+    }
+
+    /// Bytes in use now, and at most so far.
+    pub fn memory(&self) -> (u64, u64) {
+        let pool = lock(&self.pool);
+        (pool.used, pool.peak)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        let bytes = self.rounded(bytes);
+        let mut pool = lock(&self.pool);
+        let reused = pool.free.get_mut(&bytes).and_then(Vec::pop);
+        let address = match reused {
+            Some(address) => address,
+            None => self.driver.allocate(bytes).or_else(|error| {
+                // What lies idle in other sizes may be enough.
+                let idle = std::mem::take(&mut pool.free);
+                if idle.is_empty() {
+                    return Err(error);
+                }
+                for address in idle.into_values().flatten() {
+                    // SAFETY: nobody holds an address of the pool.
+                    unsafe { self.driver.free(address) };
+                }
+                self.driver.allocate(bytes)
+            })?,
+        };
+        pool.used += bytes as u64;
+        pool.peak = pool.peak.max(pool.used);
+        Ok(address)
+    }
+
+    fn release(&self, address: Address, bytes: usize) {
+        let bytes = self.rounded(bytes);
+        let mut pool = lock(&self.pool);
+        pool.used -= bytes as u64;
+        if self.driver.keeps_freed_memory() {
+            pool.free.entry(bytes).or_default().push(address);
+        } else {
+            // SAFETY: the owner gives it back, and only once.
+            unsafe { self.driver.free(address) };
+        }
+    }
+
+    fn rounded(&self, bytes: usize) -> usize {
+        if self.driver.keeps_freed_memory() { bytes.next_multiple_of(GRANULE) } else { bytes }
+    }
+
+    /// Memory of `len` floats for partial sums, of any content, until the next call: work on a device is done in order,
+    /// so that one operation after the other may use it. A failure shows at the next [`check`](Self::check).
+    pub fn workspace(&self, len: usize) -> Address {
+        let bytes = len * size_of::<f32>();
+        if let Some(&(address, size)) = lock(&self.pool).workspace.last()
+            && size >= bytes
+            && self.driver.keeps_freed_memory()
+        {
+            return address;
+        }
+        match self.allocate(bytes) {
+            Ok(address) => {
+                lock(&self.pool).workspace.push((address, bytes));
+                address
+            }
+            Err(error) => {
+                self.fail(&error.to_string());
+                0
+            }
+        }
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        let pool = std::mem::take(&mut *lock(&self.pool));
+        let workspaces = pool.workspace.into_iter().map(|(address, _)| address);
+        for address in pool.free.into_values().flatten().chain(workspaces) {
+            // SAFETY: buffers hold the device alive, so nothing but the pool is left.
+            unsafe { self.driver.free(address) };
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Numbers in a GPU's memory.
+#[derive(Debug)]
+pub struct GpuBuffer {
+    gpu: Arc<Gpu>,
+    address: Address,
+    len: usize,
+    dtype: Dtype,
+}
+
+impl GpuBuffer {
+    /// `len` zeros.
+    pub fn zeros(gpu: &Arc<Gpu>, dtype: Dtype, len: usize) -> Result<Self> {
+        let bytes = len * dtype.bytes();
+        let buffer = Self { gpu: gpu.clone(), address: gpu.allocate(bytes)?, len, dtype };
+        // SAFETY: just allocated with this size.
+        unsafe { gpu.driver.zero(buffer.address, bytes)? };
+        Ok(buffer)
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Copies the first elements to the host.
+    pub fn read(&self, out: &mut [f32]) -> Result<()> {
+        self.view(0..out.len()).read(out)
+    }
+
+    /// Copies numbers to the front.
+    pub fn write(&mut self, data: &[f32]) -> Result<()> {
+        assert!(data.len() <= self.len, "more numbers than the buffer holds");
+        // SAFETY: the buffer has room.
+        unsafe { self.gpu.driver.upload(self.address, &self.dtype.encode(data)) }
+    }
+
+    /// A range, to be read.
+    pub fn view(&self, range: Range<usize>) -> GpuView<'_> {
+        assert!(range.start <= range.end && range.end <= self.len, "range past the end of a buffer");
+        let address = self.address + (range.start * self.dtype.bytes()) as Address;
+        GpuView { gpu: &self.gpu, address, len: range.len(), dtype: self.dtype }
+    }
+
+    /// A range, to be written.
+    pub fn view_mut(&mut self, range: Range<usize>) -> GpuViewMut<'_> {
+        GpuViewMut { view: self.view(range), exclusive: PhantomData }
+    }
+
+    /// Ranges that do not overlap, to be written.
+    pub fn view_mut_disjoint<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> [GpuViewMut<'_>; N] {
+        for (i, a) in ranges.iter().enumerate() {
+            let apart = |b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+            assert!(ranges[..i].iter().all(apart), "ranges planned apart from each other");
+        }
+        let shared = &*self;
+        ranges.map(|range| GpuViewMut { view: shared.view(range), exclusive: PhantomData })
+    }
+}
+
+impl Drop for GpuBuffer {
+    fn drop(&mut self) {
+        self.gpu.release(self.address, self.len * self.dtype.bytes());
+    }
+}
+
+/// Part of a [`GpuBuffer`], to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuView<'a> {
+    gpu: &'a Gpu,
+    address: Address,
+    len: usize,
+    dtype: Dtype,
+}
+
+impl<'a> GpuView<'a> {
+    /// The device.
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
+    /// Where it lies.
+    pub fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Copies all elements to the host, after all work so far.
+    ///
+    /// # Errors
+    /// When the device or an earlier launch failed.
+    pub fn read(&self, out: &mut [f32]) -> Result<()> {
+        assert_eq!(out.len(), self.len, "another number of elements");
+        self.gpu.check()?;
+        let mut bytes = vec![0u8; self.len * self.dtype.bytes()];
+        // SAFETY: the view has as many elements.
+        unsafe { self.gpu.driver.download(&mut bytes, self.address)? };
+        self.dtype.decode(&bytes, out);
+        Ok(())
+    }
+}
+
+/// Part of a [`GpuBuffer`], to be written.
+#[derive(Debug)]
+pub struct GpuViewMut<'a> {
+    view: GpuView<'a>,
+    exclusive: PhantomData<&'a mut ()>,
+}
+
+impl<'a> GpuViewMut<'a> {
+    /// As a view to be read.
+    pub fn view(&self) -> GpuView<'_> {
+        self.view
+    }
+
+    /// As a view to be read, for as long.
+    pub fn into_view(self) -> GpuView<'a> {
+        self.view
+    }
+
+    /// The same, borrowed for a while.
+    pub fn reborrow(&mut self) -> GpuViewMut<'_> {
+        GpuViewMut { view: self.view, exclusive: PhantomData }
+    }
+}
+
+impl From<GpuView<'_>> for Argument {
+    fn from(view: GpuView<'_>) -> Self {
+        view.address.into()
+    }
+}
+
+impl From<&GpuViewMut<'_>> for Argument {
+    fn from(view: &GpuViewMut<'_>) -> Self {
+        view.view.address.into()
+    }
+}
+
+/// A view or a null pointer.
+impl From<Option<GpuView<'_>>> for Argument {
+    fn from(view: Option<GpuView<'_>>) -> Self {
+        view.map_or(0, |view| view.address).into()
+    }
+}

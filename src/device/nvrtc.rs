@@ -1,0 +1,190 @@
+//! NVRTC, the run-time compiler for CUDA C++, found and loaded at run time.
+//!
+//! Only the ten functions that making a cubin takes. The crate `cudarc` binds them too, but for one major version at a
+//! time and panicking without it, while both 12 (the last for sm_70) and 13 serve here.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+
+use libloading::{Library, Symbol};
+
+use super::source::{FILES, Unit};
+use crate::{Error, Result};
+
+/// How to come by it, for messages.
+const HOW_TO_GET: &str = "install it (pip install nvidia-cuda-nvrtc-cu12) and set DEPTHSHRINKER_NVRTC to its libnvrtc.so.12, \
+                          or bring cubins made by `depthshrinker kernels build` in DEPTHSHRINKER_KERNELS";
+
+/// A loaded compiler.
+#[derive(Debug)]
+pub struct Nvrtc {
+    library: Library,
+    version: (i32, i32),
+}
+
+/// A compiled unit.
+#[derive(Debug)]
+pub struct Cubin {
+    /// The binary.
+    pub image: Vec<u8>,
+    /// Lowered name of every instance.
+    pub names: Vec<(String, String)>,
+    /// What the assembler said of each kernel.
+    pub log: String,
+}
+
+type Program = *mut c_void;
+
+impl Nvrtc {
+    /// Looks for the library: `$DEPTHSHRINKER_NVRTC`, then wherever the system looks.
+    ///
+    /// # Errors
+    /// When there is none; says how to get it.
+    pub fn find() -> Result<Self> {
+        let set = std::env::var_os("DEPTHSHRINKER_NVRTC").filter(|v| !v.is_empty()).map(PathBuf::from);
+        let system = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"].map(PathBuf::from);
+        let candidates: Vec<PathBuf> = set.map_or_else(|| system.to_vec(), |path| vec![path]);
+        for path in &candidates {
+            // SAFETY: NVRTC's initialisers have no requirements.
+            let Ok(library) = (unsafe { Library::new(path) }) else { continue };
+            let mut nvrtc = Self { library, version: (0, 0) };
+            let (mut major, mut minor): (c_int, c_int) = (0, 0);
+            // SAFETY: the signature is the documented one.
+            let code = unsafe {
+                let version: Symbol<'_, unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int> =
+                    nvrtc.symbol(b"nvrtcVersion\0")?;
+                version(&mut major, &mut minor)
+            };
+            if code == 0 {
+                nvrtc.version = (major, minor);
+                return Ok(nvrtc);
+            }
+        }
+        let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+        Err(Error::Device(format!("NVRTC was not found (tried {}); {HOW_TO_GET}", tried.join(", "))))
+    }
+
+    /// Major and minor version.
+    pub fn version(&self) -> (i32, i32) {
+        self.version
+    }
+
+    /// # Safety
+    /// `T` is the symbol's type.
+    unsafe fn symbol<T>(&self, name: &[u8]) -> Result<Symbol<'_, T>> {
+        // SAFETY: promised by the caller.
+        unsafe { self.library.get(name) }.map_err(|e| {
+            Error::Device(format!("NVRTC has no {}: {e}", String::from_utf8_lossy(&name[..name.len() - 1])))
+        })
+    }
+
+    /// Compiles a unit to a cubin for a real architecture.
+    ///
+    /// # Errors
+    /// What the compiler says, or an architecture that it does not know.
+    pub fn compile(&self, unit: Unit, arch: u32) -> Result<Cubin> {
+        let text = |s: &str| CString::new(s).expect("sources hold no zero byte");
+        let source = text(unit.file().text);
+        let name = text(unit.file().name);
+        let headers: Vec<(CString, CString)> =
+            FILES.iter().filter(|f| f.name.ends_with(".cuh")).map(|f| (text(f.text), text(f.name))).collect();
+        let header_texts: Vec<*const c_char> = headers.iter().map(|h| h.0.as_ptr()).collect();
+        let header_names: Vec<*const c_char> = headers.iter().map(|h| h.1.as_ptr()).collect();
+        let mut program: Program = std::ptr::null_mut();
+        // SAFETY: the signatures are the documented ones; all pointers live until the calls return, and sizes are asked
+        // for before buffers are filled.
+        unsafe {
+            let create: Symbol<
+                '_,
+                unsafe extern "C" fn(
+                    *mut Program,
+                    *const c_char,
+                    *const c_char,
+                    c_int,
+                    *const *const c_char,
+                    *const *const c_char,
+                ) -> c_int,
+            > = self.symbol(b"nvrtcCreateProgram\0")?;
+            let code = create(
+                &mut program,
+                source.as_ptr(),
+                name.as_ptr(),
+                headers.len() as c_int,
+                header_texts.as_ptr(),
+                header_names.as_ptr(),
+            );
+            self.check(code, "nvrtcCreateProgram")?;
+            let result = self.compile_program(program, unit, arch);
+            let destroy: Symbol<'_, unsafe extern "C" fn(*mut Program) -> c_int> =
+                self.symbol(b"nvrtcDestroyProgram\0")?;
+            destroy(&mut program);
+            result
+        }
+    }
+
+    /// # Safety
+    /// `program` is a program of this library.
+    unsafe fn compile_program(&self, program: Program, unit: Unit, arch: u32) -> Result<Cubin> {
+        // SAFETY: as in `compile`.
+        unsafe {
+            let add: Symbol<'_, unsafe extern "C" fn(Program, *const c_char) -> c_int> =
+                self.symbol(b"nvrtcAddNameExpression\0")?;
+            let instances: Vec<CString> =
+                unit.instances().map(|i| CString::new(i).expect("instances hold no zero byte")).collect();
+            for instance in &instances {
+                self.check(add(program, instance.as_ptr()), "nvrtcAddNameExpression")?;
+            }
+            let options = options(arch).map(|o| CString::new(o).expect("options hold no zero byte"));
+            let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
+            let compile: Symbol<'_, unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int> =
+                self.symbol(b"nvrtcCompileProgram\0")?;
+            let code = compile(program, pointers.len() as c_int, pointers.as_ptr());
+            let log = self.bytes(program, b"nvrtcGetProgramLogSize\0", b"nvrtcGetProgramLog\0")?;
+            let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
+            if code != 0 {
+                let (major, minor) = self.version;
+                let first =
+                    log.lines().find(|line| line.contains("error")).unwrap_or("the architecture is unknown to it");
+                return Err(Error::Device(format!(
+                    "NVRTC {major}.{minor} cannot compile {unit} for sm_{arch}: {first}{}",
+                    if arch < 75 && major > 12 { " (sm_70 needs NVRTC 12)" } else { "" }
+                )));
+            }
+            let image = self.bytes(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0")?;
+            let lowered: Symbol<'_, unsafe extern "C" fn(Program, *const c_char, *mut *const c_char) -> c_int> =
+                self.symbol(b"nvrtcGetLoweredName\0")?;
+            let mut names = Vec::with_capacity(instances.len());
+            for instance in &instances {
+                let mut name: *const c_char = std::ptr::null();
+                self.check(lowered(program, instance.as_ptr(), &mut name), "nvrtcGetLoweredName")?;
+                let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+                names.push((instance.to_string_lossy().into_owned(), name));
+            }
+            Ok(Cubin { image, names, log })
+        }
+    }
+
+    /// # Safety
+    /// The two functions have the signatures of `nvrtcGet…Size` and `nvrtcGet…`.
+    unsafe fn bytes(&self, program: Program, size: &[u8], get: &[u8]) -> Result<Vec<u8>> {
+        // SAFETY: promised by the caller; the buffer has the size that was asked for.
+        unsafe {
+            let mut len = 0usize;
+            let size_of: Symbol<'_, unsafe extern "C" fn(Program, *mut usize) -> c_int> = self.symbol(size)?;
+            self.check(size_of(program, &mut len), "nvrtcGet…Size")?;
+            let mut out = vec![0u8; len];
+            let get: Symbol<'_, unsafe extern "C" fn(Program, *mut c_char) -> c_int> = self.symbol(get)?;
+            self.check(get(program, out.as_mut_ptr().cast()), "nvrtcGet…")?;
+            Ok(out)
+        }
+    }
+
+    fn check(&self, code: c_int, call: &str) -> Result<()> {
+        if code == 0 { Ok(()) } else { Err(Error::Device(format!("{call} failed with code {code}"))) }
+    }
+}
+
+/// Options of every compilation. The assembler reports registers and spills in the log.
+pub(super) fn options(arch: u32) -> [String; 3] {
+    [format!("--gpu-architecture=sm_{arch}"), "--std=c++17".into(), "--ptxas-options=-v".into()]
+}

@@ -1,0 +1,167 @@
+//! The emulator finds what it is there to find: planted faults, each in a kernel of its own, and the whole operation
+//! table under the address sanitizer. And the real compiler accepts every kernel, without local memory.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use depthshrinker::check::cases;
+use depthshrinker::device::Device;
+use depthshrinker::device::cache::Cache;
+use depthshrinker::device::compiler::{ARCHITECTURES, spilling};
+use depthshrinker::device::driver::{Driver, LaunchShape};
+use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
+use depthshrinker::device::gpu::Gpu;
+use depthshrinker::device::nvrtc::Nvrtc;
+use depthshrinker::dtype::Dtype;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+const FAULTS: &str = r#"
+#include "numeric.cuh"
+
+// Reverses 256 floats through shared memory. The barrier between writing and reading is what it is about.
+template <bool BARRIER>
+__global__ void __launch_bounds__(256) reverse(float* values) {
+    SHARED_ARRAY(float, shared, 256);
+    shared[threadIdx.x] = values[threadIdx.x];
+    if (BARRIER) __syncthreads();
+    values[threadIdx.x] = shared[255 - threadIdx.x];
+}
+
+// Reads `reach` elements past its own.
+__global__ void __launch_bounds__(256) copy(const float* from, float* to, int reach) {
+    to[threadIdx.x] = from[threadIdx.x + reach];
+}
+
+// Writes all elements but the last.
+__global__ void __launch_bounds__(256) forget(float* to) {
+    if (threadIdx.x != 255) to[threadIdx.x] = 1.0f;
+}
+"#;
+
+const BLOCK: LaunchShape = LaunchShape { grid: [1, 1, 1], block: [256, 1, 1], shared: 0 };
+
+fn cache() -> Cache {
+    Cache::at(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels"))
+}
+
+fn emulator(order_seed: u64, sanitize: Option<&str>) -> Result<Emulator, Failed> {
+    let options = EmulatorOptions { arch: 80, order_seed, sanitize: sanitize.map(String::from) };
+    Ok(Emulator::new(options, cache())?)
+}
+
+/// Launches one of the faults on 256 floats 0, 1, …; `extra` is the argument after the pointers.
+fn run(emulator: &Emulator, kernel: &str, extra: Option<i32>) -> Result<Vec<f32>, Failed> {
+    let functions = emulator.load_text("faults.cu", FAULTS, &["reverse<true>", "reverse<false>", "copy", "forget"])?;
+    let (from, to) = (emulator.allocate(1024)?, emulator.allocate(1024)?);
+    let numbers: Vec<u8> = (0..256).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let mut out = vec![0u8; 1024];
+    // SAFETY: both allocations have 1024 bytes; the arguments are those of the kernels above.
+    unsafe {
+        emulator.upload(from, &numbers)?;
+        let result = if extra.is_some() || kernel == "forget" { to } else { from };
+        let arguments = match extra {
+            Some(reach) => vec![from.into(), to.into(), reach.into()],
+            None => vec![result.into()],
+        };
+        emulator.launch(functions[kernel], BLOCK, &arguments)?;
+        emulator.download(&mut out, result)?;
+        emulator.free(from);
+        emulator.free(to);
+    }
+    Ok(out.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect())
+}
+
+/// With its barrier the kernel is right in every order; without it, it is wrong in one of a few.
+fn missing_barrier() -> Result<(), Failed> {
+    let expected: Vec<f32> = (0..256).rev().map(|i| i as f32).collect();
+    let mut caught = false;
+    for seed in 0..4 {
+        if run(&emulator(seed, None)?, "reverse<true>", None)? != expected {
+            return Err("the barrier does not hold".into());
+        }
+        caught |= run(&emulator(seed, None)?, "reverse<false>", None)? != expected;
+    }
+    if caught { Ok(()) } else { Err("a missing barrier went unnoticed".into()) }
+}
+
+fn unwritten_output() -> Result<(), Failed> {
+    let got = run(&emulator(0, None)?, "forget", None)?;
+    if got[255].is_nan() && got[..255].iter().all(|v| *v == 1.0) { Ok(()) } else { Err(format!("{got:?}").into()) }
+}
+
+/// Runs this program again under the address sanitizer, whose library must be loaded first.
+fn under_sanitizer(task: &str) -> Result<std::process::Output, Failed> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+    let found = Command::new(compiler).arg("-print-file-name=libasan.so").output()?;
+    let library = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    let mut child = Command::new(std::env::current_exe()?);
+    child.env("LD_PRELOAD", library).env("ASAN_OPTIONS", "detect_leaks=0").env("DEPTHSHRINKER_SANITIZED", task);
+    Ok(child.output()?)
+}
+
+fn out_of_bounds_read() -> Result<(), Failed> {
+    let output = under_sanitizer("copy 0")?;
+    if !output.status.success() {
+        return Err(format!("a copy within bounds: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let output = under_sanitizer("copy 1")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() && text.contains("heap-buffer-overflow") {
+        return Ok(());
+    }
+    Err(format!("a read past the end went unnoticed: {text}").into())
+}
+
+fn table_under_sanitizer(precision: Dtype) -> Result<(), Failed> {
+    let output = under_sanitizer(&format!("table {precision}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(text.lines().take(40).collect::<Vec<_>>().join("\n").into())
+}
+
+/// What the child does.
+fn sanitized(task: &str) -> Result<(), Failed> {
+    let emulator = emulator(0, Some("address"))?;
+    match task.split_once(' ') {
+        Some(("copy", reach)) => run(&emulator, "copy", Some(reach.parse()?)).map(|_| ()),
+        Some(("table", precision)) => {
+            let device = Device::on(Gpu::new(Box::new(emulator)), precision.parse()?)?;
+            for case in cases() {
+                case.compare(&device)?.map_err(|difference| format!("{}: {difference}", case.name))?;
+            }
+            Ok(())
+        }
+        _ => Err(format!("unknown task {task}").into()),
+    }
+}
+
+fn compiles(arch: u32) -> Result<(), Failed> {
+    let spills = spilling(arch, &cache())?;
+    if spills.is_empty() { Ok(()) } else { Err(spills.join("\n").into()) }
+}
+
+fn main() {
+    if let Ok(task) = std::env::var("DEPTHSHRINKER_SANITIZED") {
+        if let Err(error) = sanitized(&task) {
+            eprintln!("{}", error.message().unwrap_or("failed"));
+            std::process::exit(1);
+        }
+        return;
+    }
+    let arguments = Arguments::from_args();
+    let mut trials = vec![
+        Trial::test("planted/missing_barrier", missing_barrier),
+        Trial::test("planted/out_of_bounds_read", out_of_bounds_read),
+        Trial::test("planted/unwritten_output", unwritten_output),
+        Trial::test("sanitized/f32", || table_under_sanitizer(Dtype::F32)),
+        Trial::test("sanitized/f16", || table_under_sanitizer(Dtype::F16)),
+    ];
+    // `tests/run` brings the compiler; a bare `cargo test` may do without.
+    let missing = Nvrtc::find().is_err();
+    for arch in ARCHITECTURES {
+        trials.push(Trial::test(format!("nvrtc/sm_{arch}"), move || compiles(arch)).with_ignored_flag(missing));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}

@@ -1,0 +1,171 @@
+//! Every kernel on the emulator: the operation table in every precision, on both kinds of tensor core, in shuffled
+//! thread orders; and the list of kernels that ran against the list that exists.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use depthshrinker::check::{cases, numbers};
+use depthshrinker::device::Device;
+use depthshrinker::device::cache::Cache;
+use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
+use depthshrinker::device::gpu::Gpu;
+use depthshrinker::device::source::FILES;
+use depthshrinker::dtype::Dtype;
+use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::model::Model;
+use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::ops::loss::cross_entropy;
+use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
+use depthshrinker::shape::Shape;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// An emulated device of the table: architecture, precision, seed of the thread order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Mode {
+    arch: u32,
+    precision: Dtype,
+    order_seed: u64,
+}
+
+const MODES: [Mode; 6] = [
+    Mode { arch: 80, precision: Dtype::F32, order_seed: 0 },
+    Mode { arch: 80, precision: Dtype::F16, order_seed: 0 },
+    Mode { arch: 80, precision: Dtype::Bf16, order_seed: 0 },
+    Mode { arch: 70, precision: Dtype::F16, order_seed: 0 },
+    Mode { arch: 80, precision: Dtype::F32, order_seed: 1 },
+    Mode { arch: 80, precision: Dtype::F16, order_seed: 2 },
+];
+
+/// Compiled kernels are kept between runs of the tests.
+fn cache() -> Cache {
+    Cache::at(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("kernels"))
+}
+
+impl Mode {
+    fn open(self) -> Result<Device, String> {
+        let options = EmulatorOptions { arch: self.arch, order_seed: self.order_seed, sanitize: None };
+        let emulator = Emulator::new(options, cache()).map_err(|e| e.to_string())?;
+        Device::on(Gpu::new(Box::new(emulator)), self.precision).map_err(|e| e.to_string())
+    }
+
+    fn name(self) -> String {
+        let order = if self.order_seed == 0 { "" } else { "/shuffled" };
+        format!("sm_{}/{}{order}", self.arch, self.precision)
+    }
+}
+
+static DEVICES: LazyLock<Vec<Result<Device, String>>> =
+    LazyLock::new(|| MODES.iter().map(|mode| mode.open()).collect());
+
+fn device(mode: Mode) -> Result<&'static Device, String> {
+    let at = MODES.iter().position(|&m| m == mode).expect("a mode of the table");
+    DEVICES[at].as_ref().map_err(Clone::clone)
+}
+
+/// Every instance that exists was launched by one mode or another.
+fn coverage() -> Result<(), String> {
+    let launched: BTreeSet<String> = DEVICES
+        .iter()
+        .flatten()
+        .flat_map(|device| match device {
+            Device::Cpu => BTreeSet::new(),
+            Device::Gpu(gpu, _) => Arc::clone(gpu).launched(),
+        })
+        .collect();
+    let missing: Vec<&str> = FILES
+        .iter()
+        .flat_map(|file| file.instances)
+        .copied()
+        .filter(|instance| !launched.contains(*instance))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(format!("never launched: {}", missing.join("; "))) }
+}
+
+/// Losses of 20 steps on one batch, clipped, as a training run takes them.
+fn train(device: &Device, fusion: Fusion) -> depthshrinker::Result<Vec<f64>> {
+    const CLASSES: usize = 10;
+    let options = NetworkOptions {
+        input_stride: Some(1),
+        stage_strides: Some(vec![1, 2, 1, 1, 1, 1, 1]),
+        head_channels: Some(64),
+        ..NetworkOptions::new(Shape::new(12, 10, 1), CLASSES)
+    };
+    let model = Model::initialise(build("mobilenetv2-0.25", &options)?, 3)?;
+    let n = 8;
+    let options = EngineOptions { batch: n, fusion, training: true, taps: Vec::new() };
+    let mut engine = Engine::new(device, &model, &options)?;
+    let params = engine.params().to_vec();
+    let ranges = engine.trainable_ranges().to_vec();
+    let spans = ranges.into_iter().map(|(p, range)| Span { range, decayed: params[p].role.is_decayed() }).collect();
+    let len = engine.trainable().0.len();
+    let mut state = OptimizerState::new(device, Optimizer::default(), spans, len)?;
+    let mut d_logits = device.activations(n * CLASSES)?;
+    let images = numbers(9, n * model.graph.input_shape().len());
+    let labels: Vec<u32> = (0..n as u32).map(|i| i * 3 % 10).collect();
+    let mut losses = Vec::new();
+    for step in 0..20 {
+        let slopes: Vec<f32> = (0..model.graph.blocks.len()).map(|b| f32::from((b + step) % 3 == 0)).collect();
+        engine.set_slopes(&slopes)?;
+        engine.collect_score_gradients(true);
+        let scale = state.loss_scale();
+        engine.set_loss_scale(scale);
+        let logits = engine.forward(&images)?.view(0..n * CLASSES);
+        let into = Some(d_logits.view_mut(0..n * CLASSES));
+        let sum = cross_entropy(logits, &labels, CLASSES, 0.1, scale, into)?;
+        engine.backward(&d_logits, &[])?;
+        assert!(engine.score_gradients()?.iter().any(|s| *s != 0.0));
+        let (weights, gradients, copy) = engine.for_update();
+        state.update(weights, gradients, copy, Update { lr: 0.001, weight_decay: 1e-4, clip_norm: 5.0 })?;
+        losses.push(sum.loss / n as f64);
+    }
+    Ok(losses)
+}
+
+fn trains_as_the_host_does(mode: Mode, fusion: Fusion) -> Result<(), Failed> {
+    let expected = train(&Device::Cpu, fusion)?;
+    let got = train(device(mode)?, fusion)?;
+    let tolerance = if mode.precision == Dtype::F32 { 1e-4 } else { 40.0 * mode.precision.epsilon() };
+    let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let diverged = got.iter().any(|loss| !loss.is_finite());
+    if diverged || worst > tolerance || got[19] >= got[0] {
+        return Err(
+            format!("losses differ by up to {worst:e}, allowed {tolerance:e}: {got:?}, expected {expected:?}").into()
+        );
+    }
+    let again = train(device(mode)?, fusion)?;
+    if again != got {
+        return Err("two runs give different losses".into());
+    }
+    Ok(())
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials: Vec<Trial> = Vec::new();
+    for mode in MODES {
+        for case in cases() {
+            let name = format!("{}/{}", mode.name(), case.name);
+            trials.push(Trial::test(name, move || {
+                let outcome = case.compare(device(mode)?).map_err(|e| e.to_string())?;
+                outcome.map_err(Failed::from)
+            }));
+        }
+    }
+    for mode in MODES.into_iter().filter(|mode| mode.order_seed == 0) {
+        let name = format!("{}/train/fused", mode.name());
+        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::Fused)));
+    }
+    trials.push(Trial::test("sm_80/f32/train/reference", || trains_as_the_host_does(MODES[0], Fusion::Reference)));
+    let whole = arguments.filter.is_none() && arguments.skip.is_empty();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !conclusion.has_failed()
+        && whole
+        && !arguments.list
+        && let Err(missing) = coverage()
+    {
+        eprintln!("{missing}");
+        std::process::exit(101);
+    }
+    conclusion.exit();
+}
