@@ -354,3 +354,35 @@ fn write_input(path: &Path, n: usize, side: usize) {
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![n, 1, side, side], &data).unwrap();
     safetensors::serialize_to_file([("input", view)], None, path).unwrap();
 }
+
+/// Every stage on CUDA kernels without a GPU: a run too short to learn anything, in f16 with loss scaling.
+#[test]
+fn the_whole_job_runs_on_the_emulator() {
+    let dir = folder();
+    let config = r#"
+device = "emulator"
+precision = "f16"
+budget = { keep_fraction = 0.5 }
+data = { name = "embedded", train_limit = 48, test_limit = 16 }
+train = { epochs = 1, batch = 16 }
+search = { train = { epochs = 1, batch = 16 } }
+finetune = { train = { epochs = 1, batch = 16 } }
+measure = { batch = 4, seconds = 0.2 }
+
+[network]
+name = "mobilenetv2-0.25"
+input_stride = 2
+stage_strides = [1, 2, 1, 1, 1, 2, 1]
+head_channels = 64
+"#;
+    fs::write(dir.path().join("tiny.toml"), config).unwrap();
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    let mut command = depthshrinker(dir.path(), &["shrink", "--config", "tiny.toml", "--out", "run", "--json"]);
+    let output = command.env("DEPTHSHRINKER_CACHE", cache).assert().success().get_output().stdout.clone();
+    let result: Value = serde_json::from_slice(&output).expect("one JSON value on stdout");
+    assert_eq!(result["device"], "emulator of sm_80");
+    assert_eq!(result["precision"], "f16");
+    assert_eq!(result["networks"].as_array().unwrap().len(), 3);
+    assert!(result["merge"]["segments"].as_u64().unwrap() > 0);
+    assert!(result["merge"]["max_rel_error"].as_f64().unwrap() <= 1e-4);
+}

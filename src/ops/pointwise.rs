@@ -47,7 +47,8 @@ pub(super) fn backward(
 ) -> Option<GradientSums> {
     let (lines, width, c_out) = p.output_lines();
     let c_in = p.input.c;
-    let chunks = Chunks::new(lines, width, c_out);
+    // dy, x and dx of a chunk should stay in cache together.
+    let chunks = Chunks::new(lines, width, c_out.max(c_in));
     let slab_count = slabs(chunks.count(), dw.len());
     let line_in = width * c_in;
     let ends: Vec<usize> = (0..slab_count)
@@ -56,10 +57,10 @@ pub(super) fn backward(
     let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
         let mut sums = Vec::new();
         for (i, chunk) in slab_range(chunks.count(), slab_count, slab).enumerate() {
-            let range = chunks.range(chunk);
-            let pixels = range.len() / c_out;
-            let start = range.start / c_out * c_in;
-            let range_in = start..start + pixels * c_in;
+            let lines = chunks.line_range(chunk);
+            let range = lines.start * width * c_out..lines.end * width * c_out;
+            let range_in = lines.start * width * c_in..lines.end * width * c_in;
+            let pixels = lines.len() * width;
             with_scratch(range.len() + x.scratch_len(range_in.len()), |scratch| {
                 let (dy, scratch) = scratch.split_at_mut(range.len());
                 load(range, dy);

@@ -54,8 +54,8 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) ->
     ];
     let mut result = RunResult {
         schema: SCHEMA,
-        device: "cpu".into(),
-        precision: config.precision.to_string(),
+        device: run.device.name(),
+        precision: run.device.precision().to_string(),
         seed: config.seed,
         network: Some(original.graph.name.clone()),
         machine: Some(MachineResult { cpu: machine.cpu, threads: machine.threads }),

@@ -66,7 +66,7 @@ pub struct ScoreConfig {
 
 impl Default for ScoreConfig {
     fn default() -> Self {
-        Self { explore: 0.5, travel: 1.0, momentum: 0.95, latency_weight: 0.1, gumbel: 0.0, exclude: Vec::new() }
+        Self { explore: 0.5, travel: 1.0, momentum: 0.95, latency_weight: 0.5, gumbel: 0.0, exclude: Vec::new() }
     }
 }
 
