@@ -39,7 +39,7 @@ fn network(c: &mut Criterion) {
                 let mut training = engine(true);
                 b.iter(|| {
                     training.forward(black_box(&images)).expect("a whole batch");
-                    training.backward(&gradient, &[]).expect("a forward pass before");
+                    training.backward(&gradient).expect("a forward pass before");
                 });
             });
             group.bench_function(format!("infer/{fusion:?}"), |b| {

@@ -60,7 +60,7 @@ fn logits(engine: &mut Engine, images: &[f32], n: usize) -> Vec<f32> {
 /// One plain SGD step on one batch; returns the loss.
 fn step(engine: &mut Engine, images: &[f32], labels: &[usize], lr: f32) -> f64 {
     let (loss, gradient) = cross_entropy(&logits(engine, images, labels.len()), labels, 0.1);
-    engine.backward(&Device::Cpu.upload(&gradient).expect("host memory"), &[]).expect("a training engine");
+    engine.backward(&Device::Cpu.upload(&gradient).expect("host memory")).expect("a training engine");
     let (values, gradients) = engine.trainable();
     let len = values.len();
     let (values, gradients) = (values.view_mut(0..len).host(), gradients.view(0..len).host());
@@ -128,7 +128,7 @@ fn wrong_batches_are_refused() {
     assert!(training.tap(3).is_err());
     let mut inference = engine(&model, 4, Fusion::Fused, false);
     assert!(inference.forward(&vec![0.0; 5 * len]).is_err());
-    assert!(inference.backward(&Device::Cpu.zeros(40).unwrap(), &[]).is_err());
+    assert!(inference.backward(&Device::Cpu.zeros(40).unwrap()).is_err());
     assert!(inference.load(&Weights::new()).is_err());
 }
 
@@ -175,7 +175,7 @@ fn pytorch_agrees_on_logits_loss_every_gradient_and_running_statistics() {
         let expected = f64::from(fixture(&tensors, "loss").data[0]);
         assert!((loss - expected).abs() < 1e-5, "{fusion:?}: loss {loss}, PyTorch {expected}");
 
-        training.backward(&Device::Cpu.upload(&gradient).unwrap(), &[]).expect("a training engine");
+        training.backward(&Device::Cpu.upload(&gradient).unwrap()).expect("a training engine");
         let ranges = training.trainable_ranges().to_vec();
         let specs = training.params().to_vec();
         let (_, gradients) = training.trainable();

@@ -3,19 +3,19 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use depthshrinker::check::{cases, numbers};
-use depthshrinker::device::Device;
 use depthshrinker::device::cache::Cache;
 use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
 use depthshrinker::device::gpu::Gpu;
 use depthshrinker::device::source::FILES;
+use depthshrinker::device::{Device, Recording, View};
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::model::Model;
 use depthshrinker::models::{NetworkOptions, build};
-use depthshrinker::ops::loss::cross_entropy;
+use depthshrinker::ops::loss::{Gradient, LossRecord, cross_entropy};
 use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
 use depthshrinker::shape::Shape;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -55,12 +55,14 @@ impl Mode {
     }
 }
 
-static DEVICES: LazyLock<Vec<Result<Device, String>>> =
-    LazyLock::new(|| MODES.iter().map(|mode| mode.open()).collect());
+/// One device per mode, which one case uses at a time.
+static DEVICES: LazyLock<Vec<Result<Mutex<Device>, String>>> =
+    LazyLock::new(|| MODES.iter().map(|mode| mode.open().map(Mutex::new)).collect());
 
-fn device(mode: Mode) -> Result<&'static Device, String> {
+fn device(mode: Mode) -> Result<MutexGuard<'static, Device>, String> {
     let at = MODES.iter().position(|&m| m == mode).expect("a mode of the table");
-    DEVICES[at].as_ref().map_err(Clone::clone)
+    let device = DEVICES[at].as_ref().map_err(Clone::clone)?;
+    Ok(device.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Every instance that exists was launched by one mode or another.
@@ -68,7 +70,7 @@ fn coverage() -> Result<(), String> {
     let launched: BTreeSet<String> = DEVICES
         .iter()
         .flatten()
-        .flat_map(|device| match device {
+        .flat_map(|device| match &*device.lock().unwrap_or_else(PoisonError::into_inner) {
             Device::Cpu => BTreeSet::new(),
             Device::Gpu(gpu, _) => Arc::clone(gpu).launched(),
         })
@@ -82,8 +84,8 @@ fn coverage() -> Result<(), String> {
     if missing.is_empty() { Ok(()) } else { Err(format!("never launched: {}", missing.join("; "))) }
 }
 
-/// Losses of 20 steps on one batch, clipped, as a training run takes them.
-fn train(device: &Device, fusion: Fusion) -> depthshrinker::Result<Vec<f64>> {
+/// Losses of 20 steps on one batch, clipped, as a training run takes them: each step as it is, or recorded and replayed.
+fn train(device: &Device, fusion: Fusion, recorded: bool) -> depthshrinker::Result<Vec<f64>> {
     const CLASSES: usize = 10;
     let options = NetworkOptions {
         input_stride: Some(1),
@@ -103,28 +105,44 @@ fn train(device: &Device, fusion: Fusion) -> depthshrinker::Result<Vec<f64>> {
     let mut d_logits = device.activations(n * CLASSES)?;
     let images = numbers(9, n * model.graph.input_shape().len());
     let labels: Vec<u32> = (0..n as u32).map(|i| i * 3 % 10).collect();
-    let mut losses = Vec::new();
+    let (mut losses, mut recording) = (Vec::new(), Recording::default());
+    let mut record = LossRecord::new(device, n, CLASSES)?;
     for step in 0..20 {
         let slopes: Vec<f32> = (0..model.graph.blocks.len()).map(|b| f32::from((b + step) % 3 == 0)).collect();
         engine.set_slopes(&slopes)?;
         engine.collect_score_gradients(true);
-        let scale = state.loss_scale();
-        engine.set_loss_scale(scale);
-        let logits = engine.forward(&images)?.view(0..n * CLASSES);
-        let into = Some(d_logits.view_mut(0..n * CLASSES));
-        let sum = cross_entropy(logits, &labels, CLASSES, 0.1, scale, into)?;
-        engine.backward(&d_logits, &[])?;
+        engine.set_loss_scale(state.loss_scale());
+        engine.set_step(5, step as u64)?;
+        engine.set_images(View::Host(&images))?;
+        record.begin(&labels)?;
+        // The learning rate changes too, so that a replay with the first one would show.
+        state.begin(Update { lr: 0.001 + 1e-5 * step as f32, weight_decay: 1e-4, clip_norm: 5.0 })?;
+        let mut pass = || {
+            let logits = engine.run()?.view(0..n * CLASSES);
+            let to = d_logits.view_mut(0..n * CLASSES);
+            let gradient = Gradient { to, scale: state.loss_scale_at() };
+            cross_entropy(&mut record, logits, 0.1, Some(gradient))?;
+            engine.backward(&d_logits)?;
+            let (weights, gradients, copy) = engine.for_update();
+            state.update(weights, gradients, copy)
+        };
+        if recorded {
+            // SAFETY: everything the pass uses lives as long as the recording.
+            unsafe { recording.run(device, pass)? };
+        } else {
+            pass()?;
+        }
+        losses.push(record.sum()?.loss / n as f64);
         assert!(engine.score_gradients()?.iter().any(|s| *s != 0.0));
-        let (weights, gradients, copy) = engine.for_update();
-        state.update(weights, gradients, copy, Update { lr: 0.001, weight_decay: 1e-4, clip_norm: 5.0 })?;
-        losses.push(sum.loss / n as f64);
+        state.finish()?;
     }
     Ok(losses)
 }
 
 fn trains_as_the_host_does(mode: Mode, fusion: Fusion) -> Result<(), Failed> {
-    let expected = train(&Device::Cpu, fusion)?;
-    let got = train(device(mode)?, fusion)?;
+    let expected = train(&Device::Cpu, fusion, false)?;
+    let device = device(mode)?;
+    let got = train(&device, fusion, false)?;
     let tolerance = if mode.precision == Dtype::F32 { 1e-4 } else { 40.0 * mode.precision.epsilon() };
     let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let diverged = got.iter().any(|loss| !loss.is_finite());
@@ -133,9 +151,9 @@ fn trains_as_the_host_does(mode: Mode, fusion: Fusion) -> Result<(), Failed> {
             format!("losses differ by up to {worst:e}, allowed {tolerance:e}: {got:?}, expected {expected:?}").into()
         );
     }
-    let again = train(device(mode)?, fusion)?;
+    let again = train(&device, fusion, true)?;
     if again != got {
-        return Err("two runs give different losses".into());
+        return Err("a recorded run gives other losses than one that is not".into());
     }
     Ok(())
 }
@@ -147,7 +165,7 @@ fn main() {
         for case in cases() {
             let name = format!("{}/{}", mode.name(), case.name);
             trials.push(Trial::test(name, move || {
-                let outcome = case.compare(device(mode)?).map_err(|e| e.to_string())?;
+                let outcome = case.compare(&*device(mode)?).map_err(|e| e.to_string())?;
                 outcome.map_err(Failed::from)
             }));
         }

@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use depthshrinker::Result;
 use depthshrinker::device::{Buffer, Device, View, ViewMut};
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::models::{NetworkOptions, build};
-use depthshrinker::ops::loss::{LossSum, SoftTarget, cross_entropy, distillation, feature_mse};
+use depthshrinker::ops::loss::{self, Gradient, LossRecord, LossSum, SoftTarget};
 use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, StepSize, clip_coefficient};
 use depthshrinker::shape::Shape;
 use depthshrinker::tensor::Tensor;
@@ -46,6 +47,33 @@ fn with_threads<R: Send>(threads: usize, body: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(body)
 }
 
+/// A record of one batch on the host.
+fn record(labels: &[u32], classes: usize) -> Result<LossRecord> {
+    let mut record = LossRecord::new(&Device::Cpu, labels.len(), classes)?;
+    record.begin(labels)?;
+    Ok(record)
+}
+
+fn cross_entropy(z: &[f32], labels: &[u32], classes: usize, smoothing: f32, d: Option<&mut [f32]>) -> Result<LossSum> {
+    let mut record = record(labels, classes)?;
+    let gradient = d.map(|d| Gradient { to: ViewMut::Host(d), scale: None });
+    loss::cross_entropy(&mut record, View::Host(z), smoothing, gradient)?;
+    record.sum()
+}
+
+fn distillation(z: &[f32], target: SoftTarget<'_>, labels: &[u32], classes: usize, d: &mut [f32]) -> Result<LossSum> {
+    let mut record = record(labels, classes)?;
+    loss::distillation(&mut record, View::Host(z), target, Gradient { to: ViewMut::Host(d), scale: None })?;
+    record.sum()
+}
+
+fn feature_mse(student: &[f32], teacher: &[f32], weight: f32, d: &mut [f32]) -> Result<f64> {
+    let mut record = record(&[0], 1)?;
+    let gradient = Gradient { to: ViewMut::Host(d), scale: None };
+    loss::feature_mse(&mut record, View::Host(student), View::Host(teacher), weight, gradient)?;
+    Ok(record.sum()?.loss)
+}
+
 #[test]
 fn losses_are_pytorch_s() {
     let (_, file, labels) = fixture("losses.safetensors");
@@ -58,20 +86,20 @@ fn losses_are_pytorch_s() {
     let n = labels.len() as f64;
     for (name, smoothing) in [("ce_0", 0.0), ("ce_01", 0.1)] {
         let mut d = vec![0.0; student.len()];
-        let d_view = Some(ViewMut::Host(&mut d));
-        let sum = cross_entropy(View::Host(student), &labels, classes, smoothing, 1.0, d_view).unwrap();
+        let d_view = Some(&mut d[..]);
+        let sum = cross_entropy(student, &labels, classes, smoothing, d_view).unwrap();
         check(name, sum.loss / n, &d);
-        assert_eq!(sum, cross_entropy(View::Host(student), &labels, classes, smoothing, 1.0, None).unwrap());
+        assert_eq!(sum, cross_entropy(student, &labels, classes, smoothing, None).unwrap());
     }
     for (name, alpha, temperature) in [("kd_a07_t1", 0.7, 1.0), ("kd_a05_t3", 0.5, 3.0)] {
         let mut d = vec![0.0; student.len()];
         let target = SoftTarget { teacher: View::Host(teacher), alpha, temperature };
-        let sum = distillation(View::Host(student), target, &labels, classes, 1.0, ViewMut::Host(&mut d)).unwrap();
+        let sum = distillation(student, target, &labels, classes, &mut d).unwrap();
         check(name, sum.loss / n, &d);
     }
     let (own, other) = (data("mse/student"), data("mse/teacher"));
     let mut d = vec![0.0; own.len()];
-    let value = feature_mse(View::Host(own), View::Host(other), 1.0, 1.0, ViewMut::Host(&mut d)).unwrap();
+    let value = feature_mse(own, other, 1.0, &mut d).unwrap();
     check("mse", value, &d);
 }
 
@@ -94,22 +122,22 @@ fn gradients_are_those_of_the_values() {
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 3).collect();
     let mean = |sum: LossSum| sum.loss / n as f64;
     let mut d = vec![0.0; z.len()];
-    cross_entropy(View::Host(&z), &labels, classes, 0.2, 1.0, Some(ViewMut::Host(&mut d))).unwrap();
-    let value = |z: &[f32]| mean(cross_entropy(View::Host(z), &labels, classes, 0.2, 1.0, None).unwrap());
+    cross_entropy(&z, &labels, classes, 0.2, Some(&mut d)).unwrap();
+    let value = |z: &[f32]| mean(cross_entropy(z, &labels, classes, 0.2, None).unwrap());
     assert_close("cross-entropy", &d, &differences(&z, value), 1e-4);
 
     let target = SoftTarget { teacher: View::Host(&teacher), alpha: 0.3, temperature: 2.5 };
-    distillation(View::Host(&z), target, &labels, classes, 1.0, ViewMut::Host(&mut d)).unwrap();
+    distillation(&z, target, &labels, classes, &mut d).unwrap();
     let value = |z: &[f32]| {
         let mut d = vec![0.0; z.len()];
-        mean(distillation(View::Host(z), target, &labels, classes, 1.0, ViewMut::Host(&mut d)).unwrap())
+        mean(distillation(z, target, &labels, classes, &mut d).unwrap())
     };
     assert_close("distillation", &d, &differences(&z, value), 1e-4);
 
-    feature_mse(View::Host(&z), View::Host(&teacher), 0.5, 1.0, ViewMut::Host(&mut d)).unwrap();
+    feature_mse(&z, &teacher, 0.5, &mut d).unwrap();
     let value = |z: &[f32]| {
         let mut d = vec![0.0; z.len()];
-        feature_mse(View::Host(z), View::Host(&teacher), 0.5, 1.0, ViewMut::Host(&mut d)).unwrap()
+        feature_mse(z, &teacher, 0.5, &mut d).unwrap()
     };
     assert_close("features", &d, &differences(&z, value), 1e-4);
 }
@@ -118,15 +146,15 @@ fn gradients_are_those_of_the_values() {
 fn extreme_logits_stay_finite_and_bad_ones_show() {
     let z = [3e38, -3e38, 0.0, -3e38, -3e38, -3e38];
     let mut d = [0.0; 6];
-    let sum = cross_entropy(View::Host(&z), &[0, 2], 3, 0.0, 1.0, Some(ViewMut::Host(&mut d))).unwrap();
+    let sum = cross_entropy(&z, &[0, 2], 3, 0.0, Some(&mut d)).unwrap();
     assert!(sum.loss.is_finite() && d.iter().all(|x| x.is_finite()), "{sum:?} {d:?}");
     assert_eq!(sum.correct, 1, "the first of equal logits is the answer");
-    let sum = cross_entropy(View::Host(&[f32::NAN, 0.0]), &[0], 2, 0.0, 1.0, None).unwrap();
+    let sum = cross_entropy(&[f32::NAN, 0.0], &[0], 2, 0.0, None).unwrap();
     assert!(sum.loss.is_nan());
-    let label = cross_entropy(View::Host(&z), &[0, 3], 3, 0.0, 1.0, None).unwrap_err().to_string();
+    let label = cross_entropy(&z, &[0, 3], 3, 0.0, None).unwrap_err().to_string();
     assert!(label.contains("label 3"), "{label}");
-    assert!(cross_entropy(View::Host(&z), &[0], 3, 0.0, 1.0, None).is_err());
-    assert!(feature_mse(View::Host(&z), View::Host(&z[1..]), 1.0, 1.0, ViewMut::Host(&mut d)).is_err());
+    assert!(cross_entropy(&z, &[0], 3, 0.0, None).is_err());
+    assert!(feature_mse(&z, &z[1..], 1.0, &mut d).is_err());
 }
 
 #[test]
@@ -136,10 +164,10 @@ fn losses_have_the_same_bits_for_any_number_of_threads() {
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 10).collect();
     let run = || {
         let (mut a, mut b, mut c) = (vec![0.0; z.len()], vec![0.0; z.len()], vec![0.0; z.len()]);
-        let hard = cross_entropy(View::Host(&z), &labels, classes, 0.1, 1.0, Some(ViewMut::Host(&mut a))).unwrap();
+        let hard = cross_entropy(&z, &labels, classes, 0.1, Some(&mut a)).unwrap();
         let target = SoftTarget { teacher: View::Host(&teacher), alpha: 0.7, temperature: 1.0 };
-        let soft = distillation(View::Host(&z), target, &labels, classes, 1.0, ViewMut::Host(&mut b)).unwrap();
-        let features = feature_mse(View::Host(&z), View::Host(&teacher), 1.0, 1.0, ViewMut::Host(&mut c)).unwrap();
+        let soft = distillation(&z, target, &labels, classes, &mut b).unwrap();
+        let features = feature_mse(&z, &teacher, 1.0, &mut c).unwrap();
         (a, b, c, hard.loss.to_bits(), soft.loss.to_bits(), features.to_bits())
     };
     let one = with_threads(1, run);
@@ -299,9 +327,11 @@ fn training_steps_are_pytorch_s() {
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for _ in 0..8 {
             let logits = engine.forward(&images).unwrap().view(0..labels.len() * 10);
-            let d = Some(d_logits.view_mut(0..labels.len() * 10));
-            let sum = cross_entropy(logits, &labels, 10, 0.1, 1.0, d).unwrap();
-            engine.backward(&d_logits, &[]).unwrap();
+            let gradient = Gradient { to: d_logits.view_mut(0..labels.len() * 10), scale: None };
+            let mut record = record(&labels, 10).unwrap();
+            loss::cross_entropy(&mut record, logits, 0.1, Some(gradient)).unwrap();
+            let sum = record.sum().unwrap();
+            engine.backward(&d_logits).unwrap();
             let (weights, gradients) = engine.trainable();
             let norm = state.gradient_norm(gradients).unwrap();
             let size = StepSize { scale: clip_coefficient(norm, 5.0), ..size };

@@ -12,6 +12,7 @@ use depthshrinker::ops::activation::{self, Clamp};
 use depthshrinker::ops::batch_norm::{BackwardInputs, BatchNormProblem, BatchNormState, Tail};
 use depthshrinker::ops::conv::{ConvBias, ConvProblem};
 use depthshrinker::ops::conv_input::ConvInput;
+use depthshrinker::ops::dropout::DropoutStream;
 use depthshrinker::ops::linear::LinearProblem;
 use depthshrinker::ops::{add, batch_norm, conv, conv_bn, dropout, linear, pool};
 use depthshrinker::shape::{Shape, Window};
@@ -71,7 +72,7 @@ fn conv_trials(p: ConvProblem) -> Vec<Trial> {
             // Bias map, residual and activation on each piece, against the same by hand.
             let (map, residual) = (numbers(4, p.output.len()), numbers(5, d.dy.len()));
             let mut y = vec![f32::NAN; d.dy.len()];
-            let act = Clamp { limit: 1.5, slope: 0.25 };
+            let act = Clamp::new(Some(1.5), 0.25);
             let operands = (View::Host(&d.x[..]), View::Host(&d.w[..]));
             let bias = ConvBias::Map(View::Host(&map));
             conv::forward(p, operands, bias, Some(View::Host(&residual)), Some(act), ViewMut::Host(&mut y));
@@ -153,7 +154,7 @@ impl Norm {
             residual: residual.then(|| numbers(13, len)),
             gamma: numbers(14, c).iter().map(|v| 1.0 + 0.3 * v).collect(),
             beta: numbers(15, c),
-            clamp: act.map(|(limit, slope)| Clamp { limit, slope }),
+            clamp: act.map(|(limit, slope)| Clamp::new(Some(limit), slope)),
         }
     }
 
@@ -380,7 +381,9 @@ fn small_trials() -> Vec<Trial> {
             let x = vec![1.0f32; 100_000];
             let run = |step| {
                 let mut y = vec![f32::NAN; x.len()];
-                dropout::apply(0.2, (7, step), View::Host(&x), ViewMut::Host(&mut y), false);
+                let mut stream = DropoutStream::new(&Device::Cpu).expect("host memory");
+                stream.set(7, step).expect("a host");
+                dropout::apply(0.2, &stream, View::Host(&x), ViewMut::Host(&mut y), false);
                 y
             };
             let (a, b) = (run(3), run(4));
@@ -392,7 +395,7 @@ fn small_trials() -> Vec<Trial> {
             Ok(())
         }),
         trial("activation/not_a_number_stays", || {
-            let clamp = Clamp { limit: 6.0, slope: 0.0 };
+            let clamp = Clamp::new(Some(6.0), 0.0);
             let x = [f32::NAN, -1.0, 3.0, 7.0];
             let mut y = [0.0f32; 4];
             activation::forward(clamp, (1, 4, 1), View::Host(&x), ViewMut::Host(&mut y));

@@ -110,7 +110,7 @@ impl Hook for Scores {
         engine.set_slopes(&self.slopes())
     }
 
-    fn after_backward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+    fn after_step(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
         for (score, gradient) in self.scores.iter_mut().zip(engine.score_gradients()?) {
             *score = *score * 0.9 - gradient / 3.0;
         }

@@ -73,8 +73,8 @@ pub(super) fn cases(row: &ConvRow) -> Vec<Case> {
     };
     vec![
         case("forward", |p, on| forward(p, on, None, None)),
-        case("finish", |p, on| forward(p, on, Some(Bias::Channel), Some(Clamp { limit: 1.5, slope: 0.25 }))),
-        case("bias_map", |p, on| forward(p, on, Some(Bias::Map), Some(Clamp { limit: 6.0, slope: 0.0 }))),
+        case("finish", |p, on| forward(p, on, Some(Bias::Channel), Some(Clamp::new(Some(1.5), 0.25)))),
+        case("bias_map", |p, on| forward(p, on, Some(Bias::Map), Some(Clamp::new(Some(6.0), 0.0)))),
         case("gradient", |p, on| backward(p, on, Bias::Channel, None)),
         case("add", |p, on| backward(p, on, Bias::Map, Some(0.5))),
     ]

@@ -82,7 +82,7 @@ fn fused((lines, w, c, with_residual, act): NormRow, on: &On<'_>) -> Result<Vec<
     let (residual, dz) = (on.put(&on.numbers(13, len))?, on.put(&on.numbers(12, len))?);
     let mut parameters = Parameters::new(c, on)?;
     let (mut raw, mut z) = (on.room(len)?, on.room(len)?);
-    let clamp = act.map(|(limit, slope)| Clamp { limit, slope });
+    let clamp = act.map(|(limit, slope)| Clamp::new(Some(limit), slope));
     let tail = Tail { residual: with_residual.then(|| residual.view(0..len)), clamp };
     let operands = (ConvInput::Stored(x.view(0..len)), identity.view(0..c * c));
     let out = Some((tail, z.view_mut(0..len)));
@@ -130,7 +130,7 @@ fn alone((lines, w, c, _, act): NormRow, on: &On<'_>) -> Result<Vec<Output>> {
     batch_norm::forward(&p, y.view(0..len), parameters.state(), Tail::NONE, z.view_mut(0..len));
     let running = [parameters.running.view(0..c), parameters.running.view(c..2 * c)];
     let read = [parameters.gamma.view(0..c), parameters.beta.view(0..c), running[0], running[1]];
-    let tail = Tail { residual: None, clamp: act.map(|(limit, slope)| Clamp { limit, slope }) };
+    let tail = Tail { residual: None, clamp: act.map(|(limit, slope)| Clamp::new(Some(limit), slope)) };
     batch_norm::forward_inference(&p, y.view(0..len), read, tail, inferred.view_mut(0..len));
     let inputs = BackwardInputs {
         y: y.view(0..len),

@@ -4,8 +4,9 @@ use super::{Case, On, Output};
 use crate::Result;
 use crate::device::Device;
 use crate::ops::activation::{self, Clamp};
+use crate::ops::dropout::DropoutStream;
 use crate::ops::linear::{self, LinearProblem};
-use crate::ops::loss::{LossSum, SoftTarget, cross_entropy, distillation, feature_mse};
+use crate::ops::loss::{Gradient, LossRecord, SoftTarget, cross_entropy, distillation, feature_mse};
 use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
 use crate::ops::{add, dropout, pool};
 
@@ -17,8 +18,8 @@ pub(super) fn cases() -> Vec<Case> {
         case("pool/3x20x24", |on| pool_case((3, 20, 24), on)),
         case("pool/2x49x13", |on| pool_case((2, 49, 13), on)),
         case("dropout/5000", dropout_case),
-        case("activation/relu6", |on| activation_case(Clamp { limit: 0.7, slope: 0.0 }, 4999, on)),
-        case("activation/leaky", |on| activation_case(Clamp { limit: 0.5, slope: 0.3 }, 70_001, on)),
+        case("activation/relu6", |on| activation_case(Clamp::new(Some(0.7), 0.0), 4999, on)),
+        case("activation/leaky", |on| activation_case(Clamp::new(Some(0.5), 0.3), 70_001, on)),
         case("cross_entropy/9x10", |on| cross_entropy_case((9, 10), on)),
         case("cross_entropy/3x1000", |on| cross_entropy_case((3, 1000), on)),
         case("distillation/5x17", |on| distillation_case((5, 17), on)),
@@ -72,8 +73,10 @@ fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {
     let len = 5000;
     let x = on.put(&on.numbers(1, len))?;
     let (mut y, mut added) = (on.room(len)?, on.put(&vec![1.0; len])?);
-    dropout::apply(0.2, (7, 3), x.view(0..len), y.view_mut(0..len), false);
-    dropout::apply(0.2, (7, 3), x.view(0..len), added.view_mut(0..len), true);
+    let mut stream = DropoutStream::new(on.device)?;
+    stream.set(7, 3)?;
+    dropout::apply(0.2, &stream, x.view(0..len), y.view_mut(0..len), false);
+    dropout::apply(0.2, &stream, x.view(0..len), added.view_mut(0..len), true);
     Ok(vec![Output::rounded("y", on.get(&y)?, 1), Output::rounded("added", on.get(&added)?, 1)])
 }
 
@@ -119,39 +122,50 @@ fn logits(on: &On<'_>, seed: u64, len: usize) -> Vec<f32> {
     on.round(super::numbers(seed, len).iter().map(|v| 8.0 * v).collect())
 }
 
-fn labels(n: usize, classes: usize) -> Vec<u32> {
-    (0..n).map(|i| ((i * 7 + 3) % classes) as u32).collect()
+/// A record of a batch of n images.
+fn record(on: &On<'_>, (n, classes): (usize, usize)) -> Result<LossRecord> {
+    let labels: Vec<u32> = (0..n).map(|i| ((i * 7 + 3) % classes) as u32).collect();
+    let mut record = LossRecord::new(on.device, n, classes)?;
+    record.begin(&labels)?;
+    Ok(record)
 }
 
-fn sums(sum: LossSum, n: usize) -> Output {
-    Output::float("loss and hits", vec![sum.loss as f32, sum.correct as f32], n)
+fn sums(record: &LossRecord) -> Result<Output> {
+    let sum = record.sum()?;
+    Ok(Output::float("loss and hits", vec![sum.loss as f32, sum.correct as f32], record.images()))
 }
 
 fn cross_entropy_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
-    let z = on.put(&logits(on, 1, n * classes))?;
+    let (z, scale) = (on.put(&logits(on, 1, n * classes))?, on.put_float(&[64.0])?);
     let mut d = on.room(n * classes)?;
-    let (view, labels) = (z.view(0..n * classes), labels(n, classes));
-    let sum = cross_entropy(view, &labels, classes, 0.1, 64.0, Some(d.view_mut(0..n * classes)))?;
-    let value = cross_entropy(view, &labels, classes, 0.1, 1.0, None)?;
-    Ok(vec![sums(sum, n), sums(value, n), Output::rounded("gradient", on.get(&d)?, classes)])
+    let (mut with, mut without) = (record(on, (n, classes))?, record(on, (n, classes))?);
+    let view = z.view(0..n * classes);
+    let gradient = Gradient { to: d.view_mut(0..n * classes), scale: Some(scale.view(0..1)) };
+    cross_entropy(&mut with, view, 0.1, Some(gradient))?;
+    cross_entropy(&mut without, view, 0.1, None)?;
+    Ok(vec![sums(&with)?, sums(&without)?, Output::rounded("gradient", on.get(&d)?, classes)])
 }
 
 fn distillation_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
     let len = n * classes;
     let (student, teacher) = (on.put(&logits(on, 1, len))?, on.put(&logits(on, 2, len))?);
-    let mut d = on.room(len)?;
+    let (mut d, scale) = (on.room(len)?, on.put_float(&[16.0])?);
     let target = SoftTarget { teacher: teacher.view(0..len), alpha: 0.7, temperature: 3.0 };
-    let labels = labels(n, classes);
-    let sum = distillation(student.view(0..len), target, &labels, classes, 16.0, d.view_mut(0..len))?;
-    Ok(vec![sums(sum, n), Output::rounded("gradient", on.get(&d)?, classes)])
+    let mut record = record(on, (n, classes))?;
+    let gradient = Gradient { to: d.view_mut(0..len), scale: Some(scale.view(0..1)) };
+    distillation(&mut record, student.view(0..len), target, gradient)?;
+    Ok(vec![sums(&record)?, Output::rounded("gradient", on.get(&d)?, classes)])
 }
 
 fn feature_case(on: &On<'_>) -> Result<Vec<Output>> {
     let len = 6007;
     let (student, teacher) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, len))?);
-    let mut d = on.room(len)?;
-    let loss = feature_mse(student.view(0..len), teacher.view(0..len), 0.5, 1024.0, d.view_mut(0..len))?;
-    Ok(vec![Output::float("loss", vec![loss as f32], len), Output::rounded("gradient", on.get(&d)?, 1)])
+    let (mut d, scale) = (on.room(len)?, on.put_float(&[1024.0])?);
+    let mut record = record(on, (1, 1))?;
+    let gradient = Gradient { to: d.view_mut(0..len), scale: Some(scale.view(0..1)) };
+    feature_mse(&mut record, student.view(0..len), teacher.view(0..len), 0.5, gradient)?;
+    let loss = Output::float("loss", vec![record.sum()?.loss as f32], len);
+    Ok(vec![loss, Output::rounded("gradient", on.get(&d)?, 1)])
 }
 
 /// Three steps with every kind of group; the gradients carry the loss scale.
@@ -173,8 +187,9 @@ fn optimizer_case(optimizer: Optimizer, clip_norm: f32, on: &On<'_>) -> Result<V
         let scale = state.loss_scale();
         let gradient: Vec<f32> = super::numbers(10 + step, len).iter().map(|g| g * scale * 0.1).collect();
         let gradient = on.put_float(&gradient)?;
-        let update = Update { lr: 0.1, weight_decay: 0.02, clip_norm };
-        let outcome = state.update(&mut weights, &gradient, copy.as_mut(), update)?;
+        state.begin(Update { lr: 0.1, weight_decay: 0.02, clip_norm })?;
+        state.update(&mut weights, &gradient, copy.as_mut())?;
+        let outcome = state.finish()?;
         norms.push(if clip_norm > 0.0 { outcome.gradient_norm.map_or(f32::NAN, |norm| norm as f32) } else { 0.0 });
     }
     let weights = on.get(&weights)?;

@@ -23,7 +23,8 @@ pub struct Cuda {
     stream: sys::CUstream,
     cache: Cache,
     functions: Mutex<Vec<Handle<sys::CUfunction>>>,
-    graphs: Mutex<Vec<Handle<sys::CUgraphExec>>>,
+    /// By number; empty where released.
+    graphs: Mutex<Vec<Option<Handle<sys::CUgraphExec>>>>,
 }
 
 /// A handle of the driver, which any thread may use once the context is current there.
@@ -229,12 +230,11 @@ impl Driver for Cuda {
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("finish work on the GPU", e))
     }
 
-    fn begin_capture(&self) -> Result<bool> {
+    fn begin_capture(&self) -> Result<()> {
         self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| failed("record a graph", e))?;
-        Ok(true)
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(|e| failed("record a graph", e))
     }
 
     fn end_capture(&self) -> Result<CapturedGraph> {
@@ -246,16 +246,27 @@ impl Driver for Cuda {
             let executable = result::graph::instantiate(graph, flags).map_err(|e| failed("instantiate a graph", e));
             let _ = result::graph::destroy(graph);
             let mut graphs = self.graphs.lock().unwrap_or_else(|e| e.into_inner());
-            graphs.push(Handle(executable?));
+            graphs.push(Some(Handle(executable?)));
             Ok(CapturedGraph(graphs.len() - 1))
         }
     }
 
-    fn replay(&self, graph: CapturedGraph) -> Result<()> {
+    unsafe fn replay(&self, graph: CapturedGraph) -> Result<()> {
         self.enter()?;
-        let graph = self.graphs.lock().unwrap_or_else(|e| e.into_inner())[graph.0].0;
-        // SAFETY: graphs live as long as `self`.
+        let graph = self.graphs.lock().unwrap_or_else(|e| e.into_inner())[graph.0];
+        let graph = graph.expect("a released graph is never replayed").0;
+        // SAFETY: graphs live until they are released; memory is promised by the caller.
         unsafe { result::graph::launch(graph, self.stream) }.map_err(|e| failed("replay a graph", e))
+    }
+
+    fn release(&self, graph: CapturedGraph) {
+        let graph = self.graphs.lock().unwrap_or_else(|e| e.into_inner())[graph.0].take();
+        if let (Some(graph), Ok(())) = (graph, self.enter()) {
+            // SAFETY: taken out of the table, so nobody else has it; the driver waits for a replay in progress.
+            unsafe {
+                let _ = result::graph::exec_destroy(graph.0);
+            }
+        }
     }
 
     fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f32> {

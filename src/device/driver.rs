@@ -162,11 +162,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// When some of it failed.
     fn synchronize(&self) -> Result<()>;
 
-    /// Starts to record launches instead of doing them. False where the device cannot.
+    /// Starts to record launches and clearings instead of doing them.
     ///
     /// # Errors
     /// When the device fails.
-    fn begin_capture(&self) -> Result<bool>;
+    fn begin_capture(&self) -> Result<()>;
 
     /// Ends the recording.
     ///
@@ -174,11 +174,17 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// When something in it cannot be recorded.
     fn end_capture(&self) -> Result<CapturedGraph>;
 
-    /// Does all recorded launches again.
+    /// Does everything recorded, in order.
+    ///
+    /// # Safety
+    /// All memory that was used while recording is still there.
     ///
     /// # Errors
     /// When the device fails.
-    fn replay(&self, graph: CapturedGraph) -> Result<()>;
+    unsafe fn replay(&self, graph: CapturedGraph) -> Result<()>;
+
+    /// Forgets a recording, which is never replayed again.
+    fn release(&self, graph: CapturedGraph);
 
     /// Milliseconds that the device took for the work that `body` gives it.
     ///

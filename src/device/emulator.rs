@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use libloading::{Library, Symbol};
 use rayon::prelude::*;
@@ -47,6 +47,21 @@ pub struct Emulator {
     compiler: String,
     loaded: Mutex<Loaded>,
     allocations: Mutex<HashMap<Address, Layout>>,
+    recordings: Mutex<Recordings>,
+}
+
+/// Launches and clearings that were recorded, by number of the graph, and those being recorded.
+#[derive(Debug, Default)]
+struct Recordings {
+    current: Option<Vec<Recorded>>,
+    graphs: Vec<Arc<[Recorded]>>,
+}
+
+/// What a recording holds.
+#[derive(Debug)]
+enum Recorded {
+    Launch(Function, LaunchShape, Vec<Argument>),
+    Zero(Address, usize),
 }
 
 #[derive(Debug, Default)]
@@ -94,7 +109,12 @@ impl Emulator {
                 candidates.join(" or ")
             ))
         })?;
-        Ok(Self { options, cache, compiler, loaded: Mutex::default(), allocations: Mutex::default() })
+        let (loaded, allocations, recordings) = Default::default();
+        Ok(Self { options, cache, compiler, loaded, allocations, recordings })
+    }
+
+    fn recordings(&self) -> MutexGuard<'_, Recordings> {
+        self.recordings.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn flags(&self) -> Vec<String> {
@@ -250,6 +270,10 @@ impl Driver for Emulator {
     }
 
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
+        if let Some(recorded) = &mut self.recordings().current {
+            recorded.push(Recorded::Zero(at, bytes));
+            return Ok(());
+        }
         // SAFETY: promised by the caller.
         unsafe { (at as *mut u8).write_bytes(0, bytes) };
         Ok(())
@@ -266,6 +290,10 @@ impl Driver for Emulator {
     }
 
     unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
+        if let Some(recorded) = &mut self.recordings().current {
+            recorded.push(Recorded::Launch(function, shape, arguments.to_vec()));
+            return Ok(());
+        }
         let (launch, index) = self.loaded.lock().unwrap_or_else(|e| e.into_inner()).functions[function.0];
         let blocks: u64 = shape.grid.iter().map(|&n| u64::from(n)).product();
         let threads: u64 = shape.block.iter().map(|&n| u64::from(n)).product();
@@ -309,16 +337,34 @@ impl Driver for Emulator {
         Ok(())
     }
 
-    fn begin_capture(&self) -> Result<bool> {
-        Ok(false)
+    fn begin_capture(&self) -> Result<()> {
+        self.recordings().current = Some(Vec::new());
+        Ok(())
     }
 
     fn end_capture(&self) -> Result<CapturedGraph> {
-        Err(Error::Device("the emulator records no graphs".into()))
+        let mut recordings = self.recordings();
+        let recorded = recordings.current.take();
+        let recorded = recorded.ok_or_else(|| Error::Device("no recording to end".into()))?;
+        recordings.graphs.push(recorded.into());
+        Ok(CapturedGraph(recordings.graphs.len() - 1))
     }
 
-    fn replay(&self, _: CapturedGraph) -> Result<()> {
-        Err(Error::Device("the emulator records no graphs".into()))
+    unsafe fn replay(&self, graph: CapturedGraph) -> Result<()> {
+        let recorded = self.recordings().graphs[graph.0].clone();
+        recorded.iter().try_for_each(|step| {
+            // SAFETY: promised by the caller, here and while recording.
+            unsafe {
+                match step {
+                    Recorded::Launch(function, shape, arguments) => self.launch(*function, *shape, arguments),
+                    Recorded::Zero(at, bytes) => self.zero(*at, *bytes),
+                }
+            }
+        })
+    }
+
+    fn release(&self, graph: CapturedGraph) {
+        self.recordings().graphs[graph.0] = Arc::new([]);
     }
 
     fn time(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f32> {

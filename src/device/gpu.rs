@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rayon::prelude::*;
@@ -15,7 +16,8 @@ use super::source::Unit;
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
-/// A GPU, real or emulated.
+/// A GPU, real or emulated. One thread at a time gives it work: what operations keep in the workspace, and what is
+/// recorded, follows from the order of the launches.
 #[derive(Debug)]
 pub struct Gpu {
     driver: Box<dyn Driver>,
@@ -23,6 +25,8 @@ pub struct Gpu {
     launched: Mutex<BTreeSet<String>>,
     pool: Mutex<Pool>,
     failure: Mutex<Option<String>>,
+    /// Whether launches are recorded instead of done.
+    recording: AtomicBool,
 }
 
 /// Freed memory by size, and what is in use.
@@ -31,8 +35,16 @@ struct Pool {
     free: BTreeMap<usize, Vec<Address>>,
     used: u64,
     peak: u64,
-    /// Memory lent to one operation at a time. Outgrown ones stay, since captured graphs may hold their address.
-    workspace: Vec<(Address, usize)>,
+    /// Memory lent to one operation at a time. Outgrown ones stay, since recordings may hold their address.
+    workspaces: Vec<Workspace>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Workspace {
+    address: Address,
+    bytes: usize,
+    /// Whether a recording holds its address.
+    recorded: bool,
 }
 
 /// Bytes to which allocations are rounded, so that freed ones fit others.
@@ -41,8 +53,8 @@ const GRANULE: usize = 512;
 impl Gpu {
     /// A device over a driver.
     pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
-        let (functions, launched, pool, failure) = Default::default();
-        Arc::new(Self { driver, functions, launched, pool, failure })
+        let (functions, launched, pool, failure, recording) = Default::default();
+        Arc::new(Self { driver, functions, launched, pool, failure, recording })
     }
 
     /// The driver.
@@ -130,20 +142,61 @@ impl Gpu {
         self.driver.synchronize()
     }
 
-    /// Runs `body` while recording its launches; `None` where the device cannot record, and `body` then ran as it is.
+    /// Records the launches and clearings of `body` instead of doing them. Whatever else it does is done, once.
     ///
     /// # Errors
-    /// When `body` fails or the device does.
-    pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Option<CapturedGraph>> {
-        let recording = self.driver.begin_capture()?;
-        let outcome = body();
-        if !recording {
-            return outcome.map(|()| None);
-        }
-        let graph = self.driver.end_capture();
-        outcome?;
+    /// When `body` fails or copies to or from the host, or the device fails.
+    pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<CapturedGraph> {
         self.check()?;
-        graph.map(Some)
+        self.driver.begin_capture()?;
+        self.recording.store(true, Ordering::Relaxed);
+        let outcome = body();
+        self.recording.store(false, Ordering::Relaxed);
+        let graph = self.driver.end_capture();
+        let failure = self.check();
+        match (graph, outcome.and(failure)) {
+            (Ok(graph), Ok(())) => Ok(graph),
+            (Ok(graph), Err(error)) => {
+                self.driver.release(graph);
+                Err(error)
+            }
+            (Err(error), outcome) => Err(outcome.err().unwrap_or(error)),
+        }
+    }
+
+    /// Copies to the device; done when it returns.
+    ///
+    /// # Safety
+    /// The device's memory has room.
+    ///
+    /// # Errors
+    /// When the device fails, or is recording.
+    pub unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.refuse_while_recording("a copy to the device")?;
+        // SAFETY: promised by the caller.
+        unsafe { self.driver.upload(to, from) }
+    }
+
+    /// Copies to the host, after all work so far.
+    ///
+    /// # Safety
+    /// The device's memory is as long.
+    ///
+    /// # Errors
+    /// When the device or an earlier launch failed, or it is recording.
+    pub unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
+        self.check()?;
+        self.refuse_while_recording("a copy to the host")?;
+        // SAFETY: promised by the caller.
+        unsafe { self.driver.download(to, from) }
+    }
+
+    /// A recording replays launches alone: what passes by the host would be done once, and be missing from then on.
+    fn refuse_while_recording(&self, what: &str) -> Result<()> {
+        if self.recording.load(Ordering::Relaxed) {
+            return Err(Error::Device(format!("{what} cannot be part of a recording")));
+        }
+        Ok(())
     }
 
     /// Bytes in use now, and at most so far.
@@ -196,15 +249,22 @@ impl Gpu {
     /// so that one operation after the other may use it. A failure shows at the next [`check`](Self::check).
     pub fn workspace(&self, len: usize) -> Address {
         let bytes = len * size_of::<f32>();
-        if let Some(&(address, size)) = lock(&self.pool).workspace.last()
-            && size >= bytes
-            && self.driver.keeps_freed_memory()
-        {
-            return address;
+        let recorded = self.recording.load(Ordering::Relaxed);
+        if self.driver.keeps_freed_memory() {
+            if let Some(last) = lock(&self.pool).workspaces.last_mut()
+                && last.bytes >= bytes
+            {
+                last.recorded |= recorded;
+                return last.address;
+            }
+        } else if !recorded {
+            // New memory every time finds reads of what an earlier operation left.
+            let idle: Vec<Workspace> = lock(&self.pool).workspaces.extract_if(.., |w| !w.recorded).collect();
+            idle.into_iter().for_each(|w| self.release(w.address, w.bytes));
         }
         match self.allocate(bytes) {
             Ok(address) => {
-                lock(&self.pool).workspace.push((address, bytes));
+                lock(&self.pool).workspaces.push(Workspace { address, bytes, recorded });
                 address
             }
             Err(error) => {
@@ -218,7 +278,7 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         let pool = std::mem::take(&mut *lock(&self.pool));
-        let workspaces = pool.workspace.into_iter().map(|(address, _)| address);
+        let workspaces = pool.workspaces.into_iter().map(|w| w.address);
         for address in pool.free.into_values().flatten().chain(workspaces) {
             // SAFETY: buffers hold the device alive, so nothing but the pool is left.
             unsafe { self.driver.free(address) };
@@ -242,10 +302,8 @@ pub struct GpuBuffer {
 impl GpuBuffer {
     /// `len` zeros.
     pub fn zeros(gpu: &Arc<Gpu>, dtype: Dtype, len: usize) -> Result<Self> {
-        let bytes = len * dtype.bytes();
-        let buffer = Self { gpu: gpu.clone(), address: gpu.allocate(bytes)?, len, dtype };
-        // SAFETY: just allocated with this size.
-        unsafe { gpu.driver.zero(buffer.address, bytes)? };
+        let mut buffer = Self { gpu: gpu.clone(), address: gpu.allocate(len * dtype.bytes())?, len, dtype };
+        buffer.clear()?;
         Ok(buffer)
     }
 
@@ -277,8 +335,27 @@ impl GpuBuffer {
     /// Copies numbers to the front.
     pub fn write(&mut self, data: &[f32]) -> Result<()> {
         assert!(data.len() <= self.len, "more numbers than the buffer holds");
+        self.write_bytes(&self.dtype.encode(data))
+    }
+
+    /// Copies bytes of any meaning to the front.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        assert!(bytes.len() <= self.len * self.dtype.bytes(), "more bytes than the buffer holds");
         // SAFETY: the buffer has room.
-        unsafe { self.gpu.driver.upload(self.address, &self.dtype.encode(data)) }
+        unsafe { self.gpu.upload(self.address, bytes) }
+    }
+
+    /// Copies bytes of any meaning from the front.
+    pub fn read_bytes(&self, bytes: &mut [u8]) -> Result<()> {
+        assert!(bytes.len() <= self.len * self.dtype.bytes(), "more bytes than the buffer holds");
+        // SAFETY: the buffer is as long.
+        unsafe { self.gpu.download(bytes, self.address) }
+    }
+
+    /// Sets everything to zero. Unlike [`write`](Self::write) it may be part of a recording.
+    pub fn clear(&mut self) -> Result<()> {
+        // SAFETY: the buffer has this size.
+        unsafe { self.gpu.driver.zero(self.address, self.len * self.dtype.bytes()) }
     }
 
     /// A range, to be read.
@@ -351,10 +428,9 @@ impl<'a> GpuView<'a> {
     /// When the device or an earlier launch failed.
     pub fn read(&self, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), self.len, "another number of elements");
-        self.gpu.check()?;
         let mut bytes = vec![0u8; self.len * self.dtype.bytes()];
         // SAFETY: the view has as many elements.
-        unsafe { self.gpu.driver.download(&mut bytes, self.address)? };
+        unsafe { self.gpu.download(&mut bytes, self.address)? };
         self.dtype.decode(&bytes, out);
         Ok(())
     }

@@ -10,6 +10,7 @@ pub mod driver;
 pub mod emulator;
 pub mod gpu;
 pub mod nvrtc;
+mod recording;
 pub mod source;
 
 use std::ops::Range;
@@ -19,6 +20,8 @@ use cache::Cache;
 use cuda::Cuda;
 use emulator::{Emulator, EmulatorOptions};
 use gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
+
+pub use recording::Recording;
 
 use crate::dtype::Dtype;
 use crate::{Error, Result};
@@ -244,6 +247,18 @@ impl Buffer {
             }
             Self::Gpu(buffer) => buffer.read(out),
         }
+    }
+
+    /// Sets everything to zero.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clear(&mut self) -> Result<()> {
+        match self {
+            Self::Host(data) => data.fill(0.0),
+            Self::Gpu(buffer) => buffer.clear()?,
+        }
+        Ok(())
     }
 
     /// Copies numbers from the host to the front, rounded to the buffer's type.

@@ -7,6 +7,7 @@ use crate::ops::activation::Clamp;
 use crate::ops::batch_norm::{BatchNormProblem, BatchNormState, Tail};
 use crate::ops::conv::{ConvBias, ConvProblem};
 use crate::ops::conv_input::{ConvInput, Normalised};
+use crate::ops::dropout::DropoutStream;
 use crate::ops::linear::LinearProblem;
 use crate::ops::{activation, add, batch_norm, conv, conv_bn, dropout, linear, pool};
 use crate::shape::Shape;
@@ -15,16 +16,25 @@ use super::memory::{Layout, Memory};
 use super::params::Params;
 use super::plan::{BatchNormParams, ParamId, Plan, Step, StepKind};
 
+/// Slopes of masked activations, by block; without them each activation has its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slopes<'a> {
+    /// The slopes.
+    pub values: Option<&'a [f32]>,
+    /// The same on the device, where they may change under a recorded pass.
+    pub at: Option<&'a Buffer>,
+}
+
 /// What is fixed during one pass.
 pub(super) struct Pass<'a> {
     pub plan: &'a Plan,
     pub layout: &'a Layout,
     /// Images in this pass.
     pub n: usize,
-    /// Slopes of masked activations, by block.
-    pub slopes: Option<&'a [f32]>,
-    /// Seed and step of dropout.
-    pub dropout: (u64, u64),
+    /// Slopes of masked activations.
+    pub slopes: Slopes<'a>,
+    /// What dropout draws from.
+    pub dropout: &'a DropoutStream,
 }
 
 impl Pass<'_> {
@@ -67,11 +77,12 @@ impl Pass<'_> {
 
     /// An activation with the slope its mask gives it now.
     pub fn clamp(&self, act: &Activation) -> Clamp {
-        let slope = match (act.mask, self.slopes) {
-            (Some(mask), Some(slopes)) => slopes[mask],
-            _ => act.slope,
-        };
-        Clamp::new(act, slope)
+        let Some((mask, slopes)) = act.mask.zip(self.slopes.values) else { return Clamp::new(act.limit, act.slope) };
+        let clamp = Clamp::new(act.limit, slopes[mask]);
+        match self.slopes.at.map(|slopes| slopes.view(mask..mask + 1)) {
+            Some(View::Gpu(slope)) => clamp.with_slope_at(slope),
+            _ => clamp,
+        }
     }
 
     pub fn batch_norm(&self, bn: &BatchNormParams, shape: Shape) -> BatchNormProblem {

@@ -15,13 +15,14 @@ use rayon::prelude::*;
 
 pub use plan::{BatchNormParams, ParamId, Plan, Step, StepKind};
 
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, View, ViewMut};
 use crate::graph::{Graph, NodeId, ParamSpec};
 use crate::model::{Model, Weights};
 use crate::ops::add;
+use crate::ops::dropout::DropoutStream;
 use crate::{Error, Result};
 use backward::Backward;
-use forward::Pass;
+use forward::{Pass, Slopes};
 use memory::{Layout, Memory};
 use params::Params;
 
@@ -71,13 +72,19 @@ pub struct Engine {
     /// Memories of inference micro-batches, one per thread that ever ran one.
     micro: Mutex<Vec<Memory>>,
     logits: Buffer,
+    /// Images given to an engine that works in micro-batches.
+    images: Vec<f32>,
     slopes: Option<Vec<f32>>,
+    /// The slopes where a GPU's training pass reads them.
+    slopes_at: Buffer,
     scores: Buffer,
     collect_scores: bool,
     loss_scale: f32,
-    dropout: (u64, u64),
-    /// Images of the last forward pass.
+    dropout: DropoutStream,
+    /// Images of the pass.
     n: usize,
+    /// Tapped values whose gradient was given since the forward pass.
+    tapped: Vec<NodeId>,
 }
 
 impl Engine {
@@ -122,12 +129,15 @@ impl Engine {
             memory: Memory::default(),
             micro: Mutex::default(),
             logits: device.activations(options.batch * planned.graph.classes())?,
+            images: Vec::new(),
             slopes: None,
+            slopes_at: device.zeros(planned.graph.blocks.len())?,
             scores: device.zeros(planned.graph.blocks.len())?,
             collect_scores: false,
             loss_scale: 1.0,
-            dropout: (0, 0),
+            dropout: DropoutStream::new(device)?,
             n: 0,
+            tapped: Vec::new(),
             graph: planned.graph,
         };
         if engine.runs_whole_batches() {
@@ -195,7 +205,7 @@ impl Engine {
             return Err(Error::shape("slopes", expected, slopes.len().to_string()));
         }
         self.slopes = Some(slopes.to_vec());
-        Ok(())
+        self.slopes_at.write(slopes)
     }
 
     /// Whether `backward` also sums ⟨dy, x − φ(x)⟩ for every block.
@@ -221,8 +231,11 @@ impl Engine {
     }
 
     /// Seeds dropout: its mask is a function of (seed, step) alone.
-    pub fn set_step(&mut self, seed: u64, step: u64) {
-        self.dropout = (seed, step);
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn set_step(&mut self, seed: u64, step: u64) -> Result<()> {
+        self.dropout.set(seed, step)
     }
 
     /// Runs images `[n, h, w, c]` forward and returns the logits, of which the first n rows `[n, classes]` count.
@@ -230,6 +243,16 @@ impl Engine {
     /// # Errors
     /// When the images are not whole, more than planned, or (in training) not exactly as many as planned.
     pub fn forward(&mut self, images: &[f32]) -> Result<&Buffer> {
+        self.set_images(View::Host(images))?;
+        self.run()
+    }
+
+    /// Takes the images `[n, h, w, c]` of the next passes, from the host or from the engine's device, in the type of
+    /// activations.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn set_images(&mut self, images: View<'_>) -> Result<()> {
         let len = self.graph.input_shape().len();
         let n = images.len() / len;
         let fits = images.len().is_multiple_of(len) && n > 0 && n <= self.options.batch;
@@ -239,45 +262,71 @@ impl Engine {
             return Err(Error::shape("forward", expected, format!("{} numbers", images.len())));
         }
         self.n = n;
+        // Before any pass that may be recorded: there it would be repeated each time.
+        self.params.refresh();
         if !self.runs_whole_batches() {
-            self.forward_in_micro_batches(images)?;
+            self.images.clear();
+            self.images.extend_from_slice(images.host());
+            return Ok(());
+        }
+        let input = &mut self.memory.slots[self.layout.value[0].expect("the input is a value")];
+        match images {
+            View::Host(images) => input.write(images),
+            View::Gpu(_) => {
+                add::backward(images, input.view_mut(0..images.len()), false);
+                Ok(())
+            }
+        }
+    }
+
+    /// The images of the last pass `[n, h, w, c]` on the engine's device.
+    pub fn images(&self) -> View<'_> {
+        if self.runs_whole_batches() {
+            let input = self.layout.value[0].expect("the input is a value");
+            self.memory.slots[input].view(0..self.n * self.graph.input_shape().len())
+        } else {
+            View::Host(&self.images)
+        }
+    }
+
+    /// Runs the images that were set forward. On a GPU it may be part of recorded work.
+    ///
+    /// # Errors
+    /// When the device fails, or no images were set.
+    pub fn run(&mut self) -> Result<&Buffer> {
+        if self.n == 0 {
+            return Err(Error::Config("a pass needs images; set them first".into()));
+        }
+        self.tapped.clear();
+        if !self.runs_whole_batches() {
+            self.forward_in_micro_batches()?;
             return Ok(&self.logits);
         }
-        self.params.refresh();
-        let input = self.layout.value[0].expect("the input is a value");
-        self.memory.slots[input].write(images)?;
-        let pass = pass(&self.plan, &self.layout, n, self.slopes.as_deref(), self.dropout);
+        let slopes = Slopes { values: self.slopes.as_deref(), at: self.options.training.then_some(&self.slopes_at) };
+        let pass = Pass { plan: &self.plan, layout: &self.layout, n: self.n, slopes, dropout: &self.dropout };
         if self.options.training {
             pass.forward_training(&mut self.params, &mut self.saved, &mut self.memory)?;
         } else {
             pass.forward_inference(&self.params, &mut self.memory);
         }
-        copy_value(&pass, &self.memory, self.graph.output(), &mut self.logits);
+        let pass_len = self.n * self.graph.classes();
+        let output = self.layout.value[self.graph.output()].expect("the logits are a value");
+        add::backward(self.memory.slots[output].view(0..pass_len), self.logits.view_mut(0..pass_len), false);
         self.device.check()?;
         Ok(&self.logits)
     }
 
-    /// From the gradient of the logits `[n, classes]` to the gradient of every parameter. `taps` gives tapped values
-    /// `[n, h, w, c]` a gradient of their own, which is added.
+    /// From the gradient of the logits `[n, classes]` to the gradient of every parameter. Gradients that were given to
+    /// tapped values since the forward pass are added.
     ///
     /// # Errors
-    /// When the engine was not planned for training, or a gradient belongs to no tap or has another size.
-    pub fn backward(&mut self, d_logits: &Buffer, taps: &[(NodeId, &[f32])]) -> Result<()> {
+    /// When the engine was not planned for training, or the device fails.
+    pub fn backward(&mut self, d_logits: &Buffer) -> Result<()> {
         if !self.options.training || self.n == 0 {
             return Err(Error::Config("backward needs an engine planned for training and a forward pass".into()));
         }
         let mut written = vec![false; self.graph.nodes.len()];
-        for &(node, gradient) in taps {
-            let len = self.n * self.plan.shapes[node].len();
-            if !self.options.taps.contains(&node) || gradient.len() != len || written[node] {
-                return Err(Error::shape(
-                    "backward",
-                    format!("one gradient of {len} for a tap"),
-                    format!("node {node}"),
-                ));
-            }
-            let slot = self.layout.gradient[node].expect("a tap has a gradient");
-            self.memory.slots[slot].write(gradient)?;
+        for node in self.tapped.drain(..) {
             written[node] = true;
         }
         let output = self.graph.output();
@@ -285,9 +334,10 @@ impl Engine {
         let len = self.n * self.graph.classes();
         add::backward(d_logits.view(0..len), self.memory.slots[slot].view_mut(0..len), false);
         written[output] = true;
-        self.scores.write(&vec![0.0; self.scores.len()])?;
+        self.scores.clear()?;
+        let slopes = Slopes { values: self.slopes.as_deref(), at: Some(&self.slopes_at) };
         Backward {
-            pass: pass(&self.plan, &self.layout, self.n, self.slopes.as_deref(), self.dropout),
+            pass: Pass { plan: &self.plan, layout: &self.layout, n: self.n, slopes, dropout: &self.dropout },
             params: &mut self.params,
             saved: &self.saved,
             memory: &mut self.memory,
@@ -299,19 +349,47 @@ impl Engine {
         self.device.check()
     }
 
-    /// Copies a tapped value `[n, h, w, c]` of the last forward pass to the host.
+    /// A tapped value `[n, h, w, c]` of the last forward pass.
     ///
     /// # Errors
     /// When the node was not tapped.
-    pub fn tap(&self, node: NodeId) -> Result<Vec<f32>> {
-        if !self.options.taps.contains(&node) {
-            return Err(Error::Graph(format!("node {node} was not tapped when the engine was planned")));
-        }
-        let planned = self.map[node];
-        let mut value = vec![0.0; self.n * self.plan.shapes[planned].len()];
+    pub fn tap(&self, node: NodeId) -> Result<View<'_>> {
+        let planned = self.tapped_node(node)?;
         let slot = self.layout.value[planned].expect("a tap is never fused away");
-        self.memory.slots[slot].read(&mut value)?;
-        Ok(value)
+        Ok(self.memory.slots[slot].view(0..self.n * self.plan.shapes[planned].len()))
+    }
+
+    /// Calls `give` with a tapped value `[n, h, w, c]` of the last forward pass and a gradient of that shape, which it is
+    /// to fill, for the backward pass that follows.
+    ///
+    /// # Errors
+    /// When the node was not tapped, has been given a gradient already, or `give` fails.
+    pub fn give_gradient(
+        &mut self,
+        node: NodeId,
+        give: impl FnOnce(View<'_>, ViewMut<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let planned = self.tapped_node(node)?;
+        if !self.options.training || self.tapped.contains(&planned) {
+            let got = format!("a second one for node {node}, or a plan without gradients");
+            return Err(Error::shape("a tap's gradient", "one per training pass", got));
+        }
+        let (value, slot) = (self.layout.value[planned], self.layout.gradient[planned]);
+        let slot = slot.expect("a tap has a gradient");
+        let len = self.n * self.plan.shapes[planned].len();
+        let mut gradient = self.memory.take(slot);
+        let value = self.memory.slots[value.expect("a tap is never fused away")].view(0..len);
+        let outcome = give(value, gradient.view_mut(0..len));
+        self.memory.slots[slot] = gradient;
+        self.tapped.push(planned);
+        outcome
+    }
+
+    fn tapped_node(&self, node: NodeId) -> Result<NodeId> {
+        if self.options.taps.contains(&node) {
+            return Ok(self.map[node]);
+        }
+        Err(Error::Graph(format!("node {node} was not tapped when the engine was planned")))
     }
 
     /// All trained parameters and their gradients as two flat buffers of one length.
@@ -338,19 +416,21 @@ impl Engine {
 
     /// Inference on the CPU: each thread takes a few images through the whole network, so that activations never
     /// leave its cache. The split depends on the network alone, so results do not depend on the threads.
-    fn forward_in_micro_batches(&mut self, images: &[f32]) -> Result<()> {
+    fn forward_in_micro_batches(&mut self) -> Result<()> {
         let per_image: usize = self.layout.sizes.iter().sum();
         let micro = (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch);
         let (len, classes) = (self.graph.input_shape().len(), self.graph.classes());
         let logits = self.logits.view_mut(0..self.logits.len()).host();
-        logits.par_chunks_mut(micro * classes).zip(images.par_chunks(micro * len)).try_for_each(|(logits, images)| {
+        let batches = logits.par_chunks_mut(micro * classes).zip(self.images.par_chunks(micro * len));
+        batches.try_for_each(|(logits, images)| {
             let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
             let mut memory = match idle {
                 Some(memory) => memory,
                 None => Memory::new(&self.device, &self.layout, micro)?,
             };
             let n = images.len() / len;
-            let pass = pass(&self.plan, &self.layout, n, self.slopes.as_deref(), self.dropout);
+            let slopes = Slopes { values: self.slopes.as_deref(), at: None };
+            let pass = Pass { plan: &self.plan, layout: &self.layout, n, slopes, dropout: &self.dropout };
             memory.slots[self.layout.value[0].expect("the input is a value")].write(images)?;
             pass.forward_inference(&self.params, &mut memory);
             let slot = self.layout.value[self.graph.output()].expect("the logits are a value");
@@ -359,12 +439,4 @@ impl Engine {
             Ok(())
         })
     }
-}
-
-fn pass<'a>(plan: &'a Plan, layout: &'a Layout, n: usize, slopes: Option<&'a [f32]>, dropout: (u64, u64)) -> Pass<'a> {
-    Pass { plan, layout, n, slopes, dropout }
-}
-
-fn copy_value(pass: &Pass<'_>, memory: &Memory, node: NodeId, to: &mut Buffer) {
-    add::backward(pass.value(memory, node), to.view_mut(0..pass.len(node)), false);
 }

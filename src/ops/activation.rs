@@ -8,8 +8,9 @@ use rayon::prelude::*;
 use super::cuda;
 use super::parallel::Chunks;
 use super::simd::vectorised;
+use crate::device::driver::{Address, Argument};
+use crate::device::gpu::GpuView;
 use crate::device::{View, ViewMut};
-use crate::graph;
 
 /// An activation with its present slope.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,12 +19,28 @@ pub struct Clamp {
     pub limit: f32,
     /// Slope outside the bounds.
     pub slope: f32,
+    /// Where a GPU finds the slope of the moment; 0 where it is `slope`.
+    slope_at: Address,
 }
 
 impl Clamp {
-    /// The activation of a node, its slope given apart (a mask may override the node's own).
-    pub fn new(activation: &graph::Activation, slope: f32) -> Self {
-        Self { limit: activation.limit.unwrap_or(f32::INFINITY), slope }
+    /// No activation.
+    pub const NONE: Self = Self { limit: f32::INFINITY, slope: 1.0, slope_at: 0 };
+
+    /// An activation of a limit, `None` for ReLU, and a slope.
+    pub fn new(limit: Option<f32>, slope: f32) -> Self {
+        Self { limit: limit.unwrap_or(f32::INFINITY), slope, slope_at: 0 }
+    }
+
+    /// The same with its slope in a GPU's memory, `[1]`, where work that was recorded reads it anew. The memory outlives
+    /// all work that is given this activation.
+    pub(crate) fn with_slope_at(self, at: GpuView<'_>) -> Self {
+        Self { slope_at: at.address(), ..self }
+    }
+
+    /// Limit, slope and where the slope lies, as kernels take them.
+    pub(super) fn arguments(self) -> [Argument; 3] {
+        [self.limit.into(), self.slope.into(), self.slope_at.into()]
     }
 
     /// The value. Not-a-number stays so.

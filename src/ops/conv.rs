@@ -100,7 +100,7 @@ pub fn forward(
         return cuda::conv::forward(p, x, w.gpu(), epilogue, &y.gpu());
     }
     let residual = residual.map(View::host);
-    let clamp = clamp.unwrap_or(Clamp { limit: f32::INFINITY, slope: 1.0 });
+    let clamp = clamp.unwrap_or(Clamp::NONE);
     // A channel bias is a map of a few pixels; both repeat over the elements.
     let tile;
     let map = match bias {

@@ -1,16 +1,52 @@
 //! Dropout whose mask is a function of (seed, step, element), so that nothing needs saving and a resumed run repeats it.
 
 use super::cuda;
-use crate::device::{View, ViewMut};
+use crate::Result;
+use crate::device::gpu::GpuBuffer;
+use crate::device::{Device, View, ViewMut};
+use crate::dtype::Dtype;
 
-/// y = x·mask/(1 − p), and likewise the gradient: dx (+)= dy·mask/(1 − p).
-pub fn apply(p: f32, (seed, step): (u64, u64), x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
+/// The stream of random numbers of a step. A GPU keeps it in its memory, where work that was recorded reads it anew.
+#[derive(Debug)]
+pub struct DropoutStream {
+    stream: u64,
+    gpu: Option<GpuBuffer>,
+}
+
+impl DropoutStream {
+    /// The stream of seed 0 and step 0.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn new(device: &Device) -> Result<Self> {
+        let gpu = match device {
+            Device::Cpu => None,
+            Device::Gpu(gpu, _) => Some(GpuBuffer::zeros(gpu, Dtype::F32, size_of::<u64>() / size_of::<f32>())?),
+        };
+        let mut new = Self { stream: 0, gpu };
+        new.set(0, 0)?;
+        Ok(new)
+    }
+
+    /// Goes to a step of a seed.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn set(&mut self, seed: u64, step: u64) -> Result<()> {
+        self.stream = mix(seed ^ mix(step));
+        self.gpu.as_mut().map_or(Ok(()), |at| at.write_bytes(&self.stream.to_ne_bytes()))
+    }
+}
+
+/// y (+)= x·mask/(1 − p), and likewise the gradient: dx (+)= dy·mask/(1 − p).
+pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
     if let View::Gpu(x) = x {
-        return cuda::elementwise::dropout(p, seed, step, x, &y.gpu(), accumulate);
+        let stream = from.gpu.as_ref().expect("a stream of the operands' device");
+        return cuda::elementwise::dropout(p, stream.view(0..stream.len()), x, &y.gpu(), accumulate);
     }
     let (x, y) = (x.host(), y.host());
     let scale = 1.0 / (1.0 - p);
-    let stream = mix(seed ^ mix(step));
+    let stream = from.stream;
     // The share of 2^32 below which an element is dropped.
     let threshold = (f64::from(p) * 4_294_967_296.0) as u64;
     for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {

@@ -9,7 +9,8 @@
 use rayon::prelude::*;
 
 use super::cuda;
-use crate::device::{View, ViewMut};
+use super::cuda::loss::GpuLoss;
+use crate::device::{Device, View, ViewMut};
 use crate::{Error, Result};
 
 /// Rows of logits that one task handles.
@@ -26,6 +27,95 @@ pub struct LossSum {
     pub correct: u64,
 }
 
+/// A batch's labels and the sums of the losses taken on it, where the network computes. What is read from the host and
+/// told to it passes through here, so that the losses themselves can be part of recorded work.
+#[derive(Debug)]
+pub struct LossRecord {
+    batch: usize,
+    classes: usize,
+    labels: Vec<u32>,
+    sum: LossSum,
+    gpu: Option<GpuLoss>,
+}
+
+impl LossRecord {
+    /// Room for batches of up to `batch` images.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn new(device: &Device, batch: usize, classes: usize) -> Result<Self> {
+        let gpu = match device {
+            Device::Cpu => None,
+            Device::Gpu(gpu, _) => Some(GpuLoss::new(gpu, batch)?),
+        };
+        Ok(Self { batch, classes, labels: Vec::new(), sum: LossSum::default(), gpu })
+    }
+
+    /// Begins a batch: takes its labels, and forgets the sums of the one before.
+    ///
+    /// # Errors
+    /// More labels than there is room for, a label that is no class, or a device that fails.
+    pub fn begin(&mut self, labels: &[u32]) -> Result<()> {
+        if labels.is_empty() || labels.len() > self.batch {
+            return Err(Error::shape("labels", format!("1 to {}", self.batch), labels.len().to_string()));
+        }
+        if let Some(at) = labels.iter().position(|&y| y as usize >= self.classes) {
+            let (label, classes) = (labels[at], self.classes);
+            return Err(Error::Data(format!("image {at} of the batch has label {label}, of {classes} classes")));
+        }
+        self.labels.clear();
+        self.labels.extend_from_slice(labels);
+        self.sum = LossSum::default();
+        self.gpu.as_mut().map_or(Ok(()), |gpu| gpu.begin(labels))
+    }
+
+    /// The sums of all losses since the batch began.
+    ///
+    /// # Errors
+    /// When the device fails, or an operation before failed.
+    pub fn sum(&self) -> Result<LossSum> {
+        self.gpu.as_ref().map_or(Ok(self.sum), GpuLoss::sum)
+    }
+
+    /// Images of the batch.
+    pub fn images(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn gpu(&self) -> &GpuLoss {
+        self.gpu.as_ref().expect("a record on the logits' device")
+    }
+
+    fn add(&mut self, sum: LossSum) {
+        self.sum.loss += sum.loss;
+        self.sum.correct += sum.correct;
+    }
+
+    fn check(&self, op: &str, logits: usize, d_logits: Option<usize>) -> Result<()> {
+        let (n, classes) = (self.labels.len(), self.classes);
+        if n == 0 || logits != n * classes || d_logits.is_some_and(|d| d != logits) {
+            let got = format!("{logits} logits and a gradient of {d_logits:?}");
+            return Err(Error::shape(op, format!("{n} rows of {classes} classes"), got));
+        }
+        Ok(())
+    }
+}
+
+/// Where a gradient goes, and the factor on it.
+#[derive(Debug)]
+pub struct Gradient<'a> {
+    /// As long as what it is the gradient of.
+    pub to: ViewMut<'a>,
+    /// The loss scale `[1]`; `None` for 1.
+    pub scale: Option<View<'a>>,
+}
+
+impl Gradient<'_> {
+    fn host_scale(&self) -> f64 {
+        self.scale.map_or(1.0, |scale| f64::from(scale.host()[0]))
+    }
+}
+
 /// How logits of a student follow those of a teacher.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftTarget<'a> {
@@ -37,99 +127,90 @@ pub struct SoftTarget<'a> {
     pub temperature: f32,
 }
 
-/// Softmax cross-entropy of logits `[n, classes]` against `labels` `[n]`, with label smoothing ε in 0..1.
-/// Writes the gradient of the mean over the batch to `d_logits` `[n, classes]` where given.
+/// Adds the softmax cross-entropy of logits `[n, classes]`, with label smoothing ε in 0..1, to the record. Writes the
+/// gradient of the mean over the batch where asked to.
 ///
 /// # Errors
-/// Shapes that do not agree, or a label that is no class.
+/// Shapes that do not agree.
 pub fn cross_entropy(
+    record: &mut LossRecord,
     logits: View<'_>,
-    labels: &[u32],
-    classes: usize,
     smoothing: f32,
-    scale: f32,
-    d_logits: Option<ViewMut<'_>>,
-) -> Result<LossSum> {
-    let d_len = d_logits.as_ref().map(ViewMut::len);
-    check("cross-entropy", logits.len(), labels, classes, d_len)?;
-    match (logits, d_logits) {
-        (View::Gpu(logits), d_logits) => {
-            let d = d_logits.map(ViewMut::gpu);
-            cuda::loss::cross_entropy(logits, labels, classes, smoothing, scale, d.as_ref())
+    gradient: Option<Gradient<'_>>,
+) -> Result<()> {
+    record.check("cross-entropy", logits.len(), gradient.as_ref().map(|g| g.to.len()))?;
+    let classes = record.classes;
+    match (logits, gradient) {
+        (View::Gpu(logits), gradient) => {
+            cuda::loss::cross_entropy(record.gpu(), logits, (record.images(), classes), smoothing, gradient);
         }
-        (View::Host(logits), Some(d)) => {
-            Ok(cpu::cross_entropy(logits, labels, classes, smoothing, f64::from(scale), d.host()))
+        (View::Host(logits), Some(gradient)) => {
+            let scale = gradient.host_scale();
+            let d = gradient.to.host();
+            record.add(cpu::cross_entropy(logits, &record.labels, classes, smoothing, scale, d));
         }
-        (View::Host(logits), None) => Ok(cpu::cross_entropy_value(logits, labels, classes, smoothing)),
+        (View::Host(logits), None) => {
+            record.add(cpu::cross_entropy_value(logits, &record.labels, classes, smoothing));
+        }
     }
+    Ok(())
 }
 
-/// Distillation loss of a student's logits `[n, classes]`; the gradient of the mean goes to `d_logits`.
+/// Adds the distillation loss of a student's logits `[n, classes]` to the record, and writes the gradient of the mean.
 /// Labels are used without smoothing, and both terms divide the student's logits by T.
 ///
 /// # Errors
-/// As [`cross_entropy`].
+/// Shapes that do not agree.
 pub fn distillation(
+    record: &mut LossRecord,
     logits: View<'_>,
     target: SoftTarget<'_>,
-    labels: &[u32],
-    classes: usize,
-    scale: f32,
-    d_logits: ViewMut<'_>,
-) -> Result<LossSum> {
-    check("distillation", logits.len(), labels, classes, Some(d_logits.len()))?;
-    check("distillation's teacher", target.teacher.len(), labels, classes, None)?;
+    gradient: Gradient<'_>,
+) -> Result<()> {
+    record.check("distillation", logits.len(), Some(gradient.to.len()))?;
+    record.check("distillation's teacher", target.teacher.len(), None)?;
     let SoftTarget { teacher, alpha, temperature } = target;
+    let classes = record.classes;
     match logits {
-        View::Gpu(student) => cuda::loss::distillation(student, target, labels, classes, scale, &d_logits.gpu()),
+        View::Gpu(student) => {
+            cuda::loss::distillation(record.gpu(), student, target, (record.images(), classes), gradient);
+        }
         View::Host(student) => {
-            let scale = f64::from(scale);
-            Ok(cpu::distillation(
-                (student, teacher.host()),
-                (alpha, temperature),
-                labels,
-                classes,
-                scale,
-                d_logits.host(),
-            ))
+            let (scale, logits) = (gradient.host_scale(), (student, teacher.host()));
+            let d = gradient.to.host();
+            record.add(cpu::distillation(logits, (alpha, temperature), &record.labels, classes, scale, d));
         }
     }
+    Ok(())
 }
 
-/// Mean squared difference of two equally shaped feature maps, times `weight`; the gradient with respect to the student
-/// is written to `d_student`.
+/// Adds the mean squared difference of two equally shaped feature maps, times `weight`, to the record (once per image,
+/// as sums are over images), and writes its gradient with respect to the student.
 ///
 /// # Errors
 /// Lengths that differ.
 pub fn feature_mse(
+    record: &mut LossRecord,
     student: View<'_>,
     teacher: View<'_>,
     weight: f32,
-    scale: f32,
-    d_student: ViewMut<'_>,
-) -> Result<f64> {
-    if student.len() != teacher.len() || student.len() != d_student.len() {
-        let got = format!("{} of the teacher, {} for the gradient", teacher.len(), d_student.len());
+    gradient: Gradient<'_>,
+) -> Result<()> {
+    if student.len() != teacher.len() || student.len() != gradient.to.len() {
+        let got = format!("{} of the teacher, {} for the gradient", teacher.len(), gradient.to.len());
         return Err(Error::shape("feature loss", format!("{} elements", student.len()), got));
     }
     match student {
-        View::Gpu(student) => cuda::loss::feature_mse(student, teacher.gpu(), weight, scale, &d_student.gpu()),
+        View::Gpu(student) => {
+            cuda::loss::feature_mse(record.gpu(), (student, teacher.gpu()), weight, record.images(), gradient);
+        }
         View::Host(student) => {
-            Ok(cpu::feature_mse(student, teacher.host(), weight, f64::from(scale), d_student.host()))
+            let scale = gradient.host_scale();
+            let loss = cpu::feature_mse(student, teacher.host(), weight, scale, gradient.to.host());
+            record.add(LossSum { loss: loss * record.images() as f64, correct: 0 });
         }
     }
-}
-
-fn check(op: &str, logits: usize, labels: &[u32], classes: usize, d_logits: Option<usize>) -> Result<()> {
-    let expected = labels.len().checked_mul(classes);
-    if labels.is_empty() || classes == 0 || expected != Some(logits) || d_logits.is_some_and(|d| d != logits) {
-        let got = format!("{logits} logits and a gradient of {d_logits:?}");
-        return Err(Error::shape(op, format!("{} rows of {classes} classes", labels.len()), got));
-    }
-    match labels.iter().position(|&y| y as usize >= classes) {
-        Some(at) => Err(Error::Data(format!("image {at} of the batch has label {}, of {classes} classes", labels[at]))),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 mod cpu {

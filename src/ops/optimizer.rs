@@ -128,6 +128,9 @@ pub struct OptimizerState {
     steps: u64,
     len: usize,
     gpu: Option<GpuOptimizer>,
+    /// The step begun, and on the host what became of it.
+    begun: Option<Update>,
+    outcome: Option<StepOutcome>,
 }
 
 impl OptimizerState {
@@ -149,7 +152,7 @@ impl OptimizerState {
             Device::Cpu => None,
             Device::Gpu(gpu, precision) => Some(GpuOptimizer::new(gpu, *precision, &spans, len)?),
         };
-        Ok(Self { optimizer, spans, buffers, steps: 0, len, gpu })
+        Ok(Self { optimizer, spans, buffers, steps: 0, len, gpu, begun: None, outcome: None })
     }
 
     /// Factor that the loss of the next step must carry: above 1 in f16, whose small gradients would vanish.
@@ -157,41 +160,69 @@ impl OptimizerState {
         self.gpu.as_ref().map_or(1.0, GpuOptimizer::loss_scale)
     }
 
-    /// Clips, then changes the weights by one step. On a GPU `copy` gets the new weights in the network's type.
+    /// The same where losses read it; `None` is 1.
+    pub fn loss_scale_at(&self) -> Option<View<'_>> {
+        self.gpu.as_ref().map(|gpu| View::Gpu(gpu.loss_scale_at()))
+    }
+
+    /// Begins a step: what changes from step to step goes to the device. All but the learning rate stays the same in work
+    /// that was recorded.
     ///
     /// # Errors
-    /// Buffers of another length, or a device that fails.
-    pub fn update(
-        &mut self,
-        weights: &mut Buffer,
-        gradients: &Buffer,
-        copy: Option<&mut Buffer>,
-        update: Update,
-    ) -> Result<StepOutcome> {
+    /// When the device fails.
+    pub fn begin(&mut self, update: Update) -> Result<()> {
+        self.begun = Some(update);
+        let steps = self.steps;
+        self.gpu.as_mut().map_or(Ok(()), |gpu| gpu.begin(update.lr, steps))
+    }
+
+    /// Clips, then changes the weights by the step begun. On a GPU `copy` gets the new weights in the network's type.
+    ///
+    /// # Errors
+    /// Buffers of another length, or no step begun.
+    pub fn update(&mut self, weights: &mut Buffer, gradients: &Buffer, copy: Option<&mut Buffer>) -> Result<()> {
         self.check_len(weights.len())?;
         self.check_len(gradients.len())?;
-        let Update { lr, weight_decay, clip_norm } = update;
+        let update = self.begun()?;
         let all = 0..self.len;
-        if let Some(gpu) = &mut self.gpu {
+        if let Some(gpu) = &self.gpu {
             let buffers: Vec<GpuViewMut<'_>> =
                 self.buffers.iter_mut().map(|buffer| buffer.view_mut(all.clone()).gpu()).collect();
             let flat = (&weights.view_mut(all.clone()).gpu(), gradients.view(all.clone()).gpu());
             let copy = copy.map(|copy| copy.view_mut(all).gpu());
-            let outcome = gpu.step(self.optimizer, flat, &buffers, copy.as_ref(), self.steps, update)?;
-            self.steps += u64::from(!outcome.skipped);
-            return Ok(outcome);
+            gpu.step(self.optimizer, flat, &buffers, copy.as_ref(), update);
+            return Ok(());
         }
-        let (mut scale, mut gradient_norm) = (1.0, None);
-        if clip_norm > 0.0 {
-            let norm = self.gradient_norm(gradients)?;
-            gradient_norm = Some(norm);
-            if !norm.is_finite() {
-                return Ok(StepOutcome { gradient_norm, skipped: true, scaled: false });
+        let Update { lr, weight_decay, clip_norm } = update;
+        let gradient_norm = if clip_norm > 0.0 { Some(self.gradient_norm(gradients)?) } else { None };
+        let skipped = gradient_norm.is_some_and(|norm| !norm.is_finite());
+        if !skipped {
+            let scale = gradient_norm.map_or(1.0, |norm| clip_coefficient(norm, clip_norm));
+            self.step(weights, gradients, StepSize { lr, weight_decay, scale })?;
+        }
+        self.outcome = Some(StepOutcome { gradient_norm, skipped, scaled: false });
+        Ok(())
+    }
+
+    /// Ends the step begun: what became of it.
+    ///
+    /// # Errors
+    /// When the device failed, or no step was done.
+    pub fn finish(&mut self) -> Result<StepOutcome> {
+        let update = self.begun()?;
+        self.begun = None;
+        match &mut self.gpu {
+            Some(gpu) => {
+                let outcome = gpu.finish(update)?;
+                self.steps += u64::from(!outcome.skipped);
+                Ok(outcome)
             }
-            scale = clip_coefficient(norm, clip_norm);
+            None => self.outcome.take().ok_or_else(|| Error::Config("a step was begun and never done".into())),
         }
-        self.step(weights, gradients, StepSize { lr, weight_decay, scale })?;
-        Ok(StepOutcome { gradient_norm, skipped: false, scaled: false })
+    }
+
+    fn begun(&self) -> Result<Update> {
+        self.begun.ok_or_else(|| Error::Config("a step must be begun before it is done".into()))
     }
 
     /// Steps taken.

@@ -116,7 +116,7 @@ impl Hook for Search {
         engine.set_slopes(&mask.slopes(1.0))
     }
 
-    fn after_backward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+    fn after_step(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
         if self.state.history.is_empty() {
             self.state.history.push((0, self.scores().to_vec()));
         }

@@ -6,7 +6,7 @@ use super::interrupt::Interrupt;
 use crate::data::Loader;
 use crate::engine::Engine;
 use crate::graph::Graph;
-use crate::ops::loss::cross_entropy;
+use crate::ops::loss::{LossRecord, cross_entropy};
 use crate::{Error, Result};
 
 /// What a network scores on test images.
@@ -37,14 +37,17 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
     check_data(engine.graph(), test)?;
     let classes = engine.graph().classes();
     let (mut loss, mut correct, mut images) = (0.0, 0, 0);
+    let mut record = LossRecord::new(engine.device(), test.batch_size(), classes)?;
     for batch in test.epoch(0, 0) {
         let batch = batch?;
         if interrupt.is_set() {
             return Err(Error::Interrupted("the evaluation was not finished".into()));
         }
         let n = batch.labels.len();
+        record.begin(&batch.labels)?;
         let logits = engine.forward(&batch.images)?;
-        let sum = cross_entropy(logits.view(0..n * classes), &batch.labels, classes, 0.0, 1.0, None)?;
+        cross_entropy(&mut record, logits.view(0..n * classes), 0.0, None)?;
+        let sum = record.sum()?;
         loss += sum.loss;
         correct += sum.correct;
         images += n as u64;

@@ -32,11 +32,12 @@ pub trait Hook {
         Ok(())
     }
 
-    /// After each backward pass and before the optimizer's step; the place to read score gradients.
+    /// After each step, but for those that were skipped since a scaled gradient overflowed; the place to read score
+    /// gradients.
     ///
     /// # Errors
     /// Ends the training.
-    fn after_backward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+    fn after_step(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
         let _ = (engine, at);
         Ok(())
     }

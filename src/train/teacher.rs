@@ -1,11 +1,10 @@
 //! Knowledge distillation: the student follows a teacher that sees the same images.
 
-use crate::data::Batch;
-use crate::device::{Buffer, Device, View, ViewMut};
+use crate::device::{Buffer, Device, View};
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::{Graph, NodeId};
 use crate::model::Model;
-use crate::ops::loss::{LossSum, SoftTarget, distillation, feature_mse};
+use crate::ops::loss::{Gradient, LossRecord, SoftTarget, distillation, feature_mse};
 use crate::{Error, Result};
 
 /// What a student is to follow (`methods.md` 1.3).
@@ -29,9 +28,6 @@ pub(super) struct Teacher<'a> {
     engine: Engine,
     pairs: Vec<(NodeId, NodeId)>,
 }
-
-/// Gradients of tapped values of the student.
-type FeatureGradients = Vec<(NodeId, Vec<f32>)>;
 
 impl<'a> Teacher<'a> {
     pub fn new(device: &Device, settings: &'a Distillation, student: &Graph, batch: usize) -> Result<Self> {
@@ -66,32 +62,29 @@ impl<'a> Teacher<'a> {
         self.pairs.iter().map(|pair| pair.0).collect()
     }
 
-    /// Runs teacher and student on a batch. Fills `d_logits` and returns the loss (features included, as a sum over the
-    /// images) and the gradients of the student's tapped values.
+    /// Runs teacher and student on the student's images. Fills `d_logits`, adds to the record (features included), and
+    /// gives the student's tapped values their gradients. `scale` is the loss scale `[1]`.
     pub fn loss(
         &mut self,
         student: &mut Engine,
-        batch: &Batch,
-        scale: f32,
+        record: &mut LossRecord,
+        scale: Option<View<'_>>,
         d_logits: &mut Buffer,
-    ) -> Result<(LossSum, FeatureGradients)> {
-        let classes = student.graph().classes();
-        let len = batch.labels.len() * classes;
-        let teacher = self.engine.forward(&batch.images)?.view(0..len);
+    ) -> Result<()> {
+        let len = record.images() * student.graph().classes();
+        self.engine.set_images(student.images())?;
+        let teacher = self.engine.run()?.view(0..len);
         let Distillation { alpha, temperature, feature_weight, .. } = *self.settings;
-        let logits = student.forward(&batch.images)?.view(0..len);
+        let logits = student.run()?.view(0..len);
         let target = SoftTarget { teacher, alpha, temperature };
-        let mut sum = distillation(logits, target, &batch.labels, classes, scale, d_logits.view_mut(0..len))?;
-        let mut gradients = FeatureGradients::new();
+        distillation(record, logits, target, Gradient { to: d_logits.view_mut(0..len), scale })?;
         for &(own, teachers) in &self.pairs {
-            let (own_value, teachers_value) = (student.tap(own)?, self.engine.tap(teachers)?);
-            let mut gradient = vec![0.0; own_value.len()];
-            let d = ViewMut::Host(&mut gradient);
-            let loss = feature_mse(View::Host(&own_value), View::Host(&teachers_value), feature_weight, scale, d)?;
-            sum.loss += loss * batch.labels.len() as f64;
-            gradients.push((own, gradient));
+            let teacher = self.engine.tap(teachers)?;
+            student.give_gradient(own, |student, to| {
+                feature_mse(record, student, teacher, feature_weight, Gradient { to, scale })
+            })?;
         }
-        Ok((sum, gradients))
+        Ok(())
     }
 }
 

@@ -15,11 +15,11 @@ use super::session::Session;
 pub use super::teacher::Distillation;
 use super::teacher::Teacher;
 use crate::data::{Batch, Loader};
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, Recording, View};
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::io::{Checkpoint, Position, Sums};
 use crate::model::{Model, Weights};
-use crate::ops::loss::cross_entropy;
+use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
 use crate::ops::optimizer::{OptimizerState, Span, Update};
 use crate::{Error, Result};
 
@@ -70,7 +70,9 @@ struct Run<'a> {
     evaluator: Engine,
     teacher: Option<Teacher<'a>>,
     optimizer: OptimizerState,
+    loss: LossRecord,
     d_logits: Buffer,
+    recording: Recording,
     position: Position,
     sums: Sums,
     saved: Instant,
@@ -108,6 +110,7 @@ impl<'a> Run<'a> {
         let len = engine.trainable().0.len();
         let mut optimizer = OptimizerState::new(stage.device, config.optimizer, spans(&engine), len)?;
         let d_logits = stage.device.activations(config.batch * model.graph.classes())?;
+        let loss = LossRecord::new(stage.device, config.batch, model.graph.classes())?;
         let mut position = Position { stage: stage.name.to_owned(), ..Position::default() };
         let mut sums = Sums::default();
         if let Some(saved) = resumed {
@@ -123,7 +126,9 @@ impl<'a> Run<'a> {
             evaluator,
             teacher,
             optimizer,
+            loss,
             d_logits,
+            recording: Recording::default(),
             position,
             sums,
             saved: now,
@@ -166,40 +171,54 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, batch: &Batch) -> Result<()> {
         let config = self.stage.config;
-        let classes = self.engine.graph().classes();
         let n = batch.labels.len();
         let lr = config.learning_rate(self.position.step, steps_per_epoch(&self.stage));
         let at = progress(&self.stage, &self.position);
-        self.engine.set_step(config.seed, at.step);
+        self.engine.set_step(config.seed, at.step)?;
         self.stage.hook.before_forward(&mut self.engine, at)?;
-        let scale = self.optimizer.loss_scale();
-        self.engine.set_loss_scale(scale);
-        let (sum, features) = match &mut self.teacher {
-            Some(teacher) => teacher.loss(&mut self.engine, batch, scale, &mut self.d_logits)?,
-            None => {
-                let logits = self.engine.forward(&batch.images)?.view(0..n * classes);
-                let d_logits = self.d_logits.view_mut(0..n * classes);
-                let sum = cross_entropy(logits, &batch.labels, classes, config.label_smoothing, scale, Some(d_logits))?;
-                (sum, Vec::new())
-            }
-        };
+        self.engine.set_loss_scale(self.optimizer.loss_scale());
+        self.engine.set_images(View::Host(&batch.images))?;
+        self.loss.begin(&batch.labels)?;
+        self.optimizer.begin(Update { lr, weight_decay: config.weight_decay, clip_norm: config.clip_norm })?;
+        let mut recording = std::mem::take(&mut self.recording);
+        // SAFETY: the recording is dropped with the engine, the teacher, the record and the optimizer, which own all
+        // buffers of a step and never replace them.
+        let outcome = unsafe { recording.run(self.stage.device, || self.pass()) };
+        self.recording = recording;
+        outcome?;
+        let sum = self.loss.sum()?;
         if !sum.loss.is_finite() {
             return Err(diverged(&at, "loss", sum.loss / n as f64, lr));
         }
-        let taps: Vec<_> = features.iter().map(|(node, gradient)| (*node, gradient.as_slice())).collect();
-        self.engine.backward(&self.d_logits, &taps)?;
-        self.stage.hook.after_backward(&mut self.engine, at)?;
-        let (weights, gradients, copy) = self.engine.for_update();
-        let update = Update { lr, weight_decay: config.weight_decay, clip_norm: config.clip_norm };
-        let outcome = self.optimizer.update(weights, gradients, copy, update)?;
+        let outcome = self.optimizer.finish()?;
         if outcome.skipped && !outcome.scaled {
             return Err(diverged(&at, "gradient", outcome.gradient_norm.unwrap_or(f64::NAN), lr));
+        }
+        if !outcome.skipped {
+            self.stage.hook.after_step(&mut self.engine, at)?;
         }
         self.sums.loss += sum.loss;
         self.sums.correct += sum.correct;
         self.sums.images += n as u64;
         self.epoch_images += n as u64;
         Ok(())
+    }
+
+    /// Forward and backward pass, loss and optimizer step: the part of a step that is the same work every time.
+    fn pass(&mut self) -> Result<()> {
+        let scale = self.optimizer.loss_scale_at();
+        match &mut self.teacher {
+            Some(teacher) => teacher.loss(&mut self.engine, &mut self.loss, scale, &mut self.d_logits)?,
+            None => {
+                let len = self.loss.images() * self.engine.graph().classes();
+                let logits = self.engine.run()?.view(0..len);
+                let gradient = Gradient { to: self.d_logits.view_mut(0..len), scale };
+                cross_entropy(&mut self.loss, logits, self.stage.config.label_smoothing, Some(gradient))?;
+            }
+        }
+        self.engine.backward(&self.d_logits)?;
+        let (weights, gradients, copy) = self.engine.for_update();
+        self.optimizer.update(weights, gradients, copy)
     }
 
     /// Evaluates, writes the record, and moves to the next epoch.

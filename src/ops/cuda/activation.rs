@@ -13,7 +13,8 @@ pub(super) fn walking_blocks(dtype: Dtype, n: usize) -> usize {
 /// y = φ(x).
 pub fn forward(clamp: Clamp, x: GpuView<'_>, y: &GpuViewMut<'_>) {
     let (t, n) = (x.dtype(), x.len());
-    let arguments = [x.into(), clamp.limit.into(), clamp.slope.into(), 0u64.into(), y.into(), long(n).into()];
+    let [limit, slope, slope_at] = clamp.arguments();
+    let arguments = [x.into(), limit, slope, slope_at, y.into(), long(n).into()];
     let name = format!("activation_forward<{}>", t.kernel_name());
     // SAFETY: arguments as the kernel's header says; x and y have one length.
     unsafe { x.gpu().launch(&name, grid(walking_blocks(t, n), 1, 1), &arguments) }
@@ -31,8 +32,8 @@ pub fn backward(
     let scores = score.map_or(0, |_| x.gpu().workspace(count));
     let name = format!("activation_backward<{}>", t.kernel_name());
     let flag = i32::from(accumulate).into();
-    let head = [x.into(), dy.into(), clamp.limit.into(), clamp.slope.into(), 0u64.into()];
-    let arguments = [head[0], head[1], head[2], head[3], head[4], dx.into(), flag, scores.into(), long(n).into()];
+    let [limit, slope, slope_at] = clamp.arguments();
+    let arguments = [x.into(), dy.into(), limit, slope, slope_at, dx.into(), flag, scores.into(), long(n).into()];
     // SAFETY: arguments as the kernel's header says; all tensors have one length, the workspace a float per block.
     unsafe { x.gpu().launch(&name, grid(count, 1, 1), &arguments) }
     if let Some(score) = score {

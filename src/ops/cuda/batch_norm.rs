@@ -28,10 +28,10 @@ pub struct Tail<'a> {
 }
 
 impl Tail<'_> {
-    /// Residual, limit, slope, and no slope on the device.
+    /// Residual, limit, slope and where it lies.
     fn arguments(&self) -> [Argument; 4] {
-        let clamp = self.clamp.unwrap_or(Clamp { limit: f32::INFINITY, slope: 1.0 });
-        [self.residual.into(), clamp.limit.into(), clamp.slope.into(), 0u64.into()]
+        let [limit, slope, slope_at] = self.clamp.unwrap_or(Clamp::NONE).arguments();
+        [self.residual.into(), limit, slope, slope_at]
     }
 }
 

@@ -21,14 +21,10 @@ pub struct Epilogue<'a> {
 
 impl Epilogue<'_> {
     fn arguments(&self) -> [Argument; 5] {
-        let clamp = self.clamp.unwrap_or(Clamp { limit: f32::INFINITY, slope: 1.0 });
-        [
-            self.bias.map(|b| b.0).into(),
-            int(self.bias.map_or(1, |b| b.1)).into(),
-            self.residual.into(),
-            clamp.limit.into(),
-            clamp.slope.into(),
-        ]
+        // Masked activations follow a batch-norm wherever their slope changes between passes.
+        let [limit, slope, _] = self.clamp.unwrap_or(Clamp::NONE).arguments();
+        let (bias, bias_pixels) = (self.bias.map(|b| b.0).into(), int(self.bias.map_or(1, |b| b.1)).into());
+        [bias, bias_pixels, self.residual.into(), limit, slope]
     }
 }
 

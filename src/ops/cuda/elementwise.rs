@@ -43,26 +43,20 @@ pub fn accumulate(a: &GpuViewMut<'_>, b: GpuView<'_>) {
 }
 
 /// y (+)= x·mask/(1 − p).
-pub fn dropout(p: f32, seed: u64, step: u64, x: GpuView<'_>, y: &GpuViewMut<'_>, accumulate: bool) {
+pub fn dropout(p: f32, stream: GpuView<'_>, x: GpuView<'_>, y: &GpuViewMut<'_>, accumulate: bool) {
     let n = x.len();
-    let step_at = x.gpu().workspace(2);
-    // SAFETY: the workspace has room for a u64.
-    if let Err(error) = unsafe { x.gpu().driver().upload(step_at, &step.to_ne_bytes()) } {
-        return x.gpu().fail(&error.to_string());
-    }
     let name = format!("dropout<{}>", x.dtype().kernel_name());
     let threshold = (f64::from(p) * 4_294_967_296.0) as u64;
-    let arguments: [Argument; 8] = [
+    let arguments: [Argument; 7] = [
         x.into(),
         y.into(),
         (1.0 / (1.0 - p)).into(),
         threshold.into(),
-        seed.into(),
-        step_at.into(),
+        stream.into(),
         i32::from(accumulate).into(),
         long(n).into(),
     ];
     let blocks = n.div_ceil(256 * vector_len(x.dtype()));
-    // SAFETY: arguments as the kernel's header says; `step_at` holds a u64.
+    // SAFETY: arguments as the kernel's header says; `stream` holds a u64.
     unsafe { x.gpu().launch(&name, grid(blocks, 1, 1), &arguments) }
 }

@@ -1,11 +1,14 @@
-//! `loss.cu`. Losses come back to the host in `f64`, so every call waits for the device.
+//! `loss.cu`. Losses are summed on the device, in `f64`.
+
+use std::sync::Arc;
 
 use super::activation::walking_blocks;
 use super::{grid, int, long};
 use crate::Result;
 use crate::device::driver::Argument;
-use crate::device::gpu::{Gpu, GpuView, GpuViewMut};
-use crate::ops::loss::{LossSum, SoftTarget};
+use crate::device::gpu::{Gpu, GpuBuffer, GpuView};
+use crate::dtype::Dtype;
+use crate::ops::loss::{Gradient, LossSum, SoftTarget};
 
 /// `LossSums` of `loss.cu`.
 #[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -16,135 +19,115 @@ struct Sums {
     images: u64,
 }
 
-/// Memory of one loss: sums, labels, and a loss and a hit per row.
-struct Work {
-    sums: u64,
-    labels: u64,
-    losses: u64,
-    hits: u64,
+/// Labels and sums of a batch.
+#[derive(Debug)]
+pub struct GpuLoss {
+    sums: GpuBuffer,
+    labels: GpuBuffer,
 }
 
-impl Work {
-    fn new(gpu: &Gpu, labels: &[u32], count: usize) -> Result<Self> {
-        let sums = gpu.workspace(6 + labels.len() + 2 * count);
-        gpu.check()?;
-        let at = |floats: usize| sums + (floats * size_of::<f32>()) as u64;
-        let work = Self { sums, labels: at(6), losses: at(6 + labels.len()), hits: at(6 + labels.len() + count) };
-        // SAFETY: the workspace has room for both.
-        unsafe {
-            gpu.driver().upload(work.sums, bytemuck::bytes_of(&Sums::default()))?;
-            gpu.driver().upload(work.labels, bytemuck::cast_slice(labels))?;
-        }
-        Ok(work)
+impl GpuLoss {
+    /// For batches of up to `batch` images.
+    pub fn new(gpu: &Arc<Gpu>, batch: usize) -> Result<Self> {
+        let sums = GpuBuffer::zeros(gpu, Dtype::F32, size_of::<Sums>() / size_of::<f32>())?;
+        Ok(Self { sums, labels: GpuBuffer::zeros(gpu, Dtype::F32, batch)? })
     }
 
-    /// Adds the rows up and brings the sums to the host.
-    fn finish(&self, gpu: &Gpu, count: usize, hits: bool, factor: f64) -> Result<LossSum> {
-        let hits = if hits { self.hits } else { 0 };
-        let arguments: [Argument; 6] =
-            [self.losses.into(), hits.into(), self.sums.into(), int(count).into(), factor.into(), int(count).into()];
+    /// Takes a batch's labels, and clears the sums.
+    pub fn begin(&mut self, labels: &[u32]) -> Result<()> {
+        self.labels.write_bytes(bytemuck::cast_slice(labels))?;
+        self.sums.clear()
+    }
+
+    /// Copies the sums to the host.
+    pub fn sum(&self) -> Result<LossSum> {
         let mut sums = Sums::default();
-        // SAFETY: arguments as the kernel's header says; all lie in the workspace.
-        unsafe {
-            gpu.launch("loss_finish", grid(1, 1, 1), &arguments);
-            gpu.check()?;
-            gpu.driver().download(bytemuck::bytes_of_mut(&mut sums), self.sums)?;
-        }
+        self.sums.read_bytes(bytemuck::bytes_of_mut(&mut sums))?;
         Ok(LossSum { loss: sums.loss, correct: sums.correct })
+    }
+
+    fn labels(&self) -> GpuView<'_> {
+        self.labels.view(0..self.labels.len())
+    }
+
+    /// Adds `count` losses and hits, which lie behind each other, to the sums.
+    fn add(&self, losses: u64, hits: u64, (count, images): (usize, usize), factor: f64) {
+        let sums = self.sums.view(0..self.sums.len());
+        let arguments: [Argument; 6] =
+            [losses.into(), hits.into(), sums.into(), int(count).into(), factor.into(), int(images).into()];
+        // SAFETY: arguments as the kernel's header says; `losses` and `hits` are workspaces of `count` floats.
+        unsafe { sums.gpu().launch("loss_finish", grid(1, 1, 1), &arguments) }
+    }
+}
+
+/// Room for a loss and a hit per row.
+fn rows(gpu: &Gpu, n: usize) -> (u64, u64) {
+    let losses = gpu.workspace(2 * n);
+    (losses, losses + (n * size_of::<f32>()) as u64)
+}
+
+/// Where the gradient goes and the factor on it, as kernels take them.
+fn gradient_arguments(gradient: Option<Gradient<'_>>) -> [Argument; 2] {
+    match gradient {
+        None => [0u64.into(), 0u64.into()],
+        Some(Gradient { to, scale }) => [(&to.gpu()).into(), scale.map(|scale| scale.gpu()).into()],
     }
 }
 
 /// See [`crate::ops::loss::cross_entropy`].
 pub fn cross_entropy(
+    of: &GpuLoss,
     logits: GpuView<'_>,
-    labels: &[u32],
-    classes: usize,
+    (n, classes): (usize, usize),
     smoothing: f32,
-    scale: f32,
-    d_logits: Option<&GpuViewMut<'_>>,
-) -> Result<LossSum> {
-    let (gpu, n) = (logits.gpu(), labels.len());
-    let work = Work::new(gpu, labels, n)?;
-    let scale_at = upload_scale(gpu, &work, scale)?;
+    gradient: Option<Gradient<'_>>,
+) {
+    let (losses, hits) = rows(logits.gpu(), n);
+    let [d, scale] = gradient_arguments(gradient);
     let name = format!("cross_entropy<{}>", logits.dtype().kernel_name());
-    let d = d_logits.map_or_else(|| 0u64.into(), Argument::from);
-    let arguments: [Argument; 8] = [
-        logits.into(),
-        work.labels.into(),
-        d,
-        work.losses.into(),
-        work.hits.into(),
-        int(classes).into(),
-        smoothing.into(),
-        scale_at.into(),
-    ];
+    let rest = [losses.into(), hits.into(), int(classes).into(), smoothing.into(), scale];
+    let arguments: Vec<Argument> = [logits.into(), of.labels().into(), d].into_iter().chain(rest).collect();
     // SAFETY: arguments as the kernel's header says; lengths were checked by the caller.
-    unsafe { gpu.launch(&name, grid(n, 1, 1), &arguments) };
-    work.finish(gpu, n, true, 1.0)
+    unsafe { logits.gpu().launch(&name, grid(n, 1, 1), &arguments) };
+    of.add(losses, hits, (n, n), 1.0);
 }
 
 /// See [`crate::ops::loss::distillation`].
 pub fn distillation(
+    of: &GpuLoss,
     logits: GpuView<'_>,
     target: SoftTarget<'_>,
-    labels: &[u32],
-    classes: usize,
-    scale: f32,
-    d_logits: &GpuViewMut<'_>,
-) -> Result<LossSum> {
-    let (gpu, n) = (logits.gpu(), labels.len());
-    let work = Work::new(gpu, labels, n)?;
-    let scale_at = upload_scale(gpu, &work, scale)?;
+    (n, classes): (usize, usize),
+    gradient: Gradient<'_>,
+) {
+    let (losses, hits) = rows(logits.gpu(), n);
+    let [d, scale] = gradient_arguments(Some(gradient));
     let name = format!("distillation<{}>", logits.dtype().kernel_name());
-    let arguments: [Argument; 10] = [
-        logits.into(),
-        target.teacher.gpu().into(),
-        work.labels.into(),
-        d_logits.into(),
-        work.losses.into(),
-        work.hits.into(),
-        int(classes).into(),
-        target.alpha.into(),
-        target.temperature.into(),
-        scale_at.into(),
-    ];
+    let head = [logits.into(), target.teacher.gpu().into(), of.labels().into(), d, losses.into(), hits.into()];
+    let rest = [int(classes).into(), target.alpha.into(), target.temperature.into(), scale];
+    let arguments: Vec<Argument> = head.into_iter().chain(rest).collect();
     // SAFETY: arguments as the kernel's header says; lengths were checked by the caller.
-    unsafe { gpu.launch(&name, grid(n, 1, 1), &arguments) };
-    work.finish(gpu, n, true, 1.0)
+    unsafe { logits.gpu().launch(&name, grid(n, 1, 1), &arguments) };
+    of.add(losses, hits, (n, n), 1.0);
 }
 
 /// See [`crate::ops::loss::feature_mse`].
 pub fn feature_mse(
-    student: GpuView<'_>,
-    teacher: GpuView<'_>,
+    of: &GpuLoss,
+    (student, teacher): (GpuView<'_>, GpuView<'_>),
     weight: f32,
-    scale: f32,
-    d_student: &GpuViewMut<'_>,
-) -> Result<f64> {
+    images: usize,
+    gradient: Gradient<'_>,
+) {
     let (gpu, n) = (student.gpu(), student.len());
     let count = walking_blocks(student.dtype(), n);
-    let work = Work::new(gpu, &[], count)?;
-    let scale_at = upload_scale(gpu, &work, scale)?;
+    let losses = gpu.workspace(count);
+    let [d, scale] = gradient_arguments(Some(gradient));
     let name = format!("feature_mse<{}>", student.dtype().kernel_name());
-    let arguments: [Argument; 7] = [
-        student.into(),
-        teacher.into(),
-        d_student.into(),
-        work.losses.into(),
-        weight.into(),
-        scale_at.into(),
-        long(n).into(),
-    ];
+    let head = [student.into(), teacher.into(), d, losses.into()];
+    let arguments: Vec<Argument> = head.into_iter().chain([weight.into(), scale, long(n).into()]).collect();
     // SAFETY: arguments as the kernel's header says; lengths were checked by the caller.
     unsafe { gpu.launch(&name, grid(count, 1, 1), &arguments) };
-    let sum = work.finish(gpu, count, false, f64::from(weight) / n.max(1) as f64)?;
-    Ok(sum.loss)
-}
-
-/// Puts the loss scale where the epoch's image count lies, which one loss does not need.
-fn upload_scale(gpu: &Gpu, work: &Work, scale: f32) -> Result<u64> {
-    let at = work.sums + 16;
-    // SAFETY: the sums take 24 bytes.
-    unsafe { gpu.driver().upload(at, &scale.to_ne_bytes())? };
-    Ok(at)
+    // The images were counted by the loss on the logits.
+    of.add(losses, 0, (count, 0), f64::from(weight) * images as f64 / n.max(1) as f64);
 }

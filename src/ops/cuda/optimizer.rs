@@ -39,6 +39,8 @@ pub struct GpuOptimizer {
     host: DeviceState,
 }
 
+/// Where the loss scale lies in the state, in floats.
+const LOSS_SCALE_AT: usize = std::mem::offset_of!(DeviceState, loss_scale) / size_of::<f32>();
 /// The loss scale that f16 training starts with.
 const FIRST_LOSS_SCALE: f32 = 65536.0;
 
@@ -54,15 +56,20 @@ impl GpuOptimizer {
         let host =
             DeviceState { loss_scale: if scaled { FIRST_LOSS_SCALE } else { 1.0 }, ..bytemuck::Zeroable::zeroed() };
         let state = GpuBuffer::zeros(gpu, Dtype::F32, size_of::<DeviceState>() / 4)?;
-        let group_buffer = GpuBuffer::zeros(gpu, Dtype::F32, len / 4)?;
-        // SAFETY: a float of room per four groups.
-        unsafe { gpu.driver().upload(group_buffer.view(0..len / 4).address(), &groups)? };
+        // A float of room per four groups.
+        let mut group_buffer = GpuBuffer::zeros(gpu, Dtype::F32, len / 4)?;
+        group_buffer.write_bytes(&groups)?;
         Ok(Self { state, groups: group_buffer, scaled, host })
     }
 
     /// Factor on the loss of the next step.
     pub fn loss_scale(&self) -> f32 {
         self.host.loss_scale
+    }
+
+    /// The same, where kernels read it.
+    pub fn loss_scale_at(&self) -> GpuView<'_> {
+        self.state.view(LOSS_SCALE_AT..LOSS_SCALE_AT + 1)
     }
 
     /// Loss scale and good steps, for a checkpoint.
@@ -75,23 +82,27 @@ impl GpuOptimizer {
         (self.host.loss_scale, self.host.good_steps) = (scale, good_steps as u32);
     }
 
-    /// One step; `copy` gets the new weights in the network's type.
+    /// Puts the learning rate of the next step, which follows `steps` others, where kernels read it.
+    pub fn begin(&mut self, lr: f32, steps: u64) -> Result<()> {
+        (self.host.learning_rate, self.host.taken) = (lr, steps);
+        self.state.write_bytes(bytemuck::bytes_of(&self.host))
+    }
+
+    /// Launches one step; `copy` gets the new weights in the network's type.
     pub fn step(
-        &mut self,
+        &self,
         optimizer: Optimizer,
         (weights, gradients): (&GpuViewMut<'_>, GpuView<'_>),
         buffers: &[GpuViewMut<'_>],
         copy: Option<&GpuViewMut<'_>>,
-        steps: u64,
         size: Update,
-    ) -> Result<StepOutcome> {
+    ) {
         let gpu = gradients.gpu();
         let n = gradients.len();
         let state = self.state.view(0..self.state.len());
         let groups = self.groups.view(0..self.groups.len());
-        self.host = DeviceState { taken: steps, learning_rate: size.lr, ..self.host };
+        let wants_norm = self.wants_norm(size);
         let blocks = n.div_ceil(4096).clamp(1, 1024);
-        let wants_norm = size.clip_norm > 0.0 || self.scaled;
         let betas = match optimizer {
             Optimizer::Sgd { .. } => [0.0, 0.0],
             Optimizer::AdamW { beta1, beta2, .. } => [beta1, beta2],
@@ -102,7 +113,6 @@ impl GpuOptimizer {
         let copy = copy.map_or_else(|| 0u64.into(), Argument::from);
         // SAFETY: arguments as the kernels' header says; all flat buffers have `n` elements.
         unsafe {
-            gpu.driver().upload(state.address(), bytemuck::bytes_of(&self.host))?;
             if wants_norm {
                 let arguments = [gradients.into(), groups.into(), partials.into(), long(n).into()];
                 gpu.launch("gradient_squares", grid(blocks, 1, 1), &arguments);
@@ -128,13 +138,20 @@ impl GpuOptimizer {
             };
             arguments.push(long(n).into());
             gpu.launch(&name, wide, &arguments);
-            gpu.check()?;
-            gpu.driver().download(bytemuck::bytes_of_mut(&mut self.host), state.address())?;
         }
+    }
+
+    /// What became of the step.
+    pub fn finish(&mut self, size: Update) -> Result<StepOutcome> {
+        self.state.read_bytes(bytemuck::bytes_of_mut(&mut self.host))?;
         Ok(StepOutcome {
-            gradient_norm: wants_norm.then(|| f64::from(self.host.gradient_norm)),
+            gradient_norm: self.wants_norm(size).then(|| f64::from(self.host.gradient_norm)),
             skipped: self.host.skip != 0,
             scaled: self.scaled,
         })
+    }
+
+    fn wants_norm(&self, size: Update) -> bool {
+        size.clip_norm > 0.0 || self.scaled
     }
 }
