@@ -1,5 +1,5 @@
 //! The emulator finds what it is there to find: planted faults, each in a kernel of its own, and the whole operation
-//! table under the address sanitizer. And the real compiler accepts every kernel, without local memory.
+//! table under the sanitizers of addresses and undefined behaviour. And the real compiler accepts every kernel, without local memory.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,6 +32,12 @@ __global__ void __launch_bounds__(256) copy(const float* from, float* to, int re
     to[threadIdx.x] = from[threadIdx.x + reach];
 }
 
+// Overflows an int where `by` is above 0.
+__global__ void __launch_bounds__(256) count(const float* from, float* to, int by) {
+    const int last = 2147483392 + static_cast<int>(threadIdx.x);
+    to[threadIdx.x] = from[threadIdx.x] + static_cast<float>(last + by);
+}
+
 // Writes all elements but the last.
 __global__ void __launch_bounds__(256) forget(float* to) {
     if (threadIdx.x != 255) to[threadIdx.x] = 1.0f;
@@ -45,13 +51,14 @@ fn cache() -> Cache {
 }
 
 fn emulator(order_seed: u64, sanitize: Option<&str>) -> Result<Emulator, Failed> {
-    let options = EmulatorOptions { arch: 80, order_seed, sanitize: sanitize.map(String::from) };
+    let options = EmulatorOptions { order_seed, sanitize: sanitize.map(String::from), ..EmulatorOptions::default() };
     Ok(Emulator::new(options, cache())?)
 }
 
 /// Launches one of the faults on 256 floats 0, 1, …; `extra` is the argument after the pointers.
 fn run(emulator: &Emulator, kernel: &str, extra: Option<i32>) -> Result<Vec<f32>, Failed> {
-    let functions = emulator.load_text("faults.cu", FAULTS, &["reverse<true>", "reverse<false>", "copy", "forget"])?;
+    let functions =
+        emulator.load_text("faults.cu", FAULTS, &["reverse<true>", "reverse<false>", "copy", "count", "forget"])?;
     let (from, to) = (emulator.allocate(1024)?, emulator.allocate(1024)?);
     let numbers: Vec<u8> = (0..256).flat_map(|i| (i as f32).to_le_bytes()).collect();
     let mut out = vec![0u8; 1024];
@@ -89,7 +96,7 @@ fn unwritten_output() -> Result<(), Failed> {
     if got[255].is_nan() && got[..255].iter().all(|v| *v == 1.0) { Ok(()) } else { Err(format!("{got:?}").into()) }
 }
 
-/// Runs this program again under the address sanitizer, whose library must be loaded first.
+/// Runs this program again under the sanitizers; the library of the one for addresses must be loaded first.
 fn under_sanitizer(task: &str) -> Result<std::process::Output, Failed> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
     let found = Command::new(compiler).arg("-print-file-name=libasan.so").output()?;
@@ -99,17 +106,18 @@ fn under_sanitizer(task: &str) -> Result<std::process::Output, Failed> {
     Ok(child.output()?)
 }
 
-fn out_of_bounds_read() -> Result<(), Failed> {
-    let output = under_sanitizer("copy 0")?;
+/// A kernel is fine with 0 for its last argument, and caught with 1.
+fn caught(kernel: &str, message: &str) -> Result<(), Failed> {
+    let output = under_sanitizer(&format!("{kernel} 0"))?;
     if !output.status.success() {
-        return Err(format!("a copy within bounds: {}", String::from_utf8_lossy(&output.stderr)).into());
+        return Err(format!("without a fault: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    let output = under_sanitizer("copy 1")?;
+    let output = under_sanitizer(&format!("{kernel} 1"))?;
     let text = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() && text.contains("heap-buffer-overflow") {
+    if !output.status.success() && text.contains(message) {
         return Ok(());
     }
-    Err(format!("a read past the end went unnoticed: {text}").into())
+    Err(format!("{message} went unnoticed: {text}").into())
 }
 
 fn table_under_sanitizer(precision: Dtype) -> Result<(), Failed> {
@@ -123,9 +131,9 @@ fn table_under_sanitizer(precision: Dtype) -> Result<(), Failed> {
 
 /// What the child does.
 fn sanitized(task: &str) -> Result<(), Failed> {
-    let emulator = emulator(0, Some("address"))?;
+    let emulator = emulator(0, Some("address,undefined"))?;
     match task.split_once(' ') {
-        Some(("copy", reach)) => run(&emulator, "copy", Some(reach.parse()?)).map(|_| ()),
+        Some((kernel @ ("copy" | "count"), fault)) => run(&emulator, kernel, Some(fault.parse()?)).map(|_| ()),
         Some(("table", precision)) => {
             let device = Device::on(Gpu::new(Box::new(emulator)), precision.parse()?)?;
             for case in cases() {
@@ -153,7 +161,8 @@ fn main() {
     let arguments = Arguments::from_args();
     let mut trials = vec![
         Trial::test("planted/missing_barrier", missing_barrier),
-        Trial::test("planted/out_of_bounds_read", out_of_bounds_read),
+        Trial::test("planted/out_of_bounds_read", || caught("copy", "heap-buffer-overflow")),
+        Trial::test("planted/integer_overflow", || caught("count", "signed integer overflow")),
         Trial::test("planted/unwritten_output", unwritten_output),
         Trial::test("sanitized/f32", || table_under_sanitizer(Dtype::F32)),
         Trial::test("sanitized/f16", || table_under_sanitizer(Dtype::F16)),

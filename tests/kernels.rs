@@ -44,7 +44,8 @@ fn cache() -> Cache {
 
 impl Mode {
     fn open(self) -> Result<Device, String> {
-        let options = EmulatorOptions { arch: self.arch, order_seed: self.order_seed, sanitize: None };
+        let (arch, order_seed) = (self.arch, self.order_seed);
+        let options = EmulatorOptions { arch, order_seed, ..EmulatorOptions::default() };
         let emulator = Emulator::new(options, cache()).map_err(|e| e.to_string())?;
         Device::on(Gpu::new(Box::new(emulator)), self.precision).map_err(|e| e.to_string())
     }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Common;
 use super::devices::print;
+use crate::Error;
 use crate::device::cache::Cache;
 use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};
 use crate::device::source::Unit;
@@ -59,7 +60,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let work: Vec<(u32, Unit)> = architectures
         .iter()
         .flat_map(|&arch| {
-            Unit::all().into_iter().filter(move |unit| supported(*unit, arch)).map(move |unit| (arch, unit))
+            Unit::all().into_iter().filter(move |unit| supported(unit.dtype(), arch)).map(move |unit| (arch, unit))
         })
         .collect();
     let start = Instant::now();
@@ -68,6 +69,10 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         .map(|(arch, unit)| compile(unit, arch, &cache).map(|compiled| (arch, unit, compiled)))
         .collect::<crate::Result<_>>()?;
     let seconds = start.elapsed().as_secs_f64();
+    if matches!(args.command, Command::Build(_)) && compiled.iter().any(|c| !c.2.kept) {
+        let folder = cache.folder().display();
+        return Err(Error::Device(format!("{folder} cannot be written to or is full; choose another --out")).into());
+    }
     let text = match args.command {
         Command::Build(_) => built(&compiled, &cache, seconds, common.json),
         Command::Report(_) => resources(&compiled, common.json),

@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use tempfile::TempDir;
+
 use crate::{Error, Result};
 
 /// Bytes that the cache may hold; the least recently written files go first.
@@ -16,6 +18,25 @@ const CAPACITY: u64 = 1 << 30;
 pub struct Cache {
     folder: PathBuf,
     seed: Option<PathBuf>,
+}
+
+/// A file of the cache, or a temporary one where the cache cannot keep it.
+#[derive(Debug)]
+pub struct Entry {
+    path: PathBuf,
+    temporary: Option<TempDir>,
+}
+
+impl Entry {
+    /// Where it lies, as long as `self` lives.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the cache keeps it.
+    pub fn is_kept(&self) -> bool {
+        self.temporary.is_none()
+    }
 }
 
 impl Cache {
@@ -44,45 +65,51 @@ impl Cache {
         self.seed.iter().chain([&self.folder]).map(|folder| folder.join(name)).find(|path| path.is_file())
     }
 
-    /// The path of an entry, made by `make` into the path it is given if there is none. Others that look for it
-    /// meanwhile wait; other entries are not held up.
+    /// An entry, made by `make` at the path it is given if there is none. Others that look for it meanwhile wait; other
+    /// entries are not held up.
     ///
     /// # Errors
-    /// Whatever `make` fails with. A folder that cannot be written is no error: the entry is then made in a temporary
-    /// folder of this process.
-    pub fn entry(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    /// Whatever `make` fails with. A folder that cannot be written to, or is full, is no error: the entry is then made in
+    /// a temporary folder, and goes when it is dropped.
+    pub fn entry(&self, name: &str, make: impl Fn(&Path) -> Result<()>) -> Result<Entry> {
         if let Some(path) = self.find(name) {
-            return Ok(path);
+            return Ok(Entry { path, temporary: None });
         }
-        let folder = match std::fs::create_dir_all(&self.folder).and_then(|()| tempfile::tempfile_in(&self.folder)) {
-            Ok(_) => self.folder.clone(),
-            Err(error) => {
-                let own = std::env::temp_dir().join(format!("depthshrinker-{}", std::process::id()));
-                std::fs::create_dir_all(&own).map_err(|e| Error::io(&own, e))?;
-                tracing::warn!("{}: {error}; compiled kernels are not kept", self.folder.display());
-                own
-            }
-        };
+        let kept = std::fs::create_dir_all(&self.folder)
+            .map_err(|e| Error::io(&self.folder, e))
+            .and_then(|()| self.make(name, &make));
+        kept.or_else(|error| {
+            let temporary = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+            let path = temporary.path().join(name);
+            // Where it is the kernel that cannot be made, this fails for the same reason, and tells it.
+            make(&path)?;
+            tracing::warn!("{error}; compiled kernels are not kept");
+            Ok(Entry { path, temporary: Some(temporary) })
+        })
+    }
+
+    /// Makes an entry beside its place and moves it there.
+    fn make(&self, name: &str, make: impl Fn(&Path) -> Result<()>) -> Result<Entry> {
+        let folder = &self.folder;
         let path = folder.join(name);
         let lock = folder.join(format!("{name}.lock"));
         let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
         if !path.is_file() {
-            let part =
-                tempfile::Builder::new().prefix(".part").tempdir_in(&folder).map_err(|e| Error::io(&folder, e))?;
+            let part = tempfile::Builder::new().prefix(".part").tempdir_in(folder).map_err(|e| Error::io(folder, e))?;
             let made = part.path().join(name);
             make(&made)?;
             std::fs::rename(&made, &path).map_err(|e| Error::io(&path, e))?;
-            self.shrink(&folder, &path);
+            self.shrink(&path);
         }
         drop(held);
         // Whoever waits holds the file open, and a newcomer finds the entry.
         let _ = std::fs::remove_file(&lock);
-        Ok(path)
+        Ok(Entry { path, temporary: None })
     }
 
     /// Removes the oldest entries beyond the capacity, but not the one just made.
-    fn shrink(&self, folder: &Path, newest: &Path) {
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
+    fn shrink(&self, newest: &Path) {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
         let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
             .flatten()
             .filter_map(|entry| {
@@ -100,5 +127,61 @@ impl Cache {
                 total -= len;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path) -> Result<()> {
+        std::fs::write(path, "made").map_err(|e| Error::io(path, e))
+    }
+
+    #[test]
+    fn an_entry_is_made_once_and_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("new/cache"));
+        let entry = cache.entry("a", write).unwrap();
+        assert!(entry.is_kept() && cache.find("a").as_deref() == Some(entry.path()));
+        let again = cache.entry("a", |_| panic!("made a second time")).unwrap();
+        assert_eq!(std::fs::read_to_string(again.path()).unwrap(), "made");
+        assert_eq!(std::fs::read_dir(cache.folder()).unwrap().count(), 1, "locks and parts are gone");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_costs_nothing_but_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let entry = Cache::at(file.join("cache")).entry("a", write).unwrap();
+        assert!(!entry.is_kept() && entry.path().is_file());
+        let path = entry.path().to_owned();
+        drop(entry);
+        assert!(!path.exists(), "temporary files go");
+    }
+
+    #[test]
+    fn a_full_folder_costs_nothing_but_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = |path: &Path| {
+            if path.starts_with(folder.path()) {
+                std::fs::write(path, "hal").unwrap();
+                return Err(Error::io(path, std::io::ErrorKind::StorageFull.into()));
+            }
+            write(path)
+        };
+        let cache = Cache::at(folder.path());
+        let entry = cache.entry("a", full).unwrap();
+        assert_eq!((entry.is_kept(), std::fs::read_to_string(entry.path()).unwrap().as_str()), (false, "made"));
+        assert!(cache.find("a").is_none(), "half an entry is none");
+    }
+
+    #[test]
+    fn what_cannot_be_made_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let refuse = |_: &Path| Err(Error::Device("cannot compile a.cu".into()));
+        let error = Cache::at(folder.path()).entry("a", refuse).unwrap_err().to_string();
+        assert_eq!(error, "device: cannot compile a.cu");
     }
 }

@@ -19,6 +19,8 @@ pub struct Compiled {
     pub image: Vec<u8>,
     /// Its kernels.
     pub kernels: Vec<CompiledKernel>,
+    /// Whether the cache keeps it.
+    pub kept: bool,
 }
 
 /// One kernel of a cubin.
@@ -38,9 +40,20 @@ pub struct CompiledKernel {
     pub shared: u32,
 }
 
-/// Whether a unit exists for an architecture: bf16 needs sm_80.
-pub fn supported(unit: Unit, arch: u32) -> bool {
-    unit.dtype() != Dtype::Bf16 || arch >= 80
+/// Whether an architecture computes in a type: bf16 needs sm_80.
+pub fn supported(dtype: Dtype, arch: u32) -> bool {
+    dtype != Dtype::Bf16 || arch >= 80
+}
+
+/// Refuses a type that an architecture does not have.
+///
+/// # Errors
+/// Says which types it has.
+pub fn require(dtype: Dtype, arch: u32) -> Result<()> {
+    if supported(dtype, arch) {
+        return Ok(());
+    }
+    Err(Error::Device(format!("sm_{arch} has no {dtype}; use --precision f16 or f32")))
 }
 
 /// Compiles a unit, or takes it from the cache. Without a compiler, one made by any version of it serves.
@@ -48,9 +61,7 @@ pub fn supported(unit: Unit, arch: u32) -> bool {
 /// # Errors
 /// When it is in no cache and there is no compiler, or the compiler refuses.
 pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
-    if !supported(unit, arch) {
-        return Err(Error::Device(format!("sm_{arch} has no bf16; use --precision f16 or f32")));
-    }
+    require(unit.dtype(), arch)?;
     let options = options(arch);
     let key = unit.key(&options.each_ref().map(String::as_str));
     let stem = format!("{}-{}-sm_{arch}-{key}", unit.file().name.trim_end_matches(".cu"), unit.dtype());
@@ -60,10 +71,10 @@ pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
         Err(error) => {
             let versions = [12, 13].into_iter().flat_map(|major| (0..=9).rev().map(move |minor| (major, minor)));
             let found = versions.filter_map(|version| cache.find(&name(version))).next();
-            return read(&found.ok_or(error)?);
+            return read(&found.ok_or(error)?, true);
         }
     };
-    let path = cache.entry(&name(nvrtc.version()), |path| {
+    let entry = cache.entry(&name(nvrtc.version()), |path| {
         let cubin = nvrtc.compile(unit, arch)?;
         let kernels = resources(&cubin.names, &cubin.log);
         let header = serde_json::to_vec(&kernels).expect("plain data");
@@ -72,7 +83,7 @@ pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
         bytes.extend(cubin.image);
         std::fs::write(path, bytes).map_err(|e| Error::io(path, e))
     })?;
-    read(&path)
+    read(entry.path(), entry.is_kept())
 }
 
 /// Compiles everything for an architecture and names the kernels that use local memory, which none should.
@@ -80,7 +91,7 @@ pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
 /// # Errors
 /// As [`compile`].
 pub fn spilling(arch: u32, cache: &Cache) -> Result<Vec<String>> {
-    let units: Vec<Unit> = Unit::all().into_iter().filter(|unit| supported(*unit, arch)).collect();
+    let units: Vec<Unit> = Unit::all().into_iter().filter(|unit| supported(unit.dtype(), arch)).collect();
     let compiled: Vec<Compiled> =
         units.into_par_iter().map(|unit| compile(unit, arch, cache)).collect::<Result<_>>()?;
     let spills = compiled.iter().flat_map(|c| &c.kernels).filter(|k| k.stack > 0 || k.spills > 0);
@@ -89,14 +100,14 @@ pub fn spilling(arch: u32, cache: &Cache) -> Result<Vec<String>> {
         .collect())
 }
 
-fn read(path: &std::path::Path) -> Result<Compiled> {
+fn read(path: &std::path::Path, kept: bool) -> Result<Compiled> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let broken = || Error::file(path, "is no compiled kernel file; delete it");
     let (len, rest) = bytes.split_first_chunk::<8>().ok_or_else(broken)?;
     let (header, image) =
         usize::try_from(u64::from_le_bytes(*len)).ok().and_then(|len| rest.split_at_checked(len)).ok_or_else(broken)?;
     let kernels = serde_json::from_slice(header).map_err(|_| broken())?;
-    Ok(Compiled { image: image.to_vec(), kernels })
+    Ok(Compiled { image: image.to_vec(), kernels, kept })
 }
 
 /// Reads the assembler's report.

@@ -9,7 +9,7 @@ use cudarc::driver::sys;
 
 use super::cache::Cache;
 use super::compiler;
-use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape, pointers};
+use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
 use super::source::Unit;
 use crate::{Error, Result};
 
@@ -123,13 +123,21 @@ impl Drop for Cuda {
 }
 
 fn failed(what: &str, error: DriverError) -> Error {
-    use sys::CUresult::{CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_OUT_OF_MEMORY};
-    let remedy = match error.0 {
-        CUDA_ERROR_OUT_OF_MEMORY => "; lower --batch or use --precision f16",
-        CUDA_ERROR_ILLEGAL_ADDRESS | CUDA_ERROR_LAUNCH_FAILED => "; the GPU is lost to this process, run `check`",
-        _ => "",
+    use sys::CUresult::{
+        CUDA_ERROR_DEINITIALIZED, CUDA_ERROR_ECC_UNCORRECTABLE, CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED,
+        CUDA_ERROR_OUT_OF_MEMORY,
     };
-    Error::Device(format!("cannot {what}: {error}{remedy}"))
+    let remedy = match error.0 {
+        CUDA_ERROR_OUT_OF_MEMORY => OUT_OF_MEMORY,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUDA_ERROR_LAUNCH_FAILED
+        | CUDA_ERROR_ECC_UNCORRECTABLE
+        | CUDA_ERROR_DEINITIALIZED => LOST,
+        _ => "see `devices` and `check`",
+    };
+    // The driver's own words, without the wrapping of their debug form.
+    let text = error.error_string().map_or_else(|_| format!("{:?}", error.0), |s| s.to_string_lossy().into_owned());
+    Error::Device(format!("cannot {what}: {text}; {remedy}"))
 }
 
 impl Driver for Cuda {

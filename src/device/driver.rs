@@ -7,6 +7,11 @@ use std::collections::HashMap;
 use super::source::Unit;
 use crate::Result;
 
+/// What a user can do when memory is short.
+pub(super) const OUT_OF_MEMORY: &str = "lower the batch or use --precision f16";
+/// What has become of a device that failed while it worked.
+pub(super) const LOST: &str = "the device is lost to this process; start again, and run `check` on it";
+
 /// A place in a device's memory.
 pub type Address = u64;
 

@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use libloading::{Library, Symbol};
 use rayon::prelude::*;
 
 use super::cache::Cache;
-use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape, pointers};
+use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
 use super::source::{Unit, write_all};
 use crate::{Error, Result};
 
@@ -29,13 +30,17 @@ pub struct EmulatorOptions {
     pub arch: u32,
     /// 0 runs a block's threads in order; otherwise the seed of orders that change at every barrier.
     pub order_seed: u64,
-    /// Sanitizer to compile with: `address` or `undefined`.
+    /// Sanitizers to compile with: `address`, `undefined` or both with a comma.
     pub sanitize: Option<String>,
+    /// Bytes that can be allocated at once.
+    pub memory: u64,
+    /// Launches after which the device is lost.
+    pub lost_after: u64,
 }
 
 impl Default for EmulatorOptions {
     fn default() -> Self {
-        Self { arch: 80, order_seed: 0, sanitize: None }
+        Self { arch: 80, order_seed: 0, sanitize: None, memory: u64::MAX, lost_after: u64::MAX }
     }
 }
 
@@ -47,6 +52,7 @@ pub struct Emulator {
     compiler: String,
     loaded: Mutex<Loaded>,
     allocations: Mutex<HashMap<Address, Layout>>,
+    launches: AtomicU64,
     recordings: Mutex<Recordings>,
 }
 
@@ -109,8 +115,16 @@ impl Emulator {
                 candidates.join(" or ")
             ))
         })?;
-        let (loaded, allocations, recordings) = Default::default();
-        Ok(Self { options, cache, compiler, loaded, allocations, recordings })
+        let (loaded, allocations, launches, recordings) = Default::default();
+        Ok(Self { options, cache, compiler, loaded, allocations, launches, recordings })
+    }
+
+    /// Fails once the device is lost.
+    fn require_device(&self, what: &str) -> Result<()> {
+        if self.launches.load(Ordering::Relaxed) > self.options.lost_after {
+            return Err(Error::Device(format!("cannot {what}: {LOST}")));
+        }
+        Ok(())
     }
 
     fn recordings(&self) -> MutexGuard<'_, Recordings> {
@@ -141,7 +155,7 @@ impl Emulator {
             Some(sanitizer) => {
                 flags.extend(["-O1", "-g", "-fno-omit-frame-pointer"].map(String::from));
                 flags.push(format!("-fsanitize={sanitizer}"));
-                if sanitizer == "undefined" {
+                if sanitizer.contains("undefined") {
                     flags.push("-fno-sanitize-recover=undefined".into());
                 }
             }
@@ -234,7 +248,12 @@ impl Driver for Emulator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
-        let out_of_memory = || Error::Device(format!("out of memory: {bytes} bytes"));
+        let out_of_memory = || Error::Device(format!("cannot allocate {bytes} bytes: out of memory; {OUT_OF_MEMORY}"));
+        let mut allocations = self.allocations.lock().unwrap_or_else(|e| e.into_inner());
+        let used: u64 = allocations.values().map(|layout| layout.size() as u64).sum();
+        if used.saturating_add(bytes as u64) > self.options.memory {
+            return Err(out_of_memory());
+        }
         let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|_| out_of_memory())?;
         // SAFETY: the layout is not empty; the bytes written are those just allocated.
         let address = unsafe {
@@ -245,7 +264,7 @@ impl Driver for Emulator {
             memory.write_bytes(POISON, bytes);
             memory as Address
         };
-        self.allocations.lock().unwrap_or_else(|e| e.into_inner()).insert(address, layout);
+        allocations.insert(address, layout);
         Ok(address)
     }
 
@@ -258,12 +277,14 @@ impl Driver for Emulator {
     }
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.require_device("copy to the device")?;
         // SAFETY: promised by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
+        self.require_device("copy from the device")?;
         // SAFETY: promised by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -285,8 +306,8 @@ impl Driver for Emulator {
         options.push(&self.compiler);
         let name = format!("{}-{}-{}.so", unit.file().name.trim_end_matches(".cu"), unit.dtype(), unit.key(&options));
         let instances: Vec<&str> = unit.instances().collect();
-        let path = self.cache.entry(&name, |path| self.compile(unit.file().name, None, &instances, path))?;
-        self.open(&path)
+        let entry = self.cache.entry(&name, |path| self.compile(unit.file().name, None, &instances, path))?;
+        self.open(entry.path())
     }
 
     unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
@@ -294,6 +315,8 @@ impl Driver for Emulator {
             recorded.push(Recorded::Launch(function, shape, arguments.to_vec()));
             return Ok(());
         }
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        self.require_device("launch a kernel")?;
         let (launch, index) = self.loaded.lock().unwrap_or_else(|e| e.into_inner()).functions[function.0];
         let blocks: u64 = shape.grid.iter().map(|&n| u64::from(n)).product();
         let threads: u64 = shape.block.iter().map(|&n| u64::from(n)).product();
@@ -334,7 +357,7 @@ impl Driver for Emulator {
     }
 
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.require_device("finish work")
     }
 
     fn begin_capture(&self) -> Result<()> {

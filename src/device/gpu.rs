@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rayon::prelude::*;
 
+use super::compiler;
 use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape};
 use super::source::Unit;
 use crate::dtype::Dtype;
@@ -65,8 +66,9 @@ impl Gpu {
     /// Compiles and loads all kernels for an element type, in parallel.
     ///
     /// # Errors
-    /// When they cannot be compiled.
+    /// When the device lacks the type, or they cannot be compiled.
     pub fn prepare(&self, dtype: Dtype) -> Result<()> {
+        compiler::require(dtype, self.driver.arch())?;
         let needed = |unit: &Unit| unit.dtype() == dtype || unit.dtype() == Dtype::F32;
         let missing = |unit: &Unit| unit.instances().next().is_some_and(|i| !lock(&self.functions).contains_key(i));
         let units: Vec<Unit> = Unit::all().into_iter().filter(needed).filter(missing).collect();

@@ -59,7 +59,7 @@ pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
     session.reporter.begin(run.stage.name, run.position.step, run.total_steps());
     let outcome = run.run(session);
     session.reporter.end();
-    outcome
+    outcome.map_err(|error| run.with_way_back(error))
 }
 
 /// A stage in progress.
@@ -76,6 +76,8 @@ struct Run<'a> {
     position: Position,
     sums: Sums,
     saved: Instant,
+    /// Step of the checkpoint on disk, if there is one.
+    saved_step: Option<u64>,
     /// Start of this epoch in this process, and the images seen in it: for display only.
     epoch_start: Instant,
     epoch_images: u64,
@@ -113,6 +115,7 @@ impl<'a> Run<'a> {
         let loss = LossRecord::new(stage.device, config.batch, model.graph.classes())?;
         let mut position = Position { stage: stage.name.to_owned(), ..Position::default() };
         let mut sums = Sums::default();
+        let saved_step = resumed.as_ref().map(|saved| saved.position.step);
         if let Some(saved) = resumed {
             optimizer.restore(&saved.optimizer, saved.optimizer_steps)?;
             stage.hook.restore(&saved.hook)?;
@@ -132,6 +135,7 @@ impl<'a> Run<'a> {
             position,
             sums,
             saved: now,
+            saved_step,
             epoch_start: now,
             epoch_images: 0,
         })
@@ -298,6 +302,16 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// A failed device takes what came after the last checkpoint with it; says where the run can go on.
+    fn with_way_back(&self, error: Error) -> Error {
+        match (error, self.saved_step) {
+            (Error::Device(text), Some(step)) => {
+                Error::Device(format!("{text}; the run is saved up to step {step}, go on with --resume"))
+            }
+            (error, _) => error,
+        }
+    }
+
     fn save_if_due(&mut self, session: &mut Session, every: Duration) -> Result<()> {
         if self.saved.elapsed() >= every { self.save(session) } else { Ok(()) }
     }
@@ -318,6 +332,7 @@ impl<'a> Run<'a> {
             // Lines the checkpoint counts must be on disk before it is.
             session.metrics.sync()?;
             checkpoint.write(path)?;
+            self.saved_step = Some(self.position.step);
         }
         self.saved = Instant::now();
         Ok(())
