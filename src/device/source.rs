@@ -28,31 +28,13 @@ pub struct Unit {
     /// Index of the file in [`FILES`].
     file: usize,
     /// The narrowest type among an instance's template arguments.
-    dtype: DtypeKey,
-}
-
-/// [`Dtype`] with an order, so that units have one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum DtypeKey {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl From<Dtype> for DtypeKey {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::F16 => Self::F16,
-            Dtype::Bf16 => Self::Bf16,
-        }
-    }
+    dtype: Dtype,
 }
 
 impl Unit {
     /// All units.
     pub fn all() -> Vec<Self> {
-        let of_file = |file: usize| Dtype::ALL.into_iter().map(move |dtype| Self { file, dtype: dtype.into() });
+        let of_file = |file: usize| Dtype::ALL.into_iter().map(move |dtype| Self { file, dtype });
         (0..FILES.len()).flat_map(of_file).filter(|unit| unit.instances().next().is_some()).collect()
     }
 
@@ -63,7 +45,7 @@ impl Unit {
     pub fn of(instance: &str) -> Result<Self> {
         let file = FILES.iter().position(|file| file.instances.contains(&instance));
         let file = file.ok_or_else(|| Error::Device(format!("there is no kernel {instance}")))?;
-        Ok(Self { file, dtype: dtype_of(instance).into() })
+        Ok(Self { file, dtype: dtype_of(instance) })
     }
 
     /// The file.
@@ -73,11 +55,7 @@ impl Unit {
 
     /// The element type.
     pub fn dtype(&self) -> Dtype {
-        match self.dtype {
-            DtypeKey::F32 => Dtype::F32,
-            DtypeKey::F16 => Dtype::F16,
-            DtypeKey::Bf16 => Dtype::Bf16,
-        }
+        self.dtype
     }
 
     /// Name expressions of its instances.
