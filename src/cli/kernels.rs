@@ -12,9 +12,8 @@ use crate::Error;
 use crate::device::cache::Cache;
 use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};
 use crate::device::source::Unit;
-use crate::models::{NetworkOptions, build as build_network};
+use crate::models::image_size;
 use crate::report::{Align, Table};
-use crate::shape::Shape;
 
 /// Options of `kernels`.
 #[derive(Debug, Clone, clap::Args)]
@@ -53,7 +52,7 @@ fn parse_arch(text: &str) -> std::result::Result<u32, String> {
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let (Command::Build(which) | Command::Report(which)) = &args.command;
     if let Some(net) = &which.net {
-        build_network(net, &NetworkOptions::new(Shape::new(224, 224, 3), 1000))?;
+        image_size(net)?;
     }
     let cache = common.out.as_ref().map_or_else(Cache::of_user, Cache::at);
     let architectures = if which.arch.is_empty() { ARCHITECTURES.to_vec() } else { which.arch.clone() };

@@ -11,7 +11,7 @@ use crate::engine::{Fusion, Plan};
 use crate::graph::Graph;
 use crate::io::read_model;
 use crate::measure::{KernelCost, NAMED_DEVICES, Pass, plan_costs, without_batch_norm};
-use crate::models::{NetworkOptions, build};
+use crate::models::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
 use crate::report::{Align, Table};
 use crate::shape::Shape;
 
@@ -21,7 +21,7 @@ const ELEMENT_BYTES: u64 = 4;
 /// Options of `plan`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Network, such as mobilenetv2-1.0, or a model file (.safetensors), whose image and classes are its own
+    #[arg(help = format!("{KNOWN_NETWORKS}; or a model file (.safetensors), whose image and classes are its own"))]
     pub net: String,
     /// Images per pass
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
@@ -32,9 +32,9 @@ pub struct Args {
     /// One step per node instead of fused steps
     #[arg(long)]
     pub reference: bool,
-    /// Height and width of the image
-    #[arg(long, default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=8192))]
-    pub size: u32,
+    /// Height and width of the image; if not given those the network was published for
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub size: Option<u32>,
     /// Channels of the image
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub channels: u32,
@@ -60,7 +60,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let path = Path::new(&args.net);
     let graph = match path.extension() {
         Some(extension) if extension == "safetensors" => read_model(path)?.0.graph,
-        _ => build(&args.net, &network_options(args))?,
+        _ => build(&args.net, &network_options(args)?)?,
     };
     // Inference runs with batch-norm folded, as every engine does.
     let graph = if args.training || args.reference { graph } else { without_batch_norm(&graph)? };
@@ -71,14 +71,15 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     print(&mut std::io::stdout().lock(), &text)
 }
 
-fn network_options(args: &Args) -> NetworkOptions {
-    let (size, channels) = (args.size as usize, args.channels as usize);
-    NetworkOptions {
+fn network_options(args: &Args) -> Result<NetworkOptions> {
+    let size = args.size.map_or_else(|| image_size(&args.net), |size| Ok(size as usize))?;
+    let channels = args.channels as usize;
+    Ok(NetworkOptions {
         input_stride: args.input_stride.map(|s| s as usize),
         stage_strides: args.stage_strides.as_ref().map(|s| s.iter().map(|&s| s as usize).collect()),
         head_channels: args.head_channels.map(|c| c as usize),
         ..NetworkOptions::new(Shape::new(size, size, channels), args.classes as usize)
-    }
+    })
 }
 
 /// Bytes and FLOP of all steps, and milliseconds on every named device.

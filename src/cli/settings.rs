@@ -9,6 +9,7 @@ use super::Common;
 use crate::Error;
 use crate::config::{Config, NetworkConfig};
 use crate::model::Model;
+use crate::models::KNOWN_NETWORKS;
 use crate::pipeline::{Entry, Plan, RunFolder};
 use crate::shrink::{Budget, Mask};
 use crate::train::{Session, TrainConfig};
@@ -49,8 +50,7 @@ pub struct DataArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// Network, such as mobilenetv2-1.0; with its own strides and channels unless they are given too
-    #[arg(long, value_name = "NET")]
+    #[arg(long, value_name = "NET", help = format!("{KNOWN_NETWORKS}; its own strides unless they are given too"))]
     pub net: Option<String>,
     /// Stride of the stem
     #[arg(long, value_name = "N")]

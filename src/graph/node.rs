@@ -103,6 +103,8 @@ pub struct Activation {
 impl Activation {
     /// Plain ReLU6.
     pub const RELU6: Self = Self { limit: Some(6.0), mask: None, slope: 0.0 };
+    /// Plain ReLU.
+    pub const RELU: Self = Self { limit: None, mask: None, slope: 0.0 };
 }
 
 /// A fully connected layer with bias; weights `[c_out, c_in]`.

@@ -1,12 +1,30 @@
 //! Networks by name, as graphs with timm's parameter names.
 
+mod efficientnet_lite;
+mod inverted_residual;
+mod mnasnet;
 mod mobilenet_v2;
-
-pub use mobilenet_v2::MobileNetV2;
 
 use crate::graph::Graph;
 use crate::shape::Shape;
 use crate::{Error, Result};
+
+/// The names that [`build`] knows, for help texts and errors.
+pub const KNOWN_NETWORKS: &str = "mobilenetv2-<width>, efficientnet-lite<0..4>, mnasnet-<width>, and timm's names such as \
+                                  mobilenetv2_110d, efficientnet_lite0, tf_efficientnet_lite0, mnasnet_100";
+
+/// A family reads a name: `None` when it is another family's, an error when its own is misspelt.
+type Parse = fn(&str) -> Option<Result<Box<dyn Network>>>;
+
+const FAMILIES: [Parse; 3] = [mobilenet_v2::parse, efficientnet_lite::parse, mnasnet::parse];
+
+/// A network that a name stands for.
+trait Network {
+    /// Its graph, called `name`.
+    fn graph(&self, name: &str, options: &NetworkOptions) -> Result<Graph>;
+    /// Side in pixels of the images it was published for.
+    fn image_size(&self) -> usize;
+}
 
 /// What a network is built for, beside its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,21 +46,56 @@ impl NetworkOptions {
     pub fn new(input: Shape, classes: usize) -> Self {
         Self { input, classes, input_stride: None, stage_strides: None, head_channels: None }
     }
+
+    /// The stride of each stage, where a network's own are `own`.
+    fn strides(&self, name: &str, own: &[usize]) -> Result<Vec<usize>> {
+        match &self.stage_strides {
+            Some(strides) if strides.len() != own.len() => {
+                let (got, n) = (strides.len(), own.len());
+                Err(Error::Config(format!("{name} has {n} stages, stage_strides lists {got}; give {n} numbers")))
+            }
+            Some(strides) => Ok(strides.clone()),
+            None => Ok(own.to_vec()),
+        }
+    }
 }
 
-/// Builds a network by name: `mobilenetv2-<width>` (such as `mobilenetv2-1.4`) or timm's `mobilenetv2_<width·100>`
-/// (`mobilenetv2_140`, `mobilenetv2_110d`).
+/// Builds a network by name, [`KNOWN_NETWORKS`].
 ///
 /// # Errors
-/// An unknown name, or options that do not fit (the message says which).
+/// An unknown name, or options that do not fit, such as a number of stage strides other than the stages' or an image
+/// smaller than a kernel.
 pub fn build(name: &str, options: &NetworkOptions) -> Result<Graph> {
-    if let Some(network) = MobileNetV2::parse(name) {
-        return network?.graph(name, options);
+    let network = find(name)?;
+    if options.classes == 0 {
+        return Err(Error::Config("a network needs at least one class".into()));
     }
-    Err(Error::Config(format!(
-        "unknown network {name:?}; known are mobilenetv2-<width>, such as mobilenetv2-0.5, and timm's mobilenetv2_035, \
-         _050, _075, _100, _110d, _120d, _140"
-    )))
+    network.graph(name, options)
+}
+
+/// Side in pixels of the square images that a network was published for.
+///
+/// # Errors
+/// An unknown name.
+pub fn image_size(name: &str) -> Result<usize> {
+    Ok(find(name)?.image_size())
+}
+
+fn find(name: &str) -> Result<Box<dyn Network>> {
+    let unknown = || Err(Error::Config(format!("unknown network {name:?}; known are {KNOWN_NETWORKS}")));
+    FAMILIES.iter().find_map(|parse| parse(name)).unwrap_or_else(unknown)
+}
+
+/// The width of `<family>-<width>` or timm's `<family>_<width·100>`; `None` when the name is another family's.
+fn width_of(name: &str, family: &str) -> Option<Result<f64>> {
+    let width = match name.strip_prefix(family)?.split_at_checked(1)? {
+        ("-", width) => width.parse().ok(),
+        ("_", percent) => percent.parse::<u32>().ok().map(|p| f64::from(p) / 100.0),
+        _ => return None,
+    };
+    Some(width.filter(|&width: &f64| width > 0.0 && width <= 8.0).ok_or_else(|| {
+        Error::Config(format!("{name:?} has no usable width; write for example {family}-0.5 (0 < width <= 8)"))
+    }))
 }
 
 /// Rounds a scaled channel count to a multiple of 8, never losing more than a tenth, as timm does.

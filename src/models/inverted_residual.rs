@@ -1,0 +1,154 @@
+//! Networks of inverted residuals (Sandler et al., 2018), the plan that MobileNetV2, EfficientNet-Lite and MNASNet
+//! share: a stem, stages of blocks that expand, convolve depthwise and project, a pointwise head, pool and classifier.
+
+use super::{Network, NetworkOptions, round_channels};
+use crate::Result;
+use crate::graph::{Activation, BatchNorm, Conv, Graph, GraphBuilder, NodeId, Op};
+use crate::shape::{Padding, Window};
+
+const STEM_CHANNELS: usize = 32;
+const HEAD_CHANNELS: usize = 1280;
+
+/// Blocks of one kind, of which the first may stride.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stage {
+    /// Size of the depthwise kernel.
+    pub kernel: usize,
+    /// Hidden channels per channel that comes in; a block of 1 has no expanding convolution.
+    pub expansion: usize,
+    /// Channels out, before the width multiplier.
+    pub channels: usize,
+    /// Number of blocks, before the depth multiplier.
+    pub repeats: usize,
+    /// Stride of the first block.
+    pub stride: usize,
+    /// Whether blocks that keep their shape add their input.
+    pub skip: bool,
+}
+
+/// Which sides of an image a convolution zero-pads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ConvPadding {
+    /// All alike, by half a kernel, as PyTorch's networks do.
+    Symmetric,
+    /// TensorFlow's "same": as few as ⌈size / stride⌉ outputs need, an odd one at the bottom and right.
+    Same,
+}
+
+/// One network of the family.
+#[derive(Debug, Clone)]
+pub(super) struct InvertedResiduals {
+    /// Multiplies every channel count.
+    pub width: f64,
+    /// Multiplies every stage's repeats.
+    pub depth: f64,
+    /// Leaves the channels of the stem and the repeats of the first and last stage unscaled.
+    pub fixed_ends: bool,
+    /// Whether a width above 1 widens the head; no width below 1 narrows it.
+    pub wide_head: bool,
+    pub stages: &'static [Stage],
+    pub activation: Activation,
+    pub batch_norm_eps: f32,
+    pub padding: ConvPadding,
+    /// Side of the images it was published for.
+    pub image_size: usize,
+}
+
+impl Network for InvertedResiduals {
+    fn graph(&self, name: &str, options: &NetworkOptions) -> Result<Graph> {
+        let strides = options.strides(name, &self.stages.iter().map(|s| s.stride).collect::<Vec<_>>())?;
+        let scaled = |channels: usize| round_channels(channels as f64 * self.width);
+        let mut body = Body { b: GraphBuilder::new(name, options.input), network: self, h_w: (0, 0) };
+        body.h_w = (options.input.h, options.input.w);
+
+        let mut c = if self.fixed_ends { STEM_CHANNELS } else { scaled(STEM_CHANNELS) };
+        let stem = body.conv((options.input.c, c), 3, options.input_stride.unwrap_or(2), 1);
+        let mut x = body.conv_bn(("conv_stem", stem), "bn1", 0);
+        x = body.b.activation(self.activation, x);
+        for (index, (stage, &stride)) in self.stages.iter().zip(&strides).enumerate() {
+            let c_out = scaled(stage.channels);
+            for repeat in 0..self.repeats(index) {
+                let stage = Stage { stride: if repeat == 0 { stride } else { 1 }, ..*stage };
+                x = body.block(&format!("blocks.{index}.{repeat}"), (x, c, c_out), &stage);
+                c = c_out;
+            }
+        }
+        let own_head = if self.wide_head { scaled(HEAD_CHANNELS).max(HEAD_CHANNELS) } else { HEAD_CHANNELS };
+        let head = options.head_channels.unwrap_or(own_head);
+        let conv = body.conv((c, head), 1, 1, 1);
+        x = body.conv_bn(("conv_head", conv), "bn2", x);
+        x = body.b.activation(self.activation, x);
+        x = body.b.push("global_pool", Op::GlobalAvgPool, &[x]);
+        body.b.linear("classifier", head, options.classes, x);
+        body.b.finish()
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
+    }
+}
+
+impl InvertedResiduals {
+    fn repeats(&self, stage: usize) -> usize {
+        let is_end = stage == 0 || stage == self.stages.len() - 1;
+        let depth = if self.fixed_ends && is_end { 1.0 } else { self.depth };
+        (self.stages[stage].repeats as f64 * depth).ceil() as usize
+    }
+}
+
+/// The graph so far, and the height and width that the next convolution reads.
+struct Body<'a> {
+    b: GraphBuilder,
+    network: &'a InvertedResiduals,
+    h_w: (usize, usize),
+}
+
+impl Body<'_> {
+    /// A square convolution of what comes next, padded the network's way.
+    fn conv(&mut self, (c_in, c_out): (usize, usize), k: usize, stride: usize, groups: usize) -> Conv {
+        let mut window = Window::square(k, stride, k / 2);
+        let (h, w) = self.h_w;
+        if self.network.padding == ConvPadding::Same && stride > 0 {
+            let total = |size: usize| ((size.div_ceil(stride).max(1) - 1) * stride + k).saturating_sub(size);
+            let (rows, cols) = (total(h), total(w));
+            window.pad = Padding { top: rows / 2, left: cols / 2, bottom: rows - rows / 2, right: cols - cols / 2 };
+        }
+        if stride > 0 {
+            self.h_w = window.output(h, w).unwrap_or((0, 0));
+        }
+        GraphBuilder::conv(c_in, c_out, window, groups)
+    }
+
+    fn conv_bn(&mut self, (name, conv): (&str, Conv), bn: &str, x: NodeId) -> NodeId {
+        let norm = BatchNorm { channels: conv.c_out, eps: self.network.batch_norm_eps, momentum: 0.1 };
+        self.b.conv_bn((name, conv), (bn, norm), x)
+    }
+
+    /// One inverted residual: expand, depthwise, project; without expansion it is the depthwise-separable block, whose
+    /// projection timm calls `conv_pw`.
+    fn block(&mut self, name: &str, (input, c_in, c_out): (NodeId, usize, usize), stage: &Stage) -> NodeId {
+        let act = Activation { mask: Some(self.b.next_block()), ..self.network.activation };
+        let first = self.b.next_node();
+        let at = |suffix: &str| format!("{name}.{suffix}");
+        let mut x = input;
+        let mut hidden = c_in;
+        let (bn_dw, project, bn_project) =
+            if stage.expansion == 1 { ("bn1", "conv_pw", "bn2") } else { ("bn2", "conv_pwl", "bn3") };
+        if stage.expansion != 1 {
+            hidden = round_channels((c_in * stage.expansion) as f64);
+            let expand = self.conv((c_in, hidden), 1, 1, 1);
+            x = self.conv_bn((&at("conv_pw"), expand), &at("bn1"), x);
+            x = self.b.activation(act, x);
+        }
+        let depthwise = self.conv((hidden, hidden), stage.kernel, stage.stride, hidden);
+        x = self.conv_bn((&at("conv_dw"), depthwise), &at(bn_dw), x);
+        x = self.b.activation(act, x);
+        let conv = self.conv((hidden, c_out), 1, 1, 1);
+        x = self.conv_bn((&at(project), conv), &at(bn_project), x);
+        if stage.skip && stage.stride == 1 && c_in == c_out {
+            x = self.b.push(at("add"), Op::Add, &[input, x]);
+        }
+        self.b.block(name, input, first);
+        x
+    }
+}
