@@ -14,8 +14,9 @@ use depthshrinker::ops::conv::{ConvBias, ConvProblem};
 use depthshrinker::ops::conv_input::ConvInput;
 use depthshrinker::ops::dropout::DropoutStream;
 use depthshrinker::ops::linear::LinearProblem;
+use depthshrinker::ops::pool::PoolProblem;
 use depthshrinker::ops::{add, batch_norm, conv, conv_bn, dropout, linear, pool};
-use depthshrinker::shape::{Shape, Window};
+use depthshrinker::shape::{Padding, Shape, Window};
 use libtest_mimic::{Arguments, Failed, Trial};
 use reference::{check_gradient, clamp, compare, dot, numbers, widen};
 
@@ -377,6 +378,27 @@ fn small_trials() -> Vec<Trial> {
                 (0..x.len()).map(|i| 2.0 + f64::from(dy[i / (pixels * c) * c + i % c]) / pixels as f64).collect();
             compare("dx", &dx, &expected, 1e-6)
         }),
+        trial("max_pool/3x3_stride_2", || max_pool_case((3, Shape::new(9, 12, 6)), Window::square(3, 2, 1))),
+        trial("max_pool/2x2_stride_2", || max_pool_case((2, Shape::new(7, 8, 17)), Window::square(2, 2, 0))),
+        trial("max_pool/3x3_stride_1", || max_pool_case((1, Shape::new(5, 4, 3)), Window::square(3, 1, 1))),
+        trial("max_pool/5x2_asymmetric", || {
+            let pad = Padding { top: 4, left: 0, bottom: 1, right: 1 };
+            max_pool_case((2, Shape::new(11, 6, 8)), Window { k_h: 5, k_w: 2, stride_h: 3, stride_w: 3, pad })
+        }),
+        trial("max_pool/not_a_number_wins", || {
+            let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
+            let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
+            let mut y = [0.0f32];
+            pool::max_forward(&p, View::Host(&[1.0, f32::NAN, 3.0, f32::NEG_INFINITY]), ViewMut::Host(&mut y));
+            if y[0].is_nan() { Ok(()) } else { Err(format!("{y:?}")) }
+        }),
+        trial("max_pool/infinitely_small_has_a_winner", || {
+            let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
+            let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
+            let (x, mut dx) = ([f32::NEG_INFINITY; 4], [f32::NAN; 4]);
+            pool::max_backward(&p, (View::Host(&x), View::Host(&[2.0])), ViewMut::Host(&mut dx), false);
+            if dx == [2.0, 0.0, 0.0, 0.0] { Ok(()) } else { Err(format!("{dx:?}")) }
+        }),
         trial("dropout/keeps_its_share_and_repeats", || {
             let x = vec![1.0f32; 100_000];
             let run = |step| {
@@ -408,6 +430,39 @@ fn small_trials() -> Vec<Trial> {
             if data[..] == [5.0, 2.0, 3.0] { Ok(()) } else { Err(format!("{data:?}")) }
         }),
     ]
+}
+
+/// Every window looked at on its own; the values are few, so that ties are common.
+fn max_pool_case((n, input): (usize, Shape), window: Window) -> Result<(), String> {
+    let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
+    let output = Shape::new(h, w, input.c);
+    let p = PoolProblem { n, input, output, window };
+    let x: Vec<f32> = numbers(1, n * input.len()).iter().map(|v| (v * 3.0).round()).collect();
+    let dy = numbers(2, n * output.len());
+    let (mut expected, mut gradient) = (Vec::new(), vec![0.0f64; x.len()]);
+    for (i, dy) in dy.iter().enumerate() {
+        let (image, rest) = (i / output.len(), i % output.len());
+        let (row, col, c) = (rest / output.c / output.w, rest / output.c % output.w, rest % output.c);
+        let inside = |v: usize| {
+            let row = (row * window.stride_h + v / window.k_w).checked_sub(window.pad.top).filter(|&r| r < input.h)?;
+            let col = (col * window.stride_w + v % window.k_w).checked_sub(window.pad.left).filter(|&c| c < input.w)?;
+            Some(image * input.len() + (row * input.w + col) * input.c + c)
+        };
+        let places: Vec<usize> = (0..window.taps()).filter_map(inside).collect();
+        let largest = places.iter().map(|&at| f64::from(x[at])).fold(f64::NEG_INFINITY, f64::max);
+        let first = places.iter().find(|&&at| f64::from(x[at]) == largest).expect("a window holds a pixel");
+        expected.push(largest);
+        gradient[*first] += f64::from(*dy);
+    }
+    let mut y = vec![f32::NAN; dy.len()];
+    pool::max_forward(&p, View::Host(&x), ViewMut::Host(&mut y));
+    compare("y", &y, &expected, 0.0)?;
+    let (mut dx, mut added) = (vec![f32::NAN; x.len()], vec![2.0; x.len()]);
+    let read = (View::Host(&x[..]), View::Host(&dy[..]));
+    pool::max_backward(&p, read, ViewMut::Host(&mut dx), false);
+    pool::max_backward(&p, read, ViewMut::Host(&mut added), true);
+    compare("dx", &dx, &gradient, 1e-6)?;
+    compare("dx, added", &added, &gradient.iter().map(|v| v + 2.0).collect::<Vec<_>>(), 1e-6)
 }
 
 fn linear_case(p: LinearProblem) -> Result<(), String> {

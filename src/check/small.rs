@@ -8,7 +8,9 @@ use crate::ops::dropout::DropoutStream;
 use crate::ops::linear::{self, LinearProblem};
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, cross_entropy, distillation, feature_mse};
 use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
+use crate::ops::pool::PoolProblem;
 use crate::ops::{add, dropout, pool};
+use crate::shape::{Padding, Shape, Window};
 
 pub(super) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&On<'_>) -> Result<Vec<Output>>| Case::new(name.to_owned(), run);
@@ -17,6 +19,10 @@ pub(super) fn cases() -> Vec<Case> {
         case("linear/130x64_to_16", |on| linear_case(LinearProblem { n: 130, c_in: 64, c_out: 16 }, on)),
         case("pool/3x20x24", |on| pool_case((3, 20, 24), on)),
         case("pool/2x49x13", |on| pool_case((2, 49, 13), on)),
+        case("max_pool/3x3_s2", |on| max_pool_case((2, Shape::new(9, 12, 16)), Window::square(3, 2, 1), on)),
+        case("max_pool/3x3_s1_odd", |on| max_pool_case((1, Shape::new(7, 5, 13)), Window::square(3, 1, 1), on)),
+        case("max_pool/2x2_s2", |on| max_pool_case((3, Shape::new(8, 7, 40)), Window::square(2, 2, 0), on)),
+        case("max_pool/5x2_asymmetric", |on| max_pool_case((2, Shape::new(11, 6, 8)), asymmetric(), on)),
         case("dropout/5000", dropout_case),
         case("activation/relu6", |on| activation_case(Clamp::new(Some(0.7), 0.0), 4999, on)),
         case("activation/leaky", |on| activation_case(Clamp::new(Some(0.5), 0.3), 70_001, on)),
@@ -66,6 +72,31 @@ fn pool_case((n, pixels, c): (usize, usize, usize), on: &On<'_>) -> Result<Vec<O
         Output::rounded("y", on.get(&y)?, pixels),
         Output::rounded("dx", on.get(&written)?, 1),
         Output::rounded("dx, added", on.get(&added)?, 1),
+    ])
+}
+
+/// A window without symmetry, whose stride leaves pixels that no window holds.
+fn asymmetric() -> Window {
+    let pad = Padding { top: 4, left: 0, bottom: 1, right: 1 };
+    Window { k_h: 5, k_w: 2, stride_h: 3, stride_w: 3, pad }
+}
+
+fn max_pool_case((n, input): (usize, Shape), window: Window, on: &On<'_>) -> Result<Vec<Output>> {
+    let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
+    let p = PoolProblem { n, input, output: Shape::new(h, w, input.c), window };
+    let (x_len, y_len) = (n * input.len(), n * p.output.len());
+    // Few different values, so that windows have ties.
+    let x: Vec<f32> = super::numbers(1, x_len).iter().map(|v| (v * 3.0).round()).collect();
+    let (x, dy) = (on.put(&x)?, on.put(&on.numbers(2, y_len))?);
+    let (mut y, mut written, mut added) = (on.room(y_len)?, on.room(x_len)?, on.put(&vec![2.0; x_len])?);
+    pool::max_forward(&p, x.view(0..x_len), y.view_mut(0..y_len));
+    let read = (x.view(0..x_len), dy.view(0..y_len));
+    pool::max_backward(&p, read, written.view_mut(0..x_len), false);
+    pool::max_backward(&p, read, added.view_mut(0..x_len), true);
+    Ok(vec![
+        Output::rounded("y", on.get(&y)?, 1),
+        Output::rounded("dx", on.get(&written)?, window.taps()),
+        Output::rounded("dx, added", on.get(&added)?, window.taps()),
     ])
 }
 

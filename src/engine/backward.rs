@@ -60,6 +60,12 @@ impl Backward<'_> {
                     let shape = pass.plan.shapes[step.inputs[0]];
                     pool::backward((shape.pixels(), shape.c), dy, dx, accumulate);
                 }),
+                StepKind::MaxPool(problem) => {
+                    self.through(step, step.inputs[0], |pass, memory, dy, (dx, accumulate)| {
+                        let x = pass.value(memory, step.inputs[0]);
+                        pool::max_backward(&pass.pool(problem), (x, dy), dx, accumulate);
+                    });
+                }
                 StepKind::Dropout(p) => self.through(step, step.inputs[0], |pass, _, dy, (dx, accumulate)| {
                     dropout::apply(*p, pass.dropout, dy, dx, accumulate);
                 }),

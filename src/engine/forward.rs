@@ -9,6 +9,7 @@ use crate::ops::conv::{ConvBias, ConvProblem};
 use crate::ops::conv_input::{ConvInput, Normalised};
 use crate::ops::dropout::DropoutStream;
 use crate::ops::linear::LinearProblem;
+use crate::ops::pool::PoolProblem;
 use crate::ops::{activation, add, batch_norm, conv, conv_bn, dropout, linear, pool};
 use crate::shape::Shape;
 
@@ -91,6 +92,10 @@ impl Pass<'_> {
 
     pub fn conv(&self, problem: &ConvProblem) -> ConvProblem {
         ConvProblem { n: self.n, ..*problem }
+    }
+
+    pub fn pool(&self, problem: &PoolProblem) -> PoolProblem {
+        PoolProblem { n: self.n, ..*problem }
     }
 
     pub fn lines(&self, node: NodeId) -> (usize, usize, usize) {
@@ -217,6 +222,7 @@ impl Pass<'_> {
                 let shape = self.plan.shapes[step.inputs[0]];
                 pool::forward((shape.pixels(), shape.c), x, y);
             }
+            StepKind::MaxPool(problem) => pool::max_forward(&self.pool(problem), x, y),
             StepKind::Linear { weight, bias } => {
                 linear::forward(self.linear(step), x, params.weight(*weight), params.value(*bias), y);
             }

@@ -150,7 +150,11 @@ impl Layout {
 /// Whether the backward pass of a step reads its input at a position.
 fn saves(kind: &StepKind, position: usize) -> bool {
     match kind {
-        StepKind::Conv { .. } | StepKind::BatchNorm(_) | StepKind::Activation(_) | StepKind::Linear { .. } => true,
+        StepKind::Conv { .. }
+        | StepKind::BatchNorm(_)
+        | StepKind::Activation(_)
+        | StepKind::MaxPool(_)
+        | StepKind::Linear { .. } => true,
         StepKind::ConvBatchNorm { act, .. } => position == 0 || act.is_some(),
         StepKind::Add | StepKind::GlobalAvgPool | StepKind::Dropout(_) => false,
     }

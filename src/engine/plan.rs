@@ -2,6 +2,7 @@
 
 use crate::graph::{Activation, Bias, ConvFamily, Graph, NodeId, Op, ParamRole, ParamSpec};
 use crate::ops::conv::ConvProblem;
+use crate::ops::pool::PoolProblem;
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -60,6 +61,8 @@ pub enum StepKind {
     Add,
     /// Mean over pixels.
     GlobalAvgPool,
+    /// Largest value of a window.
+    MaxPool(PoolProblem),
     /// Fully connected layer.
     Linear {
         /// Its weights.
@@ -208,6 +211,10 @@ impl Lowering<'_> {
             Op::Activation(act) => StepKind::Activation(act),
             Op::Add => StepKind::Add,
             Op::GlobalAvgPool => StepKind::GlobalAvgPool,
+            Op::MaxPool { window } => {
+                let (input, output) = (self.shapes[node.inputs[0]], self.shapes[id]);
+                StepKind::MaxPool(PoolProblem { n: 1, input, output, window })
+            }
             Op::Linear(_) => StepKind::Linear {
                 weight: self.required(id, |r| r == ParamRole::LinearWeight),
                 bias: self.required(id, |r| r == ParamRole::LinearBias),
@@ -309,6 +316,7 @@ impl StepKind {
             Self::Activation(_) => "activation".into(),
             Self::Add => "add".into(),
             Self::GlobalAvgPool => "global_avg_pool".into(),
+            Self::MaxPool(problem) => format!("max_pool {}x{}", problem.window.k_h, problem.window.k_w),
             Self::Linear { .. } => "linear".into(),
             Self::Dropout(_) => "dropout".into(),
         }

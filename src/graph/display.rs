@@ -56,6 +56,9 @@ impl fmt::Display for Op {
             },
             Op::Add => write!(f, "add"),
             Op::GlobalAvgPool => write!(f, "global_avg_pool"),
+            Op::MaxPool { window } => {
+                write!(f, "max_pool {}x{} s{}", window.k_h, window.k_w, window.stride_h.max(window.stride_w))
+            }
             Op::Linear(_) => write!(f, "linear"),
             Op::Dropout { p } => write!(f, "dropout {p}"),
         }

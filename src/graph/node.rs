@@ -136,6 +136,11 @@ pub enum Op {
     Add,
     /// Mean over all pixels.
     GlobalAvgPool,
+    /// Largest value of a window per channel; padding is −∞, so it never wins.
+    MaxPool {
+        /// Kernel, stride and padding; the padding is smaller than the kernel.
+        window: Window,
+    },
     /// Fully connected layer.
     Linear(Linear),
     /// Zeroes features with probability `p` while training, scaling the rest.
@@ -312,6 +317,16 @@ impl Graph {
     }
 }
 
+/// Whether a window, which may come from a file, is one that networks have.
+fn is_sane(Window { k_h, k_w, stride_h, stride_w, pad }: Window) -> bool {
+    [k_h, k_w, stride_h, stride_w].iter().all(|v| (1..=1024).contains(v))
+        && [pad.top, pad.left, pad.bottom, pad.right].iter().all(|&v| v <= 1024)
+}
+
+fn too_small(window: Window) -> String {
+    format!("at least {}x{} with padding", window.k_h, window.k_w)
+}
+
 impl Op {
     fn output_shape(&self, name: &str, inputs: &[Shape]) -> Result<Shape> {
         let mismatch = |expected: String, got: String| Err(Error::shape(name, expected, got));
@@ -323,10 +338,7 @@ impl Op {
                 if groups == 0 || c_in == 0 || c_out == 0 || c_in % groups != 0 || c_out % groups != 0 {
                     return bad("channels must be multiples of the groups, all above 0");
                 }
-                let Window { k_h, k_w, stride_h, stride_w, pad } = window;
-                if [k_h, k_w, stride_h, stride_w].iter().any(|&v| v == 0 || v > 1024)
-                    || [pad.top, pad.left, pad.bottom, pad.right].iter().any(|&v| v > 1024)
-                {
+                if !is_sane(window) {
                     return bad("kernel, stride and padding must lie in 1..=1024 (padding from 0)");
                 }
                 let weights = (c_in / groups).checked_mul(c_out).and_then(|n| n.checked_mul(window.taps()));
@@ -338,7 +350,7 @@ impl Op {
                 }
                 match window.output(inputs[0].h, inputs[0].w) {
                     Some((h, w)) => Ok(Shape::new(h, w, c_out)),
-                    None => mismatch(format!("at least {k_h}x{k_w} with padding"), inputs[0].to_string()),
+                    None => mismatch(too_small(window), inputs[0].to_string()),
                 }
             }
             Op::BatchNorm(bn) => {
@@ -360,6 +372,16 @@ impl Op {
             Op::Dropout { p } if !(0.0..1.0).contains(&p) => bad("dropout needs a probability in 0..1"),
             Op::Add | Op::Dropout { .. } => Ok(inputs[0]),
             Op::GlobalAvgPool => Ok(Shape::new(1, 1, inputs[0].c)),
+            Op::MaxPool { window } => {
+                let Window { k_h, k_w, pad, .. } = window;
+                if !is_sane(window) || pad.top.max(pad.bottom) >= k_h || pad.left.max(pad.right) >= k_w {
+                    return bad("a pool's kernel and stride must lie in 1..=1024, its padding below the kernel");
+                }
+                match window.output(inputs[0].h, inputs[0].w) {
+                    Some((h, w)) => Ok(Shape::new(h, w, inputs[0].c)),
+                    None => mismatch(too_small(window), inputs[0].to_string()),
+                }
+            }
             Op::Linear(Linear { c_in, c_out }) => {
                 if c_in.checked_mul(c_out).is_none_or(|n| n > MAX_ELEMENTS) {
                     return bad("the weights are unreasonably large");

@@ -104,7 +104,12 @@ impl Graph {
                     push("weight", ParamRole::LinearWeight, vec![linear.c_out, linear.c_in]);
                     push("bias", ParamRole::LinearBias, vec![linear.c_out]);
                 }
-                Op::Input { .. } | Op::Activation(_) | Op::Add | Op::GlobalAvgPool | Op::Dropout { .. } => {}
+                Op::Input { .. }
+                | Op::Activation(_)
+                | Op::Add
+                | Op::GlobalAvgPool
+                | Op::MaxPool { .. }
+                | Op::Dropout { .. } => {}
             }
         }
         Ok(params)

@@ -186,6 +186,11 @@ fn step_cost(graph: &Graph, plan: &Plan, step: &Step, params: &[ParamSpec], pass
         StepKind::BatchNorm(_) | StepKind::Activation(_) => per_element(2, 3),
         StepKind::Add => per_element(3, 3),
         StepKind::GlobalAvgPool => (ComputeUnit::Vector, x, x + y, 0),
+        // Backward reads x and dy to find the winners, and writes dx.
+        StepKind::MaxPool(problem) => {
+            let compared = y * problem.window.taps() as u64;
+            (ComputeUnit::Vector, compared, if backward { 2 * x + y } else { x + y }, 0)
+        }
         StepKind::Linear { weight, bias } => {
             let times = if backward { 2 } else { 1 };
             (ComputeUnit::Matrix, 2 * times * len(*weight), times * (x + y), times * (len(*weight) + len(*bias)))

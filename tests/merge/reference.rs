@@ -74,6 +74,18 @@ impl Reference {
                     let pixels = x.len() / channels;
                     (0..channels).map(|c| x.iter().skip(c).step_by(channels).sum::<f64>() / pixels as f64).collect()
                 }
+                Op::MaxPool { window } => {
+                    let (input, output) = (shapes[node.inputs[0]], shapes[id]);
+                    let at = |i: usize, v: usize| {
+                        let (pixel, c) = (i / channels, i % channels);
+                        let row = pixel / output.w * window.stride_h + v / window.k_w;
+                        let col = pixel % output.w * window.stride_w + v % window.k_w;
+                        let (row, col) = (row.checked_sub(window.pad.top)?, col.checked_sub(window.pad.left)?);
+                        (row < input.h && col < input.w).then(|| x[(row * input.w + col) * channels + c])
+                    };
+                    let largest = |i| (0..window.taps()).filter_map(|v| at(i, v)).fold(f64::NEG_INFINITY, f64::max);
+                    (0..output.len()).map(largest).collect()
+                }
                 Op::Linear(linear) => {
                     let (w, b) = (weight("weight").unwrap(), weight("bias").unwrap());
                     let dot = |o: usize| w[o * linear.c_in..].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();

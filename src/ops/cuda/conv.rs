@@ -238,7 +238,7 @@ impl Tile {
     }
 }
 
-fn geometry(p: &ConvProblem) -> ConvGeometry {
+pub(super) fn geometry(p: &ConvProblem) -> ConvGeometry {
     ConvGeometry {
         n: int(p.n),
         h_in: int(p.input.h),
