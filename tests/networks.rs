@@ -58,9 +58,15 @@ fn counts_names_and_shapes_are_timms() {
 #[test]
 fn published_counts_are_reproduced() {
     // Multiply-accumulates in millions as the papers round them, at the size a network was published for.
-    for (name, published, blocks) in
-        [("mobilenetv2-1.0", 300.0, 17), ("mobilenetv2-1.4", 585.0, 17), ("mnasnet-1.0", 315.0, 17)]
-    {
+    for (name, published, blocks) in [
+        ("mobilenetv2-1.0", 300.0, 17),
+        ("mobilenetv2-1.4", 585.0, 17),
+        ("mnasnet-1.0", 315.0, 17),
+        ("resnet18", 1814.0, 8),
+        ("resnet34", 3664.0, 16),
+        ("resnet50", 4089.0, 16),
+        ("vgg19_bn", 19_632.0, 8),
+    ] {
         let graph = imagenet(name, image_size(name).unwrap());
         let macs = graph.cost().unwrap().macs() as f64 / 1e6;
         assert!((macs / published - 1.0).abs() < 0.006, "{name}: {macs} against {published}");
@@ -105,7 +111,11 @@ fn tensorflow_pads_below_and_right() {
 #[test]
 fn names_that_are_nothing_are_refused_with_what_is_known() {
     for (name, says) in [
-        ("resnet-9000", vec!["mobilenetv2-<width>", "efficientnet-lite<0..4>", "mnasnet-<width>"]),
+        (
+            "resnet-9000",
+            vec!["mobilenetv2-<width>", "efficientnet-lite<0..4>", "mnasnet-<width>", "resnet50", "vgg19_bn"],
+        ),
+        ("resnet101", vec!["resnet34"]),
         ("", vec!["mobilenetv2-<width>"]),
         ("mobilenetv2-wide", vec!["mobilenetv2-0.5"]),
         ("mobilenetv2_-1", vec!["mobilenetv2-0.5"]),

@@ -4,12 +4,14 @@
 //! residual, activation) reads its input `x`, its weights `w` and the residual once and writes its output `y` once. Bytes = e·(N·(x + y [+ residual]) + w), FLOP = 2·MACs·N, time = max(bytes / bandwidth, FLOP / peak), e the bytes
 //! of an element and N the batch. Everything here is a pure function of the graph.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::peaks::Peaks;
 use crate::Result;
 use crate::engine::{Fusion, Plan, Step, StepKind};
-use crate::graph::{Bias, Conv, ConvFamily, Emitter, Graph, Node, NodeId, Op, ParamSpec};
+use crate::graph::{Bias, Block, Conv, ConvFamily, Emitter, Graph, Node, NodeId, Op, ParamSpec};
 use crate::ops::conv::ConvProblem;
 use crate::shape::Shape;
 
@@ -260,8 +262,8 @@ impl BlockCost {
 }
 
 /// Roofline cost of every block before and after merging: the latency table of a reproducible search. The merged
-/// convolution has kernel 1 + Σ (k_i − 1)·Π_{j<i} s_j and stride Π s_i over the block's convolutions, the residual in
-/// its centre tap and a bias per channel.
+/// convolution has kernel 1 + Σ (k_i − 1)·Π_{j<i} s_j and stride Π s_i over the block's convolutions, shortcuts in its
+/// centre tap and a bias per channel.
 ///
 /// # Errors
 /// As [`Graph::shapes`].
@@ -272,28 +274,36 @@ pub fn block_costs(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<V
     for (index, block) in graph.blocks.iter().enumerate() {
         let own = kernels.iter().filter(|k| k.block == Some(index));
         let before = own.map(|k| roofline.time(k, batch)).sum();
-        let convs = block.nodes.clone().filter_map(|id| match graph.nodes[id].op {
-            Op::Conv(conv) => Some(conv),
-            _ => None,
-        });
-        let merged = merged_cost(&block.name, convs, shapes[block.input], shapes[block.output()]);
+        let merged = merged_cost(graph, block, shapes[block.input], shapes[block.output()]);
         costs.push(BlockCost { name: block.name.clone(), before, after: roofline.time(&merged, batch) });
     }
     Ok(costs)
 }
 
-/// The dense convolution a chain of convolutions composes to.
-fn merged_cost(name: &str, convs: impl Iterator<Item = Conv>, x: Shape, y: Shape) -> KernelCost {
-    let (mut k_h, mut k_w, mut stride_h, mut stride_w) = (1, 1, 1, 1);
-    for conv in convs {
-        k_h += (conv.window.k_h - 1) * stride_h;
-        k_w += (conv.window.k_w - 1) * stride_w;
-        stride_h *= conv.window.stride_h;
-        stride_w *= conv.window.stride_w;
+/// The dense convolution a block composes to.
+fn merged_cost(graph: &Graph, block: &Block, x: Shape, y: Shape) -> KernelCost {
+    // Kernel and stride from the block's input to each of its values; where two meet, the wider kernel.
+    let mut spans = HashMap::from([(block.input, [1; 4])]);
+    for id in block.nodes.clone() {
+        let node = &graph.nodes[id];
+        let mut inputs = node.inputs.iter().map(|i| spans[i]);
+        let mut span = inputs.next().unwrap_or([1; 4]);
+        inputs.for_each(|other| span = std::array::from_fn(|i| span[i].max(other[i])));
+        if let Op::Conv(Conv { window, .. }) = node.op {
+            let [k_h, k_w, stride_h, stride_w] = span;
+            span = [
+                k_h + (window.k_h - 1) * stride_h,
+                k_w + (window.k_w - 1) * stride_w,
+                stride_h * window.stride_h,
+                stride_w * window.stride_w,
+            ];
+        }
+        spans.insert(id, span);
     }
+    let [k_h, k_w, ..] = spans[&block.output()];
     let weights = (k_h * k_w * x.c * y.c) as u64;
     KernelCost {
-        name: name.to_owned(),
+        name: block.name.clone(),
         kind: format!("conv {k_h}x{k_w}"),
         pass: Pass::Forward,
         nodes: Vec::new(),

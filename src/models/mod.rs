@@ -4,19 +4,22 @@ mod efficientnet_lite;
 mod inverted_residual;
 mod mnasnet;
 mod mobilenet_v2;
+mod resnet;
+mod vgg;
 
 use crate::graph::Graph;
 use crate::shape::Shape;
 use crate::{Error, Result};
 
 /// The names that [`build`] knows, for help texts and errors.
-pub const KNOWN_NETWORKS: &str = "mobilenetv2-<width>, efficientnet-lite<0..4>, mnasnet-<width>, and timm's names such as \
-                                  mobilenetv2_110d, efficientnet_lite0, tf_efficientnet_lite0, mnasnet_100";
+pub const KNOWN_NETWORKS: &str = "mobilenetv2-<width>, efficientnet-lite<0..4>, mnasnet-<width>, resnet18, resnet34, \
+                                  resnet50, vgg19_bn, and timm's names such as mobilenetv2_110d, efficientnet_lite0, \
+                                  tf_efficientnet_lite0, mnasnet_100";
 
 /// A family reads a name: `None` when it is another family's, an error when its own is misspelt.
 type Parse = fn(&str) -> Option<Result<Box<dyn Network>>>;
 
-const FAMILIES: [Parse; 3] = [mobilenet_v2::parse, efficientnet_lite::parse, mnasnet::parse];
+const FAMILIES: [Parse; 5] = [mobilenet_v2::parse, efficientnet_lite::parse, mnasnet::parse, resnet::parse, vgg::parse];
 
 /// A network that a name stands for.
 trait Network {
@@ -33,7 +36,7 @@ pub struct NetworkOptions {
     pub input: Shape,
     /// Number of classes.
     pub classes: usize,
-    /// Stride of the stem; `None` is the network's own (2).
+    /// Stride of the first convolution; `None` is the network's own.
     pub input_stride: Option<usize>,
     /// Stride of each stage's first block; `None` is the network's own.
     pub stage_strides: Option<Vec<usize>>,

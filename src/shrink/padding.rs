@@ -108,25 +108,28 @@ pub fn read_padding(window: Window, input: Shape, output: Shape) -> Padding {
 
 /// R1: the padding every convolution of a block gets so that the first holds all of it and the block's output keeps
 /// its size: P = Σ p_l Π_{j<l} s_j above and to the left, below and to the right what the size needs. Lists only the
-/// convolutions that change. A skip that starts at the block's input needs no crop, for that value keeps its size.
+/// convolutions that change. What starts at the block's input, a skip or a projection, needs no crop, for it keeps its
+/// size.
 ///
 /// # Errors
-/// A block that is not one chain of convolutions with skips from its input only, so that some value would need a crop.
+/// A block that is not one chain of convolutions with shortcuts from its input only, so that some value would need a crop.
 pub fn reordered(graph: &Graph, shapes: &[Shape], block: &Block) -> Result<Vec<(NodeId, Padding)>> {
     let refuse = |id: NodeId, why: &str| {
         let node = &graph.nodes[id].name;
         Error::Merge(format!("block {}: {node} {why}; use --padding border-bias or keep this block", block.name))
     };
+    let chain = main_chain(graph, block);
+    let mut shortcuts = block.nodes.clone().filter(|id| !chain.contains(id));
+    if let Some(id) = shortcuts.find(|&id| graph.nodes[id].inputs.iter().any(|input| chain.contains(input))) {
+        return Err(refuse(id, "branches off the chain, and its padding cannot move to the front"));
+    }
     let mut convs: Vec<(NodeId, Window)> = Vec::new();
-    let mut current = block.input;
     let mut span = Span::IDENTITY;
-    // The span and output of the chain of convolutions, up to the first skip that joins it.
+    // The span and output of the chain of convolutions, up to the first shortcut that joins it.
     let mut joined = None;
-    for id in block.nodes.clone() {
+    let mut current = block.input;
+    for &id in &chain {
         let node = &graph.nodes[id];
-        if !node.inputs.contains(&current) {
-            return Err(refuse(id, "branches off the chain, and its padding cannot move to the front"));
-        }
         match node.op {
             Op::Conv(conv) => {
                 let padding = read_padding(conv.window, shapes[node.inputs[0]], shapes[id]);
@@ -137,7 +140,7 @@ pub fn reordered(graph: &Graph, shapes: &[Shape], block: &Block) -> Result<Vec<(
                 convs.push((id, conv.window));
             }
             Op::Add => {
-                if node.inputs.iter().any(|&i| i != current && i != block.input) {
+                if node.inputs.iter().any(|&i| i != current && chain.contains(&i)) {
                     return Err(refuse(id, "adds a value that would need a crop once the padding is at the front"));
                 }
                 joined = joined.or(Some((span, convs.len(), current)));
@@ -146,8 +149,29 @@ pub fn reordered(graph: &Graph, shapes: &[Shape], block: &Block) -> Result<Vec<(
         }
         current = id;
     }
-    let (span, chain, end) = joined.unwrap_or((span, convs.len(), current));
-    Ok(move_to_front(&convs[..chain], span.window(shapes[block.input], shapes[end]).pad, shapes, graph))
+    let (span, count, end) = joined.unwrap_or((span, convs.len(), current));
+    Ok(move_to_front(&convs[..count], span.window(shapes[block.input], shapes[end]).pad, shapes, graph))
+}
+
+/// The nodes of a block from its input to its output, in order: of two values that are added the way goes on through the
+/// one behind more convolutions, of equals through the later.
+fn main_chain(graph: &Graph, block: &Block) -> Vec<NodeId> {
+    let mut depth = vec![0usize; block.nodes.len()];
+    let at = |depth: &[usize], id: NodeId| if id < block.nodes.start { 0 } else { depth[id - block.nodes.start] };
+    for id in block.nodes.clone() {
+        let node = &graph.nodes[id];
+        let deepest = node.inputs.iter().map(|&i| at(&depth, i)).max().unwrap_or(0);
+        depth[id - block.nodes.start] = deepest + usize::from(matches!(node.op, Op::Conv(_)));
+    }
+    let mut chain = Vec::new();
+    let mut next = block.output();
+    while block.nodes.contains(&next) {
+        chain.push(next);
+        let inputs = graph.nodes[next].inputs.iter().copied();
+        next = inputs.max_by_key(|&i| (at(&depth, i), i)).expect("a node inside a block reads something");
+    }
+    chain.reverse();
+    chain
 }
 
 /// All padding on the first convolution, unless everything that is read is there already.

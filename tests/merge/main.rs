@@ -8,4 +8,5 @@ mod networks;
 mod oracles;
 mod reference;
 mod refusals;
+mod residual;
 mod surgery;
