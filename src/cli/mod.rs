@@ -6,6 +6,7 @@ mod check;
 mod devices;
 mod eval;
 mod finetune;
+mod import;
 mod infer;
 mod kernels;
 mod merge;
@@ -80,6 +81,8 @@ enum Command {
     Merge(merge::Args),
     /// Accuracy of a model on test images
     Eval(eval::Args),
+    /// Other projects' weights (timm, torchvision; .safetensors, .pth) into a model file
+    Import(import::Args),
     /// Runs a model on tensors or pictures
     Infer(infer::Args),
     /// The steps, bytes and FLOPs of a network, and its roofline time on known devices
@@ -110,6 +113,7 @@ impl Cli {
             Command::Finetune(args) => finetune::run(args, common),
             Command::Merge(args) => merge::run(args, common),
             Command::Eval(args) => eval::run(args, common),
+            Command::Import(args) => import::run(args, common),
             Command::Infer(args) => infer::run(args, common),
             Command::Plan(args) => plan::run(args, common),
             Command::Kernels(args) => kernels::run(args, common),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::model::{file_weights, graph_metadata, read_graph, read_weights};
-use super::tensors::{TensorFile, read_tensors, write_tensors};
+use super::tensors::{TensorFile, parse_tensors, read_tensors, write_tensors};
 use crate::model::Model;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -115,7 +115,18 @@ impl Checkpoint {
     /// # Errors
     /// A file that is unreadable, damaged, or no checkpoint.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut file = read_tensors(path)?;
+        Self::of(path, read_tensors(path)?)
+    }
+
+    /// As [`read`](Self::read), from bytes; `path` is what messages name.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        Self::of(path, parse_tensors(path, bytes)?)
+    }
+
+    fn of(path: &Path, mut file: TensorFile) -> Result<Self> {
         let Some(json) = file.metadata.get(STATE_KEY) else {
             return Err(Error::file(path, format!("is no checkpoint of this program; {REMEDY}")));
         };
@@ -123,7 +134,7 @@ impl Checkpoint {
             .map_err(|e| Error::file(path, format!("the checkpoint is damaged: {e}; {REMEDY}")))?;
         let graph = read_graph(path, &file.metadata)?;
         let optimizer = take_optimizer(path, &mut file, state.optimizer_buffers)?;
-        let weights = read_weights(path, &graph, &mut file)?;
+        let weights = read_weights(path, &graph, &mut file.tensors, |spec| spec.name.clone())?;
         Ok(Self {
             model: Model::new(graph, weights).map_err(|e| Error::file(path, e.to_string()))?,
             optimizer,

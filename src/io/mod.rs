@@ -4,7 +4,9 @@ pub mod atomic;
 pub mod checkpoint;
 pub mod layout;
 pub mod model;
+pub mod names;
 pub mod tensors;
+pub mod torch;
 
 pub use atomic::write_atomic;
 pub use checkpoint::{Checkpoint, Position, Sums};

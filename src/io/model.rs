@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::layout;
-use super::tensors::{TensorFile, read_tensors, write_tensors};
+use super::tensors::{TensorFile, parse_tensors, read_tensors, write_tensors};
 use crate::data::{Dataset, ImageShape, Normalisation};
 use crate::graph::{Graph, ParamSpec};
 use crate::model::{Model, Weights};
@@ -89,9 +89,20 @@ impl DataInfo {
 /// One line that names the file and the fault: unreadable, damaged, without a graph, or a graph that does not fit the
 /// weights. Nothing in the file is trusted before it is checked.
 pub fn read_model(path: &Path) -> Result<(Model, ModelInfo)> {
-    let mut file = read_tensors(path)?;
+    model_of(path, read_tensors(path)?)
+}
+
+/// As [`read_model`], from bytes; `path` is what messages name.
+///
+/// # Errors
+/// As [`read_model`].
+pub fn parse_model(path: &Path, bytes: &[u8]) -> Result<(Model, ModelInfo)> {
+    model_of(path, parse_tensors(path, bytes)?)
+}
+
+fn model_of(path: &Path, mut file: TensorFile) -> Result<(Model, ModelInfo)> {
     let graph = read_graph(path, &file.metadata)?;
-    let weights = read_weights(path, &graph, &mut file)?;
+    let weights = read_weights(path, &graph, &mut file.tensors, |spec| spec.name.clone())?;
     let data = match file.metadata.get(DATA_KEY) {
         None => None,
         Some(text) => {
@@ -150,20 +161,26 @@ pub(super) fn read_graph(path: &Path, metadata: &BTreeMap<String, String>) -> Re
     }
 }
 
-/// Takes a graph's weights out of a file and into the engine's layout.
-pub(super) fn read_weights(path: &Path, graph: &Graph, file: &mut TensorFile) -> Result<Weights> {
+/// Takes a graph's weights out of a file and into the engine's layout; `name` is what the file calls a parameter.
+pub(super) fn read_weights(
+    path: &Path,
+    graph: &Graph,
+    tensors: &mut BTreeMap<String, Tensor>,
+    name: impl Fn(&ParamSpec) -> String,
+) -> Result<Weights> {
     let mut weights = Weights::new();
     let mut faults = Vec::new();
     for spec in graph.params()? {
-        match file.tensors.remove(&spec.name) {
-            None => faults.push(format!("{} is missing", spec.name)),
-            Some(tensor) => match from_file(&spec, tensor) {
+        let name = name(&spec);
+        match tensors.remove(&name) {
+            None => faults.push(format!("{} is missing", name.escape_debug())),
+            Some(tensor) => match from_file(&spec, &name, tensor) {
                 Ok(tensor) => drop(weights.insert(spec.name, tensor)),
                 Err(fault) => faults.push(fault),
             },
         }
     }
-    faults.extend(file.tensors.keys().map(|name| format!("{} belongs to no node", name.escape_debug())));
+    faults.extend(tensors.keys().map(|name| format!("{} belongs to no node", name.escape_debug())));
     if faults.is_empty() {
         return Ok(weights);
     }
@@ -171,16 +188,16 @@ pub(super) fn read_weights(path: &Path, graph: &Graph, file: &mut TensorFile) ->
     let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
     faults.truncate(MAX_FAULTS);
     let faults = faults.join("; ");
-    Err(Error::file(path, format!("its weights do not fit its network: {faults}{more}; make or download it again")))
+    Err(Error::file(path, format!("its weights do not fit the network: {faults}{more}; make or download it again")))
 }
 
-fn from_file(spec: &ParamSpec, tensor: Tensor) -> std::result::Result<Tensor, String> {
+fn from_file(spec: &ParamSpec, name: &str, tensor: Tensor) -> std::result::Result<Tensor, String> {
     let expected = layout::file_shape(spec);
     if tensor.shape != expected {
-        return Err(format!("{} has shape {:?}, expected {expected:?}", spec.name, tensor.shape));
+        return Err(format!("{name} has shape {:?}, expected {expected:?}", tensor.shape));
     }
     if tensor.data.iter().any(|x| !x.is_finite()) {
-        return Err(format!("{} holds numbers that are not finite", spec.name));
+        return Err(format!("{name} holds numbers that are not finite"));
     }
     Ok(Tensor { shape: spec.shape.clone(), data: layout::from_file(spec, tensor.data) })
 }

@@ -8,10 +8,11 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
 use super::atomic::write_atomic;
+use crate::dtype::Dtype;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -39,18 +40,35 @@ pub struct TensorFile {
 /// # Errors
 /// A path that cannot be read, or content that is not a sound safetensors file of floats, in one line.
 pub fn read_tensors(path: &Path) -> Result<TensorFile> {
-    let bytes = read_bounded(path)?;
+    parse_tensors(path, &read_bounded(path)?)
+}
+
+/// As [`read_tensors`], from bytes; `path` is what messages name.
+///
+/// # Errors
+/// As [`read_tensors`].
+pub fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<TensorFile> {
+    check_header(path, bytes)?;
     let bad = |e: safetensors::SafeTensorError| Error::file(path, format!("{}; {REMEDY}", one_line(&e.to_string())));
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(bad)?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
+    let file = SafeTensors::deserialize(bytes).map_err(bad)?;
     let mut out = TensorFile::default();
     for (key, text) in header.metadata().iter().flatten() {
         out.metadata.insert(key.clone(), text.clone());
     }
     for (name, view) in file.iter() {
-        if let Some(data) = to_f32(view.dtype(), view.data()).map_err(|dtype| unsupported(path, name, dtype))? {
-            out.tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
-        }
+        let dtype = match view.dtype() {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::BF16 => Dtype::Bf16,
+            safetensors::Dtype::I64 | safetensors::Dtype::I32 | safetensors::Dtype::U8 | safetensors::Dtype::BOOL => {
+                continue;
+            }
+            other => return Err(unsupported(path, name, other)),
+        };
+        let mut data = vec![0.0; view.data().len() / dtype.bytes()];
+        dtype.decode(view.data(), &mut data);
+        out.tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
     }
     Ok(out)
 }
@@ -89,87 +107,43 @@ fn write_numbers(out: &mut dyn Write, data: &[f32]) -> std::io::Result<()> {
     data.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))
 }
 
-/// Reads a regular file whose size and header length are believable.
-fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+/// Reads a regular file of believable size.
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let io = |e| Error::io(path, e);
-    let mut file = File::open(path).map_err(io)?;
+    let file = File::open(path).map_err(io)?;
     let meta = file.metadata().map_err(io)?;
     if !meta.is_file() {
-        return Err(Error::file(path, "this is not a regular file; give a .safetensors file"));
+        return Err(Error::file(path, "this is not a regular file; give a file of weights"));
     }
     let size = meta.len();
     if size > MAX_FILE_BYTES {
         let limit = MAX_FILE_BYTES >> 30;
-        return Err(Error::file(path, format!("{size} bytes, more than the limit of {limit} GiB; {REMEDY}")));
-    }
-    let mut length = [0; LENGTH_BYTES as usize];
-    file.read_exact(&mut length)
-        .map_err(|_| Error::file(path, format!("{size} bytes, too short for a header; {REMEDY}")))?;
-    let header = u64::from_le_bytes(length);
-    if header > MAX_HEADER_BYTES || header > size - LENGTH_BYTES {
-        return Err(Error::file(path, format!("claims a header of {header} bytes in a file of {size}; {REMEDY}")));
+        return Err(Error::file(path, format!("{size} bytes, more than the limit of {limit} GiB")));
     }
     let mut bytes = Vec::with_capacity(size as usize);
-    bytes.extend_from_slice(&length);
     // The file may have grown since it was measured.
-    file.take(MAX_FILE_BYTES - LENGTH_BYTES).read_to_end(&mut bytes).map_err(io)?;
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
 }
 
-/// The numbers of a float tensor, `None` for integers, the type's name for what cannot be read.
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> std::result::Result<Option<Vec<f32>>, Dtype> {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    Ok(Some(match dtype {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::BF16 => halves().map(|h| f32::from_bits(u32::from(h) << 16)).collect(),
-        Dtype::F16 => halves().map(f16_to_f32).collect(),
-        Dtype::I64 | Dtype::I32 | Dtype::U8 | Dtype::BOOL => return Ok(None),
-        other => return Err(other),
-    }))
-}
-
-/// Widens an IEEE half (1 sign, 5 exponent, 10 mantissa bits), exactly.
-fn f16_to_f32(half: u16) -> f32 {
-    let sign = u32::from(half >> 15) << 31;
-    let (exponent, mantissa) = (u32::from(half >> 10) & 31, u32::from(half) & 0x3ff);
-    match exponent {
-        // Subnormal: mantissa · 2⁻²⁴, which f32 holds exactly.
-        0 => f32::from_bits((mantissa as f32 * 2.0f32.powi(-24)).to_bits() | sign),
-        31 => f32::from_bits(sign | 0x7f80_0000 | mantissa << 13),
-        // Both exponents are biased: by 15 and by 127.
-        _ => f32::from_bits(sign | (exponent + 112) << 23 | mantissa << 13),
+/// Refuses a header whose length is not believable, before it is parsed.
+fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
+    let size = bytes.len() as u64;
+    let Some(length) = bytes.first_chunk() else {
+        return Err(Error::file(path, format!("{size} bytes, too short for a header; {REMEDY}")));
+    };
+    let header = u64::from_le_bytes(*length);
+    if header > MAX_HEADER_BYTES || header > size - LENGTH_BYTES {
+        return Err(Error::file(path, format!("claims a header of {header} bytes in a file of {size}; {REMEDY}")));
     }
+    Ok(())
 }
 
-fn unsupported(path: &Path, name: &str, dtype: Dtype) -> Error {
+fn unsupported(path: &Path, name: &str, dtype: safetensors::Dtype) -> Error {
     Error::file(path, format!("tensor {name:?} has type {dtype}, expected F32, F16 or BF16; convert it to F32"))
 }
 
 /// A foreign message may quote file content; keep it to one readable line.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::f16_to_f32;
-
-    #[test]
-    fn halves_widen_exactly() {
-        let cases = [
-            (0x0000, 0.0),
-            (0x3c00, 1.0),
-            (0xc000, -2.0),
-            (0x7bff, 65504.0),
-            (0x0400, 6.103_515_6e-5),
-            (0x0001, 5.960_464_5e-8),
-            (0x83ff, -6.097_555e-5),
-            (0x3555, 0.333_251_95),
-        ];
-        for (bits, value) in cases {
-            assert_eq!(f16_to_f32(bits), value, "{bits:#06x}");
-        }
-        assert!(f16_to_f32(0x7c00).is_infinite() && f16_to_f32(0x7e00).is_nan());
-        assert!(f16_to_f32(0x8000).is_sign_negative());
-    }
 }

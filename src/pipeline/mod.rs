@@ -6,15 +6,18 @@
 //! | `run` | [`Run`]: data, device, session and the stages as functions |
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
 //! | `summary` | the numbers of `result.json` |
+//! | `import` | [`import()`]: other projects' weights on the networks here |
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
 mod folder;
+mod import;
 mod infer;
 mod run;
 mod shrink;
 mod summary;
 
 pub use folder::{Entry, RunFolder};
+pub use import::import;
 pub use infer::{Top, logits, picture, read_images, top_classes, write_logits};
 pub use run::{Datasets, NestedMask, Plan, Run, check_batches, check_search, configured_graph, evaluate_model};
 pub use shrink::{check_exact, shrink};

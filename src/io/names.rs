@@ -1,0 +1,190 @@
+//! What other projects call the parameters of the networks here, whose names are timm's.
+//!
+//! A scheme lists for each node with parameters the name that the other project gives it. Which scheme a file follows
+//! is seen from its names.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::model::read_weights;
+use crate::graph::{Graph, Node, Op, ParamRole, ParamSpec};
+use crate::model::Model;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// What training scripts put before every name.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+
+/// Node names here → there.
+type Names = BTreeMap<String, String>;
+
+/// A way to name a network's parameters.
+struct Scheme {
+    /// Whose names they are.
+    project: &'static str,
+    /// The names it gives to the nodes of a network.
+    names: fn(&Graph) -> Names,
+}
+
+const SCHEMES: [Scheme; 3] = [
+    Scheme { project: "timm", names: |graph| named(graph, |name| name.to_owned()) },
+    Scheme { project: "torchvision", names: torchvision },
+    Scheme { project: "efficientnet_lite_pytorch", names: efficientnet_lite_pytorch },
+];
+
+/// The weights of another project's file.
+#[derive(Debug)]
+pub struct Foreign {
+    /// Tensors by the other project's names, in the layout of files.
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Foreign {
+    /// The tensors of a file, what wraps all names taken off.
+    pub fn new(mut tensors: BTreeMap<String, Tensor>) -> Self {
+        tensors.retain(|name, _| !name.ends_with("num_batches_tracked"));
+        while let Some(wrapper) =
+            WRAPPERS.iter().find(|w| !tensors.is_empty() && tensors.keys().all(|k| k.starts_with(*w)))
+        {
+            tensors = tensors.into_iter().map(|(name, tensor)| (name[wrapper.len()..].to_owned(), tensor)).collect();
+        }
+        Self { tensors }
+    }
+
+    /// The number of classes and of image channels, as the classifier's and the stem's weights have them; `None` where
+    /// those are not found. `graph` is the network for any number of either.
+    pub fn classes_and_channels(&self, graph: &Graph) -> (Option<usize>, Option<usize>) {
+        let (_, names) = self.scheme(graph);
+        let size = |node: Option<&Node>, dim: usize| {
+            let weight = self.tensors.get(&format!("{}.weight", names.get(&node?.name)?))?;
+            weight.shape.get(dim).copied()
+        };
+        let stem = graph.nodes.iter().find(|n| matches!(n.op, Op::Conv(_)));
+        (size(graph.nodes.last(), 0), size(stem, 1))
+    }
+
+    /// The network with these weights, and whose names the file has.
+    ///
+    /// # Errors
+    /// Tensors that are missing, superfluous, misshapen or not finite, by the file's own names; `path` is the file.
+    pub fn into_model(mut self, path: &Path, graph: Graph) -> Result<(Model, &'static str)> {
+        let (project, names) = self.scheme(&graph);
+        let name = |spec: &ParamSpec| {
+            let own = &graph.nodes[spec.node].name;
+            let theirs = names.get(own).unwrap_or(own);
+            format!("{theirs}{}", &spec.name[own.len()..])
+        };
+        for spec in graph.params()? {
+            if let Some(tensor) = self.tensors.get_mut(&name(&spec)) {
+                unflatten(tensor, &spec, &graph);
+            }
+        }
+        let weights = read_weights(path, &graph, &mut self.tensors, name)?;
+        let model = Model::new(graph, weights).map_err(|e| Error::file(path, e.to_string()))?;
+        Ok((model, project))
+    }
+
+    /// The scheme that finds most nodes' weights in the file; of equal ones the first.
+    fn scheme(&self, graph: &Graph) -> (&'static str, Names) {
+        let mut best = None;
+        for scheme in &SCHEMES {
+            let names = (scheme.names)(graph);
+            let found = names.values().filter(|n| self.tensors.contains_key(&format!("{n}.weight"))).count();
+            if best.as_ref().is_none_or(|&(most, _)| found > most) {
+                best = Some((found, (scheme.project, names)));
+            }
+        }
+        best.expect("there are schemes").1
+    }
+}
+
+/// A convolution as wide as its image is elsewhere a linear layer on the flattened image: the same numbers in the same
+/// order, `[c_out, c_in·h·w]`.
+fn unflatten(tensor: &mut Tensor, spec: &ParamSpec, graph: &Graph) {
+    if let (ParamRole::ConvWeight(_), Op::Conv(conv), &[rows, columns]) =
+        (spec.role, graph.nodes[spec.node].op, tensor.shape.as_slice())
+        && rows == conv.c_out
+        && conv.groups == 1
+        && columns == conv.c_in * conv.window.taps()
+    {
+        tensor.shape = vec![conv.c_out, conv.c_in, conv.window.k_h, conv.window.k_w];
+    }
+}
+
+/// Names that depend on nothing but timm's.
+fn named(graph: &Graph, name: impl Fn(&str) -> String) -> Names {
+    let nodes = graph.nodes.iter().filter(|n| has_params(n));
+    nodes.map(|n| (n.name.clone(), name(&n.name))).collect()
+}
+
+fn has_params(node: &Node) -> bool {
+    matches!(node.op, Op::Conv(_) | Op::BatchNorm(_) | Op::Linear(_))
+}
+
+/// Names of the nodes with parameters in each block, in order.
+fn blocks(graph: &Graph) -> impl Iterator<Item = Vec<&str>> {
+    graph.blocks.iter().map(|block| {
+        let nodes = graph.nodes[block.nodes.clone()].iter().filter(|n| has_params(n));
+        nodes.map(|n| n.name.as_str()).collect()
+    })
+}
+
+/// torchvision: MobileNetV2 counts its layers through, VGG has linear layers where timm has convolutions, ResNet is
+/// named as in timm.
+fn torchvision(graph: &Graph) -> Names {
+    let is_mobilenet = graph.nodes.iter().any(|n| n.name == "conv_stem");
+    let mut names = named(graph, |name| {
+        let theirs = match name {
+            "conv_stem" => "features.0.0",
+            "bn1" if is_mobilenet => "features.0.1",
+            "classifier" => "classifier.1",
+            "pre_logits.fc1" => "classifier.0",
+            "pre_logits.fc2" => "classifier.3",
+            "head.fc" => "classifier.6",
+            same => same,
+        };
+        theirs.to_owned()
+    });
+    if !is_mobilenet {
+        return names;
+    }
+    for (index, nodes) in blocks(graph).enumerate() {
+        let block = format!("features.{}.conv", index + 1);
+        // Pairs of a convolution and its batch-norm; all pairs but the last lie one level deeper, with an activation.
+        let last = nodes.len() / 2 - usize::from(nodes.len() >= 2);
+        for (at, own) in nodes.into_iter().enumerate() {
+            let (pair, member) = (at / 2, at % 2);
+            let theirs =
+                if pair < last { format!("{block}.{pair}.{member}") } else { format!("{block}.{}", pair + member) };
+            names.insert(own.to_owned(), theirs);
+        }
+    }
+    let head = graph.blocks.len() + 1;
+    names.insert("conv_head".into(), format!("features.{head}.0"));
+    names.insert("bn2".into(), format!("features.{head}.1"));
+    names
+}
+
+/// The EfficientNet-Lite packages `efficientnet_lite_pytorch`, whose names follow EfficientNet-PyTorch.
+fn efficientnet_lite_pytorch(graph: &Graph) -> Names {
+    const EXPANDING: [&str; 6] = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"];
+    let mut names = named(graph, |name| {
+        let theirs = match name {
+            "conv_stem" => "_conv_stem",
+            "bn1" => "_bn0",
+            "conv_head" => "_conv_head",
+            "bn2" => "_bn1",
+            "classifier" => "_fc",
+            same => same,
+        };
+        theirs.to_owned()
+    });
+    for (index, nodes) in blocks(graph).enumerate() {
+        // A block that does not expand begins with its depthwise convolution.
+        let skipped = EXPANDING.len().saturating_sub(nodes.len());
+        for (own, part) in nodes.into_iter().zip(&EXPANDING[skipped..]) {
+            names.insert(own.to_owned(), format!("_blocks.{index}.{part}"));
+        }
+    }
+    names
+}

@@ -1,0 +1,538 @@
+//! A reader of the pickles in `.pth` files: it builds values, never calls anything.
+//!
+//! Values lie in one list and refer to one another by index, so a pickle that is cyclic or nested a million deep costs
+//! no more than its length and needs no recursion anywhere. Opcodes: Python's `pickletools`.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Fault;
+use crate::dtype::Dtype;
+
+/// Opcodes that are carried out at most; the state dict of a thousand layers takes about a quarter of a million.
+const MAX_STEPS: usize = 1 << 20;
+/// Dimensions of a tensor at most.
+const MAX_DIMS: usize = 8;
+const ONLY_TENSORS: &str = "only tensors are read and nothing in a pickle is run; save the state dict alone, `torch.save(model.state_dict(), path)`";
+
+/// Index of a value.
+type Id = usize;
+type Outcome<T> = Result<T, Fault>;
+
+/// How a storage's elements are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Element {
+    Float(Dtype),
+    Double,
+    /// Of this many bytes; not read.
+    Integer(usize),
+}
+
+impl Element {
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Float(dtype) => dtype.bytes(),
+            Self::Double => 8,
+            Self::Integer(bytes) => bytes,
+        }
+    }
+
+    /// Appends the numbers behind whole elements.
+    pub fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
+        match self {
+            Self::Float(dtype) => {
+                let start = out.len();
+                out.resize(start + bytes.len() / dtype.bytes(), 0.0);
+                dtype.decode(bytes, &mut out[start..]);
+            }
+            Self::Double => {
+                let double = |b: &[u8]| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32;
+                out.extend(bytes.chunks_exact(8).map(double));
+            }
+            Self::Integer(_) => {}
+        }
+    }
+}
+
+/// A run of elements that tensors are views of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Storage<'a> {
+    pub key: &'a str,
+    pub element: Element,
+    /// Number of elements.
+    pub len: usize,
+}
+
+/// A tensor: element `[i, j, …]` is element `offset + i·strides[0] + j·strides[1] + …` of the storage.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct View<'a> {
+    pub storage: Storage<'a>,
+    pub offset: usize,
+    pub shape: Vec<usize>,
+    pub strides: Vec<usize>,
+}
+
+impl View<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+    }
+
+    /// One behind the last element of the storage that is read.
+    pub fn end(&self) -> Option<usize> {
+        if self.shape.contains(&0) {
+            return Some(0);
+        }
+        let last = self.shape.iter().zip(&self.strides).try_fold(self.offset, |end, (&d, &stride)| {
+            (d - 1).checked_mul(stride).and_then(|reach| end.checked_add(reach))
+        });
+        last?.checked_add(1)
+    }
+
+    /// Whether the elements lie in the storage as they are read, without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let mut expected = 1usize;
+        self.shape.iter().zip(&self.strides).rev().all(|(&d, &stride)| {
+            let fits = d == 1 || stride == expected;
+            expected = expected.saturating_mul(d);
+            fits
+        })
+    }
+
+    /// Calls `visit` with every element's place in the storage, the last dimension fastest. Only after
+    /// [`end`](Self::end) was checked.
+    pub fn for_each_offset(&self, mut visit: impl FnMut(usize)) {
+        let mut index = vec![0; self.shape.len()];
+        let mut at = self.offset;
+        for _ in 0..self.len().unwrap_or(0) {
+            visit(at);
+            for (dim, i) in index.iter_mut().enumerate().rev() {
+                *i += 1;
+                at += self.strides[dim];
+                if *i < self.shape[dim] {
+                    break;
+                }
+                at -= *i * self.strides[dim];
+                *i = 0;
+            }
+        }
+    }
+}
+
+/// The functions and classes a pickle may name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Global {
+    OrderedDict,
+    /// `torch.Size`, a tuple.
+    Size,
+    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`.
+    Tensor,
+    /// `torch._utils._rebuild_parameter`.
+    Parameter,
+    Storage(Element),
+}
+
+impl Global {
+    fn find(module: &str, name: &str) -> Outcome<Self> {
+        let storage = |element| Ok(Self::Storage(element));
+        match (module, name) {
+            ("collections", "OrderedDict") => Ok(Self::OrderedDict),
+            ("torch", "Size") => Ok(Self::Size),
+            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Ok(Self::Tensor),
+            ("torch._utils", "_rebuild_parameter") => Ok(Self::Parameter),
+            ("torch", "FloatStorage") => storage(Element::Float(Dtype::F32)),
+            ("torch", "HalfStorage") => storage(Element::Float(Dtype::F16)),
+            ("torch", "BFloat16Storage") => storage(Element::Float(Dtype::Bf16)),
+            ("torch", "DoubleStorage") => storage(Element::Double),
+            ("torch", "LongStorage") => storage(Element::Integer(8)),
+            ("torch", "IntStorage") => storage(Element::Integer(4)),
+            ("torch", "ShortStorage") => storage(Element::Integer(2)),
+            ("torch", "CharStorage" | "ByteStorage" | "BoolStorage") => storage(Element::Integer(1)),
+            _ => Err(format!("its pickle names {module}.{name}; {ONLY_TENSORS}")),
+        }
+    }
+}
+
+/// A value of a pickle.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value<'a> {
+    /// `None`, flags, floats, bytes: what no tensor needs.
+    Other,
+    Int(i64),
+    /// Little-endian bytes of an integer beyond 64 bits, as the old form's magic number is.
+    Long(&'a [u8]),
+    Text(&'a str),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    Storage(Storage<'a>),
+    Tensor(Box<View<'a>>),
+}
+
+/// What a pickle holds.
+#[derive(Debug)]
+pub(super) struct Pickle<'a> {
+    values: Vec<Value<'a>>,
+    root: Id,
+    /// Every storage that was named, by key.
+    pub storages: BTreeMap<&'a str, Storage<'a>>,
+}
+
+impl<'a> Pickle<'a> {
+    /// Reads one pickle from the front of `bytes`; also how many bytes it takes.
+    ///
+    /// # Errors
+    /// An opcode or a function that state dicts do not need, or a pickle that is damaged.
+    pub fn read(bytes: &'a [u8]) -> Outcome<(Self, usize)> {
+        let mut machine = Machine { bytes, ..Machine::default() };
+        for _ in 0..MAX_STEPS {
+            if let Some(root) = machine.step()? {
+                let pickle = Self { values: machine.values, root, storages: machine.storages };
+                return Ok((pickle, machine.at));
+            }
+        }
+        Err(format!("its pickle takes more than {MAX_STEPS} steps; {ONLY_TENSORS}"))
+    }
+
+    /// The value the pickle stands for.
+    pub fn root(&self) -> &Value<'a> {
+        &self.values[self.root]
+    }
+
+    /// The pairs of a dict; none of anything else.
+    pub fn entries<'p>(&'p self, value: &'p Value<'a>) -> impl Iterator<Item = (&'p Value<'a>, &'p Value<'a>)> {
+        let pairs: &[(Id, Id)] = if let Value::Dict(pairs) = value { pairs } else { &[] };
+        pairs.iter().map(|&(key, value)| (&self.values[key], &self.values[value]))
+    }
+
+    /// The items of a list; none of anything else.
+    pub fn items<'p>(&'p self, value: &'p Value<'a>) -> impl Iterator<Item = &'p Value<'a>> {
+        let items: &[Id] = if let Value::List(items) = value { items } else { &[] };
+        items.iter().map(|&id| &self.values[id])
+    }
+}
+
+#[derive(Default)]
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    values: Vec<Value<'a>>,
+    stack: Vec<Id>,
+    /// Heights of the stack where marks were set.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+    storages: BTreeMap<&'a str, Storage<'a>>,
+}
+
+impl<'a> Machine<'a> {
+    /// Carries out one opcode; the result when it was the last.
+    fn step(&mut self) -> Outcome<Option<Id>> {
+        let opcode = self.take(1)?[0];
+        match opcode {
+            0x80 => drop(self.take(1)?), // PROTO
+            0x95 => drop(self.take(8)?), // FRAME
+            b'.' => return self.pop().map(Some),
+            b'(' => self.marks.push(self.stack.len()),
+            b'0' => drop(self.pop()?),
+            b'1' => drop(self.pop_to_mark()?),
+            b'N' | 0x88 | 0x89 => self.push(Value::Other), // NONE, NEWTRUE, NEWFALSE
+            b'G' => self.skip(8)?,
+            b'K' => self.push_int::<1>()?,
+            b'M' => self.push_int::<2>()?,
+            b'J' => {
+                let int = i32::from_le_bytes(self.array()?);
+                self.push(Value::Int(i64::from(int)));
+            }
+            0x8a => self.push_long()?,
+            b'X' | b'T' => self.push_text::<4>()?, // BINUNICODE, Python 2's BINSTRING
+            0x8c | b'U' => self.push_text::<1>()?, // SHORT_BINUNICODE, Python 2's SHORT_BINSTRING
+            0x8d => self.push_text::<8>()?,
+            b'B' => self.push_bytes::<4>()?,
+            b'C' => self.push_bytes::<1>()?,
+            0x8e => self.push_bytes::<8>()?,
+            b')' => self.push(Value::Tuple(Vec::new())),
+            b']' => self.push(Value::List(Vec::new())),
+            b'}' => self.push(Value::Dict(Vec::new())),
+            b't' => {
+                let items = self.pop_to_mark()?;
+                self.push(Value::Tuple(items));
+            }
+            0x85..=0x87 => self.push_tuple(usize::from(opcode - 0x84))?,
+            b'a' => {
+                let item = self.pop()?;
+                self.extend_list(vec![item])?;
+            }
+            b'e' => {
+                let items = self.pop_to_mark()?;
+                self.extend_list(items)?;
+            }
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.extend_dict(&[key, value])?;
+            }
+            b'u' => {
+                let items = self.pop_to_mark()?;
+                self.extend_dict(&items)?;
+            }
+            b'q' | b'r' | 0x94 => self.put(opcode)?,
+            b'h' | b'j' => self.get(opcode)?,
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push(Value::Global(Global::find(module, name)?));
+            }
+            0x93 => self.stack_global()?,
+            b'Q' => self.persistent()?,
+            b'R' | 0x81 => self.reduce()?, // REDUCE, NEWOBJ
+            b'b' => self.build()?,
+            _ => {
+                return Err(format!("its pickle has the opcode {opcode:#04x} at byte {}; {ONLY_TENSORS}", self.at - 1));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, n: usize) -> Outcome<&'a [u8]> {
+        let rest = &self.bytes[self.at..];
+        let taken = rest.get(..n).ok_or("its pickle is cut short; make or download it again")?;
+        self.at += n;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
+        Ok(self.take(N)?.try_into().expect("as many as were taken"))
+    }
+
+    /// An unsigned little-endian number of `N` bytes.
+    fn unsigned<const N: usize>(&mut self) -> Outcome<u64> {
+        Ok(self.array::<N>()?.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte)))
+    }
+
+    fn counted<const N: usize>(&mut self) -> Outcome<&'a [u8]> {
+        let len = self.unsigned::<N>()?;
+        self.take(usize::try_from(len).unwrap_or(usize::MAX))
+    }
+
+    fn line(&mut self) -> Outcome<&'a str> {
+        let rest = &self.bytes[self.at..];
+        let end = rest.iter().position(|&b| b == b'\n').ok_or("its pickle is cut short within a name")?;
+        let line = self.take(end)?;
+        self.at += 1;
+        utf8(line)
+    }
+
+    fn skip(&mut self, bytes: usize) -> Outcome<()> {
+        self.take(bytes)?;
+        self.push(Value::Other);
+        Ok(())
+    }
+
+    fn push(&mut self, value: Value<'a>) {
+        self.values.push(value);
+        self.stack.push(self.values.len() - 1);
+    }
+
+    fn push_int<const N: usize>(&mut self) -> Outcome<()> {
+        let int = self.unsigned::<N>()?;
+        self.push(Value::Int(int as i64));
+        Ok(())
+    }
+
+    fn push_long(&mut self) -> Outcome<()> {
+        let bytes = self.counted::<1>()?;
+        let value = if bytes.len() > 8 {
+            Value::Long(bytes)
+        } else {
+            // Two's complement: the last byte has the sign.
+            let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
+            let mut wide = [sign; 8];
+            wide[..bytes.len()].copy_from_slice(bytes);
+            Value::Int(i64::from_le_bytes(wide))
+        };
+        self.push(value);
+        Ok(())
+    }
+
+    fn push_text<const N: usize>(&mut self) -> Outcome<()> {
+        let text = utf8(self.counted::<N>()?)?;
+        self.push(Value::Text(text));
+        Ok(())
+    }
+
+    fn push_bytes<const N: usize>(&mut self) -> Outcome<()> {
+        self.counted::<N>()?;
+        self.push(Value::Other);
+        Ok(())
+    }
+
+    fn push_tuple(&mut self, items: usize) -> Outcome<()> {
+        let start = self.floor().max(self.stack.len().saturating_sub(items));
+        if self.stack.len() - start < items {
+            return Err(underflow());
+        }
+        let items = self.stack.split_off(start);
+        self.push(Value::Tuple(items));
+        Ok(())
+    }
+
+    /// The height below which the latest mark protects the stack.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Outcome<Id> {
+        if self.stack.len() <= self.floor() {
+            return Err(underflow());
+        }
+        self.stack.pop().ok_or_else(underflow)
+    }
+
+    fn pop_to_mark(&mut self) -> Outcome<Vec<Id>> {
+        let mark = self.marks.pop().ok_or_else(underflow)?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn top(&mut self) -> Outcome<Id> {
+        self.stack.last().copied().ok_or_else(underflow)
+    }
+
+    fn extend_list(&mut self, items: Vec<Id>) -> Outcome<()> {
+        let top = self.top()?;
+        match &mut self.values[top] {
+            Value::List(list) => list.extend(items),
+            _ => return Err("its pickle appends to what is no list".into()),
+        }
+        Ok(())
+    }
+
+    fn extend_dict(&mut self, items: &[Id]) -> Outcome<()> {
+        let top = self.top()?;
+        match &mut self.values[top] {
+            Value::Dict(pairs) if items.len().is_multiple_of(2) => {
+                pairs.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+            }
+            _ => return Err("its pickle sets items of what is no dict".into()),
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, opcode: u8) -> Outcome<()> {
+        let slot = match opcode {
+            b'q' => self.unsigned::<1>()?,
+            b'r' => self.unsigned::<4>()?,
+            _ => self.memo.len() as u64,
+        };
+        let top = self.top()?;
+        self.memo.insert(slot as u32, top);
+        Ok(())
+    }
+
+    fn get(&mut self, opcode: u8) -> Outcome<()> {
+        let slot = if opcode == b'h' { self.unsigned::<1>()? } else { self.unsigned::<4>()? };
+        let id = self.memo.get(&(slot as u32)).ok_or("its pickle refers to a value that it has not made")?;
+        self.stack.push(*id);
+        Ok(())
+    }
+
+    fn stack_global(&mut self) -> Outcome<()> {
+        let (name, module) = (self.pop()?, self.pop()?);
+        let (&Value::Text(module), &Value::Text(name)) = (&self.values[module], &self.values[name]) else {
+            return Err("its pickle names a function by what is no text".into());
+        };
+        self.push(Value::Global(Global::find(module, name)?));
+        Ok(())
+    }
+
+    /// A storage, named by `("storage", class, key, device, length[, view])`.
+    fn persistent(&mut self) -> Outcome<()> {
+        let id = self.pop()?;
+        let Value::Tuple(parts) = &self.values[id] else { return Err(bad_storage()) };
+        let part = |i: usize| parts.get(i).map(|&id| &self.values[id]);
+        let storage = match (part(0), part(1), part(2), part(4), part(5)) {
+            (
+                Some(Value::Text("storage")),
+                Some(&Value::Global(Global::Storage(element))),
+                Some(&Value::Text(key)),
+                Some(&Value::Int(len)),
+                None | Some(Value::Other),
+            ) => Storage { key, element, len: usize::try_from(len).map_err(|_| bad_storage())? },
+            _ => return Err(bad_storage()),
+        };
+        if *self.storages.entry(storage.key).or_insert(storage) != storage {
+            return Err(format!("its pickle describes the storage {:?} in two ways", storage.key));
+        }
+        self.push(Value::Storage(storage));
+        Ok(())
+    }
+
+    fn reduce(&mut self) -> Outcome<()> {
+        let (arguments, function) = (self.pop()?, self.pop()?);
+        let (&Value::Global(global), Value::Tuple(parts)) = (&self.values[function], &self.values[arguments]) else {
+            return Err(format!("its pickle calls what is no function; {ONLY_TENSORS}"));
+        };
+        match (global, parts.as_slice()) {
+            (Global::OrderedDict, []) => self.push(Value::Dict(Vec::new())),
+            (Global::OrderedDict, &[pairs]) => {
+                let pairs = self.pairs(pairs)?;
+                self.push(Value::Dict(pairs));
+            }
+            // They are what their first argument is.
+            (Global::Size, &[first]) | (Global::Parameter, &[first, ..]) => self.stack.push(first),
+            (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
+                let view = self.view(storage, offset, shape, strides)?;
+                self.push(Value::Tensor(Box::new(view)));
+            }
+            _ => return Err(format!("its pickle calls {global:?} with {} arguments; {ONLY_TENSORS}", parts.len())),
+        }
+        Ok(())
+    }
+
+    /// The pairs of a list of lists, as Python 2 pickles an `OrderedDict`.
+    fn pairs(&self, list: Id) -> Outcome<Vec<(Id, Id)>> {
+        let items = |id: Id| match &self.values[id] {
+            Value::List(items) | Value::Tuple(items) => Ok(items.as_slice()),
+            _ => Err("its pickle makes a dict of what are no pairs".to_owned()),
+        };
+        let pair = |&id: &Id| match *items(id)? {
+            [key, value] => Ok((key, value)),
+            _ => Err("its pickle makes a dict of what are no pairs".to_owned()),
+        };
+        items(list)?.iter().map(pair).collect()
+    }
+
+    fn view(&self, storage: Id, offset: Id, shape: Id, strides: Id) -> Outcome<View<'a>> {
+        let bad = || "its pickle describes a tensor that is none".to_owned();
+        let size = |id: Id| match self.values[id] {
+            Value::Int(int) => usize::try_from(int).map_err(|_| bad()),
+            _ => Err(bad()),
+        };
+        let sizes = |id: Id| match &self.values[id] {
+            Value::Tuple(items) if items.len() <= MAX_DIMS => items.iter().map(|&id| size(id)).collect(),
+            _ => Err(bad()),
+        };
+        let Value::Storage(storage) = self.values[storage] else { return Err(bad()) };
+        let view = View { storage, offset: size(offset)?, shape: sizes(shape)?, strides: sizes(strides)? };
+        if view.shape.len() == view.strides.len() { Ok(view) } else { Err(bad()) }
+    }
+
+    /// Attributes, such as a state dict's `_metadata`, say nothing about its tensors.
+    fn build(&mut self) -> Outcome<()> {
+        self.pop()?;
+        let top = self.top()?;
+        match self.values[top] {
+            Value::Dict(_) => Ok(()),
+            _ => Err(format!("its pickle sets attributes of what is no dict; {ONLY_TENSORS}")),
+        }
+    }
+}
+
+fn utf8(bytes: &[u8]) -> Outcome<&str> {
+    std::str::from_utf8(bytes).map_err(|_| "its pickle holds a text that is not UTF-8".to_owned())
+}
+
+fn underflow() -> Fault {
+    "its pickle takes more values than it has made; make or download it again".into()
+}
+
+fn bad_storage() -> Fault {
+    format!("its pickle names a storage of an unknown kind; {ONLY_TENSORS}")
+}

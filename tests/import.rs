@@ -1,0 +1,329 @@
+//! Foreign weights: networks that timm, torchvision and PyTorch wrote give PyTorch's logits, and hostile files are
+//! refused in one line. `fixtures/make_import_fixtures.py` made the files.
+
+use std::fs;
+use std::io::{Cursor, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use depthshrinker::device::Device;
+use depthshrinker::io::layout::nchw_to_nhwc;
+use depthshrinker::io::tensors::{read_tensors, write_tensors};
+use depthshrinker::io::torch::{parse_torch, read_torch};
+use depthshrinker::models::NetworkOptions;
+use depthshrinker::pipeline::{import, logits};
+use depthshrinker::shape::Shape;
+use depthshrinker::tensor::Tensor;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+const INPUT: Shape = Shape::new(40, 40, 3);
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/import").join(name)
+}
+
+/// The image of the script that made the fixtures, two of them, NCHW.
+fn images() -> Vec<f32> {
+    let number = |i: u64| (((i * 2_654_435_761) % (1 << 32)) >> 8) as f64 / f64::from(1 << 23) - 1.0;
+    (0..2 * INPUT.len() as u64).map(|i| number(i) as f32).collect()
+}
+
+/// Imports and runs; whose names the file had, and the largest difference from PyTorch's logits.
+fn difference(net: &str, path: &Path, expected: &str) -> (&'static str, f32) {
+    // The file knows better how many classes and channels there are.
+    let options = NetworkOptions::new(Shape::new(40, 40, 1), 1000);
+    let (model, names) = import(net, path, &options).unwrap();
+    assert_eq!((model.graph.classes(), model.graph.input_shape()), (7, INPUT));
+    let input = nchw_to_nhwc(&images(), INPUT.c, INPUT.pixels());
+    let got = logits(&Device::Cpu, &model, &input).unwrap();
+    let expected = &read_tensors(&fixture("logits.safetensors")).unwrap().tensors[expected];
+    assert_eq!(expected.shape, [2, 7]);
+    let difference = got.iter().zip(&expected.data).map(|(a, b)| (a - b).abs());
+    (names, difference.fold(0.0, f32::max))
+}
+
+#[test]
+fn imported_networks_give_the_logits_of_pytorch() {
+    for (file, names, expected) in [
+        ("timm.pth", "timm", "logits"),
+        ("torchvision-old.pth", "torchvision", "logits"),
+        ("torchvision.safetensors", "torchvision", "logits_half"),
+    ] {
+        let (found, error) = difference("mobilenetv2-0.1", &fixture(file), expected);
+        assert_eq!(found, names, "{file}");
+        assert!(error < 1e-5, "{file}: logits differ by {error:e}");
+    }
+    let (_, other) = difference("mobilenetv2-0.1", &fixture("timm.pth"), "logits_half");
+    assert!(other > 1e-5, "the test cannot tell weights in half precision from others");
+}
+
+#[test]
+fn every_element_type_and_stride_is_read() {
+    let arange = |range: std::ops::Range<usize>| range.map(|i| i as f32).collect::<Vec<_>>();
+    let nested = |n: [usize; 3], at: fn(usize, usize, usize) -> usize| {
+        let [a, b, c] = n;
+        let index = (0..a).flat_map(move |i| (0..b).flat_map(move |j| (0..c).map(move |k| at(i, j, k) as f32)));
+        index.collect::<Vec<_>>()
+    };
+    let cases: Vec<(&str, Vec<usize>, Vec<f32>)> = vec![
+        ("plain", vec![2, 3, 4], arange(0..24)),
+        ("transposed", vec![6, 4], nested([1, 6, 4], |_, i, j| j * 6 + i)),
+        ("permuted", vec![4, 2, 3], nested([4, 2, 3], |i, j, k| j * 12 + k * 4 + i)),
+        ("every_other", vec![12], (0..12).map(|i| (2 * i + 1) as f32).collect()),
+        ("shared_a", vec![10], arange(0..10)),
+        ("shared_b", vec![19], arange(5..24)),
+        ("expanded", vec![2, 3], vec![1.5, 1.5, 1.5, -2.5, -2.5, -2.5]),
+        ("parameter", vec![2], vec![0.25, -0.5]),
+        ("scalar", vec![], vec![3.5]),
+        ("empty", vec![0, 4], vec![]),
+        ("channels_last", vec![1, 2, 3, 4], arange(0..24)),
+        ("half", vec![4], vec![1.0, -0.333_251_95, 5.960_464_5e-8, 65504.0]),
+        ("bfloat16", vec![3], vec![1.0, -3.0, f32::from_bits(0x714a_0000)]),
+        ("double", vec![3], vec![1.0, 0.1, -0.0]),
+    ];
+    for file in ["forms.pth", "forms-old.pth"] {
+        let tensors = read_torch(&fixture(file)).unwrap();
+        assert_eq!(tensors.len(), cases.len(), "{file}: integers are left out");
+        for (name, shape, data) in &cases {
+            assert_eq!((&tensors[*name].shape, &tensors[*name].data), (shape, data), "{file}: {name}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_do_not_fit_are_listed_by_their_own_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let refusal = |net: &str, change: &dyn Fn(&mut std::collections::BTreeMap<String, Tensor>)| {
+        let mut tensors = read_torch(&fixture("torchvision-old.pth")).unwrap();
+        change(&mut tensors);
+        write_tensors(&path, &tensors, &Default::default()).unwrap();
+        let error = import(net, &path, &NetworkOptions::new(INPUT, 1000)).expect_err("must be refused");
+        let text = error.to_string();
+        assert!(!text.contains('\n') && text.len() < 1000, "{text}");
+        text
+    };
+    let name = "module.features.3.conv.1.0.weight";
+    let text = refusal("mobilenetv2-0.1", &|t| drop(t.remove(name)));
+    assert!(text.contains("features.3.conv.1.0.weight is missing"), "{text}");
+    let text = refusal("mobilenetv2-0.1", &|t| t.get_mut(name).unwrap().shape = vec![9, 48]);
+    assert!(text.contains("features.3.conv.1.0.weight has shape [9, 48], expected [48, 1, 3, 3]"), "{text}");
+    let text = refusal("mobilenetv2-0.1", &|t| drop(t.insert("module.stray".into(), Tensor::zeros(&[2]))));
+    assert!(text.contains("stray belongs to no node"), "{text}");
+    let text = refusal("mobilenetv2-0.1", &|t| t.get_mut(name).unwrap().data[0] = f32::NAN);
+    assert!(text.contains("not finite"), "{text}");
+    let text = refusal("mobilenetv2-1.0", &|_| ());
+    assert!(text.contains("features.0.0.weight has shape [8, 3, 3, 3], expected [32, 3, 3, 3]"), "{text}");
+    assert!(text.contains("more"), "{text}");
+    let text = refusal("nonet", &|_| ());
+    assert!(text.contains("unknown network"), "{text}");
+}
+
+/// Parts of pickles.
+const FLOATS: &[u8] = b"ctorch\nFloatStorage\n";
+const REBUILD: &[u8] = b"ctorch._utils\n_rebuild_tensor_v2\n";
+
+fn text(s: &str) -> Vec<u8> {
+    [&b"X"[..], &(s.len() as u32).to_le_bytes(), s.as_bytes()].concat()
+}
+
+fn int(i: u64) -> Vec<u8> {
+    [&b"\x8a\x08"[..], &i.to_le_bytes()].concat()
+}
+
+fn ints(sizes: &[u64]) -> Vec<u8> {
+    [b"(".to_vec(), sizes.iter().flat_map(|&s| int(s)).collect(), b"t".to_vec()].concat()
+}
+
+fn storage(class: &[u8], key: &str, len: u64) -> Vec<u8> {
+    [&b"("[..], &text("storage"), class, &text(key), &text("cpu"), &int(len), b"tQ"].concat()
+}
+
+fn view(storage: &[u8], offset: u64, shape: &[u64], strides: &[u64]) -> Vec<u8> {
+    [REBUILD, b"(", storage, &int(offset), &ints(shape), &ints(strides), b"\x89}tR"].concat()
+}
+
+/// A state dict of one tensor `w`.
+fn dict_of(value: &[u8]) -> Vec<u8> {
+    [&b"\x80\x02}"[..], &text("w"), value, b"s."].concat()
+}
+
+fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in entries {
+        let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        zip.start_file(*name, stored).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+/// An archive of a state dict of one tensor, over a storage of 16 bytes.
+fn zipped(value: &[u8]) -> Vec<u8> {
+    archive(&[("a/data.pkl", &dict_of(value)), ("a/data/0", &[0; 16])])
+}
+
+fn pickled(pickle: &[u8]) -> Vec<u8> {
+    archive(&[("a/data.pkl", pickle)])
+}
+
+/// Old form with this object, keys and storages.
+fn old(object: &[u8], rest: &[u8]) -> Vec<u8> {
+    let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+    [&magic[..], b"\x80\x02M\xe9\x03.", b"\x80\x02}.", object, rest].concat()
+}
+
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|w| w == from).expect("the pattern is there");
+    [&bytes[..at], to, &bytes[at + from.len()..]].concat()
+}
+
+/// The archive with the compression method of its entries set to DEFLATE.
+fn deflated(mut bytes: Vec<u8>) -> Vec<u8> {
+    for (signature, field) in [(b"PK\x03\x04", 8), (b"PK\x01\x02", 10)] {
+        let at: Vec<usize> = (0..bytes.len() - 4).filter(|&i| &bytes[i..i + 4] == signature).collect();
+        at.into_iter().for_each(|i| bytes[i + field] = 8);
+    }
+    bytes
+}
+
+/// An archive whose three storages are all the bytes of the first.
+fn overlapping() -> Vec<u8> {
+    let key = |key: &str| [text(key), view(&storage(FLOATS, key, 1024), 0, &[8], &[1])].concat();
+    let pickle = [&b"\x80\x02}("[..], &key("0"), &key("1"), &key("2"), b"u."].concat();
+    let mut bytes = archive(&[("a/data.pkl", &pickle), ("a/data/0", &[0; 4096]), ("a/data/1", b""), ("a/data/2", b"")]);
+    let records: Vec<usize> = (0..bytes.len() - 4).filter(|&i| &bytes[i..i + 4] == b"PK\x01\x02").collect();
+    for record in [records[2], records[3]] {
+        // Checksum and sizes, and where the entry begins.
+        for field in [16..28, 42..46] {
+            let first = bytes[records[1]..][field.clone()].to_vec();
+            bytes[record..][field].copy_from_slice(&first);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn the_parts_make_sound_files() {
+    let sound = view(&storage(FLOATS, "0", 4), 0, &[2, 2], &[2, 1]);
+    let tensors = parse_torch(Path::new("x.pth"), &zipped(&sound)).unwrap();
+    assert_eq!(tensors["w"], Tensor::zeros(&[2, 2]));
+    let keys = [b"\x80\x02]".to_vec(), text("0"), b"a.".to_vec(), 4u64.to_le_bytes().to_vec(), vec![0; 16]].concat();
+    let tensors = parse_torch(Path::new("x.pth"), &old(&dict_of(&sound), &keys)).unwrap();
+    assert_eq!(tensors["w"], Tensor::zeros(&[2, 2]));
+}
+
+#[test]
+fn hostile_files_are_refused_in_one_line() {
+    let own = storage(FLOATS, "0", 4);
+    let sound = view(&own, 0, &[2, 2], &[2, 1]);
+    let keys = |count: u64, bytes: usize| {
+        [b"\x80\x02]".to_vec(), text("0"), b"a.".to_vec(), count.to_le_bytes().to_vec(), vec![0; bytes]].concat()
+    };
+    let nested = |open: &[u8], times: usize| [b"\x80\x02".to_vec(), open.repeat(times), b".".to_vec()].concat();
+    let call = |function: &str| {
+        pickled(&[b"\x80\x02c", function.as_bytes(), &b"\n("[..], &text("touch /tmp/run"), b"tR."].concat())
+    };
+    let stack_global = [&b"\x80\x04"[..], &text("posix"), &text("system"), b"\x93", &text("id"), b"\x85R."].concat();
+    // Memo slot 0 is a dict that holds itself.
+    let cyclic = [&b"\x80\x02}q\x00"[..], &text("state_dict"), b"h\x00s."].concat();
+    let whole = zipped(&sound);
+    let mut wrong_sum = whole.clone();
+    let at = wrong_sum.windows(16).position(|w| w == [0; 16]).unwrap();
+    wrong_sum[at + 3] ^= 1;
+    let real = fs::read(fixture("timm.pth")).unwrap();
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("empty", vec![], "no file of PyTorch's"),
+        ("text", b"weights".to_vec(), "no file of PyTorch's"),
+        ("tar, as the oldest PyTorch wrote", [&b"sys_info\0"[..], &[0; 512]].concat(), "no file of PyTorch's"),
+        ("zip cut to its magic", b"PK\x03\x04".to_vec(), "damaged zip"),
+        ("zip cut in the middle", real[..real.len() / 2].to_vec(), "damaged zip"),
+        ("zip without its last byte", real[..real.len() - 1].to_vec(), "damaged zip"),
+        ("entries over one another", overlapping(), "overlap"),
+        ("zip of something else", archive(&[("readme", b"hello")]), "without a data.pkl"),
+        ("zip without its storage", pickled(&dict_of(&sound)), "data/0"),
+        ("damaged storage", wrong_sum, "is damaged"),
+        ("compressed entries", deflated(whole.clone()), "compressed"),
+        ("big-endian", archive(&[("a/byteorder", b"big"), ("a/data.pkl", &dict_of(&sound))]), "big-endian"),
+        ("short storage", archive(&[("a/data.pkl", &dict_of(&sound)), ("a/data/0", &[0; 12])]), "has 12 bytes"),
+        ("path in a key", zipped(&view(&storage(FLOATS, "../data.pkl", 4), 0, &[4], &[1])), "cannot be read"),
+        ("huge storage", zipped(&view(&storage(FLOATS, "0", 1 << 60), 0, &[4], &[1])), "its pickle says"),
+        ("huge shape", zipped(&view(&own, 0, &[1 << 40], &[1])), "more numbers than the file can hold"),
+        ("overflowing shape", zipped(&view(&own, 0, &[1 << 40, 1 << 40], &[0, 0])), "more numbers than"),
+        ("repeated by stride 0", zipped(&view(&own, 0, &[1 << 20], &[0])), "more numbers than"),
+        ("negative shape", zipped(&view(&own, 0, &[u64::MAX], &[1])), "a tensor that is none"),
+        ("shape beyond storage", zipped(&view(&own, 0, &[5], &[1])), "beyond its storage"),
+        ("offset beyond storage", zipped(&view(&own, 3, &[2], &[1])), "beyond its storage"),
+        ("huge offset", zipped(&view(&own, i64::MAX as u64, &[1], &[1])), "beyond its storage"),
+        ("huge stride", zipped(&view(&own, 1, &[2], &[i64::MAX as u64])), "beyond its storage"),
+        ("nine dimensions", zipped(&view(&own, 0, &[1; 9], &[1; 9])), "a tensor that is none"),
+        ("shape and strides of two lengths", zipped(&view(&own, 0, &[2, 2], &[1])), "a tensor that is none"),
+        (
+            "unknown storage",
+            zipped(&view(&storage(b"ctorch\nComplexFloatStorage\n", "0", 4), 0, &[1], &[1])),
+            "torch.ComplexFloatStorage",
+        ),
+        (
+            "storage in two ways",
+            zipped(&[&own[..], b"0", &view(&storage(FLOATS, "0", 3), 0, &[1], &[1])].concat()),
+            "two ways",
+        ),
+        ("tensor of no storage", zipped(&view(&int(7), 0, &[1], &[1])), "a tensor that is none"),
+        ("os.system", call("os\nsystem"), "names os.system"),
+        ("builtins.eval", call("builtins\neval"), "names builtins.eval"),
+        ("a whole model", call("torchvision.models.resnet\nResNet"), "names torchvision.models.resnet.ResNet"),
+        ("a name in two lines", call("torch._utils\n_rebuild\x1b[31m"), "names torch._utils._rebuild"),
+        ("posix.system from the stack", pickled(&stack_global), "names posix.system"),
+        ("calling a dict", pickled(b"\x80\x02})R."), "calls what is no function"),
+        ("INST", pickled(b"\x80\x02(ios\nsystem\n."), "opcode 0x69"),
+        ("reading another file's extension", pickled(b"\x80\x02\x82\x01."), "opcode 0x82"),
+        ("cyclic", pickled(&cyclic), "no tensors by name"),
+        ("list in itself", pickled(b"\x80\x02]q\x00h\x00a."), "no tensors by name"),
+        ("deep lists", pickled(&nested(b"]", 1_000_000)), "no tensors by name"),
+        ("deep tuples", pickled(&nested(b")\x85", 500_000)), "no tensors by name"),
+        ("deep marks", pickled(&nested(b"(", 1_000_000)), "more values than it has made"),
+        ("endless", pickled(&nested(b"N0", 4_000_000)), "steps"),
+        ("doubling", pickled(&nested(b"\x86q\x00h\x00h\x00", 10)), "more values than it has made"),
+        ("unknown memo", pickled(b"\x80\x02h\x05."), "has not made"),
+        ("empty stack", pickled(b"\x80\x02."), "more values than it has made"),
+        ("no end", pickled(b"\x80\x02}"), "cut short"),
+        ("text longer than the file", pickled(b"\x80\x02X\xff\xff\xff\xff."), "cut short"),
+        ("text longer than memory", pickled(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff."), "cut short"),
+        ("no text", pickled(b"\x80\x02X\x01\0\0\0\xff."), "not UTF-8"),
+        ("append to a dict", pickled(b"\x80\x02}Na."), "no list"),
+        ("odd items", pickled(b"\x80\x02}(Nu."), "no dict"),
+        ("no dict", pickled(b"\x80\x02K\x01."), "no tensors by name"),
+        ("old, cut behind the magic", old(b"", b""), "cut short"),
+        ("old, other protocol", replaced(&old(b"", b""), b"M\xe9\x03", b"M\xea\x03"), "protocol"),
+        ("old, cut within a storage", old(&dict_of(&sound), &keys(4, 15)), "ends within the storage"),
+        ("old, without its storage", old(&dict_of(&sound), b"\x80\x02]."), "is missing"),
+        ("old, wrong count", old(&dict_of(&sound), &keys(u64::MAX, 16)), "its pickle says 4"),
+        ("old, unknown storage", old(b"\x80\x02}.", &keys(4, 16)), "no tensor uses"),
+        ("old, os.system", old(b"\x80\x02cos\nsystem\n.", b""), "names os.system"),
+    ];
+    for (name, bytes, expected) in cases {
+        let start = Instant::now();
+        let error = parse_torch(Path::new("hostile.pth"), &bytes).expect_err(name).to_string();
+        assert!(error.starts_with("hostile.pth: ") && error.contains(expected), "{name}: {error}");
+        assert!(!error.chars().any(char::is_control) && error.len() < 500, "{name}: {error:?}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{name} took {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn any_flipped_or_missing_byte_is_refused_or_harmless() {
+    for name in ["forms.pth", "forms-old.pth"] {
+        let bytes = fs::read(fixture(name)).unwrap();
+        for at in 0..bytes.len() {
+            for change in [0x01, 0x80, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= change;
+                if let Err(error) = parse_torch(Path::new(name), &damaged) {
+                    assert!(!error.to_string().contains('\n'), "{name}: {error}");
+                }
+            }
+            assert!(parse_torch(Path::new(name), &bytes[..at]).is_err(), "{name} cut to {at} bytes");
+        }
+    }
+}
