@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use depthshrinker::Error;
+use depthshrinker::data::{Interpolation, Resize};
 use depthshrinker::graph::{Bias, Conv, GraphBuilder, Op, ParamRole};
 use depthshrinker::io::atomic::remove_leftovers;
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
@@ -45,7 +46,8 @@ fn merged_like() -> Model {
 fn info() -> ModelInfo {
     let classes = (0..10).map(|i| format!("class {i}")).collect();
     let (mean, std) = (vec![0.286_040_6], vec![0.353_024_24]);
-    ModelInfo { data: Some(DataInfo { name: "some".into(), classes, shape: Shape::new(20, 28, 1), mean, std }) }
+    let resize = Some(Resize { shorter_side: 23, interpolation: Interpolation::Bilinear });
+    ModelInfo { data: Some(DataInfo { name: "some".into(), classes, shape: Shape::new(20, 28, 1), mean, std, resize }) }
 }
 
 fn written(folder: &Path) -> PathBuf {
@@ -218,12 +220,13 @@ fn data_that_does_not_fit_its_network_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(folder.path());
     let before = fs::read(&path).unwrap();
-    let changes: [fn(&mut DataInfo); 5] = [
+    let changes: [fn(&mut DataInfo); 6] = [
         |data| data.shape.c = 3,
         |data| data.mean.push(0.0),
         |data| data.std[0] = 0.0,
         |data| drop(data.classes.pop()),
         |data| data.name.push('\n'),
+        |data| data.resize.as_mut().unwrap().shorter_side = 19,
     ];
     for change in changes {
         let mut info = info();
@@ -231,6 +234,19 @@ fn data_that_does_not_fit_its_network_is_not_written() {
         assert!(matches!(write_model(&path, &mobilenet(), &info), Err(Error::Data(_))));
     }
     assert!(fs::read(&path).unwrap() == before);
+}
+
+#[test]
+fn a_file_that_says_nothing_of_resizing_still_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.safetensors");
+    let mut old = info();
+    old.data.as_mut().unwrap().resize = None;
+    write_model(&path, &mobilenet(), &old).unwrap();
+    assert!(!String::from_utf8_lossy(&fs::read(&path).unwrap()).contains("resize"), "not as older programs wrote it");
+    let (_, read) = read_model(&path).unwrap();
+    assert_eq!(read, old);
+    assert_eq!(read.data.unwrap().preprocessing().resize.shorter_side, 20);
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.data.apply(&mut config);
     common.ready(&config)?;
     let (model, info) = read_model(&args.model)?;
-    let data = Datasets::open(&config.data, Some((&model, &info)))?;
+    let data = Datasets::open(&config, Some((&model, &info)))?;
     let evaluation = evaluate_model(&config.device()?, &model, &data.test)?;
     let (params, macs) = sizes(&model)?;
     let text = if common.json {

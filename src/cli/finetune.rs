@@ -67,7 +67,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         Some(path) => read_model(path)?.0,
         None => model.clone(),
     };
-    let data = Datasets::open(&config.data, Some((&model, &info)))?;
+    let data = Datasets::open(&config, Some((&model, &info)))?;
     check_batches(&config, &data)?;
     let path = output(args.output.as_ref(), &folder, FILE);
     refuse_same(&args.model, &path)?;

@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use super::Common;
 use super::devices::print;
 use crate::Error;
+use crate::device::Device;
 use crate::io::{ModelInfo, read_model};
 use crate::model::Model;
-use crate::pipeline::{Entry, Top, logits, picture, read_images, top_classes, write_logits};
+use crate::pipeline::{Entry, Top, logits, picture_logits, read_images, top_classes, write_logits};
 
 /// Classes told per image.
 const TOP: usize = 5;
@@ -42,11 +43,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         return Err(Error::Config("infer needs something to look at; give --input FILE or pictures".into()).into());
     }
     let (model, info) = read_model(&args.model)?;
-    let (names, images) = match &args.input {
-        Some(path) => tensor(path, &model)?,
-        None => pictures(&args.images, &model, &info)?,
+    let device = config.device()?;
+    let (names, logits) = match &args.input {
+        Some(path) => of_tensor(path, &model, &device)?,
+        None => of_pictures(&args.images, &model, &info, &device)?,
     };
-    let logits = logits(&config.device()?, &model, &images)?;
     let classes = model.graph.classes();
     if let Some(path) = &args.output {
         write_logits(path, &logits, classes)?;
@@ -59,24 +60,21 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     print(&mut stdout().lock(), &text)
 }
 
-/// Images of a tensor file, named by their place.
-fn tensor(path: &Path, model: &Model) -> Result<(Vec<String>, Vec<f32>)> {
+/// Logits of the images of a tensor file, which are named by their place.
+fn of_tensor(path: &Path, model: &Model, device: &Device) -> Result<(Vec<String>, Vec<f32>)> {
     let shape = model.graph.input_shape();
     let images = read_images(path, shape)?;
     let names = (0..images.len() / shape.len()).map(|i| format!("{}[{i}]", path.display())).collect();
-    Ok((names, images))
+    Ok((names, logits(device, model, &images)?))
 }
 
-/// Pictures, normalised as the model's file says.
-fn pictures(paths: &[PathBuf], model: &Model, info: &ModelInfo) -> Result<(Vec<String>, Vec<f32>)> {
+/// Logits of pictures, made to fit as the model's file says.
+fn of_pictures(paths: &[PathBuf], model: &Model, info: &ModelInfo, device: &Device) -> Result<(Vec<String>, Vec<f32>)> {
     let data = info.data.as_ref().ok_or_else(|| {
         Error::Config("the model's file does not say how images are normalised; give normalised --input".into())
     })?;
-    let mut images = Vec::new();
-    for path in paths {
-        images.extend(picture(path, model.graph.input_shape(), data)?);
-    }
-    Ok((paths.iter().map(|p| p.display().to_string()).collect(), images))
+    let names = paths.iter().map(|p| p.display().to_string()).collect();
+    Ok((names, picture_logits(device, model, paths, &data.preprocessing())?))
 }
 
 fn labels(names: &[String], logits: &[f32], classes: usize, info: &ModelInfo, as_json: bool) -> String {

@@ -72,7 +72,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.apply(&mut config);
     common.ready(&config)?;
     let model = config.model.as_deref().map(read_model).transpose()?;
-    let data = Datasets::open(&config.data, model.as_ref().map(|(model, info)| (model, info)))?;
+    let data = Datasets::open(&config, model.as_ref().map(|(model, info)| (model, info)))?;
     check_batches(&config, &data)?;
     match &model {
         Some((model, _)) => check_search(&config, &model.graph)?,

@@ -43,7 +43,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.network.apply(&mut config);
     args.stage.apply(&mut config.train);
     common.ready(&config)?;
-    let data = Datasets::open(&config.data, None)?;
+    let data = Datasets::open(&config, None)?;
     check_batches(&config, &data)?;
     configured_graph(&config, &data)?;
     let session = common.enter(&folder, NAME, &config, (entry, FILE))?;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::picture;
+use super::picture::Picture;
+use super::preprocess::{Preprocessing, Resize};
 use crate::{Error, Result};
 
 /// Height, width and channels of every image of a data set.
@@ -77,7 +78,7 @@ impl Normalisation {
     }
 
     /// Refuses a normalisation that does not fit `channels` or would yield infinities.
-    fn check(&self, channels: usize) -> Result<()> {
+    pub(super) fn check(&self, channels: usize) -> Result<()> {
         if self.mean.len() != channels || self.std.len() != channels {
             return Err(Error::Data(format!(
                 "normalisation has {} means and {} deviations, the images have {channels} channels",
@@ -97,8 +98,8 @@ impl Normalisation {
 enum Images {
     /// `uint8`, NHWC, contiguous.
     Memory(Vec<u8>),
-    /// One picture per image, decoded whenever it is asked for.
-    Files(Vec<PathBuf>),
+    /// One picture per image, decoded and resized whenever it is asked for.
+    Files { paths: Vec<PathBuf>, resize: Resize },
 }
 
 /// Labelled images of one shape.
@@ -152,18 +153,17 @@ impl Dataset {
         Self { name, shape, class_names, labels, images: Images::Memory(images), normalisation }.checked()
     }
 
-    /// A set of RGB pictures, each brought to `size` x `size` when it is read.
+    /// A set of pictures, each brought to one shape when it is read.
     pub(super) fn from_files(
         name: &str,
-        size: usize,
+        preprocessing: Preprocessing,
         class_names: Vec<String>,
-        files: Vec<PathBuf>,
+        paths: Vec<PathBuf>,
         labels: Vec<u32>,
     ) -> Result<Self> {
-        let shape = ImageShape { height: size, width: size, channels: 3 };
-        let normalisation = Normalisation::imagenet();
-        Self { name: name.to_owned(), shape, class_names, labels, images: Images::Files(files), normalisation }
-            .checked()
+        let Preprocessing { shape, resize, normalisation } = preprocessing;
+        let images = Images::Files { paths, resize };
+        Self { name: name.to_owned(), shape, class_names, labels, images, normalisation }.checked()
     }
 
     /// What holds for every set, wherever its images are.
@@ -195,6 +195,18 @@ impl Dataset {
     pub fn with_normalisation(mut self, normalisation: Normalisation) -> Result<Self> {
         normalisation.check(self.shape.channels)?;
         self.normalisation = normalisation;
+        Ok(self)
+    }
+
+    /// The same pictures made otherwise. Images in memory have a shape already and are refused.
+    pub fn with_preprocessing(mut self, preprocessing: &Preprocessing) -> Result<Self> {
+        preprocessing.check()?;
+        let Images::Files { resize, .. } = &mut self.images else {
+            return Err(Error::Data(format!("{}: its images are {} and stay so", self.name, self.shape)));
+        };
+        *resize = preprocessing.resize;
+        self.shape = preprocessing.shape;
+        self.normalisation = preprocessing.normalisation.clone();
         Ok(self)
     }
 
@@ -238,6 +250,14 @@ impl Dataset {
         &self.normalisation
     }
 
+    /// How pictures are brought to the set's shape; `None` for images that have it already.
+    pub fn resize(&self) -> Option<Resize> {
+        match self.images {
+            Images::Memory(_) => None,
+            Images::Files { resize, .. } => Some(resize),
+        }
+    }
+
     /// Writes one image as `uint8` HWC into `out`, which has [`ImageShape::size`] bytes.
     pub fn image(&self, index: usize, out: &mut [u8]) -> Result<()> {
         if index >= self.len() {
@@ -251,7 +271,9 @@ impl Dataset {
                 out.copy_from_slice(&pixels[index * out.len()..][..out.len()]);
                 Ok(())
             }
-            Images::Files(files) => picture::decode(&files[index], self.shape.height, out),
+            Images::Files { paths, resize } => {
+                resize.apply(&Picture::read(&paths[index], self.shape.channels)?, self.shape, out)
+            }
         }
     }
 
@@ -260,7 +282,7 @@ impl Dataset {
         let size = self.shape.size();
         match &self.images {
             Images::Memory(pixels) => Some(&pixels[index * size..][..size]),
-            Images::Files(_) => None,
+            Images::Files { .. } => None,
         }
     }
 
@@ -268,7 +290,7 @@ impl Dataset {
     pub fn file(&self, index: usize) -> Option<&Path> {
         match &self.images {
             Images::Memory(_) => None,
-            Images::Files(files) => files.get(index).map(PathBuf::as_path),
+            Images::Files { paths, .. } => paths.get(index).map(PathBuf::as_path),
         }
     }
 
@@ -284,7 +306,10 @@ impl Dataset {
                 indices.iter().for_each(|&index| kept.extend_from_slice(&pixels[index * size..][..size]));
                 Images::Memory(kept)
             }
-            Images::Files(files) => Images::Files(indices.iter().map(|&index| files[index].clone()).collect()),
+            Images::Files { paths, resize } => {
+                let paths = indices.iter().map(|&index| paths[index].clone()).collect();
+                Images::Files { paths, resize: *resize }
+            }
         };
         Self {
             name: self.name.clone(),
@@ -325,7 +350,7 @@ impl fmt::Debug for Dataset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match self.images {
             Images::Memory(_) => "memory",
-            Images::Files(_) => "files",
+            Images::Files { .. } => "files",
         };
         write!(
             f,

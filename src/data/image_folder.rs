@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::dataset::{Data, Dataset};
+use super::preprocess::Preprocessing;
 use crate::{Error, Result};
 
 const TEST_FOLDERS: [&str; 3] = ["val", "validation", "test"];
@@ -54,7 +55,7 @@ fn split(folder: &Path, name: &str, image_size: usize, classes: &[String]) -> Re
         }
         labels.resize(files.len(), label as u32);
     }
-    Dataset::from_files(name, image_size, classes.to_vec(), files, labels)
+    Dataset::from_files(name, Preprocessing::imagenet(image_size), classes.to_vec(), files, labels)
 }
 
 /// What is in a folder, sorted, without hidden files: the order of the file system differs from machine to machine.

@@ -7,6 +7,8 @@
 //! | `dataset` | [`Dataset`]: images, labels, class names, normalisation |
 //! | `embedded` | the cut of Fashion-MNIST inside the binary |
 //! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
+//! | `preprocess` | [`Preprocessing`]: a picture of any size → a network's input |
+//! | `imagenet` | names of ImageNet's classes |
 //! | `augment` | [`Augment`]: crop, flip, erase and normalise, one pass per row |
 //! | `loader` | [`Loader`] and [`Batches`]: order, batches, prefetch |
 //! | `random` | random numbers that depend on (seed, epoch, image) and on nothing else |
@@ -29,13 +31,17 @@ mod embedded;
 mod fashion_mnist;
 mod idx;
 mod image_folder;
+mod imagenet;
 mod loader;
 mod locate;
 mod picture;
+mod preprocess;
 mod random;
 mod source;
 
 pub use augment::Augment;
 pub use dataset::{Data, Dataset, ImageShape, Normalisation};
+pub use imagenet::{IMAGENET_CLASSES, imagenet_class_names};
 pub use loader::{Batch, Batches, Loader};
+pub use preprocess::{IMAGENET_SIZE, Interpolation, Preprocessing, Resize};
 pub use source::{DataSource, open};

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::dataset::Data;
+use super::preprocess::IMAGENET_SIZE;
 use super::{cifar, embedded, fashion_mnist, image_folder};
 use crate::{Error, Result};
 
-const DEFAULT_IMAGE_SIZE: usize = 224;
 const MAX_IMAGE_SIZE: usize = 4096;
 
 /// What data to use and where to look for it.
@@ -47,7 +47,7 @@ pub fn open(source: &DataSource) -> Result<Data> {
         "mnist" => fashion_mnist::open_mnist(dir)?,
         "cifar10" => cifar::open_cifar10(dir)?,
         "cifar100" => cifar::open_cifar100(dir)?,
-        name => return open_folder(name, dir, source.image_size.unwrap_or(DEFAULT_IMAGE_SIZE)),
+        name => return open_folder(name, dir, source.image_size.unwrap_or(IMAGENET_SIZE)),
     };
     let shape = data.train.shape();
     match source.image_size {

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::layout;
 use super::tensors::{TensorFile, parse_tensors, read_tensors, write_tensors};
-use crate::data::{Dataset, ImageShape, Normalisation};
+use crate::data::{Dataset, IMAGENET_CLASSES, ImageShape, Normalisation, Preprocessing, Resize, imagenet_class_names};
 use crate::graph::{Graph, ParamSpec};
 use crate::model::{Model, Weights};
+use crate::models;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -43,6 +44,9 @@ pub struct DataInfo {
     pub mean: Vec<f32>,
     /// Standard deviation per channel of pixels scaled to 0..1, divided by next.
     pub std: Vec<f32>,
+    /// How pictures of other sizes are made to fit; `None` where the images had the shape from the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
 }
 
 impl From<&Dataset> for DataInfo {
@@ -55,11 +59,29 @@ impl From<&Dataset> for DataInfo {
             shape: Shape::new(height, width, channels),
             mean,
             std,
+            resize: data.resize(),
         }
     }
 }
 
 impl DataInfo {
+    /// What is known of a published ImageNet network, by its name as in [`models::preprocessing`], used for `input` and
+    /// `classes`: names of the classes, if they are ImageNet's 1 000, and how images are made. `None` for a name that is
+    /// not known and for inputs that are not RGB.
+    pub fn pretrained(network: &str, input: Shape, classes: usize) -> Option<Self> {
+        let known = models::preprocessing(network).filter(|known| known.shape.channels == input.c)?;
+        let Preprocessing { resize, normalisation: Normalisation { mean, std }, .. } = known.at(input.h.min(input.w));
+        let names = if classes == IMAGENET_CLASSES { imagenet_class_names() } else { Vec::new() };
+        Some(Self { name: "imagenet".into(), classes: names, shape: input, mean, std, resize: Some(resize) })
+    }
+
+    /// How a picture becomes the network's input. Where the file does not say, it just covers it.
+    pub fn preprocessing(&self) -> Preprocessing {
+        let shape = ImageShape { height: self.shape.h, width: self.shape.w, channels: self.shape.c };
+        let normalisation = Normalisation { mean: self.mean.clone(), std: self.std.clone() };
+        Preprocessing { shape, resize: self.resize.unwrap_or_else(|| Resize::cover(shape)), normalisation }
+    }
+
     /// Whether the description fits a graph.
     ///
     /// # Errors
@@ -76,6 +98,8 @@ impl DataInfo {
             format!("{} class names for {} classes", self.classes.len(), graph.classes())
         } else if self.classes.iter().chain([&self.name]).any(|n| n.chars().any(char::is_control)) {
             "names must not hold control characters".into()
+        } else if let Some(Err(e)) = self.resize.map(|resize| resize.check(self.preprocessing().shape)) {
+            e.to_string()
         } else {
             return Ok(());
         };

@@ -4,8 +4,11 @@ mod efficientnet_lite;
 mod inverted_residual;
 mod mnasnet;
 mod mobilenet_v2;
+mod preprocessing;
 mod resnet;
 mod vgg;
+
+pub use preprocessing::preprocessing;
 
 use crate::graph::Graph;
 use crate::shape::Shape;

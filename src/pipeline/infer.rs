@@ -1,15 +1,14 @@
-//! Running a model on a few images: logits, and pictures made to fit.
+//! Running a model on a few images: logits of tensors and of pictures.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use image::imageops::FilterType;
-use image::{ImageReader, Limits};
+use rayon::prelude::*;
 
+use crate::data::Preprocessing;
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
-use crate::io::DataInfo;
 use crate::io::layout::nchw_to_nhwc;
 use crate::io::tensors::{read_tensors, write_tensors};
 use crate::model::Model;
@@ -19,15 +18,13 @@ use crate::{Error, Result};
 
 /// Images per pass.
 const BATCH: usize = 64;
-/// Largest side of a picture that is decoded.
-const MAX_SIDE: u32 = 32_768;
 
 /// Logits `[n, classes]` of images `[n, h, w, c]`.
 ///
 /// # Errors
 /// Numbers that are no whole images of the network's shape, or a failing device.
 pub fn logits(device: &Device, model: &Model, images: &[f32]) -> Result<Vec<f32>> {
-    let (shape, classes) = (model.graph.input_shape(), model.graph.classes());
+    let shape = model.graph.input_shape();
     if images.is_empty() || !images.len().is_multiple_of(shape.len()) {
         return Err(Error::shape(
             "infer",
@@ -35,41 +32,43 @@ pub fn logits(device: &Device, model: &Model, images: &[f32]) -> Result<Vec<f32>
             format!("{} numbers", images.len()),
         ));
     }
-    let batch = BATCH.min(images.len() / shape.len());
-    let options = EngineOptions { batch, fusion: Fusion::Fused, training: false, taps: Vec::new() };
-    let mut engine = Engine::new(device, model, &options)?;
-    let mut out = vec![0.0; images.len() / shape.len() * classes];
-    for (images, out) in images.chunks(batch * shape.len()).zip(out.chunks_mut(batch * classes)) {
-        engine.forward(images)?.read(out)?;
-    }
-    Ok(out)
+    let batches = images.chunks(BATCH * shape.len());
+    run(device, model, images.len() / shape.len(), batches.map(|batch| Ok(Cow::Borrowed(batch))))
 }
 
-/// A JPEG or PNG file as one normalised image `[h, w, c]`: scaled to cover the network's input, its centre cut out, and
-/// made grey where the network takes one channel.
+/// Logits `[n, classes]` of JPEG or PNG files, made to fit as `preprocessing` says; few of them are in memory at a time.
 ///
 /// # Errors
-/// A file that is no picture, or a network that takes neither 1 nor 3 channels.
-pub fn picture(path: &Path, shape: Shape, data: &DataInfo) -> Result<Vec<f32>> {
-    let wrong = |problem: String| Error::file(path, format!("{problem}; give a JPEG or PNG file"));
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(|e| Error::io(path, e))?;
-    let mut limits = Limits::default();
-    (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
-    reader.limits(limits);
-    let picture = reader.decode().map_err(|e| wrong(format!("cannot be decoded: {e}")))?;
-    let fitted = if (picture.width() as usize, picture.height() as usize) == (shape.w, shape.h) {
-        picture
-    } else {
-        picture.resize_to_fill(shape.w as u32, shape.h as u32, FilterType::CatmullRom)
+/// A file that is no picture, a preprocessing for another input than the network's, or a failing device.
+pub fn picture_logits(
+    device: &Device,
+    model: &Model,
+    paths: &[PathBuf],
+    preprocessing: &Preprocessing,
+) -> Result<Vec<f32>> {
+    let batch = |paths: &[PathBuf]| {
+        let images: Vec<Vec<f32>> = paths.par_iter().map(|path| preprocessing.read(path)).collect::<Result<_>>()?;
+        Ok(Cow::Owned(images.concat()))
     };
-    let pixels = match shape.c {
-        1 => fitted.into_luma8().into_raw(),
-        3 => fitted.into_rgb8().into_raw(),
-        c => return Err(Error::Data(format!("the network takes {c} channels; pictures have 1 or 3, give --input"))),
-    };
-    let scale = |(i, &v): (usize, &u8)| (f32::from(v) / 255.0 - data.mean[i % shape.c]) / data.std[i % shape.c];
-    Ok(pixels.iter().enumerate().map(scale).collect())
+    run(device, model, paths.len(), paths.chunks(BATCH).map(batch))
+}
+
+/// Logits of `count` images that come in batches of [`BATCH`], the last one of what is left.
+fn run<'a>(
+    device: &Device,
+    model: &Model,
+    count: usize,
+    batches: impl Iterator<Item = Result<Cow<'a, [f32]>>>,
+) -> Result<Vec<f32>> {
+    let batch = BATCH.min(count);
+    let options = EngineOptions { batch, fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    let mut engine = Engine::new(device, model, &options)?;
+    let classes = model.graph.classes();
+    let mut out = vec![0.0; count * classes];
+    for (images, out) in batches.zip(out.chunks_mut(batch * classes)) {
+        engine.forward(&images?)?.read(out)?;
+    }
+    Ok(out)
 }
 
 /// Images `[n, h, w, c]` from the tensor `input`, `[n, c, h, w]`, of a safetensors file.

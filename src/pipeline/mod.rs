@@ -18,6 +18,6 @@ mod summary;
 
 pub use folder::{Entry, RunFolder};
 pub use import::import;
-pub use infer::{Top, logits, picture, read_images, top_classes, write_logits};
+pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
 pub use run::{Datasets, NestedMask, Plan, Run, check_batches, check_search, configured_graph, evaluate_model};
 pub use shrink::{check_exact, shrink};

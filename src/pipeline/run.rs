@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, DataConfig};
-use crate::data::{self, Dataset, Loader, Normalisation};
+use crate::config::Config;
+use crate::data::{self, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::Graph;
 use crate::io::{DataInfo, ModelInfo, write_atomic};
 use crate::measure::{Roofline, block_costs};
 use crate::model::Model;
+use crate::models;
 use crate::shape::Shape;
 use crate::shrink::surgery::{drop_linear_activations, prepare_finetune};
 use crate::shrink::{Budget, Finetune, Mask, ScoreConfig, Search, nested, relative_savings};
@@ -39,17 +40,24 @@ pub struct Datasets {
 }
 
 impl Datasets {
-    /// Opens the data. Images are normalised as a model that is given expects it, else by the training images.
+    /// Opens the data. Images are made as the file of a model that is given says, or as the network that is named expects
+    /// them; images that have a shape already are only normalised so, or else by the training images.
     ///
     /// # Errors
     /// Data that cannot be found or used, or that does not fit the model.
-    pub fn open(config: &DataConfig, model: Option<(&Model, &ModelInfo)>) -> Result<Self> {
+    pub fn open(config: &Config, model: Option<(&Model, &ModelInfo)>) -> Result<Self> {
+        let network = &config.network.name;
+        let config = &config.data;
         let data = data::open(&config.source())?;
         let take = |set: Dataset, limit: Option<usize>| match limit {
             Some(n) => set.take(n),
             None => Ok(set),
         };
         let (mut train, mut test) = (take(data.train, config.train_limit)?, take(data.test, config.test_limit)?);
+        if train.resize().is_some() {
+            let pictures = preprocessing(network, config.image_size, model);
+            (train, test) = (train.with_preprocessing(&pictures)?, test.with_preprocessing(&pictures)?);
+        }
         if let Some((model, info)) = model {
             let (shape, graph) = (shape_of(&train), &model.graph);
             if (shape, train.classes()) != (graph.input_shape(), graph.classes()) {
@@ -78,16 +86,26 @@ impl Datasets {
 
     /// What model files say about their data.
     pub fn info(&self) -> ModelInfo {
-        let normalisation = self.train.normalisation();
-        ModelInfo {
-            data: Some(DataInfo {
-                name: self.train.name().to_owned(),
-                classes: self.train.class_names().to_vec(),
-                shape: self.shape(),
-                mean: normalisation.mean.clone(),
-                std: normalisation.std.clone(),
-            }),
+        ModelInfo { data: Some(DataInfo::from(&*self.train)) }
+    }
+}
+
+/// How pictures of a folder are made: as the model's file says, as published for the network, or as is usual.
+fn preprocessing(network: &str, image_size: Option<usize>, model: Option<(&Model, &ModelInfo)>) -> Preprocessing {
+    let own = model.map(|(model, info)| {
+        let input = model.graph.input_shape();
+        let usual = || Preprocessing::imagenet(input.h.min(input.w));
+        match &info.data {
+            Some(data) if data.resize.is_some() => data.preprocessing(),
+            Some(data) => Preprocessing { resize: usual().resize, ..data.preprocessing() },
+            None => usual(),
         }
+    });
+    let known =
+        own.or_else(|| models::preprocessing(network)).unwrap_or_else(|| Preprocessing::imagenet(IMAGENET_SIZE));
+    match image_size {
+        Some(size) if [known.shape.height, known.shape.width] != [size; 2] => known.at(size),
+        _ => known,
     }
 }
 

@@ -1,0 +1,84 @@
+//! How the images of published networks are made. `data/imagenet/make.py` wrote the table from timm and torchvision.
+
+use crate::data::{ImageShape, Interpolation, Normalisation, Preprocessing, Resize};
+
+const TABLE: &str = include_str!("../../data/imagenet/preprocessing.tsv");
+
+/// How images are made for a network's published weights, by timm's name, with or without a tag for the weights
+/// (`resnet18`, `resnet18.tv_in1k`), by torchvision's (`mobilenet_v2`, `resnet50.IMAGENET1K_V2`) or by one of our own
+/// (`mobilenetv2-1.4`). `None` for a name that is none of them.
+///
+/// ```
+/// use depthshrinker::models::preprocessing;
+///
+/// let known = preprocessing("tf_efficientnet_lite1").expect("timm has it");
+/// assert_eq!((known.shape.height, known.resize.shorter_side), (240, 272));
+/// assert_eq!(known.normalisation.mean, [0.5; 3]);
+/// ```
+pub fn preprocessing(network: &str) -> Option<Preprocessing> {
+    let name = published(network);
+    TABLE.lines().map(|line| line.split('\t')).find_map(|mut cells| (cells.next()? == name).then(|| row(cells))?)
+}
+
+/// The published name behind one of our own: all widths of MobileNetV2 are alike.
+fn published(name: &str) -> String {
+    match name.strip_prefix("mobilenetv2-") {
+        Some(_) => "mobilenetv2_100".to_owned(),
+        None => name.replace("efficientnet-lite", "efficientnet_lite"),
+    }
+}
+
+fn row<'a>(mut cells: impl Iterator<Item = &'a str>) -> Option<Preprocessing> {
+    let side = cells.next()?.parse().ok()?;
+    let shorter_side = cells.next()?.parse().ok()?;
+    let interpolation = match cells.next()? {
+        "bilinear" => Interpolation::Bilinear,
+        "bicubic" => Interpolation::Bicubic,
+        _ => return None,
+    };
+    let mut channels = || {
+        let values: Vec<f32> = cells.next()?.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+        if values.len() == 1 { Some(vec![values[0]; 3]) } else { Some(values) }
+    };
+    Some(Preprocessing {
+        shape: ImageShape { height: side, width: side, channels: 3 },
+        resize: Resize { shorter_side, interpolation },
+        normalisation: Normalisation { mean: channels()?, std: channels()? },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_whole_and_names_are_unique() {
+        let names: Vec<&str> = TABLE.lines().map(|line| line.split('\t').next().unwrap()).collect();
+        for (i, name) in names.iter().enumerate() {
+            assert!(!names[..i].contains(name), "{name} twice");
+            let known = preprocessing(name).unwrap_or_else(|| panic!("{name} cannot be read"));
+            known.check().unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+
+    #[test]
+    fn names_of_all_three_kinds_are_known_and_others_are_not() {
+        for (name, side, shorter_side, interpolation) in [
+            ("mobilenetv2_140", 224, 256, Interpolation::Bicubic),
+            ("mobilenetv2-0.35", 224, 256, Interpolation::Bicubic),
+            ("mobilenet_v2.IMAGENET1K_V2", 224, 232, Interpolation::Bilinear),
+            ("efficientnet-lite4", 380, 412, Interpolation::Bicubic),
+            ("tf_efficientnet_lite4", 380, 413, Interpolation::Bilinear),
+            ("resnet18", 224, 235, Interpolation::Bicubic),
+            ("resnet18.tv_in1k", 224, 256, Interpolation::Bilinear),
+            ("vgg19_bn", 224, 256, Interpolation::Bilinear),
+        ] {
+            let known = preprocessing(name).unwrap();
+            assert_eq!((known.shape.height, known.shape.width), (side, side), "{name}");
+            assert_eq!(known.resize, Resize { shorter_side, interpolation }, "{name}");
+        }
+        for name in ["", "resnet", "resnet18.none", "mobilenetv2", "resnet18\t224"] {
+            assert_eq!(preprocessing(name), None, "{name}");
+        }
+    }
+}
