@@ -193,7 +193,7 @@ mod quick_start {
     }
 
     fn augment() -> Augment {
-        Augment { pad_crop: 0, flip: true, erase: 0.0 }
+        Augment { flip: true, ..Augment::none() }
     }
 }
 

@@ -67,7 +67,7 @@ fn the_source_is_plain_configuration() {
     assert!(toml::from_str::<DataSource>("nam = \"cifar10\"").is_err());
     assert!(toml::from_str::<Augment>("flop = true").is_err());
     assert_eq!(toml::from_str::<Augment>("").unwrap(), Augment::none());
-    let augment = Augment { pad_crop: 4, flip: true, erase: 0.25 };
+    let augment = Augment { pad_crop: 4, flip: true, erase: 0.25, ..Augment::none() };
     assert_eq!(toml::from_str::<Augment>(&toml::to_string(&augment).unwrap()).unwrap(), augment);
 }
 
@@ -322,7 +322,9 @@ fn pictures_of_a_folder() {
             assert!(near(pixel[0], if blue { 0 } else { 255 }) && near(pixel[2], if blue { 255 } else { 0 }));
         }
     }
-    let loader = Loader::train(Arc::new(data.train), 4, Augment { pad_crop: 4, flip: true, erase: 0.5 }, 3).unwrap();
+    let loader =
+        Loader::train(Arc::new(data.train), 4, Augment { pad_crop: 4, flip: true, erase: 0.5, ..Augment::none() }, 3)
+            .unwrap();
     let batches: Vec<Batch> = loader.epoch(0, 0).map(Result::unwrap).collect();
     assert_eq!(batches.len(), 1);
     assert_eq!(batches[0].images.len(), 4 * 32 * 32 * 3);
@@ -502,7 +504,7 @@ fn every_epoch_is_another_order_of_the_same_images() {
 fn a_resumed_epoch_goes_on_with_the_same_batches() {
     let data = data::open(&DataSource::default()).unwrap();
     let train = Arc::new(data.train.take(500).unwrap());
-    let augment = Augment { pad_crop: 2, flip: true, erase: 0.5 };
+    let augment = Augment { pad_crop: 2, flip: true, erase: 0.5, ..Augment::none() };
     let loader = Loader::train(Arc::clone(&train), 32, augment.clone(), 11).unwrap();
     let whole: Vec<Batch> = loader.epoch(3, 0).map(Result::unwrap).collect();
     assert_eq!(whole.len(), 15);
@@ -516,7 +518,7 @@ fn a_resumed_epoch_goes_on_with_the_same_batches() {
 #[test]
 fn what_an_image_gets_depends_on_nothing_but_seed_epoch_and_index() {
     let set = Arc::new(numbered(40, 4));
-    let augment = Augment { pad_crop: 1, flip: true, erase: 1.0 };
+    let augment = Augment { pad_crop: 1, flip: true, erase: 1.0, ..Augment::none() };
     let image_of = |batch_size: usize, epoch: u64, index: usize| {
         let loader = Loader::train(Arc::clone(&set), batch_size, augment.clone(), 5).unwrap();
         loader.epoch(epoch, 0).map(Result::unwrap).find_map(|batch| {
@@ -581,7 +583,7 @@ fn senseless_loaders_are_refused() {
 #[ignore = "a measurement"]
 fn loader_rate() {
     let set = Arc::new(data::open(&DataSource::default()).unwrap().train);
-    for augment in [Augment::none(), Augment { pad_crop: 2, flip: true, erase: 0.25 }] {
+    for augment in [Augment::none(), Augment { pad_crop: 2, flip: true, erase: 0.25, ..Augment::none() }] {
         let loader = Loader::train(Arc::clone(&set), 128, augment.clone(), 0).unwrap();
         let start = Instant::now();
         let images: usize = (0..20).map(|e| loader.epoch(e, 0).map(|b| b.unwrap().labels.len()).sum::<usize>()).sum();

@@ -1,15 +1,31 @@
-//! Augmentation and normalisation of one image: crop, flip and `(v / 255 - mean) / std` in one pass over its rows.
+//! Augmentation and normalisation of one image: shift, flip and `(v / 255 - mean) / std` in one pass over its rows, after
+//! what changes its bytes (`crop`, `rand_augment`).
 
 use serde::{Deserialize, Serialize};
 
+use super::crop::ResizedCrop;
 use super::dataset::{ImageShape, Normalisation};
+use super::preprocess::Interpolation;
+use super::rand_augment::{RandAugment, jitter};
 use super::random::{Purpose, Random};
 use crate::{Error, Result};
 
 /// How many times a rectangle to erase is drawn before giving up on one that fits.
 const ERASE_TRIES: usize = 10;
 
-/// What is done at random to a training image. What an image gets depends on the seed, the epoch and its index alone.
+/// What an erased rectangle is filled with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EraseMode {
+    /// The mean, which normalises to 0.
+    #[default]
+    Const,
+    /// Normal noise, drawn for every value.
+    Pixel,
+}
+
+/// What is done at random to a training image, in this order: `resized_crop`, `rand_augment`, `color_jitter`, `pad_crop`,
+/// `flip`, `erase`. What an image gets depends on the seed, the epoch and its index alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
@@ -17,8 +33,19 @@ pub struct Augment {
     pub pad_crop: usize,
     /// Mirrors every second image left to right.
     pub flip: bool,
-    /// Probability that a rectangle (2 to 33 % of the area, sides 0.3 to 3.3 to one) is set to the mean.
+    /// Probability that a rectangle (2 to 33 % of the area, sides 0.3 to 3.3 to one) is erased.
     pub erase: f32,
+    /// What is put there.
+    pub erase_mode: EraseMode,
+    /// Brightness, contrast and saturation change by up to this share; 0 = not at all. (timm leaves it out where there is
+    /// RandAugment; here both are done if both are given.)
+    pub color_jitter: f32,
+    /// A random part of the picture instead of the centre.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resized_crop: Option<ResizedCrop>,
+    /// Random operations on the pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rand_augment: Option<RandAugment>,
 }
 
 impl Default for Augment {
@@ -31,7 +58,15 @@ impl Default for Augment {
 impl Augment {
     /// The image as it is.
     pub fn none() -> Self {
-        Self { pad_crop: 0, flip: false, erase: 0.0 }
+        Self {
+            pad_crop: 0,
+            flip: false,
+            erase: 0.0,
+            erase_mode: EraseMode::Const,
+            color_jitter: 0.0,
+            resized_crop: None,
+            rand_augment: None,
+        }
     }
 
     /// Refuses settings that make no sense for images of `shape`.
@@ -46,13 +81,44 @@ impl Augment {
         if !(0.0..=1.0).contains(&self.erase) {
             return Err(Error::Config(format!("augment.erase {} is a probability, 0 to 1", self.erase)));
         }
-        Ok(())
+        if !(0.0..=1.0).contains(&self.color_jitter) {
+            return Err(Error::Config(format!("augment.color_jitter {} is a share, 0 to 1", self.color_jitter)));
+        }
+        if (self.changes_bytes() || self.resized_crop.is_some()) && !matches!(shape.channels, 1 | 3) {
+            return Err(Error::Config(format!(
+                "augment: resized_crop, rand_augment and color_jitter are for images of 1 or 3 channels, not {shape}"
+            )));
+        }
+        self.resized_crop.map_or(Ok(()), |crop| crop.check())?;
+        self.rand_augment.map_or(Ok(()), |policy| policy.check())
+    }
+
+    /// Whether more is done than what [`View`] does while it normalises.
+    pub(super) fn changes_bytes(&self) -> bool {
+        self.color_jitter > 0.0 || self.rand_augment.is_some()
+    }
+
+    /// Changes the bytes of image `index`: RandAugment and colour jitter.
+    pub(super) fn change(
+        &self,
+        (pixels, shape): (&mut [u8], ImageShape),
+        (fill, interpolation): (&[u8], Interpolation),
+        (seed, epoch, index): (u64, u64, usize),
+    ) {
+        let random = |purpose| Random::new(purpose, seed, epoch, index as u64);
+        let mut ops = self.rand_augment.map_or_else(Vec::new, |policy| policy.draw(&mut random(Purpose::RandAugment)));
+        if self.color_jitter > 0.0 {
+            ops.extend(jitter(self.color_jitter, &mut random(Purpose::Jitter)));
+        }
+        for op in ops {
+            op.apply(pixels, shape, fill, interpolation);
+        }
     }
 
     /// What image `index` gets in this epoch. The draws are made in a fixed order whatever is switched on, so that
     /// switching one augmentation leaves the others as they were.
     pub(super) fn draw(&self, shape: ImageShape, seed: u64, epoch: u64, index: usize) -> View {
-        if *self == Self::none() {
+        if self.pad_crop == 0 && !self.flip && self.erase == 0.0 {
             return View::identity();
         }
         let mut random = Random::new(Purpose::Image, seed, epoch, index as u64);
@@ -60,7 +126,8 @@ impl Augment {
         let (down, right) = (offset(), offset());
         let flip = random.below(2) == 1;
         let erased = if random.unit() < self.erase { rectangle(shape, &mut random) } else { None };
-        View { down, right, flip: flip && self.flip, erased }
+        let noise = (self.erase_mode == EraseMode::Pixel).then_some((seed, epoch, index));
+        View { down, right, flip: flip && self.flip, erased, noise }
     }
 }
 
@@ -98,12 +165,14 @@ pub(super) struct View {
     right: isize,
     flip: bool,
     erased: Option<Rectangle>,
+    /// (seed, epoch, index) of the noise that the rectangle is filled with; `None` fills it with the mean.
+    noise: Option<(u64, u64, usize)>,
 }
 
 impl View {
     /// The image as it is.
     pub(super) fn identity() -> Self {
-        Self { down: 0, right: 0, flip: false, erased: None }
+        Self { down: 0, right: 0, flip: false, erased: None, noise: None }
     }
 
     /// Writes `pixels` (HWC) as seen in this view, normalised by `tables`, to `out` (HWC).
@@ -128,8 +197,18 @@ impl View {
             tables.normalise(source, self.flip, target);
         }
         if let Some(Rectangle { top, left, height, width }) = self.erased {
+            let mut noise =
+                self.noise.map(|(seed, epoch, index)| Random::new(Purpose::Noise, seed, epoch, index as u64));
             for out in out.chunks_exact_mut(row).skip(top).take(height) {
-                out[left * channels..][..width * channels].fill(0.0);
+                let out = &mut out[left * channels..][..width * channels];
+                match &mut noise {
+                    None => out.fill(0.0),
+                    Some(random) => {
+                        for pair in out.chunks_mut(2) {
+                            pair.copy_from_slice(&random.normals()[..pair.len()]);
+                        }
+                    }
+                }
             }
         }
     }
@@ -211,7 +290,7 @@ mod tests {
             let pixels: Vec<u8> = (0..shape.size()).map(|i| (i * 37 % 251) as u8).collect();
             let normalisation = Normalisation { mean: vec![0.3; channels], std: vec![0.2; channels] };
             let tables = Tables::new(&normalisation);
-            let augment = Augment { pad_crop: 4, flip: true, erase: 0.5 };
+            let augment = Augment { pad_crop: 4, flip: true, erase: 0.5, ..Augment::none() };
             for index in 0..400 {
                 let view = augment.draw(shape, 1, 2, index);
                 let mut out = vec![f32::NAN; shape.size()];
@@ -224,7 +303,7 @@ mod tests {
     #[test]
     fn draws_cover_their_ranges() {
         let shape = ImageShape { height: 28, width: 28, channels: 1 };
-        let augment = Augment { pad_crop: 2, flip: true, erase: 0.25 };
+        let augment = Augment { pad_crop: 2, flip: true, erase: 0.25, ..Augment::none() };
         let views: Vec<View> = (0..4000).map(|index| augment.draw(shape, 9, 0, index)).collect();
         for offset in -2..=2 {
             let share = views.iter().filter(|view| view.down == offset).count();
@@ -244,11 +323,39 @@ mod tests {
     #[test]
     fn one_augmentation_does_not_move_another() {
         let shape = ImageShape { height: 28, width: 28, channels: 1 };
-        let both = Augment { pad_crop: 4, flip: true, erase: 0.5 };
+        let both = Augment { pad_crop: 4, flip: true, erase: 0.5, ..Augment::none() };
         let crop = Augment { flip: false, erase: 0.0, ..both.clone() };
         for index in 0..50 {
             let (a, b) = (both.draw(shape, 1, 1, index), crop.draw(shape, 1, 1, index));
             assert_eq!((a.down, a.right), (b.down, b.right));
         }
+    }
+
+    #[test]
+    fn noise_is_normal_and_stays_in_its_rectangle() {
+        let shape = ImageShape { height: 40, width: 30, channels: 3 };
+        let augment = Augment { erase: 1.0, erase_mode: EraseMode::Pixel, ..Augment::none() };
+        let tables = Tables::new(&Normalisation { mean: vec![0.0; 3], std: vec![1.0; 3] });
+        let mut noise = Vec::new();
+        for index in 0..200 {
+            let view = augment.draw(shape, 6, 0, index);
+            let Some(r) = view.erased else { continue };
+            let mut out = vec![0.0; shape.size()];
+            view.write(&vec![255; shape.size()], shape, &tables, &mut out);
+            for (at, &value) in out.iter().enumerate() {
+                let (y, x) = (at / 90, at % 90 / 3);
+                if (r.top..r.top + r.height).contains(&y) && (r.left..r.left + r.width).contains(&x) {
+                    noise.push(f64::from(value));
+                } else {
+                    assert_eq!(value, 1.0, "{y}, {x} is outside {r:?}");
+                }
+            }
+        }
+        let n = noise.len() as f64;
+        let mean = noise.iter().sum::<f64>() / n;
+        let variance = noise.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        let beyond = noise.iter().filter(|v| v.abs() > 1.959_964).count() as f64 / n;
+        assert!(n > 50_000.0 && mean.abs() < 0.02 && (variance - 1.0).abs() < 0.02, "{n} {mean} {variance}");
+        assert!((beyond - 0.05).abs() < 0.005, "{beyond}");
     }
 }

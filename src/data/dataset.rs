@@ -277,6 +277,18 @@ impl Dataset {
         }
     }
 
+    /// One image in its own size: a picture as it is decoded, before it is brought to the set's shape.
+    pub(super) fn picture(&self, index: usize) -> Result<Picture> {
+        let ImageShape { height, width, channels } = self.shape;
+        match &self.images {
+            Images::Memory(pixels) => {
+                let size = self.shape.size();
+                Ok(Picture { width, height, channels, pixels: pixels[index * size..][..size].to_vec() })
+            }
+            Images::Files { paths, .. } => Picture::read(&paths[index], channels),
+        }
+    }
+
     /// The `uint8` HWC pixels of one image where they lie in memory; `None` when they are in files.
     pub(super) fn pixels(&self, index: usize) -> Option<&[u8]> {
         let size = self.shape.size();

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::augment::{Augment, Tables, View};
 use super::dataset::Dataset;
-use super::random;
+use super::preprocess::{Interpolation, resize_cut};
+use super::random::{self, Purpose, Random};
 use crate::{Error, Result};
 
 /// Batches that wait, ready, for the consumer: enough to ride out a slow one, little enough to cost no memory.
@@ -31,6 +32,8 @@ pub struct Batch {
 pub struct Loader {
     dataset: Arc<Dataset>,
     tables: Arc<Tables>,
+    /// The mean as bytes, which is put where an augmentation leaves nothing.
+    fill: Arc<[u8]>,
     batch: usize,
     augment: Augment,
     /// The seed of a shuffled loader; `None` goes through the set in order.
@@ -62,7 +65,8 @@ impl Loader {
             return Err(Error::Config("a batch of 0 images; give 1 or more".to_owned()));
         }
         let tables = Arc::new(Tables::new(dataset.normalisation()));
-        Ok(Self { dataset, tables, batch, augment, shuffle })
+        let fill = dataset.normalisation().mean.iter().map(|mean| (255.0 * mean).round_ties_even() as u8).collect();
+        Ok(Self { dataset, tables, fill, batch, augment, shuffle })
     }
 
     /// Batches in an epoch.
@@ -120,19 +124,19 @@ impl Loader {
         let size = self.dataset.shape().size();
         let mut images = vec![0.0; indices.len() * size];
         let in_memory = indices.first().is_some_and(|index| self.dataset.pixels(*index).is_some());
-        if in_memory {
+        if in_memory && !self.augment.changes_bytes() && self.augment.resized_crop.is_none() {
             // A copy through a table is too little work to share out, and the other cores are training.
             for (out, &index) in images.chunks_exact_mut(size).zip(indices) {
                 if let Some(pixels) = self.dataset.pixels(index) {
-                    self.write(epoch, index, pixels, out);
+                    self.view(epoch, index).write(pixels, self.dataset.shape(), &self.tables, out);
                 }
             }
         } else {
             images.par_chunks_exact_mut(size).zip(indices).try_for_each_init(
                 || vec![0; size],
                 |pixels, (out, &index)| {
-                    self.dataset.image(index, pixels)?;
-                    self.write(epoch, index, pixels, out);
+                    self.pixels(epoch, index, pixels)?;
+                    self.view(epoch, index).write(pixels, self.dataset.shape(), &self.tables, out);
                     Ok::<_, Error>(())
                 },
             )?;
@@ -141,13 +145,29 @@ impl Loader {
         Ok(Batch { images, labels, indices: indices.to_vec() })
     }
 
-    fn write(&self, epoch: u64, index: usize, pixels: &[u8], out: &mut [f32]) {
+    /// The bytes of an image, augmented but for what its view does.
+    fn pixels(&self, epoch: u64, index: usize, pixels: &mut [u8]) -> Result<()> {
+        let Some(seed) = self.shuffle else { return self.dataset.image(index, pixels) };
         let shape = self.dataset.shape();
-        let view = match self.shuffle {
-            Some(seed) => self.augment.draw(shape, seed, epoch, index),
+        let interpolation = self.dataset.resize().map_or(Interpolation::Bicubic, |resize| resize.interpolation);
+        match &self.augment.resized_crop {
+            Some(crop) => {
+                let picture = self.dataset.picture(index)?;
+                let mut random = Random::new(Purpose::Crop, seed, epoch, index as u64);
+                let cut = crop.draw(picture.width, picture.height, &mut random);
+                resize_cut(&picture, cut, interpolation, shape, pixels)?;
+            }
+            None => self.dataset.image(index, pixels)?,
+        }
+        self.augment.change((pixels, shape), (&self.fill, interpolation), (seed, epoch, index));
+        Ok(())
+    }
+
+    fn view(&self, epoch: u64, index: usize) -> View {
+        match self.shuffle {
+            Some(seed) => self.augment.draw(self.dataset.shape(), seed, epoch, index),
             None => View::identity(),
-        };
-        view.write(pixels, shape, &self.tables, out);
+        }
     }
 }
 

@@ -9,7 +9,9 @@
 //! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
 //! | `preprocess` | [`Preprocessing`]: a picture of any size → a network's input |
 //! | `imagenet` | names of ImageNet's classes |
-//! | `augment` | [`Augment`]: crop, flip, erase and normalise, one pass per row |
+//! | `augment` | [`Augment`]: shift, flip, erase and normalise, one pass per row |
+//! | `crop`, `rand_augment` | what is drawn for a training image beside: [`ResizedCrop`], [`RandAugment`], colour jitter |
+//! | `pixel_ops`, `warp` | [`PixelOp`]: the operations that those are made of |
 //! | `loader` | [`Loader`] and [`Batches`]: order, batches, prefetch |
 //! | `random` | random numbers that depend on (seed, epoch, image) and on nothing else |
 //!
@@ -18,7 +20,7 @@
 //! use std::sync::Arc;
 //!
 //! let data = data::open(&DataSource::default())?;
-//! let loader = Loader::train(Arc::new(data.train), 64, Augment { pad_crop: 2, flip: true, erase: 0.0 }, 1)?;
+//! let loader = Loader::train(Arc::new(data.train), 64, Augment { pad_crop: 2, flip: true, ..Augment::none() }, 1)?;
 //! let batch = loader.epoch(0, 0).next().expect("an epoch has batches")?;
 //! assert_eq!(batch.images.len(), 64 * 28 * 28);
 //! # Ok::<(), depthshrinker::Error>(())
@@ -26,6 +28,7 @@
 
 mod augment;
 mod cifar;
+mod crop;
 mod dataset;
 mod embedded;
 mod fashion_mnist;
@@ -35,13 +38,19 @@ mod imagenet;
 mod loader;
 mod locate;
 mod picture;
+mod pixel_ops;
 mod preprocess;
+mod rand_augment;
 mod random;
 mod source;
+mod warp;
 
-pub use augment::Augment;
+pub use augment::{Augment, EraseMode};
+pub use crop::ResizedCrop;
 pub use dataset::{Data, Dataset, ImageShape, Normalisation};
 pub use imagenet::{IMAGENET_CLASSES, imagenet_class_names};
 pub use loader::{Batch, Batches, Loader};
+pub use pixel_ops::PixelOp;
 pub use preprocess::{IMAGENET_SIZE, Interpolation, Preprocessing, Resize};
+pub use rand_augment::RandAugment;
 pub use source::{DataSource, open};

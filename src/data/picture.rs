@@ -89,14 +89,15 @@ fn eight_bits(picture: DynamicImage) -> DynamicImage {
     cut.unwrap_or(picture)
 }
 
-/// Luma with the weights of ITU-R BT.601, as JPEG and Pillow have them; `image` would take those of BT.709.
+/// The grey of one RGB pixel, with the weights of ITU-R BT.601 as JPEG and Pillow have them; `image` would take BT.709's.
+pub(super) fn luma(rgb: &[u8]) -> u8 {
+    let [r, g, b] = [0, 1, 2].map(|c| u32::from(rgb[c]));
+    ((19_595 * r + 38_470 * g + 7_471 * b + 0x8000) >> 16) as u8
+}
+
 fn grey(picture: DynamicImage) -> Vec<u8> {
     if !picture.color().has_color() {
         return picture.into_luma8().into_raw();
     }
-    let luma = |rgb: &[u8]| {
-        let [r, g, b] = [0, 1, 2].map(|c| u32::from(rgb[c]));
-        ((19_595 * r + 38_470 * g + 7_471 * b + 0x8000) >> 16) as u8
-    };
     picture.into_rgb8().as_raw().chunks_exact(3).map(luma).collect()
 }

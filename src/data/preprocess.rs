@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{CroppedImage, Image, ImageRef};
+use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use super::augment::{Tables, View};
@@ -109,22 +109,39 @@ impl Resize {
 
     /// Writes `picture`, made to fit `shape`, to `out` (`uint8` HWC).
     pub(super) fn apply(&self, picture: &Picture, shape: ImageShape, out: &mut [u8]) -> Result<()> {
-        resize(picture, self.window(picture.width, picture.height, shape), self.interpolation, shape, out)
+        let window = self.window(picture.width, picture.height, shape);
+        resize(&picture.view()?, window, self.interpolation, shape, out)
     }
 }
 
-/// Writes a part of `picture`, resized to `shape`, to `out` (`uint8` HWC).
+/// Writes a part of `picture` of whole pixels, cut out and then resized to `shape`, to `out` (`uint8` HWC).
+pub(super) fn resize_cut(
+    picture: &Picture,
+    cut: Window,
+    interpolation: Interpolation,
+    shape: ImageShape,
+    out: &mut [u8],
+) -> Result<()> {
+    let Window { left, top, width, height } = cut;
+    let source = picture.view()?;
+    let source = CroppedImage::new(&source, left as u32, top as u32, width as u32, height as u32)
+        .map_err(|e| Error::shape("crop", format!("a part of {}x{}", picture.width, picture.height), e.to_string()))?;
+    resize(&source, Window { left: 0.0, top: 0.0, ..cut }, interpolation, shape, out)
+}
+
+/// Writes a part of `source`, resized to `shape`, to `out` (`uint8` HWC). Pixels around the part count where the filter
+/// reaches them.
 ///
 /// Rows first, columns after, with bytes between them, as Pillow does it. The other order would be faster, but where
 /// bicubic overshoots black or white in both directions it clips other pixels.
-pub(super) fn resize(
-    picture: &Picture,
+fn resize(
+    source: &impl IntoImageView,
     window: Window,
     interpolation: Interpolation,
     shape: ImageShape,
     out: &mut [u8],
 ) -> Result<()> {
-    let pixel = if picture.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+    let pixel = if shape.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
     let (filter, radius) = match interpolation {
         Interpolation::Bilinear => (FilterType::Bilinear, 1.0),
         Interpolation::Bicubic => (FilterType::CatmullRom, 2.0),
@@ -133,23 +150,30 @@ pub(super) fn resize(
     // The lines of the picture that the window's lines are mixed from.
     let reach = radius * (height / shape.height as f64).max(1.0) + 1.0;
     let first = (top - reach).floor().max(0.0);
-    let last = (top + height + reach).ceil().min(picture.height as f64);
+    let last = (top + height + reach).ceil().min(f64::from(source.height()));
     let lines = (last - first) as usize;
     let fault = |e: String| Error::shape("resize", format!("{shape} bytes"), e);
-    let source = ImageRef::new(picture.width as u32, picture.height as u32, &picture.pixels, pixel)
-        .map_err(|e| fault(e.to_string()))?;
     let mut target =
         Image::from_slice_u8(shape.width as u32, shape.height as u32, out, pixel).map_err(|e| fault(e.to_string()))?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
     let along_rows = options.crop(left, first, width, lines as f64);
     let along_columns = options.crop(0.0, top - first, shape.width as f64, height);
     RESIZER.with_borrow_mut(|(resizer, buffer)| {
-        buffer.resize(lines * shape.width * picture.channels, 0);
+        buffer.resize(lines * shape.width * shape.channels, 0);
         let mut narrow =
             Image::from_slice_u8(shape.width as u32, lines as u32, buffer, pixel).map_err(|e| fault(e.to_string()))?;
-        resizer.resize(&source, &mut narrow, &along_rows).map_err(|e| fault(e.to_string()))?;
+        resizer.resize(source, &mut narrow, &along_rows).map_err(|e| fault(e.to_string()))?;
         resizer.resize(&narrow, &mut target, &along_columns).map_err(|e| fault(e.to_string()))
     })
+}
+
+impl Picture {
+    fn view(&self) -> Result<ImageRef<'_>> {
+        let pixel = if self.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+        ImageRef::new(self.width as u32, self.height as u32, &self.pixels, pixel).map_err(|e| {
+            Error::shape("picture", format!("{}x{}x{}", self.height, self.width, self.channels), e.to_string())
+        })
+    }
 }
 
 impl Preprocessing {

@@ -9,8 +9,16 @@ use rand_chacha::ChaCha8Rng;
 pub(super) enum Purpose {
     /// The order of an epoch.
     Order = 1,
-    /// The augmentation of one image.
+    /// Shift, flip and erased rectangle of one image.
     Image = 2,
+    /// The resized crop of one image.
+    Crop = 3,
+    /// The operations of RandAugment on one image.
+    RandAugment = 4,
+    /// The colour jitter of one image.
+    Jitter = 5,
+    /// What is written into the erased rectangle of one image.
+    Noise = 6,
 }
 
 /// A generator of its own for every key. The mapping from raw words to ranges is written out below rather than taken
@@ -39,6 +47,19 @@ impl Random {
     /// Uniform in `[low, high)`.
     pub(super) fn between(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * self.unit()
+    }
+
+    /// Two independent numbers from the standard normal distribution, by Box and Muller.
+    pub(super) fn normals(&mut self) -> [f32; 2] {
+        // From (0, 1], whose logarithm is finite.
+        let radius = (-2.0 * (1.0 - f64::from(self.unit())).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * f64::from(self.unit())).sin_cos();
+        [(radius * cos) as f32, (radius * sin) as f32]
+    }
+
+    /// One number from the standard normal distribution.
+    pub(super) fn normal(&mut self) -> f32 {
+        self.normals()[0]
     }
 }
 

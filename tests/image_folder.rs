@@ -1,0 +1,123 @@
+//! The commands on a folder of pictures, with every augmentation of ImageNet training.
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use image::{Rgb, RgbImage};
+use predicates::prelude::*;
+use serde_json::Value;
+
+const CONFIG: &str = r#"
+[network]
+name = "mobilenetv2-0.25"
+head_channels = 64
+[train]
+epochs = 1
+batch = 8
+[train.augment]
+flip = true
+erase = 0.5
+erase_mode = "pixel"
+color_jitter = 0.4
+resized_crop = {}
+rand_augment = {}
+[search.train]
+epochs = 1
+batch = 8
+[search.train.augment]
+resized_crop = { scale = [0.5, 1.0] }
+[finetune.train]
+epochs = 1
+batch = 8
+[finetune.train.augment]
+rand_augment = { magnitude = 9, layers = 3 }
+[measure]
+seconds = 0.0
+"#;
+
+fn depthshrinker(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("depthshrinker").expect("the binary of this package");
+    command.current_dir(dir).args(args);
+    command
+}
+
+fn json(dir: &Path, args: &[&str]) -> Value {
+    let output = depthshrinker(dir, args).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).expect("one JSON value on stdout")
+}
+
+/// A folder with a configuration and `pictures/{train,val}/{dark,light}/*.jpg`, no two of one size.
+fn prepared() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (split, count) in [("train", 12), ("val", 4)] {
+        for (class, base) in [("dark", 20), ("light", 190)] {
+            let folder = root.path().join("pictures").join(split).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            for i in 0..count {
+                let picture = RgbImage::from_fn(50 + i * 3, 70 - i * 2, |x, y| {
+                    Rgb([base + (x % 16) as u8, base + (y % 32) as u8, base])
+                });
+                picture.save(folder.join(format!("{i}.jpg"))).unwrap();
+            }
+        }
+    }
+    fs::write(root.path().join("c.toml"), CONFIG).unwrap();
+    root
+}
+
+#[test]
+fn the_whole_job_runs_and_does_not_depend_on_threads() {
+    let root = prepared();
+    let dir = root.path();
+    let shrink = |out: &str, threads: &str| {
+        let args = ["shrink", "--config", "c.toml", "--data", "pictures", "--image-size", "40", "--out", out, "-q"];
+        depthshrinker(dir, &args).args(["--threads", threads]).assert().success();
+        fs::read(dir.join(out).join("merged.safetensors")).unwrap()
+    };
+    assert!(shrink("one", "1") == shrink("three", "3"), "one thread and three give different networks");
+
+    let echo = fs::read_to_string(dir.join("one/config.toml")).unwrap();
+    for key in ["[train.augment.resized_crop]", "[finetune.train.augment.rand_augment]", "erase_mode = \"pixel\""] {
+        assert!(echo.contains(key), "{key} is not in: {echo}");
+    }
+    // No --image-size: the model knows its own.
+    let merged = "one/merged.safetensors";
+    let told = json(dir, &["eval", merged, "--data", "pictures"]);
+    assert_eq!(told["images"], 8);
+    let result: Value = serde_json::from_str(&fs::read_to_string(dir.join("one/result.json")).unwrap()).unwrap();
+    let networks = result["networks"].as_array().unwrap();
+    let own = networks.iter().find(|network| network["name"] == "merged").unwrap();
+    assert_eq!(told["top1"], own["top1"], "eval and the run see different images");
+    let told = json(dir, &["infer", merged, "pictures/val/dark/0.jpg", "pictures/val/light/1.jpg"]);
+    assert_eq!(told[1]["top"].as_array().unwrap().len(), 2);
+    assert!(told[0]["top"][0]["label"] == "dark" || told[0]["top"][0]["label"] == "light");
+}
+
+#[test]
+fn the_stages_alone_take_a_folder_too() {
+    let root = prepared();
+    let dir = root.path();
+    let stage = |args: &[&str]| {
+        let config = ["--config", "c.toml", "--data", "pictures", "-q"];
+        depthshrinker(dir, args).args(config).assert().success();
+    };
+    stage(&["train", "--image-size", "40"]);
+    let model = "runs/train/original.safetensors";
+    stage(&["search", model]);
+    stage(&["finetune", model, "--plan", "runs/search/plan.json"]);
+    assert_eq!(json(dir, &["eval", "runs/finetune/shrunk.safetensors", "--data", "pictures"])["images"], 8);
+}
+
+#[test]
+fn a_picture_that_cannot_be_read_stops_the_training_and_is_named() {
+    let root = prepared();
+    let bad = root.path().join("pictures/train/light/3.jpg");
+    let whole = fs::read(&bad).unwrap();
+    fs::write(&bad, &whole[..whole.len() / 2]).unwrap();
+    let args = ["train", "--config", "c.toml", "--data", "pictures", "--image-size", "40", "-q"];
+    depthshrinker(root.path(), &args)
+        .assert()
+        .code(1)
+        .stderr(predicate::str::contains("light/3.jpg").and(predicate::str::contains("cut short")));
+}
