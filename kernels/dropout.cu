@@ -12,14 +12,7 @@
 // instances: dropout<{float,f16,bf16}>
 
 #include "elements.cuh"
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
-__device__ __forceinline__ u64 mix(u64 x) {
-    x += 0x9e3779b97f4a7c15ull;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
+#include "random.cuh"
 
 template <typename T>
 __global__ void __launch_bounds__(256) dropout(

@@ -116,8 +116,9 @@ __global__ void __launch_bounds__(256) max_pool_forward(
     store_floats(y + to * g.c_in + tile.channel, best);
 }
 
+// Four blocks: left to itself the assembler spills for a full multiprocessor.
 template <typename T, bool VECTOR>
-__global__ void __launch_bounds__(256) max_pool_backward(
+__global__ void __launch_bounds__(256, 4) max_pool_backward(
     const T* __restrict__ x,    // [n, h_in, w_in, c]
     const T* __restrict__ dy,   // [n, h_out, w_out, c]
     T* __restrict__ dx,         // [n, h_in, w_in, c]
@@ -149,7 +150,9 @@ __global__ void __launch_bounds__(256) max_pool_backward(
                 best[i] = -INFINITY_F;
                 winner[i] = rows.begin * g.w_in + cols.begin;
             }
+#pragma unroll 1
             for (int r = rows.begin; r < rows.end; r++) {
+#pragma unroll 1
                 for (int c = cols.begin; c < cols.end; c++) {
                     float values[N];
                     load_floats(image + (static_cast<i64>(r) * g.w_in + c) * g.c_in, values);

@@ -150,6 +150,25 @@ fn compiles(arch: u32) -> Result<(), Failed> {
     if spills.is_empty() { Ok(()) } else { Err(spills.join("\n").into()) }
 }
 
+/// Cubins that `kernels build` made on one machine serve on another without a compiler.
+fn kernels_made_elsewhere() -> Result<(), Failed> {
+    let folder = tempfile::tempdir()?;
+    let program = env!("CARGO_BIN_EXE_depthshrinker");
+    let build = ["kernels", "build", "--arch", "sm_75", "--out", "made"];
+    let built = Command::new(program).args(build).current_dir(folder.path()).output()?;
+    let mut report = Command::new(program);
+    report.args(["kernels", "report", "--arch", "sm_75", "--json"]).current_dir(folder.path());
+    report.env("DEPTHSHRINKER_NVRTC", "/nonexistent/libnvrtc.so").env("DEPTHSHRINKER_CACHE", "empty");
+    let without = report.output()?;
+    let with = report.env("DEPTHSHRINKER_KERNELS", "made").output()?;
+    if !built.status.success() || without.status.success() || !with.status.success() {
+        return Err(format!("{built:?}; {without:?}; {:?}", with.stderr).into());
+    }
+    let kernels: Vec<serde_json::Value> = serde_json::from_slice(&with.stdout)?;
+    let fine = kernels.len() > 50 && kernels.iter().all(|k| k["registers"].as_u64() > Some(0));
+    if fine { Ok(()) } else { Err(format!("{} kernels: {kernels:?}", kernels.len()).into()) }
+}
+
 fn main() {
     if let Ok(task) = std::env::var("DEPTHSHRINKER_SANITIZED") {
         if let Err(error) = sanitized(&task) {
@@ -172,5 +191,6 @@ fn main() {
     for arch in ARCHITECTURES {
         trials.push(Trial::test(format!("nvrtc/sm_{arch}"), move || compiles(arch)).with_ignored_flag(missing));
     }
+    trials.push(Trial::test("nvrtc/kernels_made_elsewhere", kernels_made_elsewhere).with_ignored_flag(missing));
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -4,6 +4,7 @@ use super::{Case, On, Output};
 use crate::Result;
 use crate::device::Device;
 use crate::ops::activation::{self, Clamp};
+use crate::ops::augment::{ByteImages, ByteTables, ImageView};
 use crate::ops::dropout::DropoutStream;
 use crate::ops::linear::{self, LinearProblem};
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, cross_entropy, distillation, feature_mse};
@@ -24,6 +25,8 @@ pub(super) fn cases() -> Vec<Case> {
         case("max_pool/2x2_s2", |on| max_pool_case((3, Shape::new(8, 7, 40)), Window::square(2, 2, 0), on)),
         case("max_pool/5x2_asymmetric", |on| max_pool_case((2, Shape::new(11, 6, 8)), asymmetric(), on)),
         case("dropout/5000", dropout_case),
+        case("augment/5x9x8x4", |on| augment_case(Shape::new(9, 8, 4), on)),
+        case("augment/3x7x5x3", |on| augment_case(Shape::new(7, 5, 3), on)),
         case("activation/relu6", |on| activation_case(Clamp::new(Some(0.7), 0.0), 4999, on)),
         case("activation/leaky", |on| activation_case(Clamp::new(Some(0.5), 0.3), 70_001, on)),
         case("cross_entropy/9x10", |on| cross_entropy_case((9, 10), on)),
@@ -109,6 +112,22 @@ fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {
     dropout::apply(0.2, &stream, x.view(0..len), y.view_mut(0..len), false);
     dropout::apply(0.2, &stream, x.view(0..len), added.view_mut(0..len), true);
     Ok(vec![Output::rounded("y", on.get(&y)?, 1), Output::rounded("added", on.get(&added)?, 1)])
+}
+
+/// Images seen shifted, flipped, erased to the mean and to noise.
+fn augment_case(shape: Shape, on: &On<'_>) -> Result<Vec<Output>> {
+    let len = shape.len();
+    let tables = ByteTables::new(&vec![0.4; shape.c], &vec![0.25; shape.c]);
+    let mut images = ByteImages::new(on.device, shape, tables, (4, 5))?;
+    let pixels: Vec<u8> = (0..4 * len).map(|i| (i * 37 % 251) as u8).collect();
+    images.set_pixels(&pixels)?;
+    let view = |image, down, right, flip| ImageView { image, down, right, flip, ..ImageView::default() };
+    let erased = |noisy| ImageView { stream: 9, top: 1, left: 2, height: 4, width: 3, noisy, ..view(1, 1, 0, 0) };
+    let views = [view(3, 0, 0, 0), view(0, -2, 3, 0), view(2, 3, -1, 1), erased(0), erased(1)];
+    images.set_views(&views)?;
+    let mut y = on.room(views.len() * len)?;
+    images.write(y.view_mut(0..views.len() * len));
+    Ok(vec![Output::rounded("y", on.get(&y)?, 1)])
 }
 
 fn activation_case(clamp: Clamp, len: usize, on: &On<'_>) -> Result<Vec<Output>> {

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Common;
 use super::devices::print;
+use crate::dtype::Dtype;
 use crate::engine::{Fusion, Plan};
 use crate::graph::Graph;
 use crate::io::read_model;
@@ -14,9 +15,6 @@ use crate::measure::{KernelCost, NAMED_DEVICES, Pass, plan_costs, without_batch_
 use crate::models::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
 use crate::report::{Align, Table};
 use crate::shape::Shape;
-
-/// Bytes of an element in the table; the named devices count with their own.
-const ELEMENT_BYTES: u64 = 4;
 
 /// Options of `plan`.
 #[derive(Debug, Clone, clap::Args)]
@@ -67,7 +65,13 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let fusion = if args.reference { Fusion::Reference } else { Fusion::Fused };
     let plan = Plan::new(&graph, fusion, args.training, false, &[])?;
     let costs = plan_costs(&graph, &plan)?;
-    let text = if common.json { as_json(&graph, args, &costs) } else { as_text(&graph, args, &costs) };
+    // Bytes of an element in the table; the named devices count with their own.
+    let precision = common.precision.as_deref().map_or(Ok(Dtype::F32), str::parse::<Dtype>)?;
+    let element_bytes = precision.bytes() as u64;
+    let text = match common.json {
+        true => as_json(&graph, args, element_bytes, &costs),
+        false => as_text(&graph, args, element_bytes, &costs),
+    };
     print(&mut std::io::stdout().lock(), &text)
 }
 
@@ -83,34 +87,34 @@ fn network_options(args: &Args) -> Result<NetworkOptions> {
 }
 
 /// Bytes and FLOP of all steps, and milliseconds on every named device.
-fn totals(costs: &[KernelCost], batch: usize) -> (u64, u64, Vec<(&'static str, f64)>) {
-    let bytes = costs.iter().map(|k| k.bytes(batch, ELEMENT_BYTES)).sum();
+fn totals(costs: &[KernelCost], batch: usize, element_bytes: u64) -> (u64, u64, Vec<(&'static str, f64)>) {
+    let bytes = costs.iter().map(|k| k.bytes(batch, element_bytes)).sum();
     let flops = costs.iter().map(|k| k.flops * batch as u64).sum();
     let time = |device: &crate::measure::Roofline| costs.iter().map(|k| device.time(k, batch)).sum::<f64>() * 1e3;
     (bytes, flops, NAMED_DEVICES.iter().map(|(name, device)| (*name, time(device))).collect())
 }
 
-fn as_json(graph: &Graph, args: &Args, costs: &[KernelCost]) -> String {
+fn as_json(graph: &Graph, args: &Args, element_bytes: u64, costs: &[KernelCost]) -> String {
     let batch = args.batch as usize;
-    let (bytes, flops, times) = totals(costs, batch);
+    let (bytes, flops, times) = totals(costs, batch, element_bytes);
     let step = |k: &KernelCost| {
         json!({
             "name": k.name, "kind": k.kind, "pass": k.pass, "nodes": k.nodes.len(),
             "block": k.block.map(|b| graph.blocks[b].name.as_str()),
-            "bytes": k.bytes(batch, ELEMENT_BYTES), "flops": k.flops * batch as u64,
+            "bytes": k.bytes(batch, element_bytes), "flops": k.flops * batch as u64,
         })
     };
     let roofline: serde_json::Map<String, serde_json::Value> =
         times.into_iter().map(|(name, ms)| (name.to_owned(), json!(ms))).collect();
     let value = json!({
-        "network": graph.name, "batch": batch, "training": args.training, "element_bytes": ELEMENT_BYTES,
+        "network": graph.name, "batch": batch, "training": args.training, "element_bytes": element_bytes,
         "steps": costs.iter().map(step).collect::<Vec<_>>(), "launches": costs.len(),
         "bytes": bytes, "flops": flops, "roofline_ms": roofline,
     });
     format!("{value:#}\n")
 }
 
-fn as_text(graph: &Graph, args: &Args, costs: &[KernelCost]) -> String {
+fn as_text(graph: &Graph, args: &Args, element_bytes: u64, costs: &[KernelCost]) -> String {
     let batch = args.batch as usize;
     let mut steps = Table::new(&[
         ("step", Align::Left),
@@ -121,7 +125,7 @@ fn as_text(graph: &Graph, args: &Args, costs: &[KernelCost]) -> String {
         ("FLOP/byte", Align::Right),
     ]);
     for k in costs {
-        let (bytes, flops) = (k.bytes(batch, ELEMENT_BYTES) as f64, k.flops as f64 * batch as f64);
+        let (bytes, flops) = (k.bytes(batch, element_bytes) as f64, k.flops as f64 * batch as f64);
         let pass = if k.pass == Pass::Forward { "forward" } else { "backward" };
         steps.row(&[
             k.name.clone(),
@@ -132,14 +136,14 @@ fn as_text(graph: &Graph, args: &Args, costs: &[KernelCost]) -> String {
             format!("{:.1}", flops / bytes.max(1.0)),
         ]);
     }
-    let (bytes, flops, times) = totals(costs, batch);
+    let (bytes, flops, times) = totals(costs, batch, element_bytes);
     let mut devices =
         Table::new(&[("device (nominal)", Align::Left), ("ms", Align::Right), ("images/s", Align::Right)]);
     for (name, ms) in times {
         devices.row(&[name.to_owned(), format!("{ms:.3}"), format!("{:.0}", batch as f64 / ms * 1e3)]);
     }
     format!(
-        "{}\n{}, batch {batch}: {} launches, {:.1} MB at {ELEMENT_BYTES} bytes an element, {:.2} GFLOP\n\nroofline time:\n{}",
+        "{}\n{}, batch {batch}: {} launches, {:.1} MB at {element_bytes} bytes an element, {:.2} GFLOP\n\nroofline time:\n{}",
         steps.text(),
         graph.name,
         costs.len(),

@@ -1,13 +1,14 @@
-//! Augmentation and normalisation of one image: shift, flip and `(v / 255 - mean) / std` in one pass over its rows, after
-//! what changes its bytes (`crop`, `rand_augment`).
+//! What is done to one training image: changes of its bytes (`crop`, `rand_augment`), then how it is looked at while it is
+//! normalised ([`crate::ops::augment`]).
 
 use serde::{Deserialize, Serialize};
 
 use super::crop::ResizedCrop;
-use super::dataset::{ImageShape, Normalisation};
+use super::dataset::ImageShape;
 use super::preprocess::Interpolation;
 use super::rand_augment::{RandAugment, jitter};
 use super::random::{Purpose, Random};
+use crate::ops::augment::ImageView;
 use crate::{Error, Result};
 
 /// How many times a rectangle to erase is drawn before giving up on one that fits.
@@ -93,7 +94,7 @@ impl Augment {
         self.rand_augment.map_or(Ok(()), |policy| policy.check())
     }
 
-    /// Whether more is done than what [`View`] does while it normalises.
+    /// Whether more is done than what an [`ImageView`] does while it normalises.
     pub(super) fn changes_bytes(&self) -> bool {
         self.color_jitter > 0.0 || self.rand_augment.is_some()
     }
@@ -115,24 +116,27 @@ impl Augment {
         }
     }
 
-    /// What image `index` gets in this epoch. The draws are made in a fixed order whatever is switched on, so that
+    /// How image `index` is looked at in this epoch. The draws are made in a fixed order whatever is switched on, so that
     /// switching one augmentation leaves the others as they were.
-    pub(super) fn draw(&self, shape: ImageShape, seed: u64, epoch: u64, index: usize) -> View {
+    pub(super) fn draw(&self, shape: ImageShape, seed: u64, epoch: u64, index: usize) -> ImageView {
         if self.pad_crop == 0 && !self.flip && self.erase == 0.0 {
-            return View::identity();
+            return ImageView::default();
         }
         let mut random = Random::new(Purpose::Image, seed, epoch, index as u64);
-        let mut offset = || random.below(2 * self.pad_crop + 1) as isize - self.pad_crop as isize;
+        let mut offset = || random.below(2 * self.pad_crop + 1) as i32 - self.pad_crop as i32;
         let (down, right) = (offset(), offset());
         let flip = random.below(2) == 1;
         let erased = if random.unit() < self.erase { rectangle(shape, &mut random) } else { None };
-        let noise = (self.erase_mode == EraseMode::Pixel).then_some((seed, epoch, index));
-        View { down, right, flip: flip && self.flip, erased, noise }
+        let [top, left, height, width] = erased.unwrap_or_default().map(|v| v as i32);
+        let noisy = i32::from(self.erase_mode == EraseMode::Pixel);
+        let stream = if noisy == 1 { Random::new(Purpose::Noise, seed, epoch, index as u64).word() } else { 0 };
+        let flip = i32::from(flip && self.flip);
+        ImageView { stream, down, right, flip, top, left, height, width, noisy, ..ImageView::default() }
     }
 }
 
-/// A rectangle to erase, or `None` if none of a few draws fits.
-fn rectangle(shape: ImageShape, random: &mut Random) -> Option<Rectangle> {
+/// Top, left, height and width of a rectangle to erase, or `None` if none of a few draws fits.
+fn rectangle(shape: ImageShape, random: &mut Random) -> Option<[usize; 4]> {
     let area = (shape.height * shape.width) as f32;
     (0..ERASE_TRIES).find_map(|_| {
         let area = area * random.between(0.02, 0.33);
@@ -145,138 +149,35 @@ fn rectangle(shape: ImageShape, random: &mut Random) -> Option<Rectangle> {
         (1..shape.width).contains(&width).then_some(())?;
         let top = random.below(shape.height - height + 1);
         let left = random.below(shape.width - width + 1);
-        Some(Rectangle { top, left, height, width })
+        Some([top, left, height, width])
     })
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Rectangle {
-    top: usize,
-    left: usize,
-    height: usize,
-    width: usize,
-}
-
-/// One way to look at an image.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct View {
-    /// Row and column of the image that come to the upper left corner; black where there is none.
-    down: isize,
-    right: isize,
-    flip: bool,
-    erased: Option<Rectangle>,
-    /// (seed, epoch, index) of the noise that the rectangle is filled with; `None` fills it with the mean.
-    noise: Option<(u64, u64, usize)>,
-}
-
-impl View {
-    /// The image as it is.
-    pub(super) fn identity() -> Self {
-        Self { down: 0, right: 0, flip: false, erased: None, noise: None }
-    }
-
-    /// Writes `pixels` (HWC) as seen in this view, normalised by `tables`, to `out` (HWC).
-    pub(super) fn write(&self, pixels: &[u8], shape: ImageShape, tables: &Tables, out: &mut [f32]) {
-        let ImageShape { height, width, channels } = shape;
-        let row = width * channels;
-        // Columns of the crop that have a pixel behind them.
-        let first = usize::try_from(-self.right).unwrap_or(0);
-        let last = width - usize::try_from(self.right).unwrap_or(0);
-        let from = (first as isize + self.right) as usize * channels;
-        let seen = if self.flip { width - last..width - first } else { first..last };
-        for (y, out) in out.chunks_exact_mut(row).enumerate() {
-            let Some(line) = usize::try_from(y as isize + self.down).ok().filter(|line| *line < height) else {
-                tables.fill_black(out);
-                continue;
-            };
-            let source = &pixels[line * row + from..][..(last - first) * channels];
-            let (border, rest) = out.split_at_mut(seen.start * channels);
-            let (target, other_border) = rest.split_at_mut(seen.len() * channels);
-            tables.fill_black(border);
-            tables.fill_black(other_border);
-            tables.normalise(source, self.flip, target);
-        }
-        if let Some(Rectangle { top, left, height, width }) = self.erased {
-            let mut noise =
-                self.noise.map(|(seed, epoch, index)| Random::new(Purpose::Noise, seed, epoch, index as u64));
-            for out in out.chunks_exact_mut(row).skip(top).take(height) {
-                let out = &mut out[left * channels..][..width * channels];
-                match &mut noise {
-                    None => out.fill(0.0),
-                    Some(random) => {
-                        for pair in out.chunks_mut(2) {
-                            pair.copy_from_slice(&random.normals()[..pair.len()]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The normalised value of each of the 256 byte values, per channel.
-#[derive(Debug)]
-pub(super) struct Tables(Vec<[f32; 256]>);
-
-impl Tables {
-    pub(super) fn new(normalisation: &Normalisation) -> Self {
-        let channels = normalisation.mean.iter().zip(&normalisation.std);
-        Self(channels.map(|(mean, std)| std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std)).collect())
-    }
-
-    fn fill_black(&self, out: &mut [f32]) {
-        for pixel in out.chunks_exact_mut(self.0.len()) {
-            for (value, table) in pixel.iter_mut().zip(&self.0) {
-                *value = table[0];
-            }
-        }
-    }
-
-    /// A run of pixels, from the last to the first if `flip`.
-    fn normalise(&self, source: &[u8], flip: bool, out: &mut [f32]) {
-        match self.0.as_slice() {
-            [table] if flip => map(source.iter().rev(), table, out),
-            [table] => map(source.iter(), table, out),
-            tables if flip => interleaved(source.chunks_exact(tables.len()).rev(), tables, out),
-            tables => interleaved(source.chunks_exact(tables.len()), tables, out),
-        }
-    }
-}
-
-fn map<'a>(source: impl Iterator<Item = &'a u8>, table: &[f32; 256], out: &mut [f32]) {
-    for (value, &byte) in out.iter_mut().zip(source) {
-        *value = table[usize::from(byte)];
-    }
-}
-
-fn interleaved<'a>(source: impl Iterator<Item = &'a [u8]>, tables: &[[f32; 256]], out: &mut [f32]) {
-    for (pixel, bytes) in out.chunks_exact_mut(tables.len()).zip(source) {
-        for ((value, &byte), table) in pixel.iter_mut().zip(bytes).zip(tables) {
-            *value = table[usize::from(byte)];
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    use super::super::dataset::Normalisation;
+    use crate::ops::augment::{ByteTables, write};
+
+    fn erased(view: &ImageView, y: usize, x: usize) -> bool {
+        let within = |at: usize, from: i32, len: i32| (from..from + len).contains(&(at as i32));
+        within(y, view.top, view.height) && within(x, view.left, view.width)
+    }
+
     /// The view, pixel by pixel, from its definition.
-    fn by_definition(view: &View, pixels: &[u8], shape: ImageShape, normalisation: &Normalisation) -> Vec<f32> {
+    fn by_definition(view: &ImageView, pixels: &[u8], shape: ImageShape, normalisation: &Normalisation) -> Vec<f32> {
         let mut out = Vec::new();
         for y in 0..shape.height {
             for x in 0..shape.width {
-                let column = if view.flip { shape.width - 1 - x } else { x } as isize + view.right;
-                let line = y as isize + view.down;
-                let inside = (0..shape.height as isize).contains(&line) && (0..shape.width as isize).contains(&column);
-                let erased = view
-                    .erased
-                    .is_some_and(|r| (r.top..r.top + r.height).contains(&y) && (r.left..r.left + r.width).contains(&x));
+                let column = if view.flip == 1 { shape.width - 1 - x } else { x } as i32 + view.right;
+                let line = y as i32 + view.down;
+                let inside = (0..shape.height as i32).contains(&line) && (0..shape.width as i32).contains(&column);
                 for c in 0..shape.channels {
-                    let at = (line * shape.width as isize + column) * shape.channels as isize + c as isize;
+                    let at = (line * shape.width as i32 + column) * shape.channels as i32 + c as i32;
                     let byte = if inside { pixels[at as usize] } else { 0 };
                     let value = (f32::from(byte) / 255.0 - normalisation.mean[c]) / normalisation.std[c];
-                    out.push(if erased { 0.0 } else { value });
+                    out.push(if erased(view, y, x) { 0.0 } else { value });
                 }
             }
         }
@@ -289,12 +190,12 @@ mod tests {
             let shape = ImageShape { height: 7, width: 5, channels };
             let pixels: Vec<u8> = (0..shape.size()).map(|i| (i * 37 % 251) as u8).collect();
             let normalisation = Normalisation { mean: vec![0.3; channels], std: vec![0.2; channels] };
-            let tables = Tables::new(&normalisation);
+            let tables = ByteTables::new(&normalisation.mean, &normalisation.std);
             let augment = Augment { pad_crop: 4, flip: true, erase: 0.5, ..Augment::none() };
             for index in 0..400 {
                 let view = augment.draw(shape, 1, 2, index);
                 let mut out = vec![f32::NAN; shape.size()];
-                view.write(&pixels, shape, &tables, &mut out);
+                write(&view, &pixels, shape.into(), &tables, &mut out);
                 assert_eq!(out, by_definition(&view, &pixels, shape, &normalisation), "{view:?}");
             }
         }
@@ -304,14 +205,14 @@ mod tests {
     fn draws_cover_their_ranges() {
         let shape = ImageShape { height: 28, width: 28, channels: 1 };
         let augment = Augment { pad_crop: 2, flip: true, erase: 0.25, ..Augment::none() };
-        let views: Vec<View> = (0..4000).map(|index| augment.draw(shape, 9, 0, index)).collect();
+        let views: Vec<ImageView> = (0..4000).map(|index| augment.draw(shape, 9, 0, index)).collect();
         for offset in -2..=2 {
             let share = views.iter().filter(|view| view.down == offset).count();
             assert!((650..950).contains(&share), "{share} of 4000 moved down by {offset}");
         }
-        let flipped = views.iter().filter(|view| view.flip).count();
+        let flipped = views.iter().filter(|view| view.flip == 1).count();
         assert!((1850..2150).contains(&flipped), "{flipped}");
-        let erased: Vec<Rectangle> = views.iter().filter_map(|view| view.erased).collect();
+        let erased: Vec<&ImageView> = views.iter().filter(|view| view.height > 0).collect();
         assert!((850..1150).contains(&erased.len()), "{}", erased.len());
         for r in erased {
             let area = (r.height * r.width) as f32 / 784.0;
@@ -335,19 +236,18 @@ mod tests {
     fn noise_is_normal_and_stays_in_its_rectangle() {
         let shape = ImageShape { height: 40, width: 30, channels: 3 };
         let augment = Augment { erase: 1.0, erase_mode: EraseMode::Pixel, ..Augment::none() };
-        let tables = Tables::new(&Normalisation { mean: vec![0.0; 3], std: vec![1.0; 3] });
+        let tables = ByteTables::new(&[0.0; 3], &[1.0; 3]);
         let mut noise = Vec::new();
         for index in 0..200 {
             let view = augment.draw(shape, 6, 0, index);
-            let Some(r) = view.erased else { continue };
             let mut out = vec![0.0; shape.size()];
-            view.write(&vec![255; shape.size()], shape, &tables, &mut out);
+            write(&view, &vec![255; shape.size()], shape.into(), &tables, &mut out);
             for (at, &value) in out.iter().enumerate() {
                 let (y, x) = (at / 90, at % 90 / 3);
-                if (r.top..r.top + r.height).contains(&y) && (r.left..r.left + r.width).contains(&x) {
+                if erased(&view, y, x) {
                     noise.push(f64::from(value));
                 } else {
-                    assert_eq!(value, 1.0, "{y}, {x} is outside {r:?}");
+                    assert_eq!(value, 1.0, "{y}, {x} is outside {view:?}");
                 }
             }
         }

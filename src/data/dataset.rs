@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::picture::Picture;
 use super::preprocess::{Preprocessing, Resize};
+use crate::shape::Shape;
 use crate::{Error, Result};
 
 /// Height, width and channels of every image of a data set.
@@ -24,6 +25,12 @@ impl ImageShape {
     /// Values of one image: height · width · channels.
     pub fn size(&self) -> usize {
         self.height * self.width * self.channels
+    }
+}
+
+impl From<ImageShape> for Shape {
+    fn from(shape: ImageShape) -> Self {
+        Self::new(shape.height, shape.width, shape.channels)
     }
 }
 
@@ -289,13 +296,18 @@ impl Dataset {
         }
     }
 
+    /// The `uint8` pixels `[n, h, w, c]` of all images where they lie in memory; `None` when they are in files.
+    pub(super) fn all_pixels(&self) -> Option<&[u8]> {
+        match &self.images {
+            Images::Memory(pixels) => Some(pixels),
+            Images::Files { .. } => None,
+        }
+    }
+
     /// The `uint8` HWC pixels of one image where they lie in memory; `None` when they are in files.
     pub(super) fn pixels(&self, index: usize) -> Option<&[u8]> {
         let size = self.shape.size();
-        match &self.images {
-            Images::Memory(pixels) => Some(&pixels[index * size..][..size]),
-            Images::Files { .. } => None,
-        }
+        self.all_pixels().map(|pixels| &pixels[index * size..][..size])
     }
 
     /// The file of one image; `None` when the images are in memory.

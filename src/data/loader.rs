@@ -7,10 +7,11 @@ use std::thread::{Builder, JoinHandle};
 
 use rayon::prelude::*;
 
-use super::augment::{Augment, Tables, View};
+use super::augment::Augment;
 use super::dataset::Dataset;
 use super::preprocess::{Interpolation, resize_cut};
 use super::random::{self, Purpose, Random};
+use crate::ops::augment::{ByteTables, ImageView, write};
 use crate::{Error, Result};
 
 /// Batches that wait, ready, for the consumer: enough to ride out a slow one, little enough to cost no memory.
@@ -27,11 +28,22 @@ pub struct Batch {
     pub indices: Vec<usize>,
 }
 
+/// Images as bytes with their labels, to be augmented where the network computes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ByteBatch {
+    /// `[n, h, w, c]`; empty where the device has the whole set.
+    pub pixels: Vec<u8>,
+    /// How each image is looked at; its `image` counts in `pixels`, or in the whole set.
+    pub views: Vec<ImageView>,
+    /// Label of each image.
+    pub labels: Vec<u32>,
+}
+
 /// Cuts a data set into batches, epoch by epoch. Holds the data by reference count, so a clone is cheap.
 #[derive(Clone)]
 pub struct Loader {
     dataset: Arc<Dataset>,
-    tables: Arc<Tables>,
+    tables: Arc<ByteTables>,
     /// The mean as bytes, which is put where an augmentation leaves nothing.
     fill: Arc<[u8]>,
     batch: usize,
@@ -64,7 +76,7 @@ impl Loader {
         if batch == 0 {
             return Err(Error::Config("a batch of 0 images; give 1 or more".to_owned()));
         }
-        let tables = Arc::new(Tables::new(dataset.normalisation()));
+        let tables = Arc::new(ByteTables::new(&dataset.normalisation().mean, &dataset.normalisation().std));
         let fill = dataset.normalisation().mean.iter().map(|mean| (255.0 * mean).round_ties_even() as u8).collect();
         Ok(Self { dataset, tables, fill, batch, augment, shuffle })
     }
@@ -89,13 +101,43 @@ impl Loader {
 
     /// The batches of an epoch from `first_step` on, the same ones whether or not those before were made.
     pub fn epoch(&self, epoch: u64, first_step: usize) -> Batches {
+        self.prefetch(epoch, first_step, Self::batch)
+    }
+
+    /// The same batches as bytes with views: without the bytes where `resident`, that is where the device has the
+    /// [whole set](Self::resident).
+    pub fn byte_epoch(&self, epoch: u64, first_step: usize, resident: bool) -> Batches<ByteBatch> {
+        self.prefetch(epoch, first_step, move |loader, epoch, indices| loader.byte_batch(epoch, indices, resident))
+    }
+
+    /// The bytes of all images, where they lie in memory and are only looked at, not changed.
+    pub fn resident(&self) -> Option<&[u8]> {
+        self.dataset.all_pixels().filter(|_| self.only_looks())
+    }
+
+    /// Tables that normalise the bytes.
+    pub fn tables(&self) -> &ByteTables {
+        &self.tables
+    }
+
+    /// Whether views are all that is done to the images.
+    fn only_looks(&self) -> bool {
+        !self.augment.changes_bytes() && self.augment.resized_crop.is_none()
+    }
+
+    fn prefetch<T: Send + 'static>(
+        &self,
+        epoch: u64,
+        first_step: usize,
+        make: impl Fn(&Self, u64, &[usize]) -> Result<T> + Send + 'static,
+    ) -> Batches<T> {
         let left = self.steps_per_epoch().saturating_sub(first_step);
         let (sender, receiver) = mpsc::sync_channel(PREFETCH);
         let loader = self.clone();
         let work = move || {
             let order = loader.order(epoch);
             for indices in order.chunks(loader.batch).skip(first_step).take(left) {
-                let batch = loader.batch(epoch, indices);
+                let batch = make(&loader, epoch, indices);
                 let stop = batch.is_err();
                 // Sending fails when the consumer has gone: then nobody wants the rest.
                 if sender.send(batch).is_err() || stop {
@@ -124,11 +166,11 @@ impl Loader {
         let size = self.dataset.shape().size();
         let mut images = vec![0.0; indices.len() * size];
         let in_memory = indices.first().is_some_and(|index| self.dataset.pixels(*index).is_some());
-        if in_memory && !self.augment.changes_bytes() && self.augment.resized_crop.is_none() {
+        if in_memory && self.only_looks() {
             // A copy through a table is too little work to share out, and the other cores are training.
             for (out, &index) in images.chunks_exact_mut(size).zip(indices) {
                 if let Some(pixels) = self.dataset.pixels(index) {
-                    self.view(epoch, index).write(pixels, self.dataset.shape(), &self.tables, out);
+                    self.write(epoch, index, pixels, out);
                 }
             }
         } else {
@@ -136,13 +178,33 @@ impl Loader {
                 || vec![0; size],
                 |pixels, (out, &index)| {
                     self.pixels(epoch, index, pixels)?;
-                    self.view(epoch, index).write(pixels, self.dataset.shape(), &self.tables, out);
+                    self.write(epoch, index, pixels, out);
                     Ok::<_, Error>(())
                 },
             )?;
         }
         let labels = indices.iter().map(|&index| self.dataset.labels()[index]).collect();
         Ok(Batch { images, labels, indices: indices.to_vec() })
+    }
+
+    fn byte_batch(&self, epoch: u64, indices: &[usize], resident: bool) -> Result<ByteBatch> {
+        let size = self.dataset.shape().size();
+        let mut pixels = vec![0; if resident { 0 } else { indices.len() * size }];
+        pixels
+            .par_chunks_exact_mut(size)
+            .zip(indices)
+            .try_for_each(|(pixels, &index)| self.pixels(epoch, index, pixels))?;
+        let view = |(place, &index): (usize, &usize)| ImageView {
+            image: if resident { index } else { place } as i32,
+            ..self.view(epoch, index)
+        };
+        let views = indices.iter().enumerate().map(view).collect();
+        let labels = indices.iter().map(|&index| self.dataset.labels()[index]).collect();
+        Ok(ByteBatch { pixels, views, labels })
+    }
+
+    fn write(&self, epoch: u64, index: usize, pixels: &[u8], out: &mut [f32]) {
+        write(&self.view(epoch, index), pixels, self.dataset.shape().into(), &self.tables, out);
     }
 
     /// The bytes of an image, augmented but for what its view does.
@@ -163,10 +225,10 @@ impl Loader {
         Ok(())
     }
 
-    fn view(&self, epoch: u64, index: usize) -> View {
+    fn view(&self, epoch: u64, index: usize) -> ImageView {
         match self.shuffle {
             Some(seed) => self.augment.draw(self.dataset.shape(), seed, epoch, index),
-            None => View::identity(),
+            None => ImageView::default(),
         }
     }
 }
@@ -178,14 +240,14 @@ impl fmt::Debug for Loader {
 }
 
 /// The batches of one epoch. Dropping it stops its thread. After an error nothing more comes.
-pub struct Batches {
-    receiver: Option<Receiver<Result<Batch>>>,
+pub struct Batches<T = Batch> {
+    receiver: Option<Receiver<Result<T>>>,
     thread: Option<JoinHandle<()>>,
     left: usize,
     failure: Option<Error>,
 }
 
-impl Batches {
+impl<T> Batches<T> {
     fn close(&mut self) -> std::thread::Result<()> {
         // In this order: a thread that waits to send is woken by the end of the channel.
         self.receiver = None;
@@ -193,8 +255,8 @@ impl Batches {
     }
 }
 
-impl Iterator for Batches {
-    type Item = Result<Batch>;
+impl<T> Iterator for Batches<T> {
+    type Item = Result<T>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
@@ -228,13 +290,13 @@ impl Iterator for Batches {
     }
 }
 
-impl fmt::Debug for Batches {
+impl<T> fmt::Debug for Batches<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Batches({} left)", self.left)
     }
 }
 
-impl Drop for Batches {
+impl<T> Drop for Batches<T> {
     fn drop(&mut self) {
         // A panic of the thread has been printed, and there is nobody left to tell.
         let _ = self.close();

@@ -49,7 +49,7 @@ pub use augment::{Augment, EraseMode};
 pub use crop::ResizedCrop;
 pub use dataset::{Data, Dataset, ImageShape, Normalisation};
 pub use imagenet::{IMAGENET_CLASSES, imagenet_class_names};
-pub use loader::{Batch, Batches, Loader};
+pub use loader::{Batch, Batches, ByteBatch, Loader};
 pub use pixel_ops::PixelOp;
 pub use preprocess::{IMAGENET_SIZE, Interpolation, Preprocessing, Resize};
 pub use rand_augment::RandAugment;

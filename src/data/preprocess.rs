@@ -7,9 +7,9 @@ use fast_image_resize::images::{CroppedImage, Image, ImageRef};
 use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
-use super::augment::{Tables, View};
 use super::dataset::{ImageShape, Normalisation};
 use super::picture::Picture;
+use crate::ops::augment::{ByteTables, ImageView, write};
 use crate::{Error, Result};
 
 /// Side of the input that most ImageNet networks take.
@@ -215,7 +215,8 @@ impl Preprocessing {
         let mut pixels = vec![0; self.shape.size()];
         self.resize.apply(&Picture::read(path, self.shape.channels)?, self.shape, &mut pixels)?;
         let mut input = vec![0.0; pixels.len()];
-        View::identity().write(&pixels, self.shape, &Tables::new(&self.normalisation), &mut input);
+        let tables = ByteTables::new(&self.normalisation.mean, &self.normalisation.std);
+        write(&ImageView::default(), &pixels, self.shape.into(), &tables, &mut input);
         Ok(input)
     }
 }

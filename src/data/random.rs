@@ -34,6 +34,11 @@ impl Random {
         Self(ChaCha8Rng::from_seed(key))
     }
 
+    /// 64 random bits.
+    pub(super) fn word(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
     /// Uniform in `0..n`, by the high half of a product; the bias is below `n / 2^64`.
     pub(super) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.0.next_u64()) * n as u128) >> 64) as usize
@@ -49,17 +54,11 @@ impl Random {
         low + (high - low) * self.unit()
     }
 
-    /// Two independent numbers from the standard normal distribution, by Box and Muller.
-    pub(super) fn normals(&mut self) -> [f32; 2] {
+    /// One number from the standard normal distribution, by Box and Muller.
+    pub(super) fn normal(&mut self) -> f32 {
         // From (0, 1], whose logarithm is finite.
         let radius = (-2.0 * (1.0 - f64::from(self.unit())).ln()).sqrt();
-        let (sin, cos) = (std::f64::consts::TAU * f64::from(self.unit())).sin_cos();
-        [(radius * cos) as f32, (radius * sin) as f32]
-    }
-
-    /// One number from the standard normal distribution.
-    pub(super) fn normal(&mut self) -> f32 {
-        self.normals()[0]
+        (radius * (std::f64::consts::TAU * f64::from(self.unit())).cos()) as f32
     }
 }
 

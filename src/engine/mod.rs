@@ -254,28 +254,48 @@ impl Engine {
     /// As [`forward`](Self::forward).
     pub fn set_images(&mut self, images: View<'_>) -> Result<()> {
         let len = self.graph.input_shape().len();
-        let n = images.len() / len;
-        let fits = images.len().is_multiple_of(len) && n > 0 && n <= self.options.batch;
-        if !fits || (self.options.training && n != self.options.batch) {
-            let kind = if self.options.training { "exactly" } else { "1 to" };
-            let expected = format!("{kind} {} images of {}", self.options.batch, self.graph.input_shape());
+        if !images.len().is_multiple_of(len) {
+            let expected = format!("whole images of {}", self.graph.input_shape());
             return Err(Error::shape("forward", expected, format!("{} numbers", images.len())));
+        }
+        self.begin(images.len() / len)?;
+        match images {
+            View::Host(images) if self.runs_whole_batches() => {
+                let input = self.layout.value[0].expect("the input is a value");
+                self.memory.slots[input].write(images)?;
+            }
+            View::Host(images) => self.images.copy_from_slice(images),
+            View::Gpu(_) => add::backward(images, self.images_mut(), false),
+        }
+        Ok(())
+    }
+
+    /// Begins passes over `n` images, which are to be written to [`images_mut`](Self::images_mut).
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn begin(&mut self, n: usize) -> Result<()> {
+        let batch = self.options.batch;
+        if n == 0 || n > batch || (self.options.training && n != batch) {
+            let kind = if self.options.training { "exactly" } else { "1 to" };
+            return Err(Error::shape("forward", format!("{kind} {batch} images"), n.to_string()));
         }
         self.n = n;
         // Before any pass that may be recorded: there it would be repeated each time.
         self.params.refresh();
         if !self.runs_whole_batches() {
-            self.images.clear();
-            self.images.extend_from_slice(images.host());
-            return Ok(());
+            self.images.resize(n * self.graph.input_shape().len(), 0.0);
         }
-        let input = &mut self.memory.slots[self.layout.value[0].expect("the input is a value")];
-        match images {
-            View::Host(images) => input.write(images),
-            View::Gpu(_) => {
-                add::backward(images, input.view_mut(0..images.len()), false);
-                Ok(())
-            }
+        Ok(())
+    }
+
+    /// Where the images of the passes begun lie, `[n, h, w, c]`.
+    pub fn images_mut(&mut self) -> ViewMut<'_> {
+        if self.runs_whole_batches() {
+            let input = self.layout.value[0].expect("the input is a value");
+            self.memory.slots[input].view_mut(0..self.n * self.graph.input_shape().len())
+        } else {
+            ViewMut::Host(&mut self.images)
         }
     }
 

@@ -51,12 +51,11 @@ pub struct DataInfo {
 
 impl From<&Dataset> for DataInfo {
     fn from(data: &Dataset) -> Self {
-        let ImageShape { height, width, channels } = data.shape();
         let Normalisation { mean, std } = data.normalisation().clone();
         Self {
             name: data.name().to_owned(),
             classes: data.class_names().to_vec(),
-            shape: Shape::new(height, width, channels),
+            shape: data.shape().into(),
             mean,
             std,
             resize: data.resize(),

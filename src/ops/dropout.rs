@@ -1,6 +1,7 @@
 //! Dropout whose mask is a function of (seed, step, element), so that nothing needs saving and a resumed run repeats it.
 
 use super::cuda;
+use super::random::mix;
 use crate::Result;
 use crate::device::gpu::GpuBuffer;
 use crate::device::{Device, View, ViewMut};
@@ -54,12 +55,4 @@ pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, y: ViewMut<'_>, accumula
         let value = if kept { x * scale } else { 0.0 };
         *y = if accumulate { *y + value } else { value };
     }
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod add;
+pub mod augment;
 pub mod batch_norm;
 pub mod conv;
 pub mod conv_bn;
@@ -25,4 +26,5 @@ pub mod optimizer;
 mod parallel;
 mod pointwise;
 pub mod pool;
+mod random;
 mod simd;

@@ -59,7 +59,7 @@ impl Datasets {
             (train, test) = (train.with_preprocessing(&pictures)?, test.with_preprocessing(&pictures)?);
         }
         if let Some((model, info)) = model {
-            let (shape, graph) = (shape_of(&train), &model.graph);
+            let (shape, graph) = (train.shape().into(), &model.graph);
             if (shape, train.classes()) != (graph.input_shape(), graph.classes()) {
                 return Err(Error::Data(format!(
                     "{} has {shape} images of {} classes, {} takes {} and {} classes; give other --data or another model",
@@ -81,7 +81,7 @@ impl Datasets {
 
     /// Shape of the images.
     pub fn shape(&self) -> Shape {
-        shape_of(&self.train)
+        self.train.shape().into()
     }
 
     /// What model files say about their data.
@@ -107,11 +107,6 @@ fn preprocessing(network: &str, image_size: Option<usize>, model: Option<(&Model
         Some(size) if [known.shape.height, known.shape.width] != [size; 2] => known.at(size),
         _ => known,
     }
-}
-
-fn shape_of(set: &Dataset) -> Shape {
-    let shape = set.shape();
-    Shape::new(shape.height, shape.width, shape.channels)
 }
 
 /// What a search found: which blocks keep their activations. The content of `plan.json`.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::feed::Feed;
 use super::interrupt::Interrupt;
 use crate::data::Loader;
 use crate::engine::Engine;
@@ -38,14 +39,17 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
     let classes = engine.graph().classes();
     let (mut loss, mut correct, mut images) = (0.0, 0, 0);
     let mut record = LossRecord::new(engine.device(), test.batch_size(), classes)?;
-    for batch in test.epoch(0, 0) {
+    let mut feed = Feed::new(engine.device(), test, false)?;
+    for batch in feed.epoch(test, 0, 0) {
         let batch = batch?;
         if interrupt.is_set() {
             return Err(Error::Interrupted("the evaluation was not finished".into()));
         }
-        let n = batch.labels.len();
-        record.begin(&batch.labels)?;
-        let logits = engine.forward(&batch.images)?;
+        let n = batch.labels().len();
+        record.begin(batch.labels())?;
+        feed.set(&batch, engine)?;
+        feed.write(engine);
+        let logits = engine.run()?;
         cross_entropy(&mut record, logits.view(0..n * classes), 0.0, None)?;
         let sum = record.sum()?;
         loss += sum.loss;

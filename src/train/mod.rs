@@ -2,6 +2,7 @@
 
 mod config;
 mod evaluate;
+mod feed;
 mod hook;
 mod interrupt;
 mod metrics;

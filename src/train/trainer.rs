@@ -10,12 +10,13 @@ use serde_json::{Map, Value, json};
 
 use super::config::TrainConfig;
 use super::evaluate::{Evaluation, check_data, evaluate_until};
+use super::feed::{Fed, Feed};
 use super::hook::{Hook, Progress};
 use super::session::Session;
 pub use super::teacher::Distillation;
 use super::teacher::Teacher;
-use crate::data::{Batch, Loader};
-use crate::device::{Buffer, Device, Recording, View};
+use crate::data::Loader;
+use crate::device::{Buffer, Device, Recording};
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::io::{Checkpoint, Position, Sums};
 use crate::model::{Model, Weights};
@@ -66,6 +67,7 @@ pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
 struct Run<'a> {
     stage: Stage<'a>,
     engine: Engine,
+    feed: Feed,
     /// For inference; gets the weights of `engine` before each evaluation.
     evaluator: Engine,
     teacher: Option<Teacher<'a>>,
@@ -112,6 +114,7 @@ impl<'a> Run<'a> {
         let len = engine.trainable().0.len();
         let mut optimizer = OptimizerState::new(stage.device, config.optimizer, spans(&engine), len)?;
         let d_logits = stage.device.activations(config.batch * model.graph.classes())?;
+        let feed = Feed::new(stage.device, stage.train, true)?;
         let loss = LossRecord::new(stage.device, config.batch, model.graph.classes())?;
         let mut position = Position { stage: stage.name.to_owned(), ..Position::default() };
         let mut sums = Sums::default();
@@ -126,6 +129,7 @@ impl<'a> Run<'a> {
         Ok(Self {
             stage,
             engine,
+            feed,
             evaluator,
             teacher,
             optimizer,
@@ -159,7 +163,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let train = self.stage.train;
-        for batch in train.epoch(self.position.epoch, first as usize) {
+        for batch in self.feed.epoch(train, self.position.epoch, first as usize) {
             let batch = batch?;
             self.step(&batch)?;
             self.position.step_in_epoch += 1;
@@ -173,19 +177,19 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<()> {
+    fn step(&mut self, batch: &Fed) -> Result<()> {
         let config = self.stage.config;
-        let n = batch.labels.len();
+        let n = batch.labels().len();
         let lr = config.learning_rate(self.position.step, steps_per_epoch(&self.stage));
         let at = progress(&self.stage, &self.position);
         self.engine.set_step(config.seed, at.step)?;
         self.stage.hook.before_forward(&mut self.engine, at)?;
         self.engine.set_loss_scale(self.optimizer.loss_scale());
-        self.engine.set_images(View::Host(&batch.images))?;
-        self.loss.begin(&batch.labels)?;
+        self.feed.set(batch, &mut self.engine)?;
+        self.loss.begin(batch.labels())?;
         self.optimizer.begin(Update { lr, weight_decay: config.weight_decay, clip_norm: config.clip_norm })?;
         let mut recording = std::mem::take(&mut self.recording);
-        // SAFETY: the recording is dropped with the engine, the teacher, the record and the optimizer, which own all
+        // SAFETY: the recording is dropped with the engine, the teacher, the record, the feed and the optimizer, which own all
         // buffers of a step and never replace them.
         let outcome = unsafe { recording.run(self.stage.device, || self.pass()) };
         self.recording = recording;
@@ -208,8 +212,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Forward and backward pass, loss and optimizer step: the part of a step that is the same work every time.
+    /// Augmentation, forward and backward pass, loss and optimizer step: the part of a step that is the same work every time.
     fn pass(&mut self) -> Result<()> {
+        self.feed.write(&mut self.engine);
         let scale = self.optimizer.loss_scale_at();
         match &mut self.teacher {
             Some(teacher) => teacher.loss(&mut self.engine, &mut self.loss, scale, &mut self.d_logits)?,
@@ -274,6 +279,9 @@ impl<'a> Run<'a> {
         put("test_top1", json!(evaluation.map(|e| e.top1)));
         put("images_per_s", json!(self.epoch_images as f64 / seconds.max(1e-9)));
         put("seconds", json!(seconds));
+        if let Device::Gpu(gpu, _) = self.stage.device {
+            put("device_peak_bytes", json!(gpu.memory().1));
+        }
         record.extend(self.stage.hook.epoch_record(at));
         record
     }

@@ -5,6 +5,7 @@
 //! device, so that results are the same bits on every GPU.
 
 pub(super) mod activation;
+pub(super) mod augment;
 pub(super) mod batch_norm;
 pub(super) mod conv;
 pub(super) mod elementwise;
