@@ -1,11 +1,18 @@
-//! Networks by name: counts, parameter names and shapes against timm, and published figures.
+//! Networks by name: counts, parameter names and shapes, logits and gradients against timm, and published figures.
 
-use depthshrinker::graph::{Graph, Op};
-use depthshrinker::io::layout::file_shape;
+use depthshrinker::device::Device;
+use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::graph::{Graph, Op, ParamRole};
+use depthshrinker::io::layout::{file_shape, from_file, nchw_to_nhwc, to_file};
+use depthshrinker::model::{Model, Weights};
 use depthshrinker::models::{NetworkOptions, build, image_size};
 use depthshrinker::shape::Shape;
+use depthshrinker::tensor::Tensor;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+/// Classes of the networks whose values are compared.
+const CLASSES: usize = 10;
 
 /// A network for the images of its data set, ImageNet.
 fn imagenet(name: &str, size: usize) -> Graph {
@@ -139,5 +146,115 @@ fn names_that_are_nothing_are_refused_with_what_is_known() {
         assert!(build(name, &options(&[0; 7], 64, 10)).is_err());
         assert!(build(name, &options(&[1; 7], 0, 10)).is_err());
         assert!(build(name, &options(&[1; 7], 64, 0)).is_err());
+    }
+}
+
+/// Element i of the tensor of a name, as `make_network_values.py` has it: a hash in [-1, 1).
+fn hashed(name: &str, len: usize) -> Vec<f64> {
+    let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(16_777_619));
+    let element = |i: usize| {
+        let mut h = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed);
+        h ^= h >> 16;
+        h = h.wrapping_mul(0x7feb_352d);
+        h ^= h >> 15;
+        h = h.wrapping_mul(0x846c_a68b);
+        h ^= h >> 16;
+        f64::from(h) / 2f64.powi(31) - 1.0
+    };
+    (0..len).map(element).collect()
+}
+
+/// The network of a fixture's row with the weights of the formula.
+fn filled(row: &Value) -> Model {
+    let (name, size) = (row["name"].as_str().unwrap(), row["size"].as_u64().unwrap() as usize);
+    let head_channels = name.starts_with("vgg").then_some(64);
+    let options = NetworkOptions { head_channels, ..NetworkOptions::new(Shape::new(size, size, 3), CLASSES) };
+    let graph = build(name, &options).unwrap();
+    let mut weights = Weights::new();
+    for spec in graph.params().unwrap() {
+        let shape = file_shape(&spec);
+        let scale = |u: f64| match spec.role {
+            _ if shape.len() > 1 => u * (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt(),
+            ParamRole::RunningVar => 1.0 + 0.5 * u,
+            ParamRole::BnWeight => 1.0 + 0.25 * u,
+            _ => 0.25 * u,
+        };
+        let data = hashed(&spec.name, spec.len()).into_iter().map(|u| scale(u) as f32).collect();
+        weights.insert(spec.name.clone(), Tensor { shape: spec.shape.clone(), data: from_file(&spec, data) });
+    }
+    Model::new(graph, weights).unwrap()
+}
+
+/// Images `[n, h, w, 3]` of the formula.
+fn images(n: usize, size: u64) -> Vec<f32> {
+    let pixels = (size * size) as usize;
+    let nchw: Vec<f32> = hashed("input", n * 3 * pixels).into_iter().map(|u| u as f32).collect();
+    nchw_to_nhwc(&nchw, 3, pixels)
+}
+
+fn engine(model: &Model, batch: usize, fusion: Fusion, training: bool) -> Engine {
+    Engine::new(&Device::Cpu, model, &EngineOptions { batch, fusion, training, taps: Vec::new() }).unwrap()
+}
+
+fn run(engine: &mut Engine, images: &[f32], n: usize) -> Vec<f64> {
+    let mut logits = vec![0.0; n * CLASSES];
+    engine.forward(images).unwrap().read(&mut logits).unwrap();
+    logits.into_iter().map(f64::from).collect()
+}
+
+fn values() -> Value {
+    serde_json::from_str(include_str!("fixtures/network_values.json")).expect("a committed fixture")
+}
+
+#[test]
+fn logits_are_pytorchs() {
+    for row in values()["logits"].as_array().unwrap() {
+        let model = filled(row);
+        let images = images(2, row["size"].as_u64().unwrap());
+        let expected: Vec<f64> = row["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        for fusion in [Fusion::Fused, Fusion::Reference] {
+            let got = run(&mut engine(&model, 2, fusion, false), &images, 2);
+            let worst = got.iter().zip(&expected).map(|(g, e)| (g - e).abs()).fold(0.0, f64::max) / scale;
+            assert!(worst <= 1e-4, "{} {fusion:?}: logits differ by {worst:.1e} of their scale", row["name"]);
+        }
+    }
+}
+
+/// Loss and every gradient of a training step. A gradient is told by its product with a fixed tensor, in units of its norm.
+/// PyTorch's own f32 is up to 6e-3 off where roundings carry a value over the kink of an activation.
+#[test]
+fn training_steps_are_pytorchs() {
+    const BATCH: usize = 8;
+    for row in values()["training"].as_array().unwrap() {
+        let model = filled(row);
+        let images = images(BATCH, row["size"].as_u64().unwrap());
+        for fusion in [Fusion::Fused, Fusion::Reference] {
+            let mut engine = engine(&model, BATCH, fusion, true);
+            let logits = run(&mut engine, &images, BATCH);
+            let (mut loss, mut gradient) = (0.0, Vec::new());
+            for (label, row) in logits.chunks(CLASSES).enumerate() {
+                let sum: f64 = row.iter().map(|v| v.exp()).sum();
+                loss += (sum.ln() - row[label]) / BATCH as f64;
+                let target = |class: usize| f64::from(u8::from(class == label));
+                gradient.extend((0..CLASSES).map(|c| ((row[c].exp() / sum - target(c)) / BATCH as f64) as f32));
+            }
+            let expected = row["loss"].as_f64().unwrap();
+            assert!((loss / expected - 1.0).abs() < 1e-5, "{} {fusion:?}: loss {loss}, {expected}", row["name"]);
+            engine.backward(&Device::Cpu.upload(&gradient).unwrap(), &[]).unwrap();
+            let norm = |name: &str| row["gradients"][name][0].as_f64().unwrap();
+            let gradients = row["gradients"].as_object().unwrap();
+            let largest = gradients.keys().map(|name| norm(name)).fold(0.0, f64::max);
+            for (id, range) in engine.trainable_ranges().to_vec() {
+                let spec = engine.params()[id].clone();
+                let got = to_file(&spec, &engine.trainable().1.view(range).host());
+                let direction = hashed(&format!("d {}", spec.name), got.len());
+                let product: f64 = got.iter().zip(&direction).map(|(g, d)| f64::from(*g) * d).sum();
+                let expected = gradients[&spec.name][1].as_f64().unwrap();
+                // A bias in front of a batch-norm has no gradient but roundings.
+                let error = (product - expected).abs() / norm(&spec.name).max(1e-3 * largest);
+                assert!(error < 2e-2, "{} {fusion:?} {}: {product}, expected {expected}", row["name"], spec.name);
+            }
+        }
     }
 }

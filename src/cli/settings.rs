@@ -11,7 +11,7 @@ use crate::config::{Config, NetworkConfig};
 use crate::model::Model;
 use crate::models::KNOWN_NETWORKS;
 use crate::pipeline::{Entry, Plan, RunFolder};
-use crate::shrink::{Budget, Mask};
+use crate::shrink::{Budget, Mask, published_mask};
 use crate::train::{Session, TrainConfig};
 
 /// What to do about a run that is in the folder already.
@@ -98,8 +98,9 @@ pub struct StageArgs {
 #[derive(Debug, Clone, Args)]
 #[group(multiple = false)]
 pub struct MaskArgs {
-    /// One entry per block in network order, with commas: 1 = its activations stay
-    #[arg(long, value_name = "0,1,…", value_parser = parse_mask)]
+    /// One entry per block in network order, with commas: 1 = its activations stay; or a published mask by name, such as
+    /// mbv2-1.4-ds-a to -f
+    #[arg(long, value_name = "0,1,…|NAME", value_parser = parse_mask)]
     pub keep_list: Option<Mask>,
     /// The plan.json that a search wrote
     #[arg(long, value_name = "FILE")]
@@ -107,7 +108,9 @@ pub struct MaskArgs {
 }
 
 fn parse_mask(text: &str) -> std::result::Result<Mask, String> {
-    text.parse().map_err(|e: Error| e.to_string())
+    let is_name = text.contains(|c: char| c.is_ascii_alphabetic());
+    let mask = if is_name { published_mask(text) } else { text.parse() };
+    mask.map_err(|e| e.to_string())
 }
 
 impl RunArgs {

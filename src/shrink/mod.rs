@@ -7,6 +7,7 @@
 //! | `search` | [`Search`]: stage 1 as a hook of the training loop |
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
 //! | `random_masks` | what a learned mask has to beat |
+//! | `published_masks` | masks of the papers, by name |
 //! | [`surgery`] | activations and padding of freed blocks |
 //! | [`padding`] | where the padding of a linear block sits |
 //! | [`merge`] | stage 3: every linear block becomes one convolution |
@@ -15,6 +16,7 @@ mod finetune;
 mod mask;
 pub mod merge;
 pub mod padding;
+mod published_masks;
 mod random_masks;
 mod scores;
 mod search;
@@ -22,6 +24,7 @@ pub mod surgery;
 
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use mask::{Budget, Mask, nested, ranking};
+pub use published_masks::{published_mask, published_names};
 pub use random_masks::{random_mask, random_masks};
 pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient};
 pub use search::{Search, relative_savings};

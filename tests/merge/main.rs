@@ -6,6 +6,7 @@ mod chains;
 mod engine;
 mod networks;
 mod oracles;
+mod published;
 mod reference;
 mod refusals;
 mod residual;

@@ -1,4 +1,4 @@
-//! Blocks of ResNet and VGG: shortcuts with a projection, chains of several padded convolutions.
+//! Blocks of ResNet and VGG: shortcuts with a projection, chains of several padded convolutions; and whole networks.
 
 use depthshrinker::graph::{Activation, BlockState, Graph, Op};
 use depthshrinker::models::{NetworkOptions, build};
@@ -122,11 +122,13 @@ fn a_projection_from_inside_is_refused() {
 
 /// Whole networks, some of their blocks freed, in the engine.
 #[test]
-fn resnets_and_vgg_merge() {
+fn other_networks_merge() {
     for (name, freed, kernels, head) in [
         ("resnet18", vec![0, 2, 3], vec![5, 7, 5], None),
         ("resnet50", vec![0, 3, 4], vec![3, 3, 3], None),
         ("vgg19_bn", vec![0, 1], vec![5, 5], Some(16)),
+        ("tf_efficientnet_lite0", vec![0, 1, 3, 4], vec![3, 3, 5, 5], None),
+        ("mnasnet_050", vec![0, 1, 2, 4], vec![3, 3, 3, 5], None),
     ] {
         let options = NetworkOptions { head_channels: head, ..NetworkOptions::new(Shape::new(40, 36, 3), 5) };
         let model = random_model(build(name, &options).unwrap(), 1);
