@@ -115,6 +115,8 @@ fn bad_settings_are_named_in_one_line() {
     fails(path, &["shrink", "--train-epochs", "0"], 2, &["train", "epochs"]);
     fails(path, &["shrink", "--batch", "0"], 2, &["batch"]);
     fails(path, &["shrink", "--net", "resnet-9000"], 2, &["resnet-9000", "mobilenetv2-"]);
+    // Its blocks merge only with their padding at the front, which is told before anything is trained.
+    fails(path, &["shrink", "--net", "resnet18"], 1, &["layer1.0", "--padding reorder"]);
     fails(path, &["shrink", "--precision", "f8"], 2, &["f8", "f32"]);
     fails(path, &["shrink", "--device", "tpu"], 2, &["tpu"]);
     fails(path, &["shrink", "--device", "cuda:99"], 1, &["cuda"]);
@@ -315,6 +317,11 @@ fn merge_takes_a_keep_list_and_refuses_what_is_wrong() {
             ["merge", model, "--keep-list", list, "--padding", padding, "--no-final-activation", "-o", "m.safetensors"];
         assert_eq!(json(path, &args)["segments"], 8);
     }
+    let published = json(path, &["merge", model, "--keep-list", "mbv2-1.4-ds-a", "-o", "a.safetensors"]);
+    assert_eq!(published["segments"], 6);
+    let unknown = depthshrinker(path, &["merge", model, "--keep-list", "ds-z", "-o", "m2"]).assert().code(2);
+    let told = String::from_utf8_lossy(&unknown.get_output().stderr).into_owned();
+    assert!(told.contains("\"ds-z\"") && told.contains("mbv2-1.4-ds-f"), "{told}");
     fails(path, &["merge", model, "--keep-list", "1,0", "-o", "m2"], 2, &["2 entries", "17 blocks"]);
     fails(path, &["merge", model, "-o", "m2"], 2, &["--keep-list"]);
     fails(path, &["merge", model, "--keep-list", list, "-o", model], 2, &["over itself"]);

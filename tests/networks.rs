@@ -1,9 +1,13 @@
 //! Networks by name: counts, parameter names and shapes, logits and gradients against timm, and published figures.
 
+use std::path::Path;
+
+use depthshrinker::config::Config;
 use depthshrinker::device::Device;
-use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::engine::{Engine, EngineOptions, Fusion, Plan, StepKind};
 use depthshrinker::graph::{Graph, Op, ParamRole};
 use depthshrinker::io::layout::{file_shape, from_file, nchw_to_nhwc, to_file};
+use depthshrinker::measure::{Roofline, block_costs, without_batch_norm};
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::models::{NetworkOptions, build, image_size};
 use depthshrinker::shape::Shape;
@@ -149,6 +153,38 @@ fn names_that_are_nothing_are_refused_with_what_is_known() {
     }
 }
 
+/// Everything between two convolutions joins the one before it, whatever the network; what is left are pools and the
+/// classifier.
+#[test]
+fn plans_fuse_residuals_and_activations() {
+    for (name, steps) in [
+        ("mobilenetv2-1.0", 52 + 2),
+        ("efficientnet-lite0", 49 + 2),
+        ("mnasnet-1.0", 52 + 2),
+        ("resnet18", 20 + 3),
+        ("resnet50", 53 + 3),
+        ("vgg19_bn", 18 + 7),
+    ] {
+        let graph = imagenet(name, 224);
+        let plan = Plan::new(&without_batch_norm(&graph).unwrap(), Fusion::Fused, false, false, &[]).unwrap();
+        assert_eq!(plan.steps.len(), steps, "{name}");
+        let alone = plan.steps.iter().find(|s| matches!(s.kind, StepKind::Add | StepKind::Activation(_)));
+        assert_eq!(alone, None, "{name}");
+    }
+}
+
+/// What merging a block would cost follows the chain of its convolutions, not its projection.
+#[test]
+fn blocks_with_projections_have_their_merged_cost() {
+    // So slow at arithmetic that nothing else counts, and a FLOP a second.
+    let roofline = Roofline { bandwidth: 1e30, matrix_flops: 1.0, vector_flops: 1.0, element_bytes: 4 };
+    let costs = block_costs(&imagenet("resnet18", 224), 1, &roofline).unwrap();
+    let dense = |k: f64, c_in: f64, c_out: f64, size: f64| 2.0 * k * k * c_in * c_out * size * size;
+    assert_eq!(costs[0].after, dense(5.0, 64.0, 64.0, 56.0));
+    assert_eq!(costs[2].after, dense(7.0, 64.0, 128.0, 28.0));
+    assert_eq!(costs[2].before, dense(3.0, 64.0 + 128.0, 128.0, 28.0) + dense(1.0, 64.0, 128.0, 28.0));
+}
+
 /// Element i of the tensor of a name, as `make_network_values.py` has it: a hash in [-1, 1).
 fn hashed(name: &str, len: usize) -> Vec<f64> {
     let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(16_777_619));
@@ -247,7 +283,7 @@ fn training_steps_are_pytorchs() {
             let largest = gradients.keys().map(|name| norm(name)).fold(0.0, f64::max);
             for (id, range) in engine.trainable_ranges().to_vec() {
                 let spec = engine.params()[id].clone();
-                let got = to_file(&spec, &engine.trainable().1.view(range).host());
+                let got = to_file(&spec, engine.trainable().1.view(range).host());
                 let direction = hashed(&format!("d {}", spec.name), got.len());
                 let product: f64 = got.iter().zip(&direction).map(|(g, d)| f64::from(*g) * d).sum();
                 let expected = gradients[&spec.name][1].as_f64().unwrap();
@@ -256,5 +292,31 @@ fn training_steps_are_pytorchs() {
                 assert!(error < 2e-2, "{} {fusion:?} {}: {product}, expected {expected}", row["name"], spec.name);
             }
         }
+    }
+}
+
+/// Every recipe reads, passes its checks and names a network that can be built for its images.
+#[test]
+fn recipes_read_and_build() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let config = Config::read(&path).unwrap_or_else(|e| panic!("{e}"));
+        config.check().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (input, classes) = match config.data.image_size {
+            Some(size) => (Shape::new(size, size, 3), 1000),
+            None => (Shape::new(28, 28, 1), 10),
+        };
+        let graph = config.network.graph(input, classes).unwrap_or_else(|e| panic!("{name}: {e}"));
+        config.budget.kept(&vec![true; graph.blocks.len()]).unwrap_or_else(|e| panic!("{name}: {e}"));
+        if name != "fashion-mnist" {
+            assert_eq!(graph, imagenet(&name, image_size(&name).unwrap()), "{name} is the network it is called after");
+        }
+        seen.push(name);
+    }
+    for name in ["fashion-mnist", "mobilenetv2-1.0", "mobilenetv2-1.4", "efficientnet-lite0"] {
+        assert!(seen.iter().any(|n| n == name), "{name}");
     }
 }

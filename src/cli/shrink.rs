@@ -11,8 +11,9 @@ use super::devices::print;
 use super::settings::{BudgetArgs, DataArgs, NetworkArgs, RunArgs};
 use crate::config::Config;
 use crate::io::read_model;
-use crate::pipeline::{self, Datasets, Run, RunFolder, check_batches, check_search, configured_graph};
+use crate::pipeline::{self, Datasets, Run, RunFolder, check_batches, check_mergeable, check_search, configured_graph};
 use crate::report::{RunResult, network_table};
+use crate::shrink::padding::PaddingMode;
 
 /// The command's name in folders and fingerprints.
 const NAME: &str = "shrink";
@@ -28,6 +29,10 @@ pub struct Args {
     /// Also finetune N random masks of the same size and compare
     #[arg(long, value_name = "N")]
     compare_random: Option<usize>,
+    /// How borders are made exact: reorder moves the padding to the front of a block, border-bias keeps the trained
+    /// function and adds a bias per position
+    #[arg(long, value_name = "MODE")]
+    padding: Option<PaddingMode>,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -74,10 +79,12 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let model = config.model.as_deref().map(read_model).transpose()?;
     let data = Datasets::open(&config, model.as_ref().map(|(model, info)| (model, info)))?;
     check_batches(&config, &data)?;
-    match &model {
-        Some((model, _)) => check_search(&config, &model.graph)?,
-        None => check_search(&config, &configured_graph(&config, &data)?)?,
-    }
+    let graph = match &model {
+        Some((model, _)) => model.graph.clone(),
+        None => configured_graph(&config, &data)?,
+    };
+    check_search(&config, &graph)?;
+    check_mergeable(&config, &graph)?;
     let session = common.enter(&folder, NAME, &config, (entry, LAST))?;
     let mut run = Run::new(&config, &data, session)?;
     let result = pipeline::shrink(&mut run, &folder)?;
@@ -93,6 +100,7 @@ impl Args {
         if self.model.is_some() {
             config.model.clone_from(&self.model);
         }
+        config.merge.padding = self.padding.unwrap_or(config.merge.padding);
         let s = &self.schedule;
         config.compare_random = self.compare_random.unwrap_or(config.compare_random);
         config.measure.seconds = s.measure_seconds.unwrap_or(config.measure.seconds);

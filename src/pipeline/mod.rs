@@ -19,5 +19,7 @@ mod summary;
 pub use folder::{Entry, RunFolder};
 pub use import::import;
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
-pub use run::{Datasets, NestedMask, Plan, Run, check_batches, check_search, configured_graph, evaluate_model};
+pub use run::{
+    Datasets, NestedMask, Plan, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
+};
 pub use shrink::{check_exact, shrink};

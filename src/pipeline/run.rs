@@ -15,7 +15,7 @@ use crate::measure::{Roofline, block_costs};
 use crate::model::Model;
 use crate::models;
 use crate::shape::Shape;
-use crate::shrink::surgery::{drop_linear_activations, prepare_finetune};
+use crate::shrink::surgery::{check_linearise, drop_linear_activations, prepare_finetune};
 use crate::shrink::{Budget, Finetune, Mask, ScoreConfig, Search, nested, relative_savings};
 use crate::train::{Distillation, Evaluation, Hook, NoHook, Session, Stage, TrainConfig, evaluate, train};
 use crate::{Error, Result};
@@ -311,6 +311,16 @@ pub fn check_batches(config: &Config, data: &Datasets) -> Result<()> {
 pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
     let savings = vec![0.0; graph.blocks.len()];
     Search::new(graph, &config.search.scores, config.budget, savings, config.seed).map(drop)
+}
+
+/// Refuses a network of which a block that may be freed could not be merged, before anything is trained.
+///
+/// # Errors
+/// Names the block, and what to do: another padding, or to exclude it.
+pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
+    let candidates = config.search.scores.candidates(graph.blocks.len())?;
+    let kept: Vec<bool> = candidates.iter().map(|candidate| !candidate).collect();
+    check_linearise(graph, &kept, &config.linearise())
 }
 
 /// Accuracy of a model on a data set.

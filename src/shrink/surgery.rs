@@ -41,10 +41,22 @@ pub fn linearise(model: &Model, kept: &[bool], options: &Linearise) -> Result<Mo
 /// # Errors
 /// As [`linearise`].
 pub fn prepare_finetune(model: &Model, kept: &[bool], options: &Linearise) -> Result<Model> {
-    check_mask(&model.graph, kept)?;
-    let freed = |b: usize| !kept[b] && model.graph.blocks[b].state == BlockState::Active;
-    let graph =
-        if options.final_activation { add_final_activations(&model.graph, freed)? } else { model.graph.clone() };
+    with_weights(prepared(&model.graph, kept, options)?, model)
+}
+
+/// Refuses blocks that could not be merged if their activations went: the same as [`linearise`] says, from the graph alone.
+///
+/// # Errors
+/// As [`linearise`].
+pub fn check_linearise(graph: &Graph, kept: &[bool], options: &Linearise) -> Result<()> {
+    prepared(graph, kept, options).map(drop)
+}
+
+/// The graph that finetuning starts with.
+fn prepared(graph: &Graph, kept: &[bool], options: &Linearise) -> Result<Graph> {
+    check_mask(graph, kept)?;
+    let freed = |b: usize| !kept[b] && graph.blocks[b].state == BlockState::Active;
+    let graph = if options.final_activation { add_final_activations(graph, freed)? } else { graph.clone() };
     let graph = if options.padding == PaddingMode::Reorder { reorder_padding(&graph, freed)? } else { graph };
     // Blocks that cannot be merged are refused here, before hours of finetuning.
     let linear = without_masked(&graph, freed)?;
@@ -52,7 +64,7 @@ pub fn prepare_finetune(model: &Model, kept: &[bool], options: &Linearise) -> Re
     for block in (0..kept.len()).filter(|&b| freed(b)) {
         check(&linear, &shapes, block, options.padding)?;
     }
-    with_weights(graph, model)
+    Ok(graph)
 }
 
 /// Removes the masked activations of the blocks with `removed[b] == true`, whose slope has reached 1: the identity.
