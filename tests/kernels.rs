@@ -13,11 +13,12 @@ use depthshrinker::device::source::FILES;
 use depthshrinker::device::{Device, Recording, View};
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, Op};
 use depthshrinker::model::Model;
 use depthshrinker::models::{NetworkOptions, build};
 use depthshrinker::ops::loss::{Gradient, LossRecord, cross_entropy};
 use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
-use depthshrinker::shape::Shape;
+use depthshrinker::shape::{Shape, Window};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// An emulated device of the table: architecture, precision, seed of the thread order.
@@ -85,16 +86,46 @@ fn coverage() -> Result<(), String> {
     if missing.is_empty() { Ok(()) } else { Err(format!("never launched: {}", missing.join("; "))) }
 }
 
-/// Losses of 20 steps on one batch, clipped, as a training run takes them: each step as it is, or recorded and replayed.
-fn train(device: &Device, fusion: Fusion, recorded: bool) -> depthshrinker::Result<Vec<f64>> {
-    const CLASSES: usize = 10;
+const CLASSES: usize = 10;
+
+fn mobilenet() -> depthshrinker::Result<Graph> {
     let options = NetworkOptions {
         input_stride: Some(1),
         stage_strides: Some(vec![1, 2, 1, 1, 1, 1, 1]),
         head_channels: Some(64),
         ..NetworkOptions::new(Shape::new(12, 10, 1), CLASSES)
     };
-    let model = Model::initialise(build("mobilenetv2-0.25", &options)?, 3)?;
+    build("mobilenetv2-0.25", &options)
+}
+
+/// What ResNet and VGG have beside: max-pools, a biased convolution in front of a batch-norm, a projection, ReLU.
+fn pooled() -> depthshrinker::Result<Graph> {
+    let mut b = GraphBuilder::new("pooled", Shape::new(13, 10, 1));
+    let bn = |channels| BatchNorm { channels, eps: 1e-5, momentum: 0.1 };
+    let act = Activation { mask: Some(0), ..Activation::RELU };
+    let biased = Conv { bias: Bias::Channel, ..GraphBuilder::conv(1, 8, Window::square(3, 1, 1), 1) };
+    let mut x = b.push("stem", Op::Conv(biased), &[0]);
+    x = b.push("stem_bn", Op::BatchNorm(bn(8)), &[x]);
+    x = b.activation(Activation::RELU, x);
+    let input = b.push("pool", Op::MaxPool { window: Window::square(3, 2, 1) }, &[x]);
+    let first = b.next_node();
+    let shortcut = GraphBuilder::conv(8, 12, Window::square(1, 2, 0), 1);
+    let shortcut = b.conv_bn(("shortcut", shortcut), ("shortcut_bn", bn(12)), input);
+    x = b.conv_bn(("a", GraphBuilder::conv(8, 12, Window::square(3, 2, 1), 1)), ("a_bn", bn(12)), input);
+    x = b.activation(act, x);
+    x = b.conv_bn(("b", GraphBuilder::conv(12, 12, Window::square(3, 1, 1), 1)), ("b_bn", bn(12)), x);
+    x = b.push("add", Op::Add, &[shortcut, x]);
+    x = b.activation(Activation::RELU, x);
+    b.block("block", input, first);
+    x = b.push("second_pool", Op::MaxPool { window: Window::square(2, 2, 0) }, &[x]);
+    x = b.push("mean", Op::GlobalAvgPool, &[x]);
+    b.linear("classifier", 12, CLASSES, x);
+    b.finish()
+}
+
+/// Losses of 20 steps on one batch, clipped, as a training run takes them: each step as it is, or recorded and replayed.
+fn train(device: &Device, fusion: Fusion, graph: Graph, recorded: bool) -> depthshrinker::Result<Vec<f64>> {
+    let model = Model::initialise(graph, 3)?;
     let n = 8;
     let options = EngineOptions { batch: n, fusion, training: true, taps: Vec::new() };
     let mut engine = Engine::new(device, &model, &options)?;
@@ -140,10 +171,14 @@ fn train(device: &Device, fusion: Fusion, recorded: bool) -> depthshrinker::Resu
     Ok(losses)
 }
 
-fn trains_as_the_host_does(mode: Mode, fusion: Fusion) -> Result<(), Failed> {
-    let expected = train(&Device::Cpu, fusion, false)?;
+fn trains_as_the_host_does(
+    mode: Mode,
+    fusion: Fusion,
+    graph: fn() -> depthshrinker::Result<Graph>,
+) -> Result<(), Failed> {
+    let expected = train(&Device::Cpu, fusion, graph()?, false)?;
     let device = device(mode)?;
-    let got = train(&device, fusion, false)?;
+    let got = train(&device, fusion, graph()?, false)?;
     let tolerance = if mode.precision == Dtype::F32 { 1e-4 } else { 40.0 * mode.precision.epsilon() };
     let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let diverged = got.iter().any(|loss| !loss.is_finite());
@@ -152,7 +187,7 @@ fn trains_as_the_host_does(mode: Mode, fusion: Fusion) -> Result<(), Failed> {
             format!("losses differ by up to {worst:e}, allowed {tolerance:e}: {got:?}, expected {expected:?}").into()
         );
     }
-    let again = train(&device, fusion, true)?;
+    let again = train(&device, fusion, graph()?, true)?;
     if again != got {
         return Err("a recorded run gives other losses than one that is not".into());
     }
@@ -173,9 +208,12 @@ fn main() {
     }
     for mode in MODES.into_iter().filter(|mode| mode.order_seed == 0) {
         let name = format!("{}/train/fused", mode.name());
-        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::Fused)));
+        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::Fused, mobilenet)));
+        let name = format!("{}/train/pooled", mode.name());
+        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::Fused, pooled)));
     }
-    trials.push(Trial::test("sm_80/f32/train/reference", || trains_as_the_host_does(MODES[0], Fusion::Reference)));
+    let reference = || trains_as_the_host_does(MODES[0], Fusion::Reference, mobilenet);
+    trials.push(Trial::test("sm_80/f32/train/reference", reference));
     let whole = arguments.filter.is_none() && arguments.skip.is_empty();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !conclusion.has_failed()
