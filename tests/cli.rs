@@ -79,7 +79,7 @@ fn trained(dir: &Path) -> PathBuf {
 fn help_names_every_command() {
     let dir = folder();
     let mut all = predicate::str::contains("Common options").boxed();
-    for command in ["shrink", "train", "search", "finetune", "merge", "eval", "infer", "plan", "devices"] {
+    for command in ["shrink", "train", "search", "finetune", "merge", "eval", "import", "export", "infer", "plan"] {
         all = all.and(predicate::str::contains(command)).boxed();
         depthshrinker(dir.path(), &[command, "--help"]).assert().success();
     }
@@ -165,6 +165,7 @@ fn a_tiny_run_leaves_a_complete_folder() {
         "original.safetensors",
         "shrunk.safetensors",
         "merged.safetensors",
+        "merged.onnx",
         "plan.json",
         "result.json",
         "report.html",
@@ -201,7 +202,7 @@ fn a_tiny_run_leaves_a_complete_folder() {
 
 /// All models of two runs are the same, byte for byte.
 fn same_files(a: &Path, b: &Path) {
-    for file in ["original.safetensors", "shrunk.safetensors", "merged.safetensors", "plan.json"] {
+    for file in ["original.safetensors", "shrunk.safetensors", "merged.safetensors", "merged.onnx", "plan.json"] {
         assert!(fs::read(a.join(file)).unwrap() == fs::read(b.join(file)).unwrap(), "{file} differs");
     }
 }
@@ -353,6 +354,42 @@ fn infer_reads_tensors_and_pictures() {
     depthshrinker(path, &["infer", model, "a.png"]).assert().success().stdout(predicate::str::contains("%"));
     fs::write(path.join("b.png"), b"no picture").unwrap();
     fails(path, &["infer", model, "b.png"], 1, &["b.png"]);
+}
+
+#[test]
+fn foreign_weights_come_in_and_go_out() {
+    let dir = folder();
+    let path = dir.path();
+    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/import/torchvision-old.pth");
+    let import = ["import", "mobilenetv2-0.1", weights, "-o", "m.safetensors", "--image-size", "64"];
+    let told = json(path, &import);
+    assert_eq!((told["names"].as_str(), told["classes"].as_u64()), (Some("torchvision"), Some(7)));
+    assert_eq!(told["input"], serde_json::json!([3, 64, 64]));
+    fails(
+        path,
+        &["import", "mobilenetv2-0.2", weights, "-o", "n.safetensors"],
+        1,
+        &["expected [16, 48, 1, 1]", "features.7."],
+    );
+    fails(path, &["import", "nonet", weights, "-o", "n.safetensors"], 2, &["unknown network"]);
+    fs::write(path.join("w.npz"), "x").unwrap();
+    fails(path, &["import", "mobilenetv2-0.1", "w.npz", "-o", "n.safetensors"], 1, &["w.npz", ".safetensors"]);
+    assert!(!path.join("n.safetensors").exists());
+
+    for (output, precision) in [("folded.safetensors", "f32"), ("m.onnx", "f32"), ("half.onnx", "f16")] {
+        json(path, &["export", "m.safetensors", "-o", output, "--precision", precision]);
+    }
+    let size = |name: &str| fs::metadata(path.join(name)).unwrap().len() as f64;
+    assert!((1.8..2.0).contains(&(size("m.onnx") / size("half.onnx"))));
+    let bytes = fs::read(path.join("folded.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(tensors.tensor("conv_stem.weight").unwrap().shape(), [8, 3, 3, 3]);
+    assert_eq!(tensors.tensor("conv_stem.bias").unwrap().shape(), [8]);
+    assert!(tensors.tensor("bn1.weight").is_err());
+    fails(path, &["export", "m.safetensors", "-o", "m.tflite"], 2, &[".onnx or .safetensors"]);
+    fails(path, &["export", "m.safetensors", "-o", "n.onnx", "--precision", "bf16"], 2, &["f32 or f16"]);
+    fails(path, &["export", "m.safetensors", "-o", "n.safetensors", "--precision", "f16"], 2, &["f32"]);
+    fails(path, &["export", "m.safetensors", "-o", "m.safetensors"], 2, &["over itself"]);
 }
 
 /// `input` of n grey images of one size, NCHW.

@@ -5,6 +5,7 @@
 mod check;
 mod devices;
 mod eval;
+mod export;
 mod finetune;
 mod import;
 mod infer;
@@ -83,6 +84,8 @@ enum Command {
     Eval(eval::Args),
     /// Other projects' weights (timm, torchvision; .safetensors, .pth) into a model file
     Import(import::Args),
+    /// A model as ONNX, or as plain convolutions in safetensors, batch-norms folded
+    Export(export::Args),
     /// Runs a model on tensors or pictures
     Infer(infer::Args),
     /// The steps, bytes and FLOPs of a network, and its roofline time on known devices
@@ -114,6 +117,7 @@ impl Cli {
             Command::Merge(args) => merge::run(args, common),
             Command::Eval(args) => eval::run(args, common),
             Command::Import(args) => import::run(args, common),
+            Command::Export(args) => export::run(args, common),
             Command::Infer(args) => infer::run(args, common),
             Command::Plan(args) => plan::run(args, common),
             Command::Kernels(args) => kernels::run(args, common),

@@ -134,7 +134,7 @@ impl Checkpoint {
             .map_err(|e| Error::file(path, format!("the checkpoint is damaged: {e}; {REMEDY}")))?;
         let graph = read_graph(path, &file.metadata)?;
         let optimizer = take_optimizer(path, &mut file, state.optimizer_buffers)?;
-        let weights = read_weights(path, &graph, &mut file.tensors, |spec| spec.name.clone())?;
+        let weights = read_weights(path, &graph, &mut file.tensors, |spec| spec.name.clone(), REMEDY)?;
         Ok(Self {
             model: Model::new(graph, weights).map_err(|e| Error::file(path, e.to_string()))?,
             optimizer,

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod layout;
 pub mod model;
 pub mod names;
+pub mod onnx;
 pub mod tensors;
 pub mod torch;
 

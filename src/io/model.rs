@@ -22,6 +22,8 @@ const GRAPH_KEY: &str = "depthshrinker.graph";
 const DATA_KEY: &str = "depthshrinker.data";
 /// Faults named in one message before the rest is only counted.
 const MAX_FAULTS: usize = 3;
+/// What to do about a file whose parts contradict each other.
+pub(super) const MAKE_AGAIN: &str = "make or download it again";
 
 /// What a model file says beside graph and weights.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -125,7 +127,7 @@ pub fn parse_model(path: &Path, bytes: &[u8]) -> Result<(Model, ModelInfo)> {
 
 fn model_of(path: &Path, mut file: TensorFile) -> Result<(Model, ModelInfo)> {
     let graph = read_graph(path, &file.metadata)?;
-    let weights = read_weights(path, &graph, &mut file.tensors, |spec| spec.name.clone())?;
+    let weights = read_weights(path, &graph, &mut file.tensors, |spec| spec.name.clone(), MAKE_AGAIN)?;
     let data = match file.metadata.get(DATA_KEY) {
         None => None,
         Some(text) => {
@@ -145,11 +147,15 @@ fn model_of(path: &Path, mut file: TensorFile) -> Result<(Model, ModelInfo)> {
 /// A graph that does not fit its weights or its data, or as [`super::write_atomic`].
 pub fn write_model(path: &Path, model: &Model, info: &ModelInfo) -> Result<()> {
     let mut metadata = graph_metadata(&model.graph)?;
-    if let Some(data) = &info.data {
-        data.check(&model.graph)?;
-        metadata.insert(DATA_KEY.into(), to_json(data)?);
-    }
+    metadata.extend(data_metadata(&model.graph, info)?);
     write_tensors(path, &file_weights(&model.graph, &model.weights)?, &metadata)
+}
+
+/// The metadata entry that describes the data, where it is known.
+pub(super) fn data_metadata(graph: &Graph, info: &ModelInfo) -> Result<Option<(String, String)>> {
+    let Some(data) = &info.data else { return Ok(None) };
+    data.check(graph)?;
+    Ok(Some((DATA_KEY.into(), to_json(data)?)))
 }
 
 /// The metadata entries that say which network the tensors belong to.
@@ -184,12 +190,14 @@ pub(super) fn read_graph(path: &Path, metadata: &BTreeMap<String, String>) -> Re
     }
 }
 
-/// Takes a graph's weights out of a file and into the engine's layout; `name` is what the file calls a parameter.
+/// Takes a graph's weights out of a file and into the engine's layout; `name` is what the file calls a parameter,
+/// `remedy` what to do about one that does not fit.
 pub(super) fn read_weights(
     path: &Path,
     graph: &Graph,
     tensors: &mut BTreeMap<String, Tensor>,
     name: impl Fn(&ParamSpec) -> String,
+    remedy: &str,
 ) -> Result<Weights> {
     let mut weights = Weights::new();
     let mut faults = Vec::new();
@@ -211,7 +219,7 @@ pub(super) fn read_weights(
     let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
     faults.truncate(MAX_FAULTS);
     let faults = faults.join("; ");
-    Err(Error::file(path, format!("its weights do not fit the network: {faults}{more}; make or download it again")))
+    Err(Error::file(path, format!("its weights do not fit the network: {faults}{more}; {remedy}")))
 }
 
 fn from_file(spec: &ParamSpec, name: &str, tensor: Tensor) -> std::result::Result<Tensor, String> {

@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// What training scripts put before every name.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 
+/// What to do about weights that do not fit.
+const REMEDY: &str = "give the network these weights are of, or weights of this network";
+
 /// Node names here → there.
 type Names = BTreeMap<String, String>;
 
@@ -79,7 +82,7 @@ impl Foreign {
                 unflatten(tensor, &spec, &graph);
             }
         }
-        let weights = read_weights(path, &graph, &mut self.tensors, name)?;
+        let weights = read_weights(path, &graph, &mut self.tensors, name, REMEDY)?;
         let model = Model::new(graph, weights).map_err(|e| Error::file(path, e.to_string()))?;
         Ok((model, project))
     }

@@ -11,6 +11,8 @@ use super::run::{Plan, Run};
 use super::summary::{Facts, Networks, summarise};
 use crate::config::FinetuneStart;
 use crate::data::Loader;
+use crate::dtype::Dtype;
+use crate::io::onnx::write_onnx;
 use crate::io::{read_model, write_model};
 use crate::model::Model;
 use crate::report::{MaskTrial, Page, RunResult, StageTime};
@@ -63,6 +65,7 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let clock = Instant::now();
     let (merged, error) = merge_and_verify(run, &unmerged)?;
     write_model(&folder.path("merged.safetensors"), &merged, &run.data.info())?;
+    write_onnx(&folder.path("merged.onnx"), &merged, &run.data.info(), Dtype::F32)?;
     finish(&mut job, run, "merge", clock);
 
     let clock = Instant::now();
