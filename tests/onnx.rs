@@ -32,9 +32,30 @@ const TOLERANCE_F16: f32 = 2e-2;
 /// Images of the batches that one model is run on.
 const BATCHES: [usize; 2] = [1, 2];
 
-/// Network, image side, merged variants.
-const NETWORKS: [(&str, usize, u64); 4] =
-    [("mobilenetv2-1.0", 64, 4), ("mobilenetv2-1.4", 96, 2), ("tf_efficientnet_lite0", 75, 2), ("mnasnet-0.5", 64, 2)];
+/// A network with random weights.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    side: usize,
+    head_channels: Option<usize>,
+    /// How many random masks are merged.
+    merges: u64,
+    padding: PaddingMode,
+}
+
+/// A network whose blocks keep their padding when they merge.
+const fn border_bias(name: &'static str, side: usize, merges: u64) -> Case {
+    Case { name, side, head_channels: None, merges, padding: PaddingMode::BorderBias }
+}
+
+const CASES: [Case; 6] = [
+    border_bias("mobilenetv2-1.0", 64, 4),
+    border_bias("mobilenetv2-1.4", 96, 2),
+    border_bias("tf_efficientnet_lite0", 75, 2),
+    border_bias("mnasnet-0.5", 64, 2),
+    Case { padding: PaddingMode::Reorder, ..border_bias("resnet34", 64, 2) },
+    Case { padding: PaddingMode::Reorder, head_channels: Some(64), ..border_bias("vgg19_bn", 64, 1) },
+];
 
 struct Oracle {
     _process: Child,
@@ -123,8 +144,10 @@ fn agrees(what: &str, model: &Model, seed: u64) -> Result<Vec<String>, Failed> {
     Ok(operators)
 }
 
-fn network(name: &str, side: usize, merges: u64) -> Result<(), Failed> {
-    let graph = build(name, &NetworkOptions::new(Shape::new(side, side, 3), 5))?;
+fn network(case: &Case) -> Result<(), Failed> {
+    let Case { name, side, head_channels, merges, padding } = *case;
+    let options = NetworkOptions { head_channels, ..NetworkOptions::new(Shape::new(side, side, 3), 5) };
+    let graph = build(name, &options)?;
     let mut model = random_model(graph, 1)?;
     let operators = agrees(name, &model, 0)?;
     if operators.iter().any(|o| o == "BatchNormalization" || o == "Cast") {
@@ -134,10 +157,10 @@ fn network(name: &str, side: usize, merges: u64) -> Result<(), Failed> {
     for seed in 0..merges {
         let mut rng = ChaCha8Rng::seed_from_u64(100 + seed);
         let kept: Vec<bool> = model.graph.blocks.iter().map(|_| rng.random_bool(0.5)).collect();
-        let surgery = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
+        let surgery = Linearise { final_activation: true, padding };
         let unmerged = linearise(&model, &kept, &surgery)?;
         agrees(&format!("{name}, {kept:?} linear"), &unmerged, seed)?;
-        let (merged, segments) = merge(&unmerged, &MergeOptions { padding: PaddingMode::BorderBias })?;
+        let (merged, segments) = merge(&unmerged, &MergeOptions { padding })?;
         let after = agrees(&format!("{name}, {} of {} blocks merged", segments.len(), kept.len()), &merged, seed)?;
         if convs(&after) >= convs(&operators) {
             return Err("the merged network must have fewer convolutions".into());
@@ -168,6 +191,9 @@ fn rare_nodes() -> Result<(), Failed> {
     let sum = b.push("sum", Op::Add, &[relu, leaky]);
     let wide = Conv { bias: Bias::Channel, ..GraphBuilder::conv(6, 12, Window::square(3, 1, 1), 6) };
     let x = b.push("two_per_channel", Op::Conv(wide), &[sum]);
+    let odd =
+        Window { k_h: 3, k_w: 2, stride_h: 2, stride_w: 1, pad: Padding { top: 2, left: 0, bottom: 1, right: 1 } };
+    let x = b.push("max_pool", Op::MaxPool { window: odd }, &[x]);
     let x = b.push("drop", Op::Dropout { p: 0.5 }, &[x]);
     let x = b.push("pool", Op::GlobalAvgPool, &[x]);
     b.linear("classifier", 12, 3, x);
@@ -202,8 +228,8 @@ fn main() {
     let missing = std::env::var_os(VARIABLE).is_none();
     let mut trials =
         vec![Trial::test("refusals", refusals), Trial::test("rare_nodes", rare_nodes).with_ignored_flag(missing)];
-    for (name, side, merges) in NETWORKS {
-        trials.push(Trial::test(name, move || network(name, side, merges)).with_ignored_flag(missing));
+    for case in CASES {
+        trials.push(Trial::test(case.name, move || network(&case)).with_ignored_flag(missing));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -10,7 +10,7 @@
 //! | convolution | `Conv`; a bias map is an `Add` behind it |
 //! | batch-norm that no convolution takes | `BatchNormalization` |
 //! | activation | `Relu` or `Clip`; with a slope q: q·x + (1 − q)·clip(x), which is what it computes |
-//! | sum, global pool | `Add`, `GlobalAveragePool` |
+//! | sum, pools | `Add`, `MaxPool`, `GlobalAveragePool` |
 //! | linear layer | `Flatten` and `Gemm` |
 //! | dropout | nothing |
 
@@ -162,6 +162,7 @@ impl<'a> Exporter<'a> {
             }
             Op::Activation(activation) => self.add_activation(&activation, name, &inputs[0])?,
             Op::Add => self.push("Add", name, &[&inputs[0], &inputs[1]], None, Vec::new()),
+            Op::MaxPool { window } => self.push("MaxPool", name, &[&inputs[0]], None, window_attributes(&window)),
             Op::GlobalAvgPool => self.push("GlobalAveragePool", name, &[&inputs[0]], None, Vec::new()),
             Op::Linear(_) if id != self.model.graph.output() => {
                 return Err(Error::Graph(format!("{name} is linear but not the last layer, which is not exported")));
@@ -179,7 +180,7 @@ impl<'a> Exporter<'a> {
     fn add_conv(&mut self, conv: &Conv, node: &Node, x: &str) -> String {
         let name = &node.name;
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        let mut attributes = window(&conv.window);
+        let mut attributes = window_attributes(&conv.window);
         attributes.push(int("group", conv.groups as i64));
         match conv.bias {
             Bias::None => self.push("Conv", name, &[x, &weight], None, attributes),
@@ -237,7 +238,7 @@ impl<'a> Exporter<'a> {
 }
 
 /// A window's attributes; ONNX lists the padding above, left, below, right.
-fn window(window: &Window) -> Vec<AttributeProto> {
+fn window_attributes(window: &Window) -> Vec<AttributeProto> {
     let Window { k_h, k_w, stride_h, stride_w, pad } = *window;
     vec![
         ints("kernel_shape", &[k_h, k_w]),
