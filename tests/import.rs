@@ -1,16 +1,18 @@
 //! Foreign weights: networks that timm, torchvision and PyTorch wrote give PyTorch's logits, and hostile files are
 //! refused in one line. `fixtures/make_import_fixtures.py` made the files.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use depthshrinker::device::Device;
-use depthshrinker::io::layout::nchw_to_nhwc;
+use depthshrinker::io::layout::{file_shape, nchw_to_nhwc};
+use depthshrinker::io::names::Foreign;
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::torch::{parse_torch, read_torch};
-use depthshrinker::models::NetworkOptions;
+use depthshrinker::models::{NetworkOptions, build};
 use depthshrinker::pipeline::{import, logits};
 use depthshrinker::shape::Shape;
 use depthshrinker::tensor::Tensor;
@@ -95,7 +97,7 @@ fn every_element_type_and_stride_is_read() {
 fn weights_that_do_not_fit_are_listed_by_their_own_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
-    let refusal = |net: &str, change: &dyn Fn(&mut std::collections::BTreeMap<String, Tensor>)| {
+    let refusal = |net: &str, change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
         let mut tensors = read_torch(&fixture("torchvision-old.pth")).unwrap();
         change(&mut tensors);
         write_tensors(&path, &tensors, &Default::default()).unwrap();
@@ -118,6 +120,58 @@ fn weights_that_do_not_fit_are_listed_by_their_own_names() {
     assert!(text.contains("more"), "{text}");
     let text = refusal("nonet", &|_| ());
     assert!(text.contains("unknown network"), "{text}");
+}
+
+/// Every tensor of whole networks is found under the names of torchvision and of efficientnet_lite_pytorch.
+#[test]
+fn names_and_shapes_of_other_projects_fit() {
+    let text = fs::read_to_string(fixture("names.json")).unwrap();
+    let networks: BTreeMap<String, BTreeMap<String, Vec<usize>>> = serde_json::from_str(&text).unwrap();
+    assert_eq!(networks.len(), 10);
+    for (net, tensors) in networks {
+        let zeros = tensors.iter().map(|(name, shape)| (name.clone(), Tensor::zeros(shape)));
+        let foreign = Foreign::new(zeros.collect());
+        // The file for VGG has fewer hidden channels than the published network.
+        let head_channels = (net == "vgg19_bn").then_some(64);
+        let options = NetworkOptions { head_channels, ..NetworkOptions::new(Shape::new(224, 224, 3), 1000) };
+        let graph = build(&net, &options).unwrap();
+        assert_eq!(foreign.classes_and_channels(&graph), (Some(1000), Some(3)), "{net}");
+        let (_, project) = foreign.into_model(Path::new(&net), graph).unwrap();
+        let expected = match net.split('_').next() {
+            Some("tf") => "efficientnet_lite_pytorch",
+            // Their names are the same in both.
+            Some("resnet18" | "resnet34" | "resnet50") => "timm",
+            _ => "torchvision",
+        };
+        assert_eq!(project, expected, "{net}");
+    }
+}
+
+/// Linear layers on a flattened image become convolutions with the same numbers in the same order.
+#[test]
+fn the_hidden_layers_of_vgg_are_convolutions() {
+    let options = NetworkOptions { head_channels: Some(4), ..NetworkOptions::new(Shape::new(64, 96, 3), 5) };
+    let graph = build("vgg19_bn", &options).unwrap();
+    let mut tensors: BTreeMap<String, Tensor> =
+        graph.params().unwrap().iter().map(|p| (p.name.clone(), Tensor::zeros(&file_shape(p)))).collect();
+    for (own, theirs) in
+        [("pre_logits.fc1", "classifier.0"), ("pre_logits.fc2", "classifier.3"), ("head.fc", "classifier.6")]
+    {
+        for part in ["weight", "bias"] {
+            let tensor = tensors.remove(&format!("{own}.{part}")).unwrap();
+            let flat =
+                |shape: Vec<usize>| if shape.len() == 4 { vec![shape[0], shape[1..].iter().product()] } else { shape };
+            tensors.insert(format!("{theirs}.{part}"), Tensor { shape: flat(tensor.shape), ..tensor });
+        }
+    }
+    // Channel 7 at row 1, column 2 of the 2x3 pixels that are left.
+    let (o, c, y, x) = (3, 7, 1, 2);
+    tensors.get_mut("classifier.0.weight").unwrap().data[o * 512 * 6 + c * 6 + y * 3 + x] = 1.0;
+    let (model, project) = Foreign::new(tensors).into_model(Path::new("vgg"), graph).unwrap();
+    assert_eq!(project, "torchvision");
+    let weight = &model.weight("pre_logits.fc1.weight");
+    assert_eq!(weight.shape, [4, 2, 3, 512]);
+    assert_eq!(weight.data.iter().position(|&w| w == 1.0), Some(((o * 2 + y) * 3 + x) * 512 + c));
 }
 
 /// Parts of pickles.
