@@ -373,7 +373,12 @@ fn foreign_weights_come_in_and_go_out() {
     );
     fails(path, &["import", "nonet", weights, "-o", "n.safetensors"], 2, &["unknown network"]);
     fs::write(path.join("w.npz"), "x").unwrap();
-    fails(path, &["import", "mobilenetv2-0.1", "w.npz", "-o", "n.safetensors"], 1, &["w.npz", ".safetensors"]);
+    fails(
+        path,
+        &["import", "mobilenetv2-0.1", "w.npz", "-o", "n.safetensors"],
+        1,
+        &["w.npz", "give a .pth", ".safetensors"],
+    );
     assert!(!path.join("n.safetensors").exists());
 
     for (output, precision) in [("folded.safetensors", "f32"), ("m.onnx", "f32"), ("half.onnx", "f16")] {

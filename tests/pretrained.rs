@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::io::DataInfo;
 use depthshrinker::io::tensors::read_tensors;
 use depthshrinker::model::Model;
 use depthshrinker::models::NetworkOptions;
-use depthshrinker::pipeline::{import, logits, picture, top_classes};
+use depthshrinker::pipeline::{import, logits, top_classes};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge};
 use depthshrinker::shrink::padding::PaddingMode;
@@ -39,12 +38,13 @@ fn model() -> Result<Model, Failed> {
     Ok(model)
 }
 
+/// The photographs `[n, h, w, c]`, from 0..255 to −1..1.
 fn photographs() -> Result<Vec<f32>, Failed> {
-    let data =
-        DataInfo { name: "imagenet".into(), classes: Vec::new(), shape: SHAPE, mean: vec![0.5; 3], std: vec![0.5; 3] };
     let mut images = Vec::new();
     for (name, _) in PHOTOGRAPHS {
-        images.extend(picture(&fixture(&format!("{name}.png")), SHAPE, &data)?);
+        let pixels = image::open(fixture(&format!("{name}.png")))?.into_rgb8();
+        assert_eq!((pixels.width(), pixels.height()), (SHAPE.w as u32, SHAPE.h as u32));
+        images.extend(pixels.iter().map(|&v| (f32::from(v) / 255.0 - 0.5) / 0.5));
     }
     Ok(images)
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::dataset::{Data, Dataset, ImageShape, Normalisation};
 use super::locate::{Place, VARIABLE, locate};
@@ -17,6 +17,7 @@ const MAX_FILE: u64 = 1 << 30;
 
 const CLASSES_10: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+const FORMAT_10: Format = Format { label_bytes: 1, classes: 10, per_file: [10_000, 10_000] };
 const TRAIN_10: [&str; 5] =
     ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
 
@@ -39,9 +40,25 @@ pub(super) fn open_cifar10(dir: Option<&Path>) -> Result<Data> {
         remedy: "give the folder of the unpacked cifar-10-binary.tar.gz (the binary version) with --data-dir",
     };
     let folder = locate(&place, dir, std::env::var_os(VARIABLE), |folder| folder.join("data_batch_1.bin").is_file())?;
-    let format = Format { label_bytes: 1, classes: 10, per_file: [10_000, 10_000] };
     let normalisation = Normalisation::new([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]);
-    format.open(place.set, &folder, &TRAIN_10, "test_batch.bin", CLASSES_10.map(str::to_owned).to_vec(), normalisation)
+    FORMAT_10.open(
+        place.set,
+        &folder,
+        &TRAIN_10,
+        "test_batch.bin",
+        CLASSES_10.map(str::to_owned).to_vec(),
+        normalisation,
+    )
+}
+
+/// The pixels, `uint8` HWC, and labels of one file of CIFAR-10; `path` is what messages name.
+///
+/// # Errors
+/// Bytes that are no whole records, or a label beyond 9.
+pub fn parse_cifar10(path: &Path, bytes: &[u8]) -> Result<(Vec<u8>, Vec<u32>)> {
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    FORMAT_10.parse(path, bytes, FORMAT_10.per_file[0], &mut pixels, &mut labels)?;
+    Ok((pixels, labels))
 }
 
 /// CIFAR-100 with its fine labels: 50 000 training and 10 000 test images of 32x32x3.
@@ -95,8 +112,19 @@ impl Format {
     }
 
     /// Appends the images of one file, planes interleaved to HWC.
-    fn read(&self, path: &PathBuf, expected: usize, pixels: &mut Vec<u8>, labels: &mut Vec<u32>) -> Result<()> {
-        let bytes = read_capped(path)?;
+    fn read(&self, path: &Path, expected: usize, pixels: &mut Vec<u8>, labels: &mut Vec<u32>) -> Result<()> {
+        self.parse(path, &read_capped(path)?, expected, pixels, labels)
+    }
+
+    /// As [`read`](Self::read), from bytes.
+    fn parse(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        expected: usize,
+        pixels: &mut Vec<u8>,
+        labels: &mut Vec<u32>,
+    ) -> Result<()> {
         let record = self.label_bytes + 3 * PLANE;
         if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
             return Err(Error::file(

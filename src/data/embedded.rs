@@ -17,8 +17,8 @@ pub(super) fn open() -> Result<Data> {
     let train_name = Path::new("embedded training images");
     let test_name = Path::new("embedded test images");
     let classes = fashion_mnist::CLASSES.len();
-    let train = idx::parse_split((train_name, TRAIN_IMAGES), (train_name, TRAIN_LABELS), classes)?;
-    let test = idx::parse_split((test_name, TEST_IMAGES), (test_name, TEST_LABELS), classes)?;
+    let train = idx::parse_idx((train_name, TRAIN_IMAGES), (train_name, TRAIN_LABELS), classes)?;
+    let test = idx::parse_idx((test_name, TEST_IMAGES), (test_name, TEST_LABELS), classes)?;
     // The constants of the full set, so that a network trained on the cut sees the full set on the same scale.
     fashion_mnist::data("embedded", train, test, &fashion_mnist::CLASSES, fashion_mnist::normalisation())
 }

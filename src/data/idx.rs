@@ -23,9 +23,13 @@ const MAX_SIDE: u64 = 1 << 14;
 const AGAIN: &str = "fetch the file again";
 
 /// Images and labels of one split, grey, `uint8` HWC.
-pub(super) struct Split {
+#[derive(Debug)]
+pub struct Split {
+    /// Shape of an image.
     pub shape: ImageShape,
+    /// One byte per pixel, image after image.
     pub pixels: Vec<u8>,
+    /// One per image.
     pub labels: Vec<u32>,
 }
 
@@ -34,8 +38,12 @@ pub(super) fn read_split(images: &Path, labels: &Path, classes: usize) -> Result
     split(Stream::open(images)?, Stream::open(labels)?, classes)
 }
 
-/// The same from bytes; `images` and `labels` come with the name that messages should give them.
-pub(super) fn parse_split(images: (&Path, &[u8]), labels: (&Path, &[u8]), classes: usize) -> Result<Split> {
+/// Images and their labels from the bytes of two IDX files, plain or gzip; each comes with the name that messages should
+/// give it. Every label must be below `classes`.
+///
+/// # Errors
+/// Headers that claim what the bytes do not hold, a damaged archive, or a label out of range.
+pub fn parse_idx(images: (&Path, &[u8]), labels: (&Path, &[u8]), classes: usize) -> Result<Split> {
     split(Stream::of_bytes(images.0, images.1)?, Stream::of_bytes(labels.0, labels.1)?, classes)
 }
 

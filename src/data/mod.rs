@@ -46,8 +46,10 @@ mod source;
 mod warp;
 
 pub use augment::{Augment, EraseMode};
+pub use cifar::parse_cifar10;
 pub use crop::ResizedCrop;
 pub use dataset::{Data, Dataset, ImageShape, Normalisation};
+pub use idx::{Split, parse_idx};
 pub use imagenet::{IMAGENET_CLASSES, imagenet_class_names};
 pub use loader::{Batch, Batches, ByteBatch, Loader};
 pub use pixel_ops::PixelOp;

@@ -1,4 +1,4 @@
-//! Files in and out: models, checkpoints, and writes that never leave half a file behind.
+//! Files in and out: models, checkpoints, other projects' weights, ONNX, and writes that never leave half a file behind.
 
 pub mod atomic;
 pub mod checkpoint;

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::model::read_weights;
+use super::tensors::{parse_tensors, read_bounded};
+use super::torch::parse_torch;
 use crate::graph::{Graph, Node, Op, ParamRole, ParamSpec};
 use crate::model::Model;
 use crate::tensor::Tensor;
@@ -43,6 +45,17 @@ pub struct Foreign {
 }
 
 impl Foreign {
+    /// Reads a `.safetensors` file or one of PyTorch's; its content says which.
+    ///
+    /// # Errors
+    /// A file that is neither, in one line.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = read_bounded(path)?;
+        // The header of a safetensors file is a JSON object behind its length.
+        let is_safetensors = bytes.get(size_of::<u64>()) == Some(&b'{');
+        Ok(Self::new(if is_safetensors { parse_tensors(path, &bytes)?.tensors } else { parse_torch(path, &bytes)? }))
+    }
+
     /// The tensors of a file, what wraps all names taken off.
     pub fn new(mut tensors: BTreeMap<String, Tensor>) -> Self {
         tensors.retain(|name, _| !name.ends_with("num_batches_tracked"));

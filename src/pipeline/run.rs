@@ -137,8 +137,15 @@ impl Plan {
     /// # Errors
     /// A file that cannot be read or says nothing usable about blocks.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let plan: Self = serde_json::from_str(&text)
+        Self::parse(path, &std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?)
+    }
+
+    /// As [`read`](Self::read), from text; `path` is what messages name.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let plan: Self = serde_json::from_str(text)
             .map_err(|e| Error::file(path, format!("is no plan ({e}); it needs \"kept\": one 0 or 1 per block")))?;
         Mask::from_bits(&plan.kept).map_err(|e| Error::file(path, e.to_string()))?;
         Ok(plan)

@@ -6,7 +6,8 @@ use std::io::{self, Cursor};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::Fault;
-use super::pickle::{Pickle, Storage, Value};
+use super::pickle::{Pickle, Value};
+use super::view::Storage;
 
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 /// Little-endian bytes of 0x1950a86a20f9469cfc6c, the first pickle of the old form.

@@ -6,16 +6,18 @@
 //! | old | before 1.6, or `_use_new_zipfile_serialization=False` | five pickles, then the storages |
 //!
 //! In both a pickle describes the tensors: views, by offset, shape and strides, of storages named by a key. `pickle`
-//! interprets it without running anything, `container` finds the storages' bytes.
+//! interprets it without running anything, `container` finds the storages' bytes, `view` says which of them a tensor has.
 
 mod container;
 mod pickle;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use container::Storages;
-use pickle::{Element, Pickle, Value, View};
+use pickle::{Pickle, Value};
+use view::{Element, View};
 
 use super::tensors::{one_line, read_bounded};
 use crate::tensor::Tensor;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::Fault;
+use super::view::{Element, Storage, View};
 use crate::dtype::Dtype;
 
 /// Opcodes that are carried out at most; the state dict of a thousand layers takes about a quarter of a million.
@@ -17,106 +18,6 @@ const ONLY_TENSORS: &str = "only tensors are read and nothing in a pickle is run
 /// Index of a value.
 type Id = usize;
 type Outcome<T> = Result<T, Fault>;
-
-/// How a storage's elements are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Element {
-    Float(Dtype),
-    Double,
-    /// Of this many bytes; not read.
-    Integer(usize),
-}
-
-impl Element {
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::Float(dtype) => dtype.bytes(),
-            Self::Double => 8,
-            Self::Integer(bytes) => bytes,
-        }
-    }
-
-    /// Appends the numbers behind whole elements.
-    pub fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
-        match self {
-            Self::Float(dtype) => {
-                let start = out.len();
-                out.resize(start + bytes.len() / dtype.bytes(), 0.0);
-                dtype.decode(bytes, &mut out[start..]);
-            }
-            Self::Double => {
-                let double = |b: &[u8]| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32;
-                out.extend(bytes.chunks_exact(8).map(double));
-            }
-            Self::Integer(_) => {}
-        }
-    }
-}
-
-/// A run of elements that tensors are views of.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Storage<'a> {
-    pub key: &'a str,
-    pub element: Element,
-    /// Number of elements.
-    pub len: usize,
-}
-
-/// A tensor: element `[i, j, …]` is element `offset + i·strides[0] + j·strides[1] + …` of the storage.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct View<'a> {
-    pub storage: Storage<'a>,
-    pub offset: usize,
-    pub shape: Vec<usize>,
-    pub strides: Vec<usize>,
-}
-
-impl View<'_> {
-    /// Number of elements.
-    pub fn len(&self) -> Option<usize> {
-        self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
-    }
-
-    /// One behind the last element of the storage that is read.
-    pub fn end(&self) -> Option<usize> {
-        if self.shape.contains(&0) {
-            return Some(0);
-        }
-        let last = self.shape.iter().zip(&self.strides).try_fold(self.offset, |end, (&d, &stride)| {
-            (d - 1).checked_mul(stride).and_then(|reach| end.checked_add(reach))
-        });
-        last?.checked_add(1)
-    }
-
-    /// Whether the elements lie in the storage as they are read, without gaps.
-    pub fn is_contiguous(&self) -> bool {
-        let mut expected = 1usize;
-        self.shape.iter().zip(&self.strides).rev().all(|(&d, &stride)| {
-            let fits = d == 1 || stride == expected;
-            expected = expected.saturating_mul(d);
-            fits
-        })
-    }
-
-    /// Calls `visit` with every element's place in the storage, the last dimension fastest. Only after
-    /// [`end`](Self::end) was checked.
-    pub fn for_each_offset(&self, mut visit: impl FnMut(usize)) {
-        let mut index = vec![0; self.shape.len()];
-        let mut at = self.offset;
-        for _ in 0..self.len().unwrap_or(0) {
-            visit(at);
-            for (dim, i) in index.iter_mut().enumerate().rev() {
-                *i += 1;
-                at += self.strides[dim];
-                if *i < self.shape[dim] {
-                    break;
-                }
-                at -= *i * self.strides[dim];
-                *i = 0;
-            }
-        }
-    }
-}
 
 /// The functions and classes a pickle may name.
 #[derive(Debug, Clone, Copy, PartialEq)]

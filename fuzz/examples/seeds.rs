@@ -1,0 +1,86 @@
+//! Writes a few sound files per target, from which the fuzzer starts:
+//! `cargo run --release --manifest-path fuzz/Cargo.toml --example seeds`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use depthshrinker::config::Config;
+use depthshrinker::graph::{BlockState, Graph};
+use depthshrinker::io::{Checkpoint, ModelInfo, Position, Sums, write_model};
+use depthshrinker::model::Model;
+use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::shape::Shape;
+use serde_json::Value;
+
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+fn corpus(target: &str) -> Outcome<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// The first block of a MobileNetV2 with its stem and classifier: the smallest file that holds one of everything.
+fn tiny(state: BlockState) -> Outcome<Model> {
+    let options = NetworkOptions { head_channels: Some(8), ..NetworkOptions::new(Shape::new(8, 9, 1), 2) };
+    let mut graph: Graph = build("mobilenetv2-0.1", &options)?;
+    let (block, input, classifier) = (graph.blocks[0].clone(), graph.input_shape(), graph.nodes.pop());
+    graph.nodes.truncate(block.nodes.end);
+    graph.blocks.truncate(1);
+    let mut classifier = classifier.ok_or("a graph has nodes")?;
+    let mut pool = classifier.clone();
+    (pool.name, pool.inputs, pool.op) =
+        ("pool".into(), vec![graph.nodes.len() - 1], depthshrinker::graph::Op::GlobalAvgPool);
+    classifier.inputs = vec![graph.nodes.len()];
+    graph.nodes.extend([pool, classifier]);
+    assert_eq!(graph.input_shape(), input);
+    let mut model = Model::initialise(graph, 1)?;
+    if state == BlockState::Linear {
+        let keep_none = [false];
+        let surgery = depthshrinker::shrink::surgery::Linearise {
+            final_activation: false,
+            padding: depthshrinker::shrink::padding::PaddingMode::BorderBias,
+        };
+        model = depthshrinker::shrink::surgery::linearise(&model, &keep_none, &surgery)?;
+    }
+    Ok(model)
+}
+
+fn main() -> Outcome {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let torch = corpus("torch")?;
+    for name in ["forms.pth", "forms-old.pth"] {
+        fs::copy(fixtures.join("import").join(name), torch.join(name))?;
+    }
+    fs::copy(fixtures.join("import/logits.safetensors"), corpus("safetensors")?.join("logits"))?;
+
+    for (name, state) in [("active", BlockState::Active), ("linear", BlockState::Linear)] {
+        let model = tiny(state)?;
+        write_model(&corpus("model")?.join(name), &model, &ModelInfo::default())?;
+        write_model(&corpus("safetensors")?.join(name), &model, &ModelInfo::default())?;
+        fs::write(corpus("model")?.join(format!("{name}.json")), serde_json::to_vec(&model.graph)?)?;
+        let trained = model.graph.params()?.iter().filter(|p| p.role.is_trained()).map(|p| p.len()).sum();
+        let checkpoint = Checkpoint {
+            model,
+            optimizer: vec![vec![0.5; trained]],
+            optimizer_steps: 7,
+            position: Position { stage: "train".into(), ..Position::default() },
+            sums: Sums::default(),
+            metrics_bytes: 10,
+            hook: Value::Null,
+            job: Value::Null,
+            fingerprint: "abc".into(),
+        };
+        checkpoint.write(&corpus("checkpoint")?.join(name))?;
+    }
+
+    fs::write(corpus("config")?.join("default"), Config::default().to_toml()?)?;
+    fs::write(corpus("masks")?.join("list"), "1,0,1,1")?;
+    fs::write(corpus("masks")?.join("plan"), r#"{"kept":[1,0],"scores":[0.5,-1.0],"masks":[{"keep":1,"kept":[1,0]}]}"#)?;
+
+    let images = [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3][..], &[7; 12]].concat();
+    let labels = [0, 0, 8, 1, 0, 0, 0, 2, 3, 9];
+    fs::write(corpus("archives")?.join("idx"), [&(images.len() as u16).to_le_bytes()[..], &images, &labels].concat())?;
+    fs::write(corpus("archives")?.join("cifar"), [4; 3073])?;
+    Ok(())
+}
