@@ -577,16 +577,3 @@ fn senseless_loaders_are_refused() {
     refused(train(2, Augment { erase: f32::NAN, ..Augment::none() }), &["erase NaN"]);
     refused(Loader::eval(Arc::clone(&set), 0), &["batch of 0"]);
 }
-
-/// Not a test of correctness: `cargo test --release --test data -- --ignored --nocapture loader_rate`.
-#[test]
-#[ignore = "a measurement"]
-fn loader_rate() {
-    let set = Arc::new(data::open(&DataSource::default()).unwrap().train);
-    for augment in [Augment::none(), Augment { pad_crop: 2, flip: true, erase: 0.25, ..Augment::none() }] {
-        let loader = Loader::train(Arc::clone(&set), 128, augment.clone(), 0).unwrap();
-        let start = Instant::now();
-        let images: usize = (0..20).map(|e| loader.epoch(e, 0).map(|b| b.unwrap().labels.len()).sum::<usize>()).sum();
-        println!("{augment:?}: {:.0} images/s", images as f64 / start.elapsed().as_secs_f64());
-    }
-}

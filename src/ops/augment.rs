@@ -64,6 +64,20 @@ impl ByteTables {
         match self.0.as_slice() {
             [table] if flip => map(source.iter().rev(), table, out),
             [table] => map(source.iter(), table, out),
+            // The usual case once more, with a number of channels that the compiler knows.
+            [r, g, b] => {
+                let pixels = source.chunks_exact(3);
+                let put = |(out, bytes): (&mut [f32], &[u8])| {
+                    out[0] = r[usize::from(bytes[0])];
+                    out[1] = g[usize::from(bytes[1])];
+                    out[2] = b[usize::from(bytes[2])];
+                };
+                if flip {
+                    out.chunks_exact_mut(3).zip(pixels.rev()).for_each(put);
+                } else {
+                    out.chunks_exact_mut(3).zip(pixels).for_each(put);
+                }
+            }
             tables if flip => interleaved(source.chunks_exact(tables.len()).rev(), tables, out),
             tables => interleaved(source.chunks_exact(tables.len()), tables, out),
         }

@@ -27,4 +27,4 @@ mod parallel;
 mod pointwise;
 pub mod pool;
 mod random;
-mod simd;
+pub(crate) mod simd;

@@ -5,7 +5,7 @@ use pulp::{Arch, WithSimd};
 /// Runs a closure compiled for the processor's vector instructions. Everything inside must be `#[inline(always)]`
 /// or inlined anyway, else it is compiled for the baseline.
 #[inline]
-pub(super) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     struct Body<F>(F);
     impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Body<F> {
         type Output = R;
