@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use depthshrinker::device::Device;
+use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Fusion, Plan};
 use depthshrinker::graph::{Activation, Bias, BlockState, Conv, Emitter, Graph, Node, Op};
 use depthshrinker::measure::{
@@ -182,10 +183,10 @@ fn networks_and_blocks_are_timed_through_the_engine() {
 
 #[test]
 fn peaks_are_those_of_a_computer() {
-    let peaks = measure_peaks(Duration::from_millis(200)).unwrap();
+    let peaks = measure_peaks(&Device::Cpu, Duration::from_millis(200)).unwrap();
     assert!((0.5e9..5e12).contains(&peaks.copy_bytes_per_s), "{peaks:?}");
     assert!((0.5e9..1e14).contains(&peaks.gemm_flops_per_s), "{peaks:?}");
-    let roofline = Roofline::measured(&peaks);
+    let roofline = Roofline::measured(&peaks, Dtype::F32);
     assert_eq!((roofline.element_bytes, roofline.matrix_flops), (4, peaks.gemm_flops_per_s));
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown flag, a bad setting, a run folder that is taken).
 
+mod bench;
 mod check;
 mod devices;
 mod eval;
@@ -11,6 +12,7 @@ mod import;
 mod infer;
 mod kernels;
 mod merge;
+mod network;
 mod plan;
 mod search;
 mod settings;
@@ -90,6 +92,8 @@ enum Command {
     Infer(infer::Args),
     /// The steps, bytes and FLOPs of a network, and its roofline time on known devices
     Plan(plan::Args),
+    /// Times layers or whole networks on a device, against its limits and against PyTorch
+    Bench(bench::Args),
     /// Compiles the CUDA kernels ahead of time, or reports what they use; needs no GPU
     Kernels(kernels::Args),
     /// Compares every operation on a device with the host
@@ -120,6 +124,7 @@ impl Cli {
             Command::Export(args) => export::run(args, common),
             Command::Infer(args) => infer::run(args, common),
             Command::Plan(args) => plan::run(args, common),
+            Command::Bench(args) => bench::run(args, common),
             Command::Kernels(args) => kernels::run(args, common),
             Command::Check(args) => check::run(args, common),
             Command::Devices(args) => devices::run(args, common),

@@ -1,26 +1,22 @@
 //! `plan`: the steps, launches, bytes and FLOPs a network would run, and its roofline time on named devices.
 
-use std::path::Path;
-
 use anyhow::Result;
 use serde_json::json;
 
 use super::Common;
 use super::devices::print;
+use super::network::NetArgs;
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Plan};
 use crate::graph::Graph;
-use crate::io::read_model;
 use crate::measure::{KernelCost, NAMED_DEVICES, Pass, plan_costs, without_batch_norm};
-use crate::models::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
 use crate::report::{Align, Table};
-use crate::shape::Shape;
 
 /// Options of `plan`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    #[arg(help = format!("{KNOWN_NETWORKS}; or a model file (.safetensors), whose image and classes are its own"))]
-    pub net: String,
+    #[command(flatten)]
+    net: NetArgs,
     /// Images per pass
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub batch: u32,
@@ -30,24 +26,6 @@ pub struct Args {
     /// One step per node instead of fused steps
     #[arg(long)]
     pub reference: bool,
-    /// Height and width of the image; if not given those the network was published for
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=8192))]
-    pub size: Option<u32>,
-    /// Channels of the image
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub channels: u32,
-    /// Number of classes
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    pub classes: u32,
-    /// Stride of the stem instead of the network's own
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
-    pub input_stride: Option<u32>,
-    /// Stride of each stage, comma-separated, instead of the network's own
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=16))]
-    pub stage_strides: Option<Vec<u32>>,
-    /// Channels of the last convolution instead of the network's own
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
-    pub head_channels: Option<u32>,
 }
 
 /// Prints the plan.
@@ -55,11 +33,7 @@ pub struct Args {
 /// # Errors
 /// An unknown network, an unreadable model, options that do not fit it, or standard output that cannot be written.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
-    let path = Path::new(&args.net);
-    let graph = match path.extension() {
-        Some(extension) if extension == "safetensors" => read_model(path)?.0.graph,
-        _ => build(&args.net, &network_options(args)?)?,
-    };
+    let graph = args.net.graph()?;
     // Inference runs with batch-norm folded, as every engine does.
     let graph = if args.training || args.reference { graph } else { without_batch_norm(&graph)? };
     let fusion = if args.reference { Fusion::Reference } else { Fusion::Fused };
@@ -73,17 +47,6 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         false => as_text(&graph, args, element_bytes, &costs),
     };
     print(&mut std::io::stdout().lock(), &text)
-}
-
-fn network_options(args: &Args) -> Result<NetworkOptions> {
-    let size = args.size.map_or_else(|| image_size(&args.net), |size| Ok(size as usize))?;
-    let channels = args.channels as usize;
-    Ok(NetworkOptions {
-        input_stride: args.input_stride.map(|s| s as usize),
-        stage_strides: args.stage_strides.as_ref().map(|s| s.iter().map(|&s| s as usize).collect()),
-        head_channels: args.head_channels.map(|c| c as usize),
-        ..NetworkOptions::new(Shape::new(size, size, channels), args.classes as usize)
-    })
 }
 
 /// Bytes and FLOP of all steps, and milliseconds on every named device.

@@ -19,6 +19,7 @@ pub struct Cuda {
     name: String,
     arch: u32,
     multiprocessors: u32,
+    l2_bytes: usize,
     context: sys::CUcontext,
     stream: sys::CUstream,
     cache: Cache,
@@ -80,7 +81,7 @@ impl Cuda {
             let attribute = |which| result::device::get_attribute(device, which).map_err(|e| failed("ask the GPU", e));
             use sys::CUdevice_attribute::{
                 CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as L2,
                 CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT,
             };
             let arch = (attribute(MAJOR)? * 10 + attribute(MINOR)?) as u32;
@@ -88,6 +89,7 @@ impl Cuda {
                 return Err(Error::Device(format!("cuda:{ordinal} is sm_{arch}; sm_70 or newer is needed")));
             }
             let multiprocessors = attribute(COUNT)? as u32;
+            let l2_bytes = usize::try_from(attribute(L2)?).unwrap_or(0);
             let context = result::primary_ctx::retain(device).map_err(|e| failed("open a context", e))?;
             result::ctx::set_current(context).map_err(|e| failed("open a context", e))?;
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
@@ -96,6 +98,7 @@ impl Cuda {
                 name: result::device::get_name(device).map_err(|e| failed("ask the GPU", e))?,
                 arch,
                 multiprocessors,
+                l2_bytes,
                 context,
                 stream,
                 cache,
@@ -151,6 +154,10 @@ impl Driver for Cuda {
 
     fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    fn l2_bytes(&self) -> usize {
+        self.l2_bytes
     }
 
     fn memory(&self) -> Option<(u64, u64)> {

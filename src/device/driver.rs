@@ -99,6 +99,14 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Multiprocessors.
     fn multiprocessors(&self) -> u32;
 
+    /// Bytes of the cache that all multiprocessors share; 0 where there is none.
+    fn l2_bytes(&self) -> usize;
+
+    /// Whether the host imitates the device, so that times say nothing about any GPU.
+    fn is_emulated(&self) -> bool {
+        false
+    }
+
     /// Free and total bytes, where the device knows.
     fn memory(&self) -> Option<(u64, u64)>;
 

@@ -239,6 +239,14 @@ impl Driver for Emulator {
         2
     }
 
+    fn l2_bytes(&self) -> usize {
+        0
+    }
+
+    fn is_emulated(&self) -> bool {
+        true
+    }
+
     fn memory(&self) -> Option<(u64, u64)> {
         None
     }

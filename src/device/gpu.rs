@@ -231,6 +231,15 @@ impl Gpu {
         Ok(address)
     }
 
+    /// Gives idle memory back to the device, where another process may need it.
+    pub fn release_idle(&self) {
+        let idle = std::mem::take(&mut lock(&self.pool).free);
+        for address in idle.into_values().flatten() {
+            // SAFETY: nobody holds an address of the pool.
+            unsafe { self.driver.free(address) };
+        }
+    }
+
     fn release(&self, address: Address, bytes: usize) {
         let bytes = self.rounded(bytes);
         let mut pool = lock(&self.pool);

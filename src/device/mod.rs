@@ -206,6 +206,15 @@ impl Buffer {
         self.len() == 0
     }
 
+    /// Bytes of memory.
+    pub fn bytes(&self) -> u64 {
+        let element = match self {
+            Self::Host(_) => size_of::<f32>(),
+            Self::Gpu(buffer) => buffer.dtype().bytes(),
+        };
+        (self.len() * element) as u64
+    }
+
     /// The elements of a range, to be read.
     pub fn view(&self, range: Range<usize>) -> View<'_> {
         match self {

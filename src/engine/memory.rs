@@ -42,6 +42,11 @@ impl Memory {
         Ok(Self { slots, dy })
     }
 
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> u64 {
+        self.slots.iter().chain([&self.dy]).map(Buffer::bytes).sum()
+    }
+
     /// Takes a buffer out, so that it can be written while others are read.
     pub fn take(&mut self, slot: Slot) -> Buffer {
         std::mem::take(&mut self.slots[slot])

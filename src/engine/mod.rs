@@ -20,6 +20,7 @@ use crate::graph::{Graph, NodeId, ParamSpec};
 use crate::model::{Model, Weights};
 use crate::ops::add;
 use crate::ops::dropout::DropoutStream;
+use crate::ops::optimizer::Span;
 use crate::{Error, Result};
 use backward::Backward;
 use forward::{Pass, Slopes};
@@ -169,6 +170,14 @@ impl Engine {
     /// Bytes of the planned activation and gradient buffers of a whole batch.
     pub fn planned_bytes(&self) -> u64 {
         (self.layout.sizes.iter().sum::<usize>() * self.options.batch * size_of::<f32>()) as u64
+    }
+
+    /// Bytes of all buffers held now, those of micro-batches included.
+    pub fn allocated_bytes(&self) -> u64 {
+        let micro = self.micro.lock().unwrap_or_else(|e| e.into_inner());
+        let memories = micro.iter().chain([&self.memory]).map(Memory::bytes).sum::<u64>();
+        let own = self.saved.iter().chain([&self.logits, &self.scores]).map(Buffer::bytes).sum::<u64>();
+        memories + own + self.params.bytes()
     }
 
     /// Parameters of the planned network in the order of [`Graph::params`].
@@ -336,6 +345,11 @@ impl Engine {
         Ok(&self.logits)
     }
 
+    /// The logits of the last pass, of which the first n rows `[n, classes]` count.
+    pub fn logits(&self) -> &Buffer {
+        &self.logits
+    }
+
     /// From the gradient of the logits `[n, classes]` to the gradient of every parameter. Gradients that were given to
     /// tapped values since the forward pass are added.
     ///
@@ -426,6 +440,17 @@ impl Engine {
     /// Where each trained parameter lies in the flat buffers: index into [`params`](Self::params), and range.
     pub fn trainable_ranges(&self) -> &[(ParamId, Range<usize>)] {
         &self.params.trained
+    }
+
+    /// The trained parameters in the flat buffers, in order, and which of them decay.
+    pub fn optimizer_spans(&self) -> Vec<Span> {
+        let span = |(param, range): &(ParamId, Range<usize>)| Span {
+            range: range.clone(),
+            decayed: self.params.specs[*param].role.is_decayed(),
+        };
+        let mut spans: Vec<Span> = self.params.trained.iter().map(span).collect();
+        spans.sort_by_key(|span| span.range.start);
+        spans
     }
 
     /// Micro-batches pay only where a pass keeps nothing and steps need no batch statistics.

@@ -69,6 +69,11 @@ impl Params {
         self.running.write(&running)
     }
 
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> u64 {
+        [&self.values, &self.gradients, &self.running].into_iter().chain(&self.copy).map(Buffer::bytes).sum()
+    }
+
     /// Brings the copy that kernels read up to date.
     pub fn refresh(&mut self) {
         if std::mem::take(&mut self.stale)

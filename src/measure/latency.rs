@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
-
+use super::noise::normal;
 use super::timer::{Summary, Workload, alternate, median};
-use crate::device::Device;
+use crate::device::{Buffer, Device, Recording};
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::{Activation, BlockState, Graph, Linear, Node, NodeId, Op};
 use crate::model::{Model, Weights};
@@ -56,34 +53,48 @@ impl Latency {
     }
 }
 
-/// A network ready to be timed: an inference engine (batch-norm folded, fused) and one batch of noise. Noise, because
-/// zeros would flatter the multipliers.
-struct Subject {
+/// A network ready to be timed: an inference engine and one batch of noise, which lies on the device already.
+pub(super) struct Subject {
     engine: Engine,
-    images: Vec<f32>,
+    images: Buffer,
+    recording: Recording,
 }
 
 impl Subject {
-    fn new(device: &Device, model: &Model, batch: usize) -> Result<Self> {
+    pub fn new(device: &Device, model: &Model, fusion: Fusion, batch: usize) -> Result<Self> {
         if batch == 0 {
             return Err(Error::Config("latency needs a batch of at least 1 image, got 0".into()));
         }
-        let options = EngineOptions { batch, fusion: Fusion::Fused, training: false, taps: Vec::new() };
+        let options = EngineOptions { batch, fusion, training: false, taps: Vec::new() };
         let engine = Engine::new(device, model, &options)?;
-        let rng = ChaCha8Rng::seed_from_u64(0);
-        let images = StandardNormal.sample_iter(rng).take(batch * model.graph.input_shape().len()).collect();
-        Ok(Self { engine, images })
+        let mut images = device.activations(batch * model.graph.input_shape().len())?;
+        images.write(&normal(0, images.len()))?;
+        Ok(Self { engine, images, recording: Recording::default() })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// One pass, ended by reading a logit: on a device that runs behind the host this waits for it.
-    fn pass(&mut self) -> Result<()> {
-        self.engine.forward(&self.images)?.read(&mut [0.0])
+    pub fn pass(&mut self) -> Result<()> {
+        let Self { engine, images, recording } = self;
+        let device = engine.device().clone();
+        let work = || {
+            engine.set_images(images.view(0..images.len()))?;
+            engine.run().map(|_| ())
+        };
+        // SAFETY: the recording is dropped with the engine and the images.
+        unsafe { recording.run(&device, work)? };
+        engine.logits().read(&mut [0.0])
     }
 }
 
 /// Seconds per round of each model in strict alternation.
 fn alternate_models(device: &Device, models: &[&Model], batch: usize, budget: Duration) -> Result<Vec<Vec<f64>>> {
-    let mut subjects = models.iter().map(|m| Subject::new(device, m, batch)).collect::<Result<Vec<_>>>()?;
+    let mut subjects =
+        models.iter().map(|m| Subject::new(device, m, Fusion::Fused, batch)).collect::<Result<Vec<_>>>()?;
     let mut workloads: Vec<Workload<'_>> = Vec::with_capacity(subjects.len());
     for subject in &mut subjects {
         workloads.push(Box::new(|| subject.pass()));

@@ -1,14 +1,25 @@
 //! Measuring: timers that alternate what is compared, the machine's own peaks, rooflines, and latency of networks and blocks.
 
 mod latency;
+mod launches;
+mod layer_run;
+mod layers;
 mod machine;
+mod network_run;
+mod noise;
 mod peaks;
+mod peer;
 mod roofline;
 mod timer;
 
 pub use latency::{BlockLatency, Comparison, Latency, block_latencies, compare, network_latency};
+pub use launches::Launches;
+pub use layer_run::LayerBench;
+pub use layers::{Layer, LayerPass, LayerTail};
 pub use machine::{Cache, Machine};
+pub use network_run::{NetworkCase, NetworkRun, peak_memory, sample_networks};
 pub use peaks::{Peaks, measure_peaks};
+pub use peer::{Peer, PeerScript};
 pub use roofline::{
     BlockCost, ComputeUnit, KernelCost, NAMED_DEVICES, Pass, Roofline, Utilization, block_costs, kernel_costs,
     network_time, plan_costs, utilization, without_batch_norm,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::peaks::Peaks;
 use crate::Result;
+use crate::dtype::Dtype;
 use crate::engine::{Fusion, Plan, Step, StepKind};
 use crate::graph::{Bias, Block, Conv, ConvFamily, Emitter, Graph, Node, NodeId, Op, ParamSpec};
 use crate::ops::conv::ConvProblem;
@@ -78,15 +79,17 @@ pub struct Roofline {
 }
 
 /// Machines whose roofline is quoted without having them: (name, roofline). The numbers are nominal (data sheets: V100
-/// SXM2 PCIe-clocked 112 TFLOP/s, A100 SXM 40 GB) or typical of a large copy and GEMM (H100 SXM); a real run measures
-/// its own.
-pub const NAMED_DEVICES: [(&str, Roofline); 6] = [
+/// SXM2 PCIe-clocked 112 TFLOP/s, A100 SXM 40 GB; bandwidth of the H200) or typical of a large copy and GEMM (H100 SXM,
+/// matrix units of the H200); a real run measures its own.
+pub const NAMED_DEVICES: [(&str, Roofline); 8] = [
     ("V100 f16", nominal(900e9, 112e12, 15.7e12, 2)),
     ("V100 f32", nominal(900e9, 15.7e12, 15.7e12, 4)),
     ("A100 f16", nominal(1555e9, 312e12, 19.5e12, 2)),
     ("A100 f32", nominal(1555e9, 19.5e12, 19.5e12, 4)),
     ("H100 SXM bf16", nominal(3.0e12, 800e12, 67e12, 2)),
     ("H100 SXM f32", nominal(3.0e12, 67e12, 67e12, 4)),
+    ("H200 SXM bf16", nominal(4.8e12, 800e12, 67e12, 2)),
+    ("H200 SXM f32", nominal(4.8e12, 67e12, 67e12, 4)),
 ];
 
 const fn nominal(bandwidth: f64, matrix_flops: f64, vector_flops: f64, element_bytes: u64) -> Roofline {
@@ -94,19 +97,48 @@ const fn nominal(bandwidth: f64, matrix_flops: f64, vector_flops: f64, element_b
 }
 
 impl Roofline {
-    /// The roofline of measured peaks at `f32`; a CPU has one kind of unit.
-    pub fn measured(peaks: &Peaks) -> Self {
-        nominal(peaks.copy_bytes_per_s, peaks.gemm_flops_per_s, peaks.gemm_flops_per_s, 4)
+    /// The roofline of measured peaks, which were measured in the same precision.
+    pub fn measured(peaks: &Peaks, precision: Dtype) -> Self {
+        nominal(peaks.copy_bytes_per_s, peaks.gemm_flops_per_s, peaks.vector_flops_per_s, precision.bytes() as u64)
+    }
+
+    /// The entry of [`NAMED_DEVICES`] for a GPU that calls itself `name`, such as `NVIDIA H100 80GB HBM3`. The PCIe and
+    /// NVL forms have other limits and no entry.
+    pub fn published(name: &str, precision: Dtype) -> Option<(&'static str, Self)> {
+        if name.contains("PCIe") || name.contains("NVL") {
+            return None;
+        }
+        NAMED_DEVICES.into_iter().find(|(entry, roofline)| {
+            let chip = entry.split(' ').next().unwrap_or(entry);
+            name.contains(chip) && roofline.element_bytes == precision.bytes() as u64
+        })
     }
 
     /// Least seconds of one kernel for a batch.
     pub fn time(&self, kernel: &KernelCost, batch: usize) -> f64 {
-        let peak = match kernel.unit {
+        let flops = kernel.flops as f64 * batch as f64;
+        (kernel.bytes(batch, self.element_bytes) as f64 / self.bandwidth).max(flops / self.flops(kernel.unit))
+    }
+
+    /// Peak of a unit, FLOP per second.
+    pub fn flops(&self, unit: ComputeUnit) -> f64 {
+        match unit {
             ComputeUnit::Matrix => self.matrix_flops,
             ComputeUnit::Vector => self.vector_flops,
-        };
-        let flops = kernel.flops as f64 * batch as f64;
-        (kernel.bytes(batch, self.element_bytes) as f64 / self.bandwidth).max(flops / peak)
+        }
+    }
+
+    /// How much of the limits kernels used that took `seconds` together for a batch.
+    pub fn utilization(&self, kernels: &[KernelCost], batch: usize, seconds: f64) -> Utilization {
+        let seconds = seconds.max(f64::MIN_POSITIVE);
+        let sum = |of: &dyn Fn(&KernelCost) -> f64| kernels.iter().map(of).sum::<f64>();
+        let bytes = sum(&|k| k.bytes(batch, self.element_bytes) as f64);
+        Utilization {
+            // A pipe's peak is that of the work it does: seconds at peak over seconds.
+            flop: sum(&|k| k.flops as f64 * batch as f64 / self.flops(k.unit)) / seconds,
+            byte: bytes / seconds / self.bandwidth,
+            roofline: sum(&|k| self.time(k, batch)) / seconds,
+        }
     }
 }
 
@@ -217,7 +249,7 @@ pub fn network_time(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<
 /// How much of the machine a measured time used; each is 1 at the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Utilization {
-    /// Analytic FLOP / time / measured peak of the matrix units.
+    /// Analytic FLOP / peak of the units they run on / time.
     pub flop: f64,
     /// Least bytes / time / measured copy bandwidth. Above 1 where activations stayed in caches, which are faster than
     /// the memory the copy was measured on.
@@ -231,16 +263,7 @@ pub struct Utilization {
 /// # Errors
 /// As [`Graph::shapes`].
 pub fn utilization(graph: &Graph, batch: usize, seconds: f64, roofline: &Roofline) -> Result<Utilization> {
-    let kernels = kernel_costs(graph)?;
-    let flops: f64 = kernels.iter().map(|k| k.flops as f64 * batch as f64).sum();
-    let bytes: f64 = kernels.iter().map(|k| k.bytes(batch, roofline.element_bytes) as f64).sum();
-    let limit: f64 = kernels.iter().map(|k| roofline.time(k, batch)).sum();
-    let seconds = seconds.max(f64::MIN_POSITIVE);
-    Ok(Utilization {
-        flop: flops / seconds / roofline.matrix_flops,
-        byte: bytes / seconds / roofline.bandwidth,
-        roofline: limit / seconds,
-    })
+    Ok(roofline.utilization(&kernel_costs(graph)?, batch, seconds))
 }
 
 /// Roofline seconds of one block as it is and as one dense convolution.

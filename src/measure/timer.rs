@@ -84,6 +84,22 @@ pub fn alternate(workloads: &mut [Workload<'_>], budget: Duration) -> Result<Vec
     Ok(samples)
 }
 
+/// Gathers what `once` measures: warm-up, rounds and budget as in [`alternate`], for clocks other than the host's.
+///
+/// # Errors
+/// What `once` returns.
+pub fn collect(mut once: impl FnMut() -> Result<f64>, budget: Duration) -> Result<Vec<f64>> {
+    let start = Instant::now();
+    for _ in 0..WARM_UP {
+        once()?;
+    }
+    let mut samples = Vec::new();
+    while samples.len() < MIN_ROUNDS || (samples.len() < MAX_ROUNDS && start.elapsed() < budget) {
+        samples.push(once()?);
+    }
+    Ok(samples)
+}
+
 /// Times one workload: seconds of every counted run. See [`alternate`].
 ///
 /// # Errors

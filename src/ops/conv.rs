@@ -170,6 +170,11 @@ pub fn backward(
     backward_with(p, &Source::new(ConvInput::Stored(x), p.input.w), w.host(), load, dx, dw.host());
 }
 
+/// dx (+)= the input gradient alone, which only a GPU has a kernel for: the host forms both gradients in one walk.
+pub fn gpu_input_gradient(p: &ConvProblem, dy: GpuView<'_>, w: GpuView<'_>, dx: (ViewMut<'_>, bool)) {
+    cuda::conv::input_gradient(p, dy, w, &dx.0.gpu(), dx.1);
+}
+
 /// Both gradients on a GPU.
 pub(super) fn gpu_gradients(
     p: &ConvProblem,

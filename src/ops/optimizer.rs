@@ -225,6 +225,11 @@ impl OptimizerState {
         self.begun.ok_or_else(|| Error::Config("a step must be begun before it is done".into()))
     }
 
+    /// Bytes of what it remembers.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.buffers.iter().map(Buffer::bytes).sum()
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.steps

@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |--|--|
+//! | `benchmark` | [`bench_layers`] and [`bench_networks`]: what `bench` times |
 //! | `folder` | [`RunFolder`]: the files of a run, and when an old run may be touched |
 //! | `run` | [`Run`]: data, device, session and the stages as functions |
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
@@ -9,6 +10,7 @@
 //! | `import` | [`import()`]: other projects' weights on the networks here |
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
+mod benchmark;
 mod folder;
 mod import;
 mod infer;
@@ -16,6 +18,7 @@ mod run;
 mod shrink;
 mod summary;
 
+pub use benchmark::{Limits, bench_layers, bench_networks, fully_merged, network_cases};
 pub use folder::{Entry, RunFolder};
 pub use import::import;
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};

@@ -85,7 +85,7 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) ->
     let named: Vec<(&str, &Model)> = names.iter().map(|(name, model)| (name.as_str(), *model)).collect();
     let comparison = compare(&run.device, &named, batch, budget(NETWORKS_SHARE))?;
     result.set_latencies(&comparison);
-    let roofline = Roofline::measured(&measure_peaks(budget(PEAKS_SHARE))?);
+    let roofline = Roofline::measured(&measure_peaks(&run.device, budget(PEAKS_SHARE))?, run.device.precision());
     for (network, model) in result.networks.iter_mut().zip([original, unmerged, merged]) {
         network.utilization = utilization(&model.graph, batch, network.latency_ms.median * 1e-3, &roofline)?;
     }

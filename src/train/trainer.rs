@@ -21,7 +21,7 @@ use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::io::{Checkpoint, Position, Sums};
 use crate::model::{Model, Weights};
 use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
-use crate::ops::optimizer::{OptimizerState, Span, Update};
+use crate::ops::optimizer::{OptimizerState, Update};
 use crate::{Error, Result};
 
 /// One stage of training.
@@ -112,7 +112,7 @@ impl<'a> Run<'a> {
         let options = EngineOptions { batch: stage.test.batch_size(), training: false, taps: Vec::new(), ..options };
         let evaluator = Engine::new(stage.device, model, &options)?;
         let len = engine.trainable().0.len();
-        let mut optimizer = OptimizerState::new(stage.device, config.optimizer, spans(&engine), len)?;
+        let mut optimizer = OptimizerState::new(stage.device, config.optimizer, engine.optimizer_spans(), len)?;
         let d_logits = stage.device.activations(config.batch * model.graph.classes())?;
         let feed = Feed::new(stage.device, stage.train, true)?;
         let loss = LossRecord::new(stage.device, config.batch, model.graph.classes())?;
@@ -386,16 +386,4 @@ fn diverged(at: &Progress<'_>, what: &str, value: f64, lr: f32) -> Error {
         at.total_steps,
         at.epoch + 1
     ))
-}
-
-/// The trained parameters in the engine's flat buffers, and which of them decay.
-fn spans(engine: &Engine) -> Vec<Span> {
-    let params = engine.params();
-    let span = |(param, range): &(usize, std::ops::Range<usize>)| Span {
-        range: range.clone(),
-        decayed: params[*param].role.is_decayed(),
-    };
-    let mut spans: Vec<Span> = engine.trainable_ranges().iter().map(span).collect();
-    spans.sort_by_key(|span| span.range.start);
-    spans
 }

@@ -1,0 +1,212 @@
+"""Times whole networks in PyTorch from depthshrinker's own graphs, so that any network it knows can be compared.
+
+A question is a JSON object: `graph` (as `depthshrinker` keeps it in a model file's
+metadata), `batch`, `training`, `compile`, and `seconds`. The answer is the median
+throughput in images per second. channels_last, cudnn.benchmark; inference in pure
+f16 or bf16, training under autocast with f32 weights, SGD-Nesterov and label
+smoothing. On CUDA inference runs as a CUDA graph; `compile` uses torch.compile
+with CUDA graphs of its own, and with freezing for inference.
+"""
+
+import json
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clock import DTYPES, MIN_SAMPLES, main, replays
+
+
+class Activation(nn.Module):
+    def __init__(self, limit, slope):
+        super().__init__()
+        self.limit, self.slope = limit, slope
+
+    def forward(self, x):
+        if self.slope == 1:
+            return x
+        if self.slope == 0:
+            return F.relu(x) if self.limit is None else F.hardtanh(x, 0.0, self.limit)
+        y = F.relu(x) if self.limit is None else F.hardtanh(x, 0.0, self.limit)
+        return y + self.slope * (x - y)
+
+
+class Conv(nn.Module):
+    def __init__(self, op, shape):
+        super().__init__()
+        k, pad = op["window"], op["window"]["pad"]
+        self.pad = [pad["left"], pad["right"], pad["top"], pad["bottom"]]
+        symmetric = pad["left"] == pad["right"] and pad["top"] == pad["bottom"]
+        padding = (pad["top"], pad["left"]) if symmetric else 0
+        if symmetric:
+            self.pad = None
+        size, stride = (k["k_h"], k["k_w"]), (k["stride_h"], k["stride_w"])
+        bias = op["bias"] == "channel"
+        self.conv = nn.Conv2d(op["c_in"], op["c_out"], size, stride, padding, groups=op["groups"], bias=bias)
+        self.map = nn.Parameter(torch.zeros(1, *shape)) if op["bias"] == "map" else None
+
+    def forward(self, x):
+        y = self.conv(x if self.pad is None else F.pad(x, self.pad))
+        return y if self.map is None else y + self.map
+
+
+class Network(nn.Module):
+    """Interprets the nodes in order; a value is dropped after its last reader."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.nodes = graph["nodes"]
+        self.last = [max([i for i, n in enumerate(self.nodes) if id_ in n["inputs"]], default=-1) for id_ in range(len(self.nodes))]
+        self.layers = nn.ModuleDict()
+        shapes = []
+        for i, node in enumerate(self.nodes):
+            layer, shape = build(node, [shapes[j] for j in node["inputs"]])
+            shapes.append(shape)
+            if layer is not None:
+                self.layers[str(i)] = layer
+
+    def forward(self, x):
+        values = {0: x}
+        for i, node in enumerate(self.nodes[1:], 1):
+            read = [values[j] for j in node["inputs"]]
+            op = node["op"]
+            if op == "add":
+                values[i] = read[0] + read[1]
+            elif op == "global_avg_pool":
+                values[i] = read[0].mean((2, 3))
+            else:
+                values[i] = self.layers[str(i)](read[0])
+            for j in node["inputs"]:
+                if self.last[j] == i:
+                    values.pop(j, None)
+        return values[len(self.nodes) - 1]
+
+
+def build(node, inputs):
+    """The layer of a node, if it has one, and the shape [c, h, w] of its value."""
+    op = node["op"]
+    if op == "input":
+        s = node["shape"]
+        return None, (s["c"], s["h"], s["w"])
+    c, h, w = inputs[0]
+    if op == "conv":
+        k, pad = node["window"], node["window"]["pad"]
+        h = (h + pad["top"] + pad["bottom"] - k["k_h"]) // k["stride_h"] + 1
+        w = (w + pad["left"] + pad["right"] - k["k_w"]) // k["stride_w"] + 1
+        shape = (node["c_out"], h, w)
+        return Conv(node, shape), shape
+    if op == "batch_norm":
+        return nn.BatchNorm2d(c, node["eps"], node["momentum"]), inputs[0]
+    if op == "activation":
+        return Activation(node["limit"], node["slope"]), inputs[0]
+    if op == "linear":
+        return nn.Linear(node["c_in"], node["c_out"]), (node["c_out"], 1, 1)
+    if op == "dropout":
+        return nn.Dropout(node["p"]), inputs[0]
+    if op == "add":
+        return None, inputs[0]
+    if op == "global_avg_pool":
+        return None, (c, 1, 1)
+    raise ValueError(f"node {node['name']}: this script does not know {op!r}")
+
+
+PREPARED = {}
+
+
+def answer(args, q):
+    key = json.dumps([q["graph"], q["batch"], q["training"], q["compile"]])
+    if key not in PREPARED:
+        # Asked again in the next turn; what took long to compile is kept.
+        PREPARED[key] = prepare(args, q)
+    run, memory = PREPARED[key]
+    rates = [q["batch"] / s for s in run(q.get("seconds", args.seconds))]
+    low, middle, high = statistics.quantiles(rates, n=4, method="inclusive")
+    result = {"images_per_s": middle, "iqr": high - low, "samples": len(rates), "compiled": q["compile"]}
+    return result if memory is None else result | {"memory_bytes": memory}
+
+
+def prepare(args, q):
+    """What times the network, and the most bytes of the GPU it took."""
+    network = Network(q["graph"]).to(args.device, memory_format=torch.channels_last)
+    shape = q["graph"]["nodes"][0]["shape"]
+    images = torch.randn(q["batch"], shape["c"], shape["h"], shape["w"], device=args.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    before = 0
+    if args.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    run = (train if q["training"] else infer)(args, q, network, images)
+    run(0)
+    return run, torch.cuda.max_memory_allocated() - before if args.device == "cuda" else None
+
+
+def infer(args, q, network, images):
+    dtype = DTYPES[args.precision]
+    network, images = network.eval().to(dtype), images.to(dtype)
+    forward = network
+    if q["compile"]:
+        from torch._inductor import config as inductor
+
+        inductor.freezing = True
+        forward = torch.compile(network, mode="reduce-overhead" if args.device == "cuda" else "default")
+
+    def one():
+        with torch.no_grad():
+            return forward(images)
+
+    if q["compile"] or args.device == "cpu":
+        return lambda seconds: timed(args.device, one, seconds)
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                network(images)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            network(images)
+    # The graph reads what these hold.
+    return lambda seconds, _=(network, images): replays(graph, seconds)
+
+
+def train(args, q, network, images):
+    network.train()
+    forward = torch.compile(network) if q["compile"] else network
+    labels = torch.arange(q["batch"], device=args.device) * 7 % q["graph"]["nodes"][-1]["c_out"]
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=1e-4, momentum=0.9, nesterov=True, fused=True)
+    scaler = torch.amp.GradScaler(args.device, enabled=args.precision == "f16")
+    half = args.precision != "f32"
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(args.device, DTYPES[args.precision] if half else None, enabled=half):
+            loss = F.cross_entropy(forward(images), labels, label_smoothing=0.1)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return lambda seconds: timed(args.device, step, seconds)
+
+
+def timed(device, body, seconds):
+    """Seconds of every call, each waited for."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    for _ in range(3):
+        body()
+    wait()
+    samples, begun = [], time.perf_counter()
+    while len(samples) < MIN_SAMPLES or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        body()
+        wait()
+        samples.append(time.perf_counter() - start)
+    return samples
+
+
+if __name__ == "__main__":
+    main(__doc__, answer)

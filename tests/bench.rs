@@ -1,0 +1,209 @@
+//! `bench` as scripts see it, and its formulas against numbers computed by hand.
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use depthshrinker::device::Device;
+use depthshrinker::dtype::Dtype;
+use depthshrinker::graph::ConvFamily;
+use depthshrinker::measure::{ComputeUnit, Layer, LayerPass, Roofline};
+use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::shape::Shape;
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn bench(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("depthshrinker").expect("the binary of this package");
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    command.current_dir(dir).arg("bench").args(args).env("DEPTHSHRINKER_CACHE", cache);
+    command
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// Runs to success and parses standard output as a list of records.
+fn records(dir: &Path, args: &[&str]) -> Vec<Value> {
+    let output = bench(dir, args).arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).expect("one JSON list on stdout")
+}
+
+const TINY: [&str; 10] =
+    ["mobilenetv2-0.25", "--image", "32", "24", "--input-stride", "1", "--batch", "2", "--seconds", "0"];
+
+/// Utilizations that a time can have: rates not far beyond the peak, which is measured for a moment only; bytes beyond
+/// the memory's where operands of so few bytes stay in caches.
+fn check_utilization(record: &Value) {
+    for (key, most) in [("flop_utilization", 2.0), ("byte_utilization", 30.0), ("roofline_fraction", 30.0)] {
+        let value = record[key].as_f64().unwrap_or(f64::NAN);
+        assert!(value > 0.0 && value < most, "{key} is {value}: {record}");
+    }
+}
+
+#[test]
+fn layers_cost_what_a_hand_computes() {
+    let options = NetworkOptions::new(Shape::new(224, 224, 3), 1000);
+    let graph = build("mobilenetv2-1.0", &options).unwrap();
+    let passes = [LayerPass::ALL.as_slice(), &[LayerPass::BothGradients]].concat();
+    let layers = Layer::of_networks(&[&graph], 128, &passes).unwrap();
+    let find = |name: &str, pass| layers.iter().find(|l| l.name == name && l.pass == pass).expect(name);
+    let gigaflops = |layer: &Layer| (layer.flops() as f64 / 1e7).round() / 100.0;
+    let megabytes = |layer: &Layer| (layer.bytes(2) as f64 / 1e5).round() / 10.0;
+    // Table (a) of the kernel notes at 16 bits: expand of the second block, its depthwise, a projection with residual.
+    for (name, flops, bytes) in [
+        ("conv_stem", 2.77, 141.3),
+        ("blocks.0.0.conv_dw", 0.92, 205.5),
+        ("blocks.1.0.conv_pw", 4.93, 359.7),
+        ("blocks.1.0.conv_dw", 0.69, 385.4),
+        ("blocks.1.1.conv_pwl", 2.77, 154.1),
+        ("conv_head", 5.14, 20.9),
+    ] {
+        let layer = find(name, LayerPass::Forward);
+        assert_eq!((gigaflops(layer), megabytes(layer)), (flops, bytes), "{name}");
+    }
+    // blocks.1.0.conv_pw, batch 128: x = 112·112·16 = 200704, y = 112·112·96 = 1204224 an image, w = 1536.
+    let (n, x, y, w) = (128, 200_704, 1_204_224, 1_536);
+    let macs = 112 * 112 * w;
+    for (pass, flops, elements) in [
+        (LayerPass::Forward, 2 * macs, n * (x + y) + w + 96),
+        (LayerPass::InputGradient, 2 * macs, n * (x + y) + w),
+        (LayerPass::WeightGradient, 2 * macs, n * (x + y) + w),
+        (LayerPass::BothGradients, 4 * macs, n * (2 * x + y) + 2 * w),
+        (LayerPass::StepForward, 2 * macs, n * (x + 2 * y) + w + 192),
+        (LayerPass::StepBackward, 4 * macs, n * (2 * x + 2 * y) + 2 * (w + 192)),
+    ] {
+        let layer = find("blocks.1.0.conv_pw", pass);
+        assert_eq!((layer.flops(), layer.bytes(4)), (n * flops, 4 * elements), "{pass}");
+        assert_eq!(layer.cost.unit, ComputeUnit::Matrix);
+    }
+    // A residual is read forward; backward it is read under an activation only, its gradient is written.
+    let (x, y) = (56 * 56 * 144, 56 * 56 * 24);
+    let step = find("blocks.1.1.conv_pwl", LayerPass::StepForward);
+    assert_eq!(step.bytes(2), 2 * (128 * (x + 3 * y) + 144 * 24 + 48));
+    // The image needs no gradient.
+    assert!(!layers.iter().any(|l| l.name == "conv_stem" && l.pass == LayerPass::InputGradient));
+    let stem = find("conv_stem", LayerPass::StepBackward);
+    assert_eq!(stem.flops(), 128 * 2 * 112 * 112 * 27 * 32);
+    // Every convolution of the network is in the list, as often as it occurs.
+    let count = |pass| layers.iter().filter(|l| l.pass == pass).map(|l| l.counts[0]).sum::<usize>();
+    assert_eq!((count(LayerPass::Forward), count(LayerPass::InputGradient)), (52, 51));
+    let dw = find("blocks.1.0.conv_dw", LayerPass::Forward);
+    assert_eq!((dw.problem.family(), dw.cost.unit), (ConvFamily::Depthwise, ComputeUnit::Vector));
+}
+
+#[test]
+fn known_devices_have_published_limits() {
+    let of = |name: &str, precision| Roofline::published(name, precision).map(|(entry, _)| entry);
+    assert_eq!(of("NVIDIA H100 80GB HBM3", Dtype::F16), Some("H100 SXM bf16"));
+    assert_eq!(of("Tesla V100-SXM2-16GB", Dtype::F32), Some("V100 f32"));
+    assert_eq!(of("NVIDIA H200", Dtype::Bf16), Some("H200 SXM bf16"));
+    assert_eq!(of("NVIDIA H100 PCIe", Dtype::F16), None);
+    assert_eq!(of("cpu", Dtype::F32), None);
+}
+
+#[test]
+fn the_host_has_both_gradients_in_one() {
+    let on = LayerPass::on(&Device::Cpu, &[LayerPass::Forward, LayerPass::InputGradient]);
+    assert_eq!(on, [LayerPass::Forward, LayerPass::BothGradients]);
+}
+
+#[test]
+fn kernels_are_timed_on_the_host_and_written() {
+    let dir = folder();
+    let args = [&["kernels"][..], &TINY, &["--out", "out"]].concat();
+    let records = records(dir.path(), &args);
+    let passes: Vec<&str> = records.iter().map(|r| r["pass"].as_str().unwrap()).collect();
+    for pass in ["fwd", "dgrad+wgrad", "wgrad", "train-fwd", "train-bwd"] {
+        assert!(passes.contains(&pass), "{pass} is missing");
+    }
+    for record in &records {
+        assert!(record["name"].is_string() && record["time_us"].as_f64().unwrap() > 0.0, "{record}");
+        assert!(record.get("peer_time_us").is_none(), "nobody asked for a peer: {record}");
+        check_utilization(record);
+    }
+    // All blocks merge: what is left of the original is the stem and the head.
+    let merged: u64 =
+        records.iter().filter(|r| r["pass"] == "fwd").map(|r| r["count"]["merged"].as_u64().unwrap()).sum();
+    assert_eq!(merged, 19);
+    let file: Value = serde_json::from_slice(&fs::read(dir.path().join("out/kernels.json")).unwrap()).unwrap();
+    assert_eq!(file["layers"].as_array().unwrap().len(), records.len());
+    assert!(file["peaks"]["measured"]["copy_bytes_per_s"].as_f64().unwrap() > 0.0);
+    let csv = fs::read_to_string(dir.path().join("out/kernels.csv")).unwrap();
+    assert_eq!(csv.lines().count(), records.len() + 1);
+    assert!(csv.lines().next().unwrap().split(',').any(|key| key == "roofline_fraction"));
+    let svg = fs::read_to_string(dir.path().join("out/roofline.svg")).unwrap();
+    assert_eq!(svg.matches("class=\"own").count(), records.len());
+}
+
+#[test]
+fn networks_are_timed_on_the_host() {
+    let dir = folder();
+    let args = [&["network"][..], &TINY, &["--out", "out"]].concat();
+    let records = records(dir.path(), &args);
+    let names: Vec<(&str, &str)> =
+        records.iter().map(|r| (r["name"].as_str().unwrap(), r["pass"].as_str().unwrap())).collect();
+    let inference = ["original", "folded", "fused", "merged"].map(|name| (name, "inference"));
+    assert_eq!(names, [&inference[..], &[("original", "training"), ("fused", "training")]].concat());
+    for record in &records {
+        assert!(record["images_per_s"].as_f64().unwrap() > 0.0, "{record}");
+        assert!(record["memory_bytes"].as_u64().unwrap() > 10_000, "{record}");
+        check_utilization(record);
+    }
+    // One step a node stores what fused steps keep in cache.
+    let memory = |i: usize| records[i]["memory_bytes"].as_u64().unwrap();
+    assert!(memory(5) < memory(4), "a fused training step takes less memory: {} and {}", memory(5), memory(4));
+    assert!(fs::read_to_string(dir.path().join("out/network.csv")).unwrap().lines().count() == 7);
+}
+
+#[test]
+fn a_few_layers_run_on_the_emulator_which_says_that_its_times_say_nothing() {
+    let dir = folder();
+    let args =
+        [&["kernels"][..], &TINY, &["--layer", "blocks.6.0", "--device", "emulator", "--precision", "f16", "--json"]]
+            .concat();
+    let assert = bench(dir.path(), &args).assert().success();
+    let output = assert.get_output();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("times of the emulator say nothing"));
+    let records: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(records.iter().any(|r| r["pass"] == "dgrad" && r["precision"] == "f16"));
+    assert!(records.iter().all(|r| r["time_us"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn a_keep_list_leaves_its_blocks_unmerged() {
+    let dir = folder();
+    let list = "1,0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1";
+    let args = [&["kernels"][..], &TINY, &["--passes", "fwd", "--keep-list", list]].concat();
+    let records = records(dir.path(), &args);
+    let merged: u64 = records.iter().map(|r| r["count"]["merged"].as_u64().unwrap()).sum();
+    assert_eq!(merged, 50, "one block of three convolutions became one");
+}
+
+#[test]
+fn wrong_usage_is_told_in_one_line() {
+    let dir = folder();
+    for (args, code, words) in [
+        (&["kernels", "resnet-9000"][..], 2, &["resnet-9000"][..]),
+        (&["kernels", "mobilenetv2-0.25", "--passes", "up"], 2, &["up", "fwd", "train-bwd"]),
+        (&["kernels", "mobilenetv2-0.25", "--layer", "none", "--seconds", "0"], 2, &["none"]),
+        (&["network", "missing.safetensors"], 1, &["missing.safetensors"]),
+        (&["network", "mobilenetv2-0.25", "--device", "cuda:99"], 1, &["cuda"]),
+    ] {
+        let assert = bench(dir.path(), args).assert().code(code);
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(text.lines().count() == 1 && words.iter().all(|word| text.contains(word)), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn without_pytorch_one_line_says_so_and_the_rest_goes_on() {
+    let dir = folder();
+    let args = [&["kernels"][..], &TINY, &["--layer", "conv_stem", "--peers", "--python", "./no-python", "--json"]];
+    let assert = bench(dir.path(), &args.concat()).assert().success();
+    let output = assert.get_output();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text.lines().filter(|line| line.contains("no peer") && line.contains("--python")).count(), 1, "{text}");
+    assert!(!serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap().is_empty());
+}
