@@ -1,57 +1,72 @@
-//! A whole network: training step and inference, reference plan and fused plan. Throughput is in images per second;
-//! `benches/peers` does the same network in PyTorch.
+//! Whole networks on the host, and on a CUDA device where there is one: inference at every level of fusion and merged,
+//! and training steps. Throughput is in images per second; after each time its utilization is printed.
 
-use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use depthshrinker::config::Config;
 use depthshrinker::device::Device;
-use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::device::cuda::Cuda;
+use depthshrinker::dtype::Dtype;
+use depthshrinker::measure::NetworkRun;
 use depthshrinker::model::Model;
 use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::pipeline::{Limits, fully_merged, network_cases};
 use depthshrinker::shape::Shape;
 
 /// The quick start's network, and the standard one on the images it was made for.
 const NETWORKS: [(&str, usize, usize, usize); 2] = [("mobilenetv2-0.5", 28, 1, 128), ("mobilenetv2-1.0", 224, 3, 16)];
 const CLASSES: usize = 10;
 
-fn network(c: &mut Criterion) {
-    for (name, side, channels, batch) in NETWORKS {
-        let input = Shape::new(side, side, channels);
-        let mut options = NetworkOptions::new(input, CLASSES);
-        if side < 64 {
-            options.input_stride = Some(1);
-        }
-        let graph = build(name, &options).expect("a known network");
-        let model = Model::initialise(graph, 0).expect("the graph is well formed");
-        let images: Vec<f32> = (0..batch * input.len()).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
-        let gradient: Vec<f32> = (0..batch * CLASSES).map(|i| ((i * 31) % 17) as f32 / 1e3).collect();
-        let gradient = Device::Cpu.upload(&gradient).expect("a small buffer");
+fn model(name: &str, side: usize, channels: usize) -> Model {
+    let mut options = NetworkOptions::new(Shape::new(side, side, channels), CLASSES);
+    if side < 64 {
+        options.input_stride = Some(1);
+    }
+    Model::initialise(build(name, &options).expect("a known network"), 0).expect("the graph is well formed")
+}
 
-        let mut group = c.benchmark_group(format!("{name}_{side}x{side}"));
-        group.measurement_time(Duration::from_secs(4)).sample_size(10).throughput(Throughput::Elements(batch as u64));
-        for fusion in [Fusion::Reference, Fusion::Fused] {
-            let engine = |training| {
-                let options = EngineOptions { batch, fusion, training, taps: Vec::new() };
-                Engine::new(&Device::Cpu, &model, &options).expect("the network can be planned")
-            };
-            group.bench_function(format!("train/{fusion:?}"), |b| {
-                let mut training = engine(true);
-                b.iter(|| {
-                    training.forward(black_box(&images)).expect("a whole batch");
-                    training.backward(&gradient).expect("a forward pass before");
+fn networks(c: &mut Criterion) {
+    let mut devices = vec![Device::Cpu];
+    if Cuda::count() > 0 {
+        devices.extend([Dtype::F32, Dtype::F16].map(|dtype| Device::open("cuda", dtype).expect("the device works")));
+    }
+    for device in devices {
+        let limits = Limits::measure(&device, Duration::from_secs(4)).expect("the device works");
+        print!("{} in {}: {}", device.name(), device.precision(), limits.text());
+        for (name, side, channels, batch) in NETWORKS {
+            let model = model(name, side, channels);
+            let merged = fully_merged(&model, None, &Config::default()).expect("blocks merge");
+            let title = format!("{}_{}/{name}_{side}x{side}", device.name(), device.precision());
+            let mut group = c.benchmark_group(title);
+            group.measurement_time(Duration::from_secs(4)).sample_size(10);
+            group.throughput(Throughput::Elements(batch as u64));
+            for case in network_cases(&model, merged.as_ref()).expect("the graph is well formed") {
+                let costs = case.costs().expect("the graph is well formed");
+                let mut run = None;
+                let (mut time, mut count) = (Duration::ZERO, 0u64);
+                let pass = if case.training { "train" } else { "infer" };
+                group.bench_function(format!("{pass}/{}", case.name), |b| {
+                    let run =
+                        run.get_or_insert_with(|| NetworkRun::new(&device, &case, batch).expect("it can be planned"));
+                    b.iter_custom(|iterations| {
+                        let start = Instant::now();
+                        (0..iterations).for_each(|_| run.pass().expect("a whole batch"));
+                        let took = start.elapsed();
+                        (time, count) = (time + took, count + iterations);
+                        took
+                    });
                 });
-            });
-            group.bench_function(format!("infer/{fusion:?}"), |b| {
-                let mut inference = engine(false);
-                b.iter(|| {
-                    inference.forward(black_box(&images)).expect("a whole batch");
-                });
-            });
+                if count > 0 {
+                    let used = limits.roofline.utilization(&costs, batch, time.as_secs_f64() / count as f64);
+                    let percent = [used.flop, used.byte, used.roofline].map(|share| 100.0 * share);
+                    println!("  FLOP {:.1} %, byte {:.1} %, roofline {:.1} %", percent[0], percent[1], percent[2]);
+                }
+            }
+            group.finish();
         }
-        group.finish();
     }
 }
 
-criterion_group!(benches, network);
+criterion_group!(benches, networks);
 criterion_main!(benches);

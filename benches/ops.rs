@@ -1,61 +1,69 @@
-//! Convolutions of every family, forward and both gradients: the layers of a MobileNetV2 block against the one dense
-//! convolution it merges into. Throughput is in multiply-accumulates ("elements") per second.
+//! Convolutions of every family, forward and backward: layers of MobileNetV2 blocks against the dense convolutions that
+//! the blocks merge into, on the host and on every CUDA device's first, in its precisions. Layers and clock are those of
+//! `depthshrinker bench kernels`; after each time its utilization is printed.
 
-use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use depthshrinker::device::{View, ViewMut};
-use depthshrinker::graph::{Bias, Conv};
-use depthshrinker::ops::conv::{self, ConvBias, ConvProblem};
-use depthshrinker::shape::{Shape, Window};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use depthshrinker::config::Config;
+use depthshrinker::device::Device;
+use depthshrinker::device::cuda::Cuda;
+use depthshrinker::dtype::Dtype;
+use depthshrinker::measure::{Layer, LayerBench, LayerPass};
+use depthshrinker::model::Model;
+use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::pipeline::{Limits, fully_merged};
+use depthshrinker::shape::Shape;
 
 const BATCH: usize = 64;
+/// Blocks with stride 2, with a residual, and with many channels on few pixels.
+const BLOCKS: [&str; 3] = ["blocks.1.0.", "blocks.2.1.", "blocks.5.1."];
 
-/// Name, (size, c_in), c_out, kernel, stride, groups.
-type Layer = (&'static str, (usize, usize), usize, usize, usize, usize);
+/// The host, and a GPU in the precisions that matter where there is one.
+fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::Cpu];
+    if Cuda::count() > 0 {
+        devices.extend(Dtype::ALL.into_iter().filter_map(|precision| Device::open("cuda", precision).ok()));
+    }
+    devices
+}
 
-/// The parts of inverted residuals of MobileNetV2-0.5 on 28×28 images, and what each block merges into.
-const LAYERS: &[Layer] = &[
-    ("block1/expand", (28, 8), 48, 1, 1, 1),
-    ("block1/depthwise", (28, 48), 48, 3, 2, 48),
-    ("block1/project", (14, 48), 16, 1, 1, 1),
-    ("block1/merged", (28, 8), 16, 3, 2, 1),
-    ("block2/expand", (14, 16), 96, 1, 1, 1),
-    ("block2/depthwise", (14, 96), 96, 3, 1, 96),
-    ("block2/project", (14, 96), 16, 1, 1, 1),
-    ("block2/merged", (14, 16), 16, 3, 1, 1),
-    ("block8/expand", (4, 32), 192, 1, 1, 1),
-    ("block8/depthwise", (4, 192), 192, 3, 1, 192),
-    ("block8/project", (4, 192), 32, 1, 1, 1),
-    ("block8/merged", (4, 32), 32, 3, 1, 1),
-];
+fn layers(device: &Device) -> Vec<Layer> {
+    let options = NetworkOptions { input_stride: Some(1), ..NetworkOptions::new(Shape::new(28, 28, 1), 10) };
+    let graph = build("mobilenetv2-0.5", &options).expect("a known network");
+    let model = Model::initialise(graph, 0).expect("the graph is well formed");
+    let merged = fully_merged(&model, None, &Config::default()).expect("blocks merge").expect("there are blocks");
+    let passes = LayerPass::on(device, &LayerPass::ALL);
+    let mut layers = Layer::of_networks(&[&model.graph, &merged.graph], BATCH, &passes).expect("well formed");
+    layers.retain(|layer| BLOCKS.iter().any(|block| layer.name.starts_with(block)));
+    layers
+}
 
 fn convolutions(c: &mut Criterion) {
-    for &(name, (size, c_in), c_out, k, stride, groups) in LAYERS {
-        let conv = Conv { c_in, c_out, window: Window::square(k, stride, k / 2), groups, bias: Bias::None };
-        let p = ConvProblem::new(&conv, Shape::new(size, size, c_in), BATCH).expect("every layer fits its input");
-        let numbers = |len: usize| (0..len).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect::<Vec<f32>>();
-        let (x, w, dy) = (numbers(BATCH * p.input.len()), numbers(p.weight_len()), numbers(BATCH * p.output.len()));
-        let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
-
-        let mut group = c.benchmark_group(name);
+    for device in devices() {
+        let limits = Limits::measure(&device, Duration::from_secs(4)).expect("the device works");
+        print!("{} in {}: {}", device.name(), device.precision(), limits.text());
+        let bench = LayerBench::new(&device).expect("the device has memory");
+        let mut group = c.benchmark_group(format!("{}_{}", device.name(), device.precision()));
         group.measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300)).sample_size(20);
-        group.throughput(Throughput::Elements(p.macs()));
-        group.bench_function(BenchmarkId::from_parameter("forward"), |b| {
-            b.iter(|| {
-                let operands = (View::Host(black_box(&x)), View::Host(&w));
-                conv::forward(&p, operands, ConvBias::None, None, None, ViewMut::Host(&mut y));
+        for layer in layers(&device) {
+            let mut launches = bench.launches(&layer).expect("the device works");
+            let (mut time, mut count) = (Duration::ZERO, 0);
+            group.throughput(Throughput::Elements(layer.flops()));
+            group.bench_function(format!("{}/{}", layer.name, layer.pass), |b| {
+                b.iter_custom(|iterations| {
+                    let took = launches.total(iterations).expect("the device works");
+                    (time, count) = (time + took, count + iterations);
+                    took
+                });
             });
-        });
-        // Both gradients are one walk: twice the multiply-accumulates.
-        group.throughput(Throughput::Elements(2 * p.macs()));
-        group.bench_function(BenchmarkId::from_parameter("backward"), |b| {
-            b.iter(|| {
-                let read = (View::Host(black_box(&x[..])), View::Host(&w[..]), View::Host(&dy[..]));
-                conv::backward(&p, read, Some((ViewMut::Host(&mut dx), false)), ViewMut::Host(&mut dw), None);
-            });
-        });
+            if count > 0 {
+                let seconds = time.as_secs_f64() / count as f64;
+                let used = limits.roofline.utilization(std::slice::from_ref(&layer.cost), BATCH, seconds);
+                let percent = [used.flop, used.byte, used.roofline].map(|share| 100.0 * share);
+                println!("  FLOP {:.1} %, byte {:.1} %, roofline {:.1} %", percent[0], percent[1], percent[2]);
+            }
+        }
         group.finish();
     }
 }

@@ -83,7 +83,7 @@ fn run(model: &Model, block: usize, images: &[f32]) -> Result<Run, Failed> {
     let mut engine = Engine::new(&Device::Cpu, model, &options)?;
     let mut logits = vec![0.0; batch * CLASSES];
     engine.forward(images)?.read(&mut logits)?;
-    Ok(Run { logits, block: engine.tap(output)? })
+    Ok(Run { logits, block: engine.tap(output)?.host().to_vec() })
 }
 
 fn merges_exactly(block: usize) -> Result<(), Failed> {
