@@ -207,3 +207,49 @@ fn without_pytorch_one_line_says_so_and_the_rest_goes_on() {
     assert_eq!(text.lines().filter(|line| line.contains("no peer") && line.contains("--python")).count(), 1, "{text}");
     assert!(!serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap().is_empty());
 }
+
+/// The script for GPU hosts, its logic without a GPU.
+#[test]
+fn the_script_for_gpu_hosts_reports_every_part() {
+    let dir = folder();
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/gpu");
+    let run = |only: &str, device: &str| {
+        Command::new("python3")
+            .current_dir(dir.path())
+            .arg(&script)
+            .args(["--quick", "--device", device, "--only", only, "--bin"])
+            .arg(assert_cmd::cargo::cargo_bin("depthshrinker"))
+            .arg("out")
+            .env("DEPTHSHRINKER_CACHE", &cache)
+            .env_remove("OUT")
+            .assert()
+    };
+    let outcomes = || -> Vec<(String, String)> {
+        let text = fs::read_to_string(dir.path().join("out/result.json")).expect("the script writes it");
+        let result: Value = serde_json::from_str(&text).expect("JSON");
+        let word = |row: &Value, key: &str| row[key].as_str().expect("a word").to_owned();
+        let rows = result["parts"].as_array().expect("a list").iter();
+        rows.map(|row| (word(row, "part"), word(row, "outcome"))).collect()
+    };
+    run("devices,check,same,bench kernels,memcheck", "emulator").success();
+    let expected = [
+        ("environment", "ok"),
+        ("devices", "ok"),
+        ("check f32", "ok"),
+        ("check f16", "ok"),
+        ("same bits twice", "ok"),
+        ("bench kernels mobilenetv2-0.25 f16", "ok"),
+        ("compute-sanitizer memcheck", "missing"),
+        ("compute-sanitizer racecheck", "missing"),
+        ("bench kernels mobilenetv2-0.25 f32", "ok"),
+    ];
+    assert_eq!(outcomes(), expected.map(|(part, outcome)| (part.to_owned(), outcome.to_owned())));
+    let table = fs::read_to_string(dir.path().join("out/result.md")).unwrap();
+    assert!(table.contains("| check f16 | ok |") && table.contains("| mobilenetv2-0.25 | f16 | original | dgrad |"));
+    assert!(dir.path().join("out/roofline-mobilenetv2-0.25-f16.svg").is_file());
+    // Without a GPU the checks fail, the rest is told all the same, and the exit code says so.
+    run("devices,check", "cuda:98").code(1);
+    assert_eq!(outcomes().iter().filter(|(_, outcome)| outcome == "failed").count(), 3);
+    run("devices", "emulator").code(1);
+}

@@ -79,7 +79,11 @@ fn trained(dir: &Path) -> PathBuf {
 fn help_names_every_command() {
     let dir = folder();
     let mut all = predicate::str::contains("Common options").boxed();
-    for command in ["shrink", "train", "search", "finetune", "merge", "eval", "import", "export", "infer", "plan"] {
+    let commands = [
+        "shrink", "train", "search", "finetune", "merge", "eval", "import", "export", "infer", "plan", "bench",
+        "devices",
+    ];
+    for command in commands {
         all = all.and(predicate::str::contains(command)).boxed();
         depthshrinker(dir.path(), &[command, "--help"]).assert().success();
     }

@@ -13,9 +13,9 @@ use crate::dtype::Dtype;
 /// Options of `check`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Only cases whose name contains this
+    /// Only cases whose name contains one of these
     #[arg(value_name = "NAME")]
-    filter: Option<String>,
+    filters: Vec<String>,
 }
 
 /// Runs the table and prints what differs. In every precision that the device has, where none is given.
@@ -41,7 +41,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         }
         device = Device::on(gpu.clone(), precision)?;
         for case in cases() {
-            if args.filter.as_ref().is_some_and(|filter| !case.name.contains(filter)) {
+            if !args.filters.is_empty() && !args.filters.iter().any(|filter| case.name.contains(filter)) {
                 continue;
             }
             let outcome = case.compare(&device)?;
@@ -50,6 +50,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             }
             results.push((precision, case.name, outcome));
         }
+    }
+    if results.is_empty() {
+        return Err(Error::Config(format!("no case has {} in its name", args.filters.join(" or "))).into());
     }
     let failed = results.iter().filter(|r| r.2.is_err()).count();
     let text = if common.json {

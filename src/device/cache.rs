@@ -60,6 +60,11 @@ impl Cache {
         &self.folder
     }
 
+    /// The path of an entry that was brought along.
+    pub fn brought(&self, name: &str) -> Option<PathBuf> {
+        self.seed.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+    }
+
     /// The path of an entry that exists.
     pub fn find(&self, name: &str) -> Option<PathBuf> {
         self.seed.iter().chain([&self.folder]).map(|folder| folder.join(name)).find(|path| path.is_file())

@@ -56,7 +56,8 @@ pub fn require(dtype: Dtype, arch: u32) -> Result<()> {
     Err(Error::Device(format!("sm_{arch} has no {dtype}; use --precision f16 or f32")))
 }
 
-/// Compiles a unit, or takes it from the cache. Without a compiler, one made by any version of it serves.
+/// Compiles a unit, or takes it from the cache. One that was brought along (`$DEPTHSHRINKER_KERNELS`) serves whatever
+/// version of the compiler made it; without a compiler, so does any.
 ///
 /// # Errors
 /// When it is in no cache and there is no compiler, or the compiler refuses.
@@ -66,11 +67,14 @@ pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
     let key = unit.key(&options.each_ref().map(String::as_str));
     let stem = format!("{}-{}-sm_{arch}-{key}", unit.file().name.trim_end_matches(".cu"), unit.dtype());
     let name = |(major, minor): (i32, i32)| format!("{stem}-nvrtc{major}.{minor}.cubin");
+    let versions = || [12, 13].into_iter().flat_map(|major| (0..=9).rev().map(move |minor| (major, minor)));
+    if let Some(path) = versions().find_map(|version| cache.brought(&name(version))) {
+        return read(&path, true);
+    }
     let nvrtc = match Nvrtc::find() {
         Ok(nvrtc) => nvrtc,
         Err(error) => {
-            let versions = [12, 13].into_iter().flat_map(|major| (0..=9).rev().map(move |minor| (major, minor)));
-            let found = versions.filter_map(|version| cache.find(&name(version))).next();
+            let found = versions().find_map(|version| cache.find(&name(version)));
             return read(&found.ok_or(error)?, true);
         }
     };

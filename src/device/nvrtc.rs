@@ -4,7 +4,7 @@
 //! time and panicking without it, while both 12 (the last for sm_70) and 13 serve here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use libloading::{Library, Symbol};
 
@@ -36,14 +36,14 @@ pub struct Cubin {
 type Program = *mut c_void;
 
 impl Nvrtc {
-    /// Looks for the library: `$DEPTHSHRINKER_NVRTC`, then wherever the system looks.
+    /// Looks for the library: `$DEPTHSHRINKER_NVRTC` and nowhere else where that is set; otherwise where the system looks,
+    /// then in the usual folders of CUDA toolkits.
     ///
     /// # Errors
     /// When there is none; says how to get it.
     pub fn find() -> Result<Self> {
         let set = std::env::var_os("DEPTHSHRINKER_NVRTC").filter(|v| !v.is_empty()).map(PathBuf::from);
-        let system = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"].map(PathBuf::from);
-        let candidates: Vec<PathBuf> = set.map_or_else(|| system.to_vec(), |path| vec![path]);
+        let candidates = set.map_or_else(candidates, |path| vec![path]);
         for path in &candidates {
             // SAFETY: NVRTC's initialisers have no requirements.
             let Ok(library) = (unsafe { Library::new(path) }) else { continue };
@@ -61,7 +61,7 @@ impl Nvrtc {
             }
         }
         let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
-        Err(Error::Device(format!("NVRTC was not found (tried {}); {HOW_TO_GET}", tried.join(", "))))
+        Err(Error::Device(format!("NVRTC was not found or does not load (tried {}); {HOW_TO_GET}", tried.join(", "))))
     }
 
     /// Major and minor version.
@@ -184,7 +184,52 @@ impl Nvrtc {
     }
 }
 
+/// Names that the system's loader may know, then files in toolkits: the oldest version first, since it knows the oldest
+/// GPUs and serves the newest as well.
+fn candidates() -> Vec<PathBuf> {
+    let set = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let below = |folder: &str, prefix: &str| -> Vec<PathBuf> { entries(Path::new(folder), prefix) };
+    let toolkits = set.chain(below("/usr/local", "cuda")).chain(below("/opt", "cuda"));
+    let folders = toolkits.flat_map(|toolkit| {
+        ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"].map(|lib| toolkit.join(lib))
+    });
+    let mut files: Vec<PathBuf> = folders.flat_map(|folder| entries(&folder, "libnvrtc.so")).collect();
+    // `libnvrtc.so.12` before `libnvrtc.so.12.9.86` before `libnvrtc.so.13`; the bare name, of unknown version, last.
+    files.sort_by_key(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        (name == "libnvrtc.so", name)
+    });
+    let system = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"].map(PathBuf::from);
+    system.into_iter().chain(files).collect()
+}
+
+/// What lies in a folder under names with a prefix, in order of their names.
+fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(found) = std::fs::read_dir(folder) else { return Vec::new() };
+    let fits = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+    let mut paths: Vec<PathBuf> = found.flatten().map(|entry| entry.path()).filter(fits).collect();
+    paths.sort();
+    paths
+}
+
 /// Options of every compilation. The assembler reports registers and spills in the log.
 pub(super) fn options(arch: u32) -> [String; 3] {
     [format!("--gpu-architecture=sm_{arch}"), "--std=c++17".into(), "--ptxas-options=-v".into()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_libraries_by_their_prefix_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc-builtins.so.12.9", "libcudart.so.12"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let found = entries(folder.path(), "libnvrtc.so");
+        assert_eq!(found, ["libnvrtc.so.12", "libnvrtc.so.13"].map(|name| folder.path().join(name)));
+        assert!(entries(Path::new("/no/such/folder"), "lib").is_empty());
+        assert_eq!(candidates()[0], Path::new("libnvrtc.so.12"));
+    }
 }

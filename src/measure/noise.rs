@@ -9,7 +9,7 @@ use crate::device::{Buffer, Device};
 use crate::ops::add;
 
 /// Numbers of a block; larger buffers repeat it.
-const BLOCK: usize = 1 << 18;
+const BLOCK: usize = 1 << 20;
 /// Standard deviation of weights and gradients: results stay near the inputs' scale, far from the limits of f16.
 const SIGNED_STD: f32 = 0.05;
 

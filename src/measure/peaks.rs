@@ -23,7 +23,7 @@ const MAX_COPY_BYTES: usize = 256 << 20;
 /// Sides of the product measured on the host: its three operands (3 MiB) are blocked by the GEMM, as in real layers.
 const GEMM_SIDE: usize = 512;
 /// Rows and sides of the product measured on a GPU: many waves of tiles, and long sums.
-const GPU_GEMM: LinearProblem = LinearProblem { n: 8192, c_in: 4096, c_out: 4096 };
+const GPU_GEMM: LinearProblem = LinearProblem { n: 4096, c_in: 4096, c_out: 4096 };
 /// The same where the host imitates a GPU.
 const EMULATED_GEMM: LinearProblem = LinearProblem { n: 64, c_in: 64, c_out: 64 };
 /// Bytes of each array copied there.

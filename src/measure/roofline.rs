@@ -133,9 +133,12 @@ impl Roofline {
         let seconds = seconds.max(f64::MIN_POSITIVE);
         let sum = |of: &dyn Fn(&KernelCost) -> f64| kernels.iter().map(of).sum::<f64>();
         let bytes = sum(&|k| k.bytes(batch, self.element_bytes) as f64);
+        let unit = match kernels.iter().all(|k| k.unit == ComputeUnit::Vector) {
+            true => ComputeUnit::Vector,
+            false => ComputeUnit::Matrix,
+        };
         Utilization {
-            // A pipe's peak is that of the work it does: seconds at peak over seconds.
-            flop: sum(&|k| k.flops as f64 * batch as f64 / self.flops(k.unit)) / seconds,
+            flop: sum(&|k| k.flops as f64 * batch as f64) / seconds / self.flops(unit),
             byte: bytes / seconds / self.bandwidth,
             roofline: sum(&|k| self.time(k, batch)) / seconds,
         }
@@ -249,7 +252,7 @@ pub fn network_time(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<
 /// How much of the machine a measured time used; each is 1 at the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Utilization {
-    /// Analytic FLOP / peak of the units they run on / time.
+    /// Analytic FLOP / time / peak of the matrix units, or of the vector units where nothing else computes.
     pub flop: f64,
     /// Least bytes / time / measured copy bandwidth. Above 1 where activations stayed in caches, which are faster than
     /// the memory the copy was measured on.

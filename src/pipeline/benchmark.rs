@@ -21,6 +21,8 @@ use crate::{Error, Result};
 
 /// Share of the measuring time for the device's peaks.
 const PEAKS_SHARE: f64 = 0.05;
+/// Time for them at least: everything is judged by them.
+const MIN_PEAKS: Duration = Duration::from_millis(300);
 /// How often what is compared takes turns with its peer.
 const TURNS: u32 = 2;
 /// How much longer than it measures a peer may take to answer: it tries algorithms and compiles first.
@@ -45,7 +47,7 @@ impl Limits {
     /// # Errors
     /// When the device fails.
     pub fn measure(device: &Device, budget: Duration) -> Result<Self> {
-        let peaks = measure_peaks(device, budget.mul_f64(PEAKS_SHARE))?;
+        let peaks = measure_peaks(device, budget.mul_f64(PEAKS_SHARE).max(MIN_PEAKS))?;
         let precision = device.precision();
         let published = Roofline::published(&device.name(), precision);
         let measured = Roofline::measured(&peaks, precision);

@@ -122,9 +122,10 @@ pub fn network_bench_table(records: &[Record]) -> Table {
     table
 }
 
-/// Records as CSV: a column for every key that any of them has, lists and objects as JSON in quotes.
+/// Records as CSV: name and pass, then a column for every other key that any of them has, lists and objects as JSON in
+/// quotes.
 pub fn csv(records: &[Record]) -> String {
-    let mut keys: Vec<&str> = Vec::new();
+    let mut keys = vec!["name", "pass"];
     for key in records.iter().flat_map(Map::keys) {
         if !keys.contains(&key.as_str()) {
             keys.push(key);
@@ -158,8 +159,9 @@ mod tests {
 
     #[test]
     fn csv_quotes_what_would_break_a_row() {
-        let records = [record(json!({"a": "x,\"y\"", "b": [1, 2]})), record(json!({"b": 3.5, "c": null}))];
-        assert_eq!(csv(&records), "a,b,c\n\"x,\"\"y\"\"\",\"[1,2]\",\n,3.5,\n");
+        let records =
+            [record(json!({"name": "x,\"y\"", "b": [1, 2]})), record(json!({"b": 3.5, "c": null, "pass": "fwd"}))];
+        assert_eq!(csv(&records), "name,pass,b,c\n\"x,\"\"y\"\"\",,\"[1,2]\",\n,fwd,3.5,\n");
     }
 
     #[test]
