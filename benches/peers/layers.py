@@ -19,7 +19,7 @@ gives the rates of a large copy and of a large matrix product.
 import torch
 import torch.nn.functional as F
 
-from clock import DTYPES, main, rotation, sample, summary
+from clock import DTYPES, MIN_LAUNCHES, main, replays, rotation, sample, summary
 
 GRADIENTS = {"dgrad": [True, False, False], "wgrad": [False, True, False], "dgrad+wgrad": [True, True, False]}
 
@@ -120,6 +120,7 @@ def backward(args, sets, seconds):
     if args.device == "cuda":
         # Autograd runs a step's backward on its forward's stream: both are made on the one that is captured.
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             graphs = prepared()
             torch.cuda.synchronize()
@@ -130,8 +131,6 @@ def backward(args, sets, seconds):
 
 
 def sample_on(stream, body, sets, seconds):
-    from clock import MIN_LAUNCHES, replays
-
     for i in range(min(sets, 3)):
         body(i)
     torch.cuda.synchronize()
