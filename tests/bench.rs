@@ -205,7 +205,47 @@ fn without_pytorch_one_line_says_so_and_the_rest_goes_on() {
     let output = assert.get_output();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(text.lines().filter(|line| line.contains("no peer") && line.contains("--python")).count(), 1, "{text}");
-    assert!(!serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap().is_empty());
+    let records: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!records.is_empty());
+    assert!(records.iter().all(|r| r["peer_time_us"].is_null() && r["peer_error"].is_string()), "{records:?}");
+}
+
+/// A peer that knows one answer to everything, through the protocol that PyTorch's scripts speak.
+#[cfg(unix)]
+#[test]
+fn a_peer_is_asked_in_turns_and_its_failures_are_told() {
+    let dir = folder();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peer.sh");
+    let log = dir.path().join("asked");
+    let ask = |answer: &str, kind: &[&str]| {
+        let _ = fs::remove_file(&log);
+        let args = [kind, &TINY, &["--json", "--peers", "--python"]].concat();
+        let mut command = bench(dir.path(), &args);
+        command.arg(&script).env("PEER_ANSWER", answer).env("PEER_LOG", &log);
+        let output = command.assert().success().get_output().stdout.clone();
+        let records: Vec<Value> = serde_json::from_slice(&output).expect("one JSON list on stdout");
+        let questions = fs::read_to_string(&log).unwrap();
+        (records, questions.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>())
+    };
+    let layer = ["kernels", "--layer", "conv_stem", "--passes", "fwd"];
+    let (records, questions) = ask(r#"{"time_us": 5.5}"#, &layer);
+    assert_eq!((records.len(), &records[0]["peer_time_us"]), (1, &Value::from(5.5)));
+    let asked: Vec<&str> = questions.iter().map(|q| q["name"].as_str().unwrap()).collect();
+    assert_eq!(asked, ["peaks", "conv_stem", "conv_stem"], "twice, in turns");
+    assert_eq!((&questions[1]["kernel"], &questions[1]["c_in"]), (&Value::from(vec![3, 3]), &Value::from(3)));
+
+    let (records, _) = ask(r#"{"error": "out of order"}"#, &layer);
+    assert!(records[0]["peer_time_us"].is_null(), "{records:?}");
+    assert!(records[0]["peer_error"].as_str().unwrap().contains("out of order"));
+
+    let (records, _) = ask("", &layer);
+    assert!(records[0]["peer_error"].as_str().unwrap().contains("ended"), "{records:?}");
+
+    let (records, questions) = ask(r#"{"images_per_s": 250.0}"#, &["network"]);
+    assert!(records.iter().all(|r| r["peer_images_per_s"] == 250.0 && r["peer_time_us"] == 8000.0), "{records:?}");
+    let compiled = |q: &&Value| q["compile"] == true;
+    assert_eq!((questions.len(), questions.iter().filter(compiled).count()), (12, 6));
+    assert!(questions[0]["graph"]["nodes"].as_array().is_some_and(|nodes| nodes.len() > 100));
 }
 
 /// The script for GPU hosts, its logic without a GPU.

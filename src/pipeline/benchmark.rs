@@ -115,13 +115,15 @@ pub fn fully_merged(model: &Model, mask: Option<&Mask>, config: &Config) -> Resu
     Ok(Some(merge(&linear, &MergeOptions { padding: surgery.padding })?.0))
 }
 
-/// Starts the peer where one is asked for. Without it one line says why, and the rest goes on.
-fn start_peer(python: Option<&Path>, script: PeerScript, device: &Device) -> Option<Peer> {
-    match Peer::start(python?, script, device) {
-        Ok(peer) => Some(peer),
-        Err(error) => {
+/// Starts the peer where one is asked for; otherwise, or where it does not start, why there is none. One line says so,
+/// and the rest goes on.
+fn start_peer(python: Option<&Path>, script: PeerScript, device: &Device) -> (Option<Peer>, Option<String>) {
+    match python.map(|python| Peer::start(python, script, device)) {
+        None => (None, None),
+        Some(Ok(peer)) => (Some(peer), None),
+        Some(Err(error)) => {
             tracing::warn!("{error}");
-            None
+            (None, Some(error.to_string()))
         }
     }
 }
@@ -139,7 +141,7 @@ pub fn bench_layers(
     python: Option<&Path>,
 ) -> Result<(Vec<Map<String, Value>>, Value)> {
     let bench = LayerBench::new(device)?;
-    let mut peer = start_peer(python, PeerScript::Layers, device);
+    let (mut peer, why_not) = start_peer(python, PeerScript::Layers, device);
     let mut about = peer.as_ref().map_or(Value::Null, |peer| peer.about.clone());
     if let Some(peer) = &mut peer
         && let Ok(peaks) = peer.ask(&json!({ "name": "peaks", "seconds": 0.2 }), PEER_LEEWAY)
@@ -164,6 +166,7 @@ pub fn bench_layers(
         let summary = Summary::of(&own).ok_or_else(|| Error::Device(format!("{}: no time", layer.name)))?;
         add_time(&mut record, layer, &summary, limits);
         add_answers(&mut record, answers, &["time_us", "conv_time_us"]);
+        add_absence(&mut record, why_not.as_deref(), "peer_time_us");
         records.push(record);
         drop(launches);
         release_idle(device);
@@ -246,7 +249,7 @@ pub fn bench_networks(
     limits: &Limits,
     (budget, python): (Duration, Option<&Path>),
 ) -> Result<(Vec<Map<String, Value>>, Value)> {
-    let mut peer = start_peer(python, PeerScript::Networks, device);
+    let (mut peer, why_not) = start_peer(python, PeerScript::Networks, device);
     let about = peer.as_ref().map_or(Value::Null, |peer| peer.about.clone());
     let mut records = Vec::new();
     let cases = network_cases(model, merged)?;
@@ -254,7 +257,22 @@ pub fn bench_networks(
     for cases in cases.chunk_by(|a, b| a.training == b.training) {
         records.extend(bench_group(device, cases, batch, limits, (budget / 2, peer.as_mut()))?);
     }
+    for record in &mut records {
+        add_absence(record, why_not.as_deref(), "peer_images_per_s");
+        let rate = record.get("peer_images_per_s").map(Value::as_f64);
+        if let Some(rate) = rate {
+            record.insert("peer_time_us".into(), json!(rate.map(|rate| batch as f64 / rate * 1e6)));
+        }
+    }
     Ok((records, about))
+}
+
+/// Says why a record has no peer though one was asked for.
+fn add_absence(record: &mut Map<String, Value>, why_not: Option<&str>, key: &str) {
+    if let Some(why_not) = why_not {
+        record.insert(key.to_owned(), Value::Null);
+        record.insert("peer_error".into(), json!(why_not));
+    }
 }
 
 /// The ways a network is run: inference as it is (one step a node), folded, fused and merged, then training steps.

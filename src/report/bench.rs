@@ -26,7 +26,7 @@ fn percent(value: Option<f64>) -> String {
 /// Layers in the order given; `networks` are those whose counts are shown.
 pub fn layer_table(records: &[Record], networks: &[&str]) -> Table {
     use Align::{Left, Right};
-    let peers = records.iter().any(|r| r.contains_key("peer_time_us"));
+    let peers = records.iter().any(|r| number(r, "peer_time_us").is_some());
     let mut header = vec![("layer", Left), ("pass", Left), ("shape", Left)];
     header.extend(networks.iter().map(|name| (*name, Right)));
     header.extend(["µs", "± IQR", "MB", "GFLOP", "FLOP %", "byte %", "roofline %"].map(|name| (name, Right)));
@@ -98,7 +98,7 @@ pub fn layer_totals(records: &[Record], networks: &[&str]) -> Table {
 pub fn network_bench_table(records: &[Record]) -> Table {
     use Align::{Left, Right};
     let right = |name| (name, Right);
-    let peers = records.iter().any(|r| r.contains_key("peer_images_per_s"));
+    let peers = records.iter().any(|r| number(r, "peer_images_per_s").is_some());
     let mut header = vec![("network", Left), ("pass", Left)];
     header.extend(["images/s", "ms/batch", "± IQR", "FLOP %", "byte %", "roofline %", "peak MB"].map(right));
     if peers {
