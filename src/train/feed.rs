@@ -17,7 +17,7 @@ pub(super) enum Feed {
     Host,
     /// The GPU has the images' bytes.
     Bytes {
-        images: ByteImages,
+        images: Box<ByteImages>,
         /// Whether it has the whole set.
         resident: bool,
     },
@@ -69,7 +69,7 @@ impl Feed {
         let resident = loader.resident().filter(|pixels| often && pixels.len() as u64 <= room);
         let (shape, batch) = (loader.dataset().shape().into(), loader.batch_size());
         let count = if resident.is_some() { loader.dataset().len() } else { batch };
-        let mut images = ByteImages::new(device, shape, loader.tables().clone(), (count, batch))?;
+        let mut images = Box::new(ByteImages::new(device, shape, loader.tables().clone(), (count, batch))?);
         if let Some(pixels) = resident {
             images.set_pixels(pixels)?;
         }
