@@ -196,7 +196,7 @@ fn the_settings_are_plain_configuration() {
 
 #[test]
 fn a_recipe_for_imagenet_is_the_published_one() {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "recipes", "imagenet.toml"].iter().collect();
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "recipes", "mobilenetv2-1.4.toml"].iter().collect();
     let config = depthshrinker::config::Config::read(&path).unwrap();
     config.check().unwrap();
     for train in [&config.train, &config.search.train, &config.finetune.train] {

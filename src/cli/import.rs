@@ -9,7 +9,7 @@ use serde_json::json;
 use super::Common;
 use super::devices::print;
 use super::settings::{refuse_same, sizes};
-use crate::io::{ModelInfo, write_model};
+use crate::io::{DataInfo, ModelInfo, write_model};
 use crate::models::{NetworkOptions, image_size};
 use crate::pipeline::{Entry, import};
 use crate::shape::Shape;
@@ -42,9 +42,10 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let side = args.image_size.map_or_else(|| image_size(&args.net), Ok)?;
     let options = NetworkOptions::new(Shape::new(side, side, 3), 1000);
     let (model, names) = import(&args.net, &args.weights, &options)?;
-    write_model(&args.output, &model, &ModelInfo::default())?;
-    let (params, macs) = sizes(&model)?;
     let (classes, input) = (model.graph.classes(), model.graph.input_shape());
+    let info = ModelInfo { data: DataInfo::pretrained(&args.net, input, classes) };
+    write_model(&args.output, &model, &info)?;
+    let (params, macs) = sizes(&model)?;
     let text = if common.json {
         let value = json!({
             "output": args.output, "names": names, "classes": classes, "input": [input.c, input.h, input.w],

@@ -20,11 +20,12 @@ pub fn preprocessing(network: &str) -> Option<Preprocessing> {
     TABLE.lines().map(|line| line.split('\t')).find_map(|mut cells| (cells.next()? == name).then(|| row(cells))?)
 }
 
-/// The published name behind one of our own: all widths of MobileNetV2 are alike.
+/// The published name behind one of our own: all widths of MobileNetV2 are alike, and of MNASNet.
 fn published(name: &str) -> String {
-    match name.strip_prefix("mobilenetv2-") {
-        Some(_) => "mobilenetv2_100".to_owned(),
-        None => name.replace("efficientnet-lite", "efficientnet_lite"),
+    match name.split_once('-') {
+        Some(("mobilenetv2", _)) => "mobilenetv2_100".to_owned(),
+        Some(("mnasnet", _)) => "mnasnet_100".to_owned(),
+        _ => name.replace("efficientnet-lite", "efficientnet_lite"),
     }
 }
 
