@@ -54,6 +54,11 @@ fn an_unknown_name_lists_the_known_ones() {
 
 #[test]
 fn settings_that_contradict_the_source_are_refused() {
+    #[cfg(not(feature = "parquet"))]
+    refused(
+        data::open(&DataSource { name: "parquet:some".into(), ..DataSource::default() }),
+        &["parquet:some", "--features parquet"],
+    );
     let source = DataSource { image_size: Some(96), ..DataSource::default() };
     refused(data::open(&source), &["96", "28x28"]);
     let source = DataSource { dir: Some("elsewhere".into()), ..DataSource::default() };

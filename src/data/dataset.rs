@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "parquet")]
+use super::parquet_shards::ShardRows;
 use super::picture::Picture;
 use super::preprocess::{Preprocessing, Resize};
+use super::random;
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -107,6 +110,9 @@ enum Images {
     Memory(Vec<u8>),
     /// One picture per image, decoded and resized whenever it is asked for.
     Files { paths: Vec<PathBuf>, resize: Resize },
+    /// One picture per row of Parquet files, likewise.
+    #[cfg(feature = "parquet")]
+    Shards { rows: ShardRows, resize: Resize },
 }
 
 /// Labelled images of one shape.
@@ -173,6 +179,20 @@ impl Dataset {
         Self { name: name.to_owned(), shape, class_names, labels, images, normalisation }.checked()
     }
 
+    /// A set of pictures in Parquet shards, each brought to one shape when it is read.
+    #[cfg(feature = "parquet")]
+    pub(super) fn from_shards(
+        name: &str,
+        preprocessing: Preprocessing,
+        class_names: Vec<String>,
+        rows: ShardRows,
+        labels: Vec<u32>,
+    ) -> Result<Self> {
+        let Preprocessing { shape, resize, normalisation } = preprocessing;
+        let images = Images::Shards { rows, resize };
+        Self { name: name.to_owned(), shape, class_names, labels, images, normalisation }.checked()
+    }
+
     /// What holds for every set, wherever its images are.
     fn checked(self) -> Result<Self> {
         let classes = self.class_names.len();
@@ -208,10 +228,14 @@ impl Dataset {
     /// The same pictures made otherwise. Images in memory have a shape already and are refused.
     pub fn with_preprocessing(mut self, preprocessing: &Preprocessing) -> Result<Self> {
         preprocessing.check()?;
-        let Images::Files { resize, .. } = &mut self.images else {
-            return Err(Error::Data(format!("{}: its images are {} and stay so", self.name, self.shape)));
-        };
-        *resize = preprocessing.resize;
+        match &mut self.images {
+            Images::Memory(_) => {
+                return Err(Error::Data(format!("{}: its images are {} and stay so", self.name, self.shape)));
+            }
+            Images::Files { resize, .. } => *resize = preprocessing.resize,
+            #[cfg(feature = "parquet")]
+            Images::Shards { resize, .. } => *resize = preprocessing.resize,
+        }
         self.shape = preprocessing.shape;
         self.normalisation = preprocessing.normalisation.clone();
         Ok(self)
@@ -262,6 +286,8 @@ impl Dataset {
         match self.images {
             Images::Memory(_) => None,
             Images::Files { resize, .. } => Some(resize),
+            #[cfg(feature = "parquet")]
+            Images::Shards { resize, .. } => Some(resize),
         }
     }
 
@@ -273,13 +299,11 @@ impl Dataset {
         if out.len() != self.shape.size() {
             return Err(Error::shape("image", format!("{} bytes", self.shape.size()), format!("{}", out.len())));
         }
-        match &self.images {
-            Images::Memory(pixels) => {
-                out.copy_from_slice(&pixels[index * out.len()..][..out.len()]);
+        match self.resize() {
+            Some(resize) => resize.apply(&self.picture(index)?, self.shape, out),
+            None => {
+                out.copy_from_slice(self.pixels(index).unwrap_or_default());
                 Ok(())
-            }
-            Images::Files { paths, resize } => {
-                resize.apply(&Picture::read(&paths[index], self.shape.channels)?, self.shape, out)
             }
         }
     }
@@ -293,6 +317,8 @@ impl Dataset {
                 Ok(Picture { width, height, channels, pixels: pixels[index * size..][..size].to_vec() })
             }
             Images::Files { paths, .. } => Picture::read(&paths[index], channels),
+            #[cfg(feature = "parquet")]
+            Images::Shards { rows, .. } => rows.picture(index, channels),
         }
     }
 
@@ -300,7 +326,7 @@ impl Dataset {
     pub(super) fn all_pixels(&self) -> Option<&[u8]> {
         match &self.images {
             Images::Memory(pixels) => Some(pixels),
-            Images::Files { .. } => None,
+            _ => None,
         }
     }
 
@@ -310,11 +336,20 @@ impl Dataset {
         self.all_pixels().map(|pixels| &pixels[index * size..][..size])
     }
 
-    /// The file of one image; `None` when the images are in memory.
+    /// The file of one image; `None` when images are in memory or many in a file.
     pub fn file(&self, index: usize) -> Option<&Path> {
         match &self.images {
-            Images::Memory(_) => None,
             Images::Files { paths, .. } => paths.get(index).map(PathBuf::as_path),
+            _ => None,
+        }
+    }
+
+    /// The order of a shuffled epoch. Pictures in shards are shuffled in parts, see `parquet_shards`.
+    pub(super) fn shuffled(&self, seed: u64, epoch: u64) -> Vec<usize> {
+        match &self.images {
+            #[cfg(feature = "parquet")]
+            Images::Shards { rows, .. } => rows.shuffled(seed, epoch),
+            _ => random::shuffled(self.len(), seed, epoch),
         }
     }
 
@@ -334,6 +369,8 @@ impl Dataset {
                 let paths = indices.iter().map(|&index| paths[index].clone()).collect();
                 Images::Files { paths, resize: *resize }
             }
+            #[cfg(feature = "parquet")]
+            Images::Shards { rows, resize } => Images::Shards { rows: rows.subset(indices), resize: *resize },
         };
         Self {
             name: self.name.clone(),
@@ -375,6 +412,8 @@ impl fmt::Debug for Dataset {
         let place = match self.images {
             Images::Memory(_) => "memory",
             Images::Files { .. } => "files",
+            #[cfg(feature = "parquet")]
+            Images::Shards { .. } => "shards",
         };
         write!(
             f,

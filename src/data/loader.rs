@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::augment::Augment;
 use super::dataset::Dataset;
 use super::preprocess::{Interpolation, resize_cut};
-use super::random::{self, Purpose, Random};
+use super::random::{Purpose, Random};
 use crate::ops::augment::{ByteTables, ImageView, write};
 use crate::{Error, Result};
 
@@ -157,7 +157,7 @@ impl Loader {
     /// The indices of an epoch.
     fn order(&self, epoch: u64) -> Vec<usize> {
         match self.shuffle {
-            Some(seed) => random::shuffled(self.dataset.len(), seed, epoch),
+            Some(seed) => self.dataset.shuffled(seed, epoch),
             None => (0..self.dataset.len()).collect(),
         }
     }

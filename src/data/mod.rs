@@ -1,4 +1,4 @@
-//! Data sets and batches: labelled images from the binary itself, from IDX or CIFAR files or from folders of pictures,
+//! Data sets and batches: labelled images from the binary itself, from IDX or CIFAR files, from folders of pictures or from shards of them,
 //! augmented, normalised and handed out as NHWC `f32` batches by a background thread.
 //!
 //! | file | holds |
@@ -7,6 +7,7 @@
 //! | `dataset` | [`Dataset`]: images, labels, class names, normalisation |
 //! | `embedded` | the cut of Fashion-MNIST inside the binary |
 //! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
+//! | `parquet_shards` | pictures in Parquet files; with the feature `parquet` |
 //! | `preprocess` | [`Preprocessing`]: a picture of any size → a network's input |
 //! | `imagenet` | names of ImageNet's classes |
 //! | `augment` | [`Augment`]: shift, flip, erase and normalise, one pass per row |
@@ -37,6 +38,8 @@ mod image_folder;
 mod imagenet;
 mod loader;
 mod locate;
+#[cfg(feature = "parquet")]
+mod parquet_shards;
 mod picture;
 mod pixel_ops;
 mod preprocess;

@@ -64,7 +64,12 @@ impl Random {
 
 /// The order of one epoch over `len` images: a Fisher–Yates shuffle.
 pub(super) fn shuffled(len: usize, seed: u64, epoch: u64) -> Vec<usize> {
-    let mut random = Random::new(Purpose::Order, seed, epoch, 0);
+    shuffled_part(len, seed, epoch, 0)
+}
+
+/// The order of a part of an epoch; every part has random numbers of its own.
+pub(super) fn shuffled_part(len: usize, seed: u64, epoch: u64, part: u64) -> Vec<usize> {
+    let mut random = Random::new(Purpose::Order, seed, epoch, part);
     let mut order: Vec<usize> = (0..len).collect();
     for last in (1..len).rev() {
         order.swap(last, random.below(last + 1));

@@ -10,12 +10,15 @@ use super::{cifar, embedded, fashion_mnist, image_folder};
 use crate::{Error, Result};
 
 const MAX_IMAGE_SIZE: usize = 4096;
+/// What names a folder of Parquet shards.
+const SHARDS: &str = "parquet:";
 
 /// What data to use and where to look for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSource {
-    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder of pictures.
+    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, the path of a folder of
+    /// pictures, or `parquet:` and that of a folder of Parquet shards (with the feature `parquet`).
     pub name: String,
     /// The folder of the named set, or one that contains it. Without it `DEPTHSHRINKER_DATA` is searched, then where
     /// the system's packages put data.
@@ -47,6 +50,7 @@ pub fn open(source: &DataSource) -> Result<Data> {
         "mnist" => fashion_mnist::open_mnist(dir)?,
         "cifar10" => cifar::open_cifar10(dir)?,
         "cifar100" => cifar::open_cifar100(dir)?,
+        name if name.starts_with(SHARDS) => return open_shards(&name[SHARDS.len()..], dir, source.image_size),
         name => return open_folder(name, dir, source.image_size.unwrap_or(IMAGENET_SIZE)),
     };
     let shape = data.train.shape();
@@ -68,8 +72,28 @@ fn open_folder(name: &str, dir: Option<&Path>, image_size: usize) -> Result<Data
             root.display()
         )));
     }
-    if !(1..=MAX_IMAGE_SIZE).contains(&image_size) {
-        return Err(Error::Config(format!("image size {image_size} is not in 1 to {MAX_IMAGE_SIZE}")));
-    }
+    check_size(image_size)?;
     image_folder::open(&root, name, image_size)
+}
+
+fn check_size(image_size: usize) -> Result<()> {
+    if (1..=MAX_IMAGE_SIZE).contains(&image_size) {
+        return Ok(());
+    }
+    Err(Error::Config(format!("image size {image_size} is not in 1 to {MAX_IMAGE_SIZE}")))
+}
+
+#[cfg(feature = "parquet")]
+fn open_shards(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Data> {
+    let image_size = image_size.unwrap_or(IMAGENET_SIZE);
+    check_size(image_size)?;
+    let root = dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
+    super::parquet_shards::open(&root, name, image_size)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_shards(name: &str, _: Option<&Path>, _: Option<usize>) -> Result<Data> {
+    Err(Error::Config(format!(
+        "this program was built without Parquet, which {SHARDS}{name} needs; build it with `--features parquet`"
+    )))
 }
