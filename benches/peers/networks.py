@@ -9,6 +9,7 @@ with CUDA graphs of its own, and with freezing for inference.
 """
 
 import json
+import math
 import statistics
 import time
 
@@ -101,6 +102,13 @@ def build(node, inputs):
         return nn.BatchNorm2d(c, node["eps"], node["momentum"]), inputs[0]
     if op == "activation":
         return Activation(node["limit"], node["slope"]), inputs[0]
+    if op == "max_pool":
+        k, pad = node["window"], node["window"]["pad"]
+        h = (h + pad["top"] + pad["bottom"] - k["k_h"]) // k["stride_h"] + 1
+        w = (w + pad["left"] + pad["right"] - k["k_w"]) // k["stride_w"] + 1
+        pool = nn.MaxPool2d((k["k_h"], k["k_w"]), (k["stride_h"], k["stride_w"]))
+        sides = (pad["left"], pad["right"], pad["top"], pad["bottom"])
+        return (nn.Sequential(nn.ConstantPad2d(sides, -math.inf), pool) if any(sides) else pool), (c, h, w)
     if op == "linear":
         return nn.Linear(node["c_in"], node["c_out"]), (node["c_out"], 1, 1)
     if op == "dropout":
