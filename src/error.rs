@@ -52,6 +52,9 @@ pub enum Error {
     /// A device was asked for that this machine or build does not have.
     #[error("device: {0}")]
     Device(String),
+    /// A device failed in such a way that this process can use it no more.
+    #[error("device: {0}")]
+    DeviceLost(String),
     /// The user asked to stop; work was saved.
     #[error("interrupted; {0}")]
     Interrupted(String),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assert_cmd::Command;
+use depthshrinker::check::{Row, compare_all, training};
 use depthshrinker::data::{Augment, Dataset, ImageShape, Loader};
 use depthshrinker::device::Device;
 use depthshrinker::device::cache::Cache;
@@ -61,6 +62,12 @@ fn out_of_memory_is_told_and_a_smaller_batch_fits() {
     assert_one_line(&error, &["out of memory", "lower the batch", "--precision f16"]);
     let mut engine = training_engine(&device, 2).expect("what the larger one took was given back");
     engine.forward(&vec![0.5; 2 * SIDE * SIDE]).expect("memory for a batch of 2");
+}
+
+#[test]
+fn a_batch_that_no_grid_holds_is_refused_before_memory_is_asked_for() {
+    let device = emulator(EmulatorOptions { memory: 0, ..EmulatorOptions::default() }, Dtype::F32).unwrap();
+    assert_one_line(&training_engine(&device, 65_536).unwrap_err(), &["up to 65535 images", "lower the batch"]);
 }
 
 #[test]
@@ -137,6 +144,36 @@ fn a_lost_device_costs_no_more_than_the_steps_since_the_checkpoint() {
             assert!(got.weight(name).data == tensor.data, "{name} differs after a loss at launch {lost_after}");
         }
     }
+}
+
+#[test]
+fn a_check_tells_of_every_case_whatever_becomes_of_one() {
+    // Room for the small cases, not for the large activation.
+    let narrow = EmulatorOptions { memory: 400 << 10, ..EmulatorOptions::default() };
+    let rows = compare_all(&emulator(narrow, Dtype::F32).unwrap(), |case| {
+        ["activation/", "cross_entropy/"].iter().any(|start| case.name.starts_with(start))
+    });
+    let failed: Vec<&Row> = rows.iter().filter(|row| row.difference.is_some()).collect();
+    assert!(rows.len() > 2 && failed.len() == 1 && failed[0].name == "activation/leaky", "{rows:?}");
+    assert!(failed[0].difference.as_ref().unwrap().contains("out of memory"), "{rows:?}");
+
+    let failing = EmulatorOptions { lost_after: 2, ..EmulatorOptions::default() };
+    let rows = compare_all(&emulator(failing, Dtype::F32).unwrap(), |case| case.name.starts_with("pool/"));
+    let [first, second] = &rows[..] else { panic!("{rows:?}") };
+    assert!(first.difference.as_ref().unwrap().contains("global_pool"), "the kernel is named: {rows:?}");
+    assert_eq!(second.difference.as_deref(), Some("not run: pool/3x20x24 lost the device"));
+}
+
+#[test]
+fn memory_that_is_used_again_changes_no_bit() {
+    let run = |keep_freed_memory| {
+        let options = EmulatorOptions { keep_freed_memory, ..EmulatorOptions::default() };
+        let device = emulator(options, Dtype::F16).unwrap();
+        // The second takes over what the first gave back.
+        [true, true]
+            .map(|recorded| training::train(&device, Fusion::Fused, training::pooled().unwrap(), 4, recorded).unwrap())
+    };
+    assert_eq!(run(true), run(false));
 }
 
 #[test]

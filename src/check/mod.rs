@@ -7,13 +7,16 @@
 mod conv;
 mod norm;
 mod small;
+pub mod training;
 
 pub use conv::{CONVOLUTIONS, ConvRow, problem};
 pub use norm::{NORMS, NormRow};
 
-use crate::Result;
+use serde::Serialize;
+
 use crate::device::{Buffer, Device};
 use crate::dtype::Dtype;
+use crate::{Error, Result};
 
 /// Runs a case on one device.
 type Run = dyn Fn(&On<'_>) -> Result<Vec<Output>> + Send + Sync;
@@ -169,5 +172,43 @@ pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = CONVOLUTIONS.iter().flat_map(conv::cases).collect();
     cases.extend(NORMS.iter().flat_map(norm::cases));
     cases.extend(small::cases());
+    cases.extend(training::cases());
     cases
+}
+
+/// What came of a case on a device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// The device's.
+    pub precision: Dtype,
+    /// The case's.
+    pub name: String,
+    /// What differs from the host, or how the device failed.
+    pub difference: Option<String>,
+}
+
+/// Compares all `wanted` cases, and tells what differs as it goes. A case on which the device fails is one that differs,
+/// and the rest goes on; after one that loses the device nothing can.
+pub fn compare_all(device: &Device, wanted: impl Fn(&Case) -> bool) -> Vec<Row> {
+    let precision = device.precision();
+    let mut lost = None;
+    let compared = cases().into_iter().filter(wanted).map(|case| {
+        let difference = match &lost {
+            Some(by) => Some(format!("not run: {by} lost the device")),
+            None => match case.compare(device) {
+                Ok(outcome) => outcome.err(),
+                Err(error) => {
+                    if matches!(error, Error::DeviceLost(_)) {
+                        lost = Some(case.name.clone());
+                    }
+                    Some(error.to_string())
+                }
+            },
+        };
+        if let Some(difference) = &difference {
+            tracing::error!("{precision}/{}: {difference}", case.name);
+        }
+        Row { precision, name: case.name, difference }
+    });
+    compared.collect()
 }

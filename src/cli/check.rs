@@ -6,7 +6,7 @@ use serde_json::json;
 use super::Common;
 use super::devices::print;
 use crate::Error;
-use crate::check::cases;
+use crate::check::{Case, Row, compare_all};
 use crate::device::Device;
 use crate::dtype::Dtype;
 
@@ -26,7 +26,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let name = common.device.as_deref().unwrap_or("auto");
     let given: Option<Dtype> = common.precision.as_deref().map(str::parse).transpose()?;
     let precisions = given.map_or_else(|| Dtype::ALL.to_vec(), |precision| vec![precision]);
-    let mut results = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     let mut device = Device::open(name, if name == "cpu" || name == "auto" { Dtype::F32 } else { precisions[0] })?;
     let Device::Gpu(gpu, _) = &device else {
         return Err(
@@ -34,39 +34,39 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         );
     };
     let gpu = gpu.clone();
+    // So that a failure names its kernel.
+    gpu.set_blocking(true);
     let lacks = |precision: Dtype| precision == Dtype::Bf16 && gpu.driver().arch() < 80;
+    let wanted = |case: &Case| args.filters.is_empty() || args.filters.iter().any(|filter| case.name.contains(filter));
     for precision in precisions {
         if lacks(precision) && given.is_none() {
             continue;
         }
-        device = Device::on(gpu.clone(), precision)?;
-        for case in cases() {
-            if !args.filters.is_empty() && !args.filters.iter().any(|filter| case.name.contains(filter)) {
-                continue;
+        match Device::on(gpu.clone(), precision) {
+            Ok(opened) => {
+                device = opened;
+                rows.extend(compare_all(&device, wanted));
             }
-            let outcome = case.compare(&device)?;
-            if let Err(difference) = &outcome {
-                tracing::error!("{precision}/{}: {difference}", case.name);
+            // What came of the cases before the one that lost it is told all the same.
+            Err(error @ Error::DeviceLost(_)) if !rows.is_empty() => {
+                rows.push(Row { precision, name: "open".into(), difference: Some(error.to_string()) });
             }
-            results.push((precision, case.name, outcome));
+            Err(error) => return Err(error.into()),
         }
     }
-    if results.is_empty() {
+    if rows.is_empty() {
         return Err(Error::Config(format!("no case has {} in its name", args.filters.join(" or "))).into());
     }
-    let failed = results.iter().filter(|r| r.2.is_err()).count();
+    let failed = rows.iter().filter(|row| row.difference.is_some()).count();
     let text = if common.json {
-        let rows: Vec<_> = results
-            .iter()
-            .map(|(precision, name, outcome)| json!({ "precision": precision, "name": name, "difference": outcome.as_ref().err() }))
-            .collect();
-        format!("{:#}\n", json!({ "device": device.name(), "cases": results.len(), "failed": failed, "results": rows }))
+        let value = json!({ "device": device.name(), "cases": rows.len(), "failed": failed, "results": rows });
+        format!("{value:#}\n")
     } else {
-        format!("{}: {} cases, {failed} differ from the host\n", device.name(), results.len())
+        format!("{}: {} cases, {failed} differ from the host\n", device.name(), rows.len())
     };
     print(&mut std::io::stdout().lock(), &text)?;
     match failed {
         0 => Ok(()),
-        _ => Err(Error::Device(format!("{failed} of {} cases differ from the host", results.len())).into()),
+        _ => Err(Error::Device(format!("{failed} of {} cases differ from the host", rows.len())).into()),
     }
 }

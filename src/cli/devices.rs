@@ -5,8 +5,7 @@ use serde_json::json;
 
 use super::Common;
 use crate::device::cache::Cache;
-use crate::device::cuda::Cuda;
-use crate::device::driver::Driver;
+use crate::device::cuda::{Cuda, Properties};
 use crate::device::nvrtc::Nvrtc;
 use crate::measure::Machine;
 
@@ -14,42 +13,54 @@ use crate::measure::Machine;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {}
 
-/// Prints the devices.
+/// Prints the devices, each whether or not it can be used.
 ///
 /// # Errors
 /// When standard output cannot be written.
 pub fn run(_args: &Args, common: &Common) -> Result<()> {
     let machine = Machine::here();
-    let gpus: Vec<Cuda> =
-        (0..Cuda::count()).map(|ordinal| Cuda::new(ordinal, Cache::of_user())).collect::<crate::Result<_>>()?;
-    let compiler = Nvrtc::find();
-    let mut out = std::io::stdout().lock();
-    if common.json {
-        let gpu = |gpu: &Cuda| {
-            let memory = gpu.memory().map(|(_, total)| total);
-            json!({ "name": gpu.name(), "arch": gpu.arch(), "multiprocessors": gpu.multiprocessors(), "memory_bytes": memory })
+    let driver = Cuda::driver_version();
+    let gpus: Vec<crate::Result<Properties>> = (0..Cuda::count()).map(Cuda::properties).collect();
+    let compiler = Nvrtc::find().map(Nvrtc::version);
+    let cache = Cache::of_user();
+    let text = if common.json {
+        let version = |(major, minor): &(i32, i32)| format!("{major}.{minor}");
+        let gpu = |gpu: &crate::Result<Properties>| match gpu {
+            Ok(p) => json!({ "name": p.name, "arch": p.arch, "multiprocessors": p.multiprocessors,
+                             "memory_bytes": p.memory_bytes }),
+            Err(error) => json!({ "error": error.to_string() }),
         };
-        let gpus: Vec<_> = gpus.iter().map(gpu).collect();
-        let nvrtc = compiler.as_ref().ok().map(|nvrtc| format!("{}.{}", nvrtc.version().0, nvrtc.version().1));
-        let cache = Cache::of_user();
-        let value = json!({ "cpu": machine, "gpus": gpus, "nvrtc": nvrtc, "kernel_cache": cache.folder() });
-        return print(&mut out, &format!("{value:#}\n"));
-    }
-    let mut text = describe(&machine);
-    if gpus.is_empty() {
-        text.push_str("gpu        none\n");
-    }
-    for (ordinal, gpu) in gpus.iter().enumerate() {
-        let memory = gpu.memory().map_or(0.0, |(_, total)| gib(total));
-        let (name, arch, count) = (gpu.name(), gpu.arch(), gpu.multiprocessors());
-        text.push_str(&format!("cuda:{ordinal}     {name}, sm_{arch}, {count} multiprocessors, {memory:.1} GiB\n"));
-    }
-    match compiler {
-        Ok(nvrtc) => text.push_str(&format!("nvrtc      {}.{}\n", nvrtc.version().0, nvrtc.version().1)),
-        Err(error) => text.push_str(&format!("nvrtc      none: {error}\n")),
-    }
-    text.push_str(&format!("kernels    cached in {}\n", Cache::of_user().folder().display()));
-    print(&mut out, &text)
+        let value = json!({
+            "cpu": machine, "driver": driver.as_ref().ok().map(version), "gpus": gpus.iter().map(gpu).collect::<Vec<_>>(),
+            "nvrtc": compiler.as_ref().ok().map(version), "kernel_cache": cache.folder(),
+        });
+        format!("{value:#}\n")
+    } else {
+        let mut text = describe(&machine);
+        match &driver {
+            Ok((major, minor)) => text.push_str(&format!("driver     CUDA {major}.{minor}\n")),
+            Err(error) => text.push_str(&format!("driver     none: {error}\n")),
+        }
+        if driver.is_ok() && gpus.is_empty() {
+            text.push_str("gpu        none\n");
+        }
+        for (ordinal, gpu) in gpus.iter().enumerate() {
+            text.push_str(&match gpu {
+                Ok(Properties { name, arch, multiprocessors, memory_bytes, .. }) => format!(
+                    "cuda:{ordinal}     {name}, sm_{arch}, {multiprocessors} multiprocessors, {:.1} GiB\n",
+                    gib(*memory_bytes)
+                ),
+                Err(error) => format!("cuda:{ordinal}     {error}\n"),
+            });
+        }
+        match compiler {
+            Ok((major, minor)) => text.push_str(&format!("nvrtc      {major}.{minor}\n")),
+            Err(error) => text.push_str(&format!("nvrtc      none: {error}\n")),
+        }
+        text.push_str(&format!("kernels    cached in {}\n", cache.folder().display()));
+        text
+    };
+    print(&mut std::io::stdout().lock(), &text)
 }
 
 fn describe(machine: &Machine) -> String {

@@ -55,9 +55,19 @@ impl Cache {
         Self { folder: folder.into(), seed: None }
     }
 
+    /// The same with a read-only folder of files that were brought along.
+    pub fn with_seed(self, folder: impl Into<PathBuf>) -> Self {
+        Self { seed: Some(folder.into()), ..self }
+    }
+
     /// Where it lies.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The folder of files that were brought along.
+    pub fn seed(&self) -> Option<&Path> {
+        self.seed.as_deref()
     }
 
     /// The path of an entry that was brought along.
@@ -103,6 +113,8 @@ impl Cache {
             let part = tempfile::Builder::new().prefix(".part").tempdir_in(folder).map_err(|e| Error::io(folder, e))?;
             let made = part.path().join(name);
             make(&made)?;
+            // On disk before it has its name, so that a power failure leaves no half a file under it.
+            std::fs::File::open(&made).and_then(|file| file.sync_all()).map_err(|e| Error::io(&made, e))?;
             std::fs::rename(&made, &path).map_err(|e| Error::io(&path, e))?;
             self.shrink(&path);
         }

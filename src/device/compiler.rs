@@ -1,7 +1,11 @@
 //! Units to cubins: from the cache, else through NVRTC; and what the assembler says of each kernel.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::cache::Cache;
 use super::nvrtc::{Nvrtc, options};
@@ -57,37 +61,71 @@ pub fn require(dtype: Dtype, arch: u32) -> Result<()> {
 }
 
 /// Compiles a unit, or takes it from the cache. One that was brought along (`$DEPTHSHRINKER_KERNELS`) serves whatever
-/// version of the compiler made it; without a compiler, so does any.
+/// version of the compiler made it, and for an older architecture of the same generation too; without a compiler, so does
+/// any.
 ///
 /// # Errors
 /// When it is in no cache and there is no compiler, or the compiler refuses.
 pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
     require(unit.dtype(), arch)?;
-    let options = options(arch);
-    let key = unit.key(&options.each_ref().map(String::as_str));
-    let stem = format!("{}-{}-sm_{arch}-{key}", unit.file().name.trim_end_matches(".cu"), unit.dtype());
-    let name = |(major, minor): (i32, i32)| format!("{stem}-nvrtc{major}.{minor}.cubin");
-    let versions = || [12, 13].into_iter().flat_map(|major| (0..=9).rev().map(move |minor| (major, minor)));
-    if let Some(path) = versions().find_map(|version| cache.brought(&name(version))) {
+    if let Some(path) = any_name(unit, arch).find_map(|name| cache.brought(&name)) {
         return read(&path, true);
     }
     let nvrtc = match Nvrtc::find() {
         Ok(nvrtc) => nvrtc,
         Err(error) => {
-            let found = versions().find_map(|version| cache.find(&name(version)));
-            return read(&found.ok_or(error)?, true);
+            return match any_name(unit, arch).find_map(|name| cache.find(&name)) {
+                Some(path) => read(&path, true),
+                None => Err(without_kernels(error, arch, cache)),
+            };
         }
     };
-    let entry = cache.entry(&name(nvrtc.version()), |path| {
-        let cubin = nvrtc.compile(unit, arch)?;
-        let kernels = resources(&cubin.names, &cubin.log);
-        let header = serde_json::to_vec(&kernels).expect("plain data");
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header);
-        bytes.extend(cubin.image);
-        std::fs::write(path, bytes).map_err(|e| Error::io(path, e))
-    })?;
-    read(entry.path(), entry.is_kept())
+    let name = name(unit, arch, nvrtc.version());
+    let made = || {
+        let entry = cache.entry(&name, |path| {
+            let cubin = nvrtc.compile(unit, arch)?;
+            write(path, &resources(&cubin.names, &cubin.log), &cubin.image)
+        })?;
+        read(entry.path(), entry.is_kept())
+    };
+    made().or_else(|error| match error {
+        // A file that was cut short, by a power failure say, is made again.
+        Error::File { path, .. } if std::fs::remove_file(&path).is_ok() => made(),
+        other => Err(other),
+    })
+}
+
+/// The file of a unit compiled for an architecture by a version of the compiler.
+fn name(unit: Unit, arch: u32, (major, minor): (i32, i32)) -> String {
+    let key = unit.key(&options(arch).each_ref().map(String::as_str));
+    let file = unit.file().name.trim_end_matches(".cu");
+    format!("{file}-{}-sm_{arch}-{key}-nvrtc{major}.{minor}.cubin", unit.dtype())
+}
+
+/// The files that an architecture can run: its own first, then those of older ones of its generation, which the hardware
+/// runs too; each by any version of the compiler.
+fn any_name(unit: Unit, arch: u32) -> impl Iterator<Item = String> {
+    let versions = || [12, 13].into_iter().flat_map(|major| (0..=9).rev().map(move |minor| (major, minor)));
+    let generation = (arch / 10 * 10..=arch).rev().filter(move |&arch| supported(unit.dtype(), arch));
+    generation.flat_map(move |arch| versions().map(move |version| name(unit, arch, version)))
+}
+
+/// Why there is neither a compiler nor a compiled kernel, and what there is instead.
+fn without_kernels(no_compiler: Error, arch: u32, cache: &Cache) -> Error {
+    let Some(folder) = cache.seed() else { return no_compiler };
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let found: BTreeSet<String> = names
+        .filter_map(|name| {
+            let (_, rest) = name.to_str()?.split_once("-sm_")?;
+            Some(format!("sm_{}", rest.split('-').next()?))
+        })
+        .collect();
+    let found = if found.is_empty() { "no kernels".to_owned() } else { Vec::from_iter(found).join(", ") };
+    Error::Device(format!(
+        "{} holds {found}, and none of this version for sm_{arch}: run `kernels build --arch sm_{arch}` of this very binary; \
+         {no_compiler}",
+        folder.display()
+    ))
 }
 
 /// Compiles everything for an architecture and names the kernels that use local memory, which none should.
@@ -104,14 +142,36 @@ pub fn spilling(arch: u32, cache: &Cache) -> Result<Vec<String>> {
         .collect())
 }
 
-fn read(path: &std::path::Path, kept: bool) -> Result<Compiled> {
+/// What stands before the image in a file, as JSON behind its own length.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    kernels: Vec<CompiledKernel>,
+    /// SHA-256 of the image, in hexadecimal: the driver is told no length and trusts what it is given.
+    sha256: String,
+}
+
+fn write(path: &Path, kernels: &[CompiledKernel], image: &[u8]) -> Result<()> {
+    let header = Header { kernels: kernels.to_vec(), sha256: digest(image) };
+    let header = serde_json::to_vec(&header).expect("plain data");
+    let bytes = [&(header.len() as u64).to_le_bytes(), &*header, image].concat();
+    std::fs::write(path, bytes).map_err(|e| Error::io(path, e))
+}
+
+fn read(path: &Path, kept: bool) -> Result<Compiled> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let broken = || Error::file(path, "is no compiled kernel file; delete it");
+    let broken = || Error::file(path, "is no compiled kernel file, or a damaged one; delete it");
     let (len, rest) = bytes.split_first_chunk::<8>().ok_or_else(broken)?;
     let (header, image) =
         usize::try_from(u64::from_le_bytes(*len)).ok().and_then(|len| rest.split_at_checked(len)).ok_or_else(broken)?;
-    let kernels = serde_json::from_slice(header).map_err(|_| broken())?;
-    Ok(Compiled { image: image.to_vec(), kernels, kept })
+    let header: Header = serde_json::from_slice(header).map_err(|_| broken())?;
+    if header.sha256 != digest(image) {
+        return Err(broken());
+    }
+    Ok(Compiled { image: image.to_vec(), kernels: header.kernels, kept })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads the assembler's report.
@@ -146,4 +206,48 @@ fn resources(names: &[(String, String)], log: &str) -> Vec<CompiledKernel> {
             kernel
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_is_told_from_a_whole_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel");
+        write(&path, &[], b"an image").unwrap();
+        assert_eq!(read(&path, true).unwrap().image, b"an image");
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [0, 7, 12, whole.len() - 1] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(matches!(read(&path, true), Err(Error::File { .. })), "cut to {cut} bytes");
+        }
+    }
+
+    #[test]
+    fn a_generation_runs_what_was_made_for_its_older_members() {
+        let unit = |dtype| Unit::all().into_iter().find(|unit| unit.dtype() == dtype).unwrap();
+        let of = |dtype, arch| -> Vec<String> {
+            let names = any_name(unit(dtype), arch).map(|name| name.split('-').nth(2).unwrap().to_owned());
+            names.collect::<Vec<_>>().chunk_by(|a, b| a == b).map(|same| same[0].clone()).collect()
+        };
+        assert_eq!(of(Dtype::F16, 75), ["sm_75", "sm_74", "sm_73", "sm_72", "sm_71", "sm_70"]);
+        assert_eq!(of(Dtype::Bf16, 90), ["sm_90"]);
+        assert_eq!(of(Dtype::F32, 86)[..2], ["sm_86", "sm_85"]);
+    }
+
+    #[test]
+    fn a_folder_of_other_kernels_is_named_with_what_it_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["dense-f32-sm_70-1-nvrtc12.9.cubin", "pool-f16-sm_90-2-nvrtc12.9.cubin", "notes.txt"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let cache = Cache::at("empty").with_seed(folder.path());
+        let error = without_kernels(Error::Device("NVRTC was not found".into()), 80, &cache).to_string();
+        assert!(
+            ["sm_70, sm_90", "kernels build --arch sm_80", "NVRTC"].iter().all(|part| error.contains(part)),
+            "{error}"
+        );
+    }
 }

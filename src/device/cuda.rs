@@ -13,19 +13,48 @@ use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, La
 use super::source::Unit;
 use crate::{Error, Result};
 
+/// The oldest driver that serves, as the driver counts: CUDA 11.4 (R470) brought the way graphs are instantiated here.
+const OLDEST_DRIVER: i32 = 11_040;
+
+/// What a GPU is, as can be told without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    /// The name its maker gave it.
+    pub name: String,
+    /// Compute capability times ten.
+    pub arch: u32,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of the cache that all multiprocessors share.
+    pub l2_bytes: usize,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
 /// One GPU with one stream.
 #[derive(Debug)]
 pub struct Cuda {
-    name: String,
-    arch: u32,
-    multiprocessors: u32,
-    l2_bytes: usize,
+    properties: Properties,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    staging: Mutex<Staging>,
     cache: Cache,
     functions: Mutex<Vec<Handle<sys::CUfunction>>>,
     /// By number; empty where released.
     graphs: Mutex<Vec<Option<Handle<sys::CUgraphExec>>>>,
+}
+
+/// Bytes of the memory that small uploads pass through.
+const STAGING_BYTES: usize = 1 << 20;
+/// Bytes of an upload that is small: a step's labels, slopes and learning rate, not its images.
+const STAGED_BYTES: usize = 1 << 14;
+
+/// Page-locked memory of the host, from which the GPU copies while the host goes on. Uploads take one piece after the
+/// other, and begin anew when what was copied from there is known to be done.
+#[derive(Debug)]
+struct Staging {
+    memory: *mut u8,
+    used: usize,
 }
 
 /// A handle of the driver, which any thread may use once the context is current there.
@@ -42,26 +71,36 @@ unsafe impl Sync for Cuda {}
 impl Cuda {
     /// Number of GPUs; 0 without a driver.
     pub fn count() -> usize {
-        // SAFETY: only tries to open the library.
-        if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+        if start().is_err() {
             return 0;
         }
         result::device::get_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
     }
 
+    /// The version of CUDA that the driver speaks, major and minor.
+    ///
+    /// # Errors
+    /// When there is no driver.
+    pub fn driver_version() -> Result<(i32, i32)> {
+        start()?;
+        let mut version = 0;
+        // SAFETY: the driver is loaded, and writes one integer.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| failed("ask the driver", e))?;
+        Ok((version / 1000, version % 1000 / 10))
+    }
+
     /// Whether there is a GPU number `ordinal`.
     ///
     /// # Errors
-    /// When there is no driver or no such GPU.
+    /// When there is no driver, an outdated one, or no such GPU.
     pub fn require(ordinal: usize) -> Result<()> {
-        // SAFETY: only tries to open the library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Device(
-                "no NVIDIA driver (libcuda.so.1) on this machine; use --device cpu, or --device emulator to test kernels"
-                    .into(),
-            ));
+        start()?;
+        let (major, minor) = Self::driver_version()?;
+        if major * 1000 + minor * 10 < OLDEST_DRIVER {
+            return Err(Error::Device(format!(
+                "the NVIDIA driver speaks CUDA {major}.{minor}; one for 11.4 (R470) or newer is needed"
+            )));
         }
-        result::init().map_err(|e| failed("start the NVIDIA driver", e))?;
         let count = Self::count();
         if ordinal >= count {
             return Err(Error::Device(format!("there is no cuda:{ordinal}; this machine has {count} GPU(s)")));
@@ -69,43 +108,76 @@ impl Cuda {
         Ok(())
     }
 
+    /// What GPU number `ordinal` is.
+    ///
+    /// # Errors
+    /// When it is not there, or does not answer.
+    pub fn properties(ordinal: usize) -> Result<Properties> {
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as L2,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT,
+        };
+        Self::require(ordinal)?;
+        let refused = |e| failed("ask the GPU", e);
+        let device = result::device::get(ordinal as i32).map_err(refused)?;
+        // SAFETY: the device handle is valid.
+        let attribute = |which| unsafe { result::device::get_attribute(device, which) }.map_err(refused);
+        Ok(Properties {
+            name: result::device::get_name(device).map_err(refused)?,
+            arch: (attribute(MAJOR)? * 10 + attribute(MINOR)?) as u32,
+            multiprocessors: attribute(COUNT)? as u32,
+            l2_bytes: usize::try_from(attribute(L2)?).unwrap_or(0),
+            // SAFETY: the device handle is valid.
+            memory_bytes: unsafe { result::device::total_mem(device) }.map_err(refused)? as u64,
+        })
+    }
+
     /// GPU number `ordinal`.
     ///
     /// # Errors
     /// When it is not there, or too old.
     pub fn new(ordinal: usize, cache: Cache) -> Result<Self> {
-        Self::require(ordinal)?;
+        let properties = Self::properties(ordinal)?;
+        if properties.arch < 70 {
+            let arch = properties.arch;
+            return Err(Error::Device(format!("cuda:{ordinal} is sm_{arch}; sm_70 or newer is needed")));
+        }
         let device = result::device::get(ordinal as i32).map_err(|e| failed("open the GPU", e))?;
-        // SAFETY: the device handle is valid; the context lives until `drop`.
-        unsafe {
-            let attribute = |which| result::device::get_attribute(device, which).map_err(|e| failed("ask the GPU", e));
-            use sys::CUdevice_attribute::{
-                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-                CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as L2,
-                CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT,
-            };
-            let arch = (attribute(MAJOR)? * 10 + attribute(MINOR)?) as u32;
-            if arch < 70 {
-                return Err(Error::Device(format!("cuda:{ordinal} is sm_{arch}; sm_70 or newer is needed")));
-            }
-            let multiprocessors = attribute(COUNT)? as u32;
-            let l2_bytes = usize::try_from(attribute(L2)?).unwrap_or(0);
+        // SAFETY: the device handle is valid; the context and the stream live until `drop`.
+        let (context, stream) = unsafe {
             let context = result::primary_ctx::retain(device).map_err(|e| failed("open a context", e))?;
             result::ctx::set_current(context).map_err(|e| failed("open a context", e))?;
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
                 .map_err(|e| failed("open a stream", e))?;
-            Ok(Self {
-                name: result::device::get_name(device).map_err(|e| failed("ask the GPU", e))?,
-                arch,
-                multiprocessors,
-                l2_bytes,
-                context,
-                stream,
-                cache,
-                functions: Mutex::default(),
-                graphs: Mutex::default(),
-            })
+            (context, stream)
+        };
+        // SAFETY: the context is current; the memory lives until `drop`.
+        let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(|e| failed("allocate host memory", e))?;
+        let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
+        let (functions, graphs) = Default::default();
+        Ok(Self { properties, context, stream, staging, cache, functions, graphs })
+    }
+
+    /// Copies a small upload to page-locked memory and from there to the GPU, without waiting for that.
+    ///
+    /// # Safety
+    /// As [`Driver::upload`].
+    unsafe fn upload_staged(&self, to: Address, from: &[u8]) -> Result<()> {
+        // Held until the copy is in the stream: whoever begins anew waits for the stream.
+        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        if staging.used + from.len() > STAGING_BYTES {
+            self.synchronize()?;
+            staging.used = 0;
         }
+        // SAFETY: the piece lies within the memory, and no copy from it is under way; the rest is promised by the caller.
+        unsafe {
+            let piece = std::slice::from_raw_parts_mut(staging.memory.add(staging.used), from.len());
+            piece.copy_from_slice(from);
+            result::memcpy_htod_async(to, piece, self.stream).map_err(|e| failed("copy to the GPU", e))?;
+        }
+        staging.used += from.len().next_multiple_of(64);
+        Ok(())
     }
 
     fn enter(&self) -> Result<()> {
@@ -117,47 +189,79 @@ impl Cuda {
 impl Drop for Cuda {
     fn drop(&mut self) {
         if self.enter().is_ok() {
-            // SAFETY: the stream is this device's own. Modules, graphs and the primary context go with the process.
+            let staging = self.staging.get_mut().unwrap_or_else(|e| e.into_inner());
+            // SAFETY: stream and memory are this device's own, and the stream has come to rest. Modules, graphs and the
+            // primary context go with the process.
             unsafe {
+                let _ = result::stream::synchronize(self.stream);
+                let _ = result::free_host(staging.memory.cast());
                 let _ = result::stream::destroy(self.stream);
             }
         }
     }
 }
 
+/// Loads the driver, which is an error and never a panic where there is none.
+fn start() -> Result<()> {
+    // SAFETY: only tries to open the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::Device(
+            "no NVIDIA driver (libcuda.so.1) on this machine; use --device cpu, or --device emulator to test kernels"
+                .into(),
+        ));
+    }
+    result::init().map_err(|e| failed("start the NVIDIA driver", e))
+}
+
 fn failed(what: &str, error: DriverError) -> Error {
-    use sys::CUresult::{
-        CUDA_ERROR_DEINITIALIZED, CUDA_ERROR_ECC_UNCORRECTABLE, CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED,
-        CUDA_ERROR_OUT_OF_MEMORY,
-    };
-    let remedy = match error.0 {
-        CUDA_ERROR_OUT_OF_MEMORY => OUT_OF_MEMORY,
-        CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUDA_ERROR_LAUNCH_FAILED
-        | CUDA_ERROR_ECC_UNCORRECTABLE
-        | CUDA_ERROR_DEINITIALIZED => LOST,
-        _ => "see `devices` and `check`",
-    };
     // The driver's own words, without the wrapping of their debug form.
     let text = error.error_string().map_or_else(|_| format!("{:?}", error.0), |s| s.to_string_lossy().into_owned());
-    Error::Device(format!("cannot {what}: {text}; {remedy}"))
+    let text = format!("cannot {what}: {text}");
+    match error.0 {
+        code if is_sticky(code) => Error::DeviceLost(format!("{text}; {LOST}")),
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::Device(format!("{text}; {OUT_OF_MEMORY}")),
+        _ => Error::Device(format!("{text}; see `devices` and `check`")),
+    }
+}
+
+/// Whether an error stays with the context: from then on every call of this process fails alike.
+fn is_sticky(code: sys::CUresult) -> bool {
+    use sys::CUresult::*;
+    matches!(
+        code,
+        CUDA_ERROR_DEINITIALIZED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_UNKNOWN
+    )
 }
 
 impl Driver for Cuda {
     fn name(&self) -> String {
-        self.name.clone()
+        self.properties.name.clone()
     }
 
     fn arch(&self) -> u32 {
-        self.arch
+        self.properties.arch
     }
 
     fn multiprocessors(&self) -> u32 {
-        self.multiprocessors
+        self.properties.multiprocessors
     }
 
     fn l2_bytes(&self) -> usize {
-        self.l2_bytes
+        self.properties.l2_bytes
     }
 
     fn memory(&self) -> Option<(u64, u64)> {
@@ -181,13 +285,23 @@ impl Driver for Cuda {
     }
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
         self.enter()?;
+        if from.len() <= STAGED_BYTES {
+            // SAFETY: promised by the caller.
+            return unsafe { self.upload_staged(to, from) };
+        }
         // SAFETY: promised by the caller; the host memory outlives the copy since the stream is waited for.
         unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(|e| failed("copy to the GPU", e))?;
         self.synchronize()
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
+        if to.is_empty() {
+            return Ok(());
+        }
         self.enter()?;
         // SAFETY: promised by the caller; the host memory outlives the copy since the stream is waited for.
         unsafe { result::memcpy_dtoh_async(to, from, self.stream) }.map_err(|e| failed("copy from the GPU", e))?;
@@ -195,15 +309,19 @@ impl Driver for Cuda {
     }
 
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
+        // A recording takes no node of no size.
+        if bytes == 0 {
+            return Ok(());
+        }
         self.enter()?;
         // SAFETY: promised by the caller.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }.map_err(|e| failed("clear memory", e))
     }
 
     fn load(&self, unit: Unit) -> Result<HashMap<String, Function>> {
-        let compiled = compiler::compile(unit, self.arch, &self.cache)?;
+        let compiled = compiler::compile(unit, self.properties.arch, &self.cache)?;
         self.enter()?;
-        // SAFETY: the image is a whole cubin, which the driver checks; the module is never unloaded.
+        // SAFETY: the image is a whole cubin, as its checksum says; the module is never unloaded.
         unsafe {
             let module = result::module::load_data(compiled.image.as_ptr().cast())
                 .map_err(|e| failed(&format!("load {unit}"), e))?;

@@ -127,7 +127,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// See the trait.
     unsafe fn free(&self, address: Address);
 
-    /// Host to device; done when it returns.
+    /// Host to device, after all earlier work; the host's memory is free to change when it returns.
     ///
     /// # Safety
     /// See the trait.

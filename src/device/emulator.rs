@@ -36,11 +36,20 @@ pub struct EmulatorOptions {
     pub memory: u64,
     /// Launches after which the device is lost.
     pub lost_after: u64,
+    /// Whether freed memory is used again, as on a GPU. Without, every read of what is not written yet shows.
+    pub keep_freed_memory: bool,
 }
 
 impl Default for EmulatorOptions {
     fn default() -> Self {
-        Self { arch: 80, order_seed: 0, sanitize: None, memory: u64::MAX, lost_after: u64::MAX }
+        Self {
+            arch: 80,
+            order_seed: 0,
+            sanitize: None,
+            memory: u64::MAX,
+            lost_after: u64::MAX,
+            keep_freed_memory: false,
+        }
     }
 }
 
@@ -122,7 +131,7 @@ impl Emulator {
     /// Fails once the device is lost.
     fn require_device(&self, what: &str) -> Result<()> {
         if self.launches.load(Ordering::Relaxed) > self.options.lost_after {
-            return Err(Error::Device(format!("cannot {what}: {LOST}")));
+            return Err(Error::DeviceLost(format!("cannot {what}: {LOST}")));
         }
         Ok(())
     }
@@ -252,7 +261,7 @@ impl Driver for Emulator {
     }
 
     fn keeps_freed_memory(&self) -> bool {
-        false
+        self.options.keep_freed_memory
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {

@@ -3,7 +3,7 @@
 //! Launches are asynchronous, so an operation cannot say whether its kernels ran. The first failure is kept and told by
 //! the next call that brings something back to the host.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,11 +23,13 @@ use crate::{Error, Result};
 pub struct Gpu {
     driver: Box<dyn Driver>,
     functions: Mutex<HashMap<&'static str, Function>>,
-    launched: Mutex<BTreeSet<String>>,
+    launched: Mutex<BTreeMap<String, u64>>,
     pool: Mutex<Pool>,
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<Error>>,
     /// Whether launches are recorded instead of done.
     recording: AtomicBool,
+    /// Whether every launch is waited for.
+    blocking: AtomicBool,
 }
 
 /// Freed memory by size, and what is in use.
@@ -36,7 +38,7 @@ struct Pool {
     free: BTreeMap<usize, Vec<Address>>,
     used: u64,
     peak: u64,
-    /// Memory lent to one operation at a time. Outgrown ones stay, since recordings may hold their address.
+    /// Memory lent to one operation at a time. Outgrown ones stay where a recording holds their address.
     workspaces: Vec<Workspace>,
 }
 
@@ -54,8 +56,8 @@ const GRANULE: usize = 512;
 impl Gpu {
     /// A device over a driver.
     pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
-        let (functions, launched, pool, failure, recording) = Default::default();
-        Arc::new(Self { driver, functions, launched, pool, failure, recording })
+        let (functions, launched, pool, failure, recording, blocking) = Default::default();
+        Arc::new(Self { driver, functions, launched, pool, failure, recording, blocking })
     }
 
     /// The driver.
@@ -95,15 +97,27 @@ impl Gpu {
             return;
         }
         // SAFETY: promised by the caller.
-        let outcome = self.function(instance).and_then(|f| unsafe { self.driver.launch(f, shape, arguments) });
-        if let Err(error) = outcome {
-            self.fail(&format!("{instance}: {error}"));
+        let mut outcome = self.function(instance).and_then(|f| unsafe { self.driver.launch(f, shape, arguments) });
+        if self.blocking.load(Ordering::Relaxed) && !self.recording.load(Ordering::Relaxed) {
+            outcome = outcome.and_then(|()| self.driver.synchronize());
+        }
+        let named = |text: String| format!("{instance}: {text}");
+        match outcome {
+            Ok(()) => {}
+            Err(Error::DeviceLost(text)) => self.fail(Error::DeviceLost(named(text))),
+            Err(Error::Device(text)) => self.fail(Error::Device(named(text))),
+            Err(other) => self.fail(other),
         }
     }
 
+    /// Waits for every launch, recorded ones apart, so that a failure names its kernel and not one that came later.
+    pub fn set_blocking(&self, on: bool) {
+        self.blocking.store(on, Ordering::Relaxed);
+    }
+
     /// Keeps a failure for the next [`check`](Self::check).
-    pub fn fail(&self, text: &str) {
-        lock(&self.failure).get_or_insert_with(|| text.trim_start_matches("device: ").to_owned());
+    fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
     }
 
     fn function(&self, instance: &str) -> Result<Function> {
@@ -116,14 +130,15 @@ impl Gpu {
             }
         };
         let mut launched = lock(&self.launched);
-        if !launched.contains(instance) {
-            launched.insert(instance.to_owned());
+        match launched.get_mut(instance) {
+            Some(count) => *count += 1,
+            None => drop(launched.insert(instance.to_owned(), 1)),
         }
         Ok(function)
     }
 
-    /// Instances that were launched so far.
-    pub fn launched(&self) -> BTreeSet<String> {
+    /// How often each instance was launched so far, or recorded.
+    pub fn launched(&self) -> BTreeMap<String, u64> {
         lock(&self.launched).clone()
     }
 
@@ -132,7 +147,7 @@ impl Gpu {
     /// # Errors
     /// That failure.
     pub fn check(&self) -> Result<()> {
-        lock(&self.failure).take().map_or(Ok(()), |text| Err(Error::Device(text)))
+        lock(&self.failure).take().map_or(Ok(()), Err)
     }
 
     /// Waits for all work.
@@ -166,7 +181,7 @@ impl Gpu {
         }
     }
 
-    /// Copies to the device; done when it returns.
+    /// Copies to the device, after all work so far; the host's memory is free to change when it returns.
     ///
     /// # Safety
     /// The device's memory has room.
@@ -261,17 +276,18 @@ impl Gpu {
     pub fn workspace(&self, len: usize) -> Address {
         let bytes = len * size_of::<f32>();
         let recorded = self.recording.load(Ordering::Relaxed);
-        if self.driver.keeps_freed_memory() {
-            if let Some(last) = lock(&self.pool).workspaces.last_mut()
-                && last.bytes >= bytes
-            {
-                last.recorded |= recorded;
-                return last.address;
-            }
-        } else if !recorded {
-            // New memory every time finds reads of what an earlier operation left.
-            let idle: Vec<Workspace> = lock(&self.pool).workspaces.extract_if(.., |w| !w.recorded).collect();
-            idle.into_iter().for_each(|w| self.release(w.address, w.bytes));
+        // Where freed memory is not kept, new memory every time finds reads of what an earlier operation left.
+        if self.driver.keeps_freed_memory()
+            && let Some(last) = lock(&self.pool).workspaces.last_mut()
+            && last.bytes >= bytes
+        {
+            last.recorded |= recorded;
+            return last.address;
+        }
+        // Whatever takes over an outgrown one does its work after the operations that were lent it.
+        if !recorded || self.driver.keeps_freed_memory() {
+            let outgrown: Vec<Workspace> = lock(&self.pool).workspaces.extract_if(.., |w| !w.recorded).collect();
+            outgrown.into_iter().for_each(|w| self.release(w.address, w.bytes));
         }
         match self.allocate(bytes) {
             Ok(address) => {
@@ -279,7 +295,7 @@ impl Gpu {
                 address
             }
             Err(error) => {
-                self.fail(&error.to_string());
+                self.fail(error);
                 0
             }
         }

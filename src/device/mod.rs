@@ -7,6 +7,7 @@ pub mod cache;
 pub mod compiler;
 pub mod cuda;
 pub mod driver;
+pub mod dry_run;
 pub mod emulator;
 pub mod gpu;
 pub mod nvrtc;
@@ -57,10 +58,22 @@ impl Device {
         let gpu = |driver: Box<dyn driver::Driver>| Self::on(Gpu::new(driver), precision);
         match name {
             "cpu" => Ok(Self::Cpu),
-            "auto" if Cuda::count() > 0 => gpu(Box::new(Cuda::new(0, Cache::of_user())?)),
-            "auto" => Self::open("cpu", precision),
+            "auto" if Cuda::count() == 0 => Self::open("cpu", precision),
+            "auto" => Self::else_host(Self::open("cuda", precision), precision),
             "emulator" => gpu(Box::new(Emulator::new(EmulatorOptions::default(), Cache::of_user())?)),
             _ => gpu(Box::new(Cuda::new(ordinal(name).unwrap_or(0), Cache::of_user())?)),
+        }
+    }
+
+    /// A GPU that nobody asked for by name, or the host where that cannot be used: a driver without a compiler, an old
+    /// GPU. A precision that the host has not was asked for, though, and is not given up silently.
+    fn else_host(gpu: Result<Self>, precision: Dtype) -> Result<Self> {
+        match gpu {
+            Err(error) if precision == Dtype::F32 => {
+                tracing::warn!("{error}; computing on the CPU");
+                Ok(Self::Cpu)
+            }
+            other => other,
         }
     }
 
@@ -369,5 +382,17 @@ impl<'a> ViewMut<'a> {
     /// The numbers, where they are on the host, borrowed for a while.
     pub fn host_mut(&mut self) -> &mut [f32] {
         self.reborrow().host()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_was_not_asked_for_may_be_of_no_use() {
+        let unusable = || Err(Error::Device("NVRTC was not found".into()));
+        assert_eq!(Device::else_host(unusable(), Dtype::F32).unwrap(), Device::Cpu);
+        assert!(Device::else_host(unusable(), Dtype::F16).is_err(), "f16 was asked for");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
 
@@ -36,12 +37,20 @@ pub struct Cubin {
 type Program = *mut c_void;
 
 impl Nvrtc {
-    /// Looks for the library: `$DEPTHSHRINKER_NVRTC` and nowhere else where that is set; otherwise where the system looks,
-    /// then in the usual folders of CUDA toolkits.
+    /// The library, looked for once a process: `$DEPTHSHRINKER_NVRTC` and nowhere else where that is set; otherwise where
+    /// the system looks, then in the usual folders of CUDA toolkits.
     ///
     /// # Errors
     /// When there is none; says how to get it.
-    pub fn find() -> Result<Self> {
+    pub fn find() -> Result<&'static Self> {
+        static FOUND: OnceLock<std::result::Result<Nvrtc, String>> = OnceLock::new();
+        FOUND
+            .get_or_init(|| Self::look().map_err(|e| e.to_string().trim_start_matches("device: ").to_owned()))
+            .as_ref()
+            .map_err(|text| Error::Device(text.clone()))
+    }
+
+    fn look() -> Result<Self> {
         let set = std::env::var_os("DEPTHSHRINKER_NVRTC").filter(|v| !v.is_empty()).map(PathBuf::from);
         let candidates = set.map_or_else(candidates, |path| vec![path]);
         for path in &candidates {

@@ -312,11 +312,12 @@ impl<'a> Run<'a> {
 
     /// A failed device takes what came after the last checkpoint with it; says where the run can go on.
     fn with_way_back(&self, error: Error) -> Error {
-        match (error, self.saved_step) {
-            (Error::Device(text), Some(step)) => {
-                Error::Device(format!("{text}; the run is saved up to step {step}, go on with --resume"))
-            }
-            (error, _) => error,
+        let Some(step) = self.saved_step else { return error };
+        let saved = |text| format!("{text}; the run is saved up to step {step}, go on with --resume");
+        match error {
+            Error::Device(text) => Error::Device(saved(text)),
+            Error::DeviceLost(text) => Error::DeviceLost(saved(text)),
+            other => other,
         }
     }
 
