@@ -14,10 +14,11 @@ struct Clamp {
     /// Slope outside the bounds.
     float slope;
 
-    /// The value. Not-a-number stays so.
+    /// The value. Not-a-number stays so; a distance from the bounds is taken as finite, since slope 0 would make
+    /// not-a-number of an infinite one.
     __device__ __forceinline__ float apply(float x) const {
-        const float low = x < 0.0f ? x * slope : x;
-        return x > limit ? limit + slope * (x - limit) : low;
+        const float low = x < 0.0f ? max_f(x, -LARGEST_FLOAT) * slope : x;
+        return x > limit ? limit + slope * min_f(x - limit, LARGEST_FLOAT) : low;
     }
 
     /// The derivative.

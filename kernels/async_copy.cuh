@@ -10,15 +10,20 @@
 #include "numeric.cuh"
 
 /// Starts copying 16 bytes, or zeros where `valid` is false (`global` is not read then). Both pointers are aligned to
-/// 16 bytes.
+/// 16 bytes. REUSED bytes, which the same multiprocessor will copy again soon, are kept in its cache; others pass it by.
+template <bool REUSED>
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
 #if !defined(__CUDA_ARCH__)
     emulator::copy_async_16(shared, global, valid);
 #elif ARCH >= 800
     const u32 to = static_cast<u32>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(global)),
-                 "r"(valid ? 16 : 0)
-                 : "memory");
+    const size_t from = __cvta_generic_to_global(global);
+    const int bytes = valid ? 16 : 0;
+    if constexpr (REUSED) {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    } else {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    }
 #else
     *static_cast<uint4*>(shared) = valid ? *static_cast<const uint4*>(global) : make_uint4(0, 0, 0, 0);
 #endif

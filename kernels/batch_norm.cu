@@ -11,8 +11,8 @@
 //
 // A training step is statistics → statistics_finish → normalise, and backward backward_sums → backward_finish →
 // backward_apply. The statistics of a slab are its mean and its centred second moment, summed as differences to the
-// slab's first pixel, so that a large mean does not swallow the variance; slabs are merged in double, first the mean,
-// then the moments about it. Gradients may carry a loss scale; then so do dγ, dβ and the score.
+// slab's first pixel, so that a large mean does not swallow the variance; slabs are merged in double, likewise about the
+// first one's mean. Gradients may carry a loss scale; then so do dγ, dβ and the score.
 //
 // Launches. Blocks have 256 threads, no dynamic shared memory. With VECTOR, N = 16 / sizeof(T), c is a multiple of N
 // and tensors are aligned to 16 bytes; without, N = 1. `lanes`, tiles and R are as slab.cuh says. `slab` is in pixels,
@@ -24,7 +24,7 @@
 //
 // batch_norm_statistics<T, VECTOR>        grid (tiles, slabs)                                             6 instances
 //     (const T* y, float* partials [slabs, 2, c], long long pixels, int slab, int c, int lanes)
-// batch_norm_statistics_finish            grid (⌈c / 32⌉)                                                  1 instance
+// batch_norm_statistics_finish            grid (⌈c / 8⌉)                                                   1 instance
 //     (const float* partials, float* running_mean [c], float* running_var [c], float* saved [2, c], float eps,
 //      float momentum, long long pixels, int slab, int slabs, int c)
 // batch_norm_running_statistics           grid (⌈c / 256⌉)                                                 1 instance
@@ -39,7 +39,7 @@
 //      float* partials [slabs, 2, c], float* scores [slabs, tiles] or null, long long pixels, int slab, int c,
 //      int lanes)
 //     scores are partial sums of dz·(v − φ₀(v)), φ₀ being φ with slope 0; activation.cu's score_finish adds them
-// batch_norm_backward_finish              grid (⌈c / 32⌉)                                                  1 instance
+// batch_norm_backward_finish              grid (⌈c / 8⌉)                                                   1 instance
 //     (const float* partials, const float* gamma, const float* beta, const float* saved, float* d_gamma [c],
 //      float* d_beta [c], float* coefficients [4, c], long long pixels, int slabs, int c)
 // batch_norm_backward_apply<T, VECTOR>    grid (tiles, slabs)                                             6 instances
@@ -52,6 +52,10 @@
 #include "activation.cuh"
 #include "reduce.cuh"
 #include "slab.cuh"
+
+/// Channels of a block of the second stages. They read little and wait much: few columns make many threads to a column,
+/// and many blocks.
+constexpr int FINISH_COLUMNS = 8;
 
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(256, 4) batch_norm_statistics(
@@ -85,7 +89,9 @@ __global__ void __launch_bounds__(256, 4) batch_norm_statistics(
 #pragma unroll
     for (int i = 0; i < N; i++) {
         mean[i] = origin[i] + sums[i] * share;
-        mean[c + i] = max_f(squares[i] - sums[i] * sums[i] * share, 0.0f);
+        // Rounding may leave it a little below zero; not-a-number stays.
+        const float moment = squares[i] - sums[i] * sums[i] * share;
+        mean[c + i] = moment < 0.0f ? 0.0f : moment;
     }
 }
 
@@ -95,22 +101,26 @@ __global__ void __launch_bounds__(256) batch_norm_statistics_finish(
     float* __restrict__ running_var,      // [c]
     float* __restrict__ saved,            // [2, c]
     float eps, float momentum, long long pixels, int slab, int slabs, int c) {
-    SHARED_ARRAY(double, shared, BLOCK_THREADS);
-    const int channel = static_cast<int>(blockIdx.x) * SLAB_COLUMNS + static_cast<int>(threadIdx.x) % SLAB_COLUMNS;
+    SHARED_ARRAY(double, shared, 2 * BLOCK_THREADS);
+    const int channel = static_cast<int>(blockIdx.x) * FINISH_COLUMNS + static_cast<int>(threadIdx.x) % FINISH_COLUMNS;
     // Threads without a channel follow the last one, for the barriers.
     const float* const column = partials + min_of(channel, c - 1);
     const double count = static_cast<double>(pixels);
-    auto length = [&](int index) {
+    // Distances from the first slab's mean, so that one reading of the slabs gives the moment about the whole mean too.
+    const double origin = column[0];
+    double sums[2];
+    sum_over_slabs<FINISH_COLUMNS>(slabs, shared, sums, [&](int index, double (&term)[2]) {
         const Range range = slab_range(pixels, slab, index);
-        return static_cast<double>(range.end - range.begin);
-    };
-    auto partial = [&](int index, int which) { return static_cast<double>(column[(2LL * index + which) * c]); };
-    const double mean = sum_over_slabs(slabs, shared, [&](int i) { return length(i) * partial(i, 0); }) / count;
-    const double moment = sum_over_slabs(slabs, shared, [&](int i) {
-        const double distance = partial(i, 0) - mean;
-        return partial(i, 1) + length(i) * distance * distance;
+        const double length = static_cast<double>(range.end - range.begin);
+        const float* const of_slab = column + 2LL * index * c;
+        const double distance = of_slab[0] - origin;
+        term[0] = length * distance;
+        term[1] = of_slab[c] + length * distance * distance;
     });
-    if (channel >= c || threadIdx.x >= SLAB_COLUMNS) return;
+    const double shift = sums[0] / count, mean = origin + shift;
+    // No comparison that not-a-number would pass unseen.
+    const double left = sums[1] - sums[0] * shift, moment = left < 0.0 ? 0.0 : left;
+    if (channel >= c || threadIdx.x >= FINISH_COLUMNS) return;
     const double keep = 1.0 - static_cast<double>(momentum), unbiased = moment / max_of(count - 1.0, 1.0);
     running_mean[channel] = static_cast<float>(keep * running_mean[channel] + momentum * mean);
     running_var[channel] = static_cast<float>(keep * running_var[channel] + momentum * unbiased);
@@ -257,16 +267,19 @@ __global__ void __launch_bounds__(256) batch_norm_backward_finish(
     float* __restrict__ d_beta,           // [c]
     float* __restrict__ coefficients,     // [4, c]: v = a·y + b, dy = a·g + s·y + o, as a, b, s, o
     long long pixels, int slabs, int c) {
-    SHARED_ARRAY(double, shared, BLOCK_THREADS);
-    const int channel = static_cast<int>(blockIdx.x) * SLAB_COLUMNS + static_cast<int>(threadIdx.x) % SLAB_COLUMNS;
+    SHARED_ARRAY(double, shared, 2 * BLOCK_THREADS);
+    const int channel = static_cast<int>(blockIdx.x) * FINISH_COLUMNS + static_cast<int>(threadIdx.x) % FINISH_COLUMNS;
     const float* const column = partials + min_of(channel, c - 1);
-    auto partial = [&](int index, int which) { return static_cast<double>(column[(2LL * index + which) * c]); };
-    const double sum = sum_over_slabs(slabs, shared, [&](int i) { return partial(i, 0); });
-    const double product = sum_over_slabs(slabs, shared, [&](int i) { return partial(i, 1); });
-    if (channel >= c || threadIdx.x >= SLAB_COLUMNS) return;
+    double sums[2];
+    sum_over_slabs<FINISH_COLUMNS>(slabs, shared, sums, [&](int index, double (&term)[2]) {
+        const float* const of_slab = column + 2LL * index * c;
+        term[0] = of_slab[0];
+        term[1] = of_slab[c];
+    });
+    if (channel >= c || threadIdx.x >= FINISH_COLUMNS) return;
     const Affine affine = make_affine(gamma, beta, saved, c, channel);
     const float mean = saved[channel], scale = saved[c + channel], count = static_cast<float>(pixels);
-    const float d_beta_here = static_cast<float>(sum), d_gamma_here = static_cast<float>(product * scale);
+    const float d_beta_here = static_cast<float>(sums[0]), d_gamma_here = static_cast<float>(sums[1] * scale);
     const float s = -affine.a * scale * d_gamma_here / count;
     d_beta[channel] = d_beta_here;
     d_gamma[channel] = d_gamma_here;

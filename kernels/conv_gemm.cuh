@@ -63,6 +63,7 @@ struct Matrix {
     using Element = T;
     using Line = int;
     using Position = int;
+    static constexpr bool REUSED = false;
 
     const T* data;   // [lines, stride]
     int lines;       // lines from this one on read as zero
@@ -122,7 +123,7 @@ struct Stager {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const T* from = operand.at(lines[i], position);
-            copy_async_16(slot(tile, i), from != nullptr ? from : operand.data, from != nullptr);
+            copy_async_16<Operand::REUSED>(slot(tile, i), from != nullptr ? from : operand.data, from != nullptr);
         }
         advance();
     }

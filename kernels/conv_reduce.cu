@@ -49,9 +49,12 @@ __global__ void __launch_bounds__(256) sum_slabs(
     int slabs, long long len) {
     SHARED_ARRAY(double, shared, BLOCK_THREADS);
     const int thread = static_cast<int>(threadIdx.x);
-    const i64 at = static_cast<i64>(blockIdx.x) * SLAB_COLUMNS + thread % SLAB_COLUMNS;
+    const i64 at = static_cast<i64>(blockIdx.x) * WARP_SIZE + thread % WARP_SIZE;
     // The columns past the end read the last element, and are not written.
     const T* const column = partials + min_of(at, len - 1);
-    const double sum = sum_over_slabs(slabs, shared, [&](int slab) { return to_float(column[slab * len]); });
-    if (at < len && thread < SLAB_COLUMNS) sums[at] = static_cast<float>(sum);
+    double sum[1];
+    sum_over_slabs<WARP_SIZE>(slabs, shared, sum, [&](int slab, double (&term)[1]) {
+        term[0] = to_float(column[slab * len]);
+    });
+    if (at < len && thread < WARP_SIZE) sums[at] = static_cast<float>(sum[0]);
 }

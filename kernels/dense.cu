@@ -25,8 +25,9 @@
 //     (const T* x, const T* dy, float* partials, int slab, ConvGeometry g)
 //
 // Slabs are chosen by the problem alone, so that results do not depend on the device: with tiles = ceil(M / TILE_M) ·
-// ceil(N / TILE_N) · groups and pixels = n·h_out·w_out, splits = clamp(512 / tiles, 1, max(1, pixels / 256)) and
-// slab = ceil(pixels / splits) rounded up to a multiple of 32; the slabs are then ceil(pixels / slab), 65535 at most.
+// ceil(N / TILE_N) · groups and pixels = n·h_out·w_out, splits = clamp(B / tiles, 1, max(1, pixels / 256)), B being
+// 512, or 160 for 128x128 tiles, and slab = ceil(pixels / splits) rounded up to a multiple of 32; the slabs are then
+// ceil(pixels / slab), 65535 at most.
 //
 // instances: dense_{forward,dgrad,wgrad}<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: dense_{forward,dgrad}<{f16,bf16}, 128, {32,128}, true>
@@ -68,6 +69,8 @@ template <typename T>
 struct Patches {
     using Element = T;
     using Position = Tap;
+    // The taps of neighbouring pixels overlap.
+    static constexpr bool REUSED = true;
     struct Line {
         int image, h, w, index;   // the image's first pixel; tap 0's row and column; the grid pixel
     };
@@ -136,6 +139,7 @@ template <typename T>
 struct PhaseWeights {
     using Element = T;
     using Line = Tap;
+    static constexpr bool REUSED = false;
     using Position = int;
 
     const T* data;   // [c_out of the group, k_h, k_w, length], from the phase's first tap on

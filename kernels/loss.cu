@@ -89,6 +89,12 @@ __device__ __forceinline__ float row_sum(int classes, float* shared, Term term) 
     return block_sum(sum, shared);
 }
 
+/// 1 where the highest logit is the label's, else 0. `sum` is one over all distances to the highest: a row with a logit
+/// that is not finite has no highest, and its sum is not finite either.
+__device__ __forceinline__ float is_hit(const Highest& highest, int label, float sum) {
+    return highest.at == label && is_finite(sum) ? 1.0f : 0.0f;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(256) cross_entropy(
     const T* __restrict__ logits,     // [n, classes]
@@ -108,7 +114,7 @@ __global__ void __launch_bounds__(256) cross_entropy(
     if (threadIdx.x == 0) {
         const float hard = log_f(norm) - relative(label), uniform = log_f(norm) - mean;
         losses[blockIdx.x] = (1.0f - smoothing) * hard + smoothing * uniform;
-        hits[blockIdx.x] = highest.at == label ? 1.0f : 0.0f;
+        hits[blockIdx.x] = is_hit(highest, label, mean);
     }
     if (d_logits == nullptr) return;
     T* const d = d_logits + static_cast<i64>(blockIdx.x) * classes;
@@ -145,9 +151,10 @@ __global__ void __launch_bounds__(256) distillation(
     const float soft = row_sum(classes, shared, [&](int k) {
         return exp_f(relative_guide(k)) / norm_guide * (log_norm - relative(k));
     });
+    const float sum = row_sum(classes, shared, relative);
     if (threadIdx.x == 0) {
         losses[blockIdx.x] = weight * soft + (1.0f - alpha) * (log_norm - relative(label));
-        hits[blockIdx.x] = highest.at == label ? 1.0f : 0.0f;
+        hits[blockIdx.x] = is_hit(highest, label, sum);
     }
     T* const d = d_logits + row;
     // One 1/τ comes from differentiating z/τ.

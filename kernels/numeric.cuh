@@ -19,6 +19,7 @@ struct bf16 {
 };
 
 #define INFINITY_F __int_as_float(0x7f800000)
+#define LARGEST_FLOAT __int_as_float(0x7f7fffff)
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 

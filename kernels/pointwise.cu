@@ -22,8 +22,8 @@
 //     (const T* x, const T* dy, float* partials, int slab, int pixels, int c_in, int c_out)
 //
 // Slabs are chosen by the problem alone, so that results do not depend on the device: with tiles = ceil(M / TILE_M) ·
-// ceil(N / TILE_N), splits = clamp(512 / tiles, 1, max(1, pixels / 256)) and slab = ceil(pixels / splits) rounded up to
-// a multiple of 32; the slabs are then ceil(pixels / slab), 65535 at most.
+// ceil(N / TILE_N), splits = clamp(B / tiles, 1, max(1, pixels / 256)), B being 512, or 160 for 128x128 tiles, and
+// slab = ceil(pixels / splits) rounded up to a multiple of 32; the slabs are then ceil(pixels / slab), 65535 at most.
 //
 // instances: pointwise_forward<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: pointwise_forward<{f16,bf16}, 128, {32,128}, true>

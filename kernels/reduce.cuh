@@ -1,4 +1,4 @@
-// Sums and maxima over a warp and over a block, in an order that does not depend on timing, so that equal inputs give
+// Sums over a warp and over a block, in an order that does not depend on timing, so that equal inputs give
 // equal bits. Every thread gets the result.
 
 #pragma once
@@ -28,13 +28,6 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
-/// The maximum over the warp's 32 lanes, all of which must take part.
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int offset = WARP_SIZE / 2; offset > 0; offset /= 2) x = max_f(x, __shfl_xor_sync(FULL_WARP, x, offset));
-    return x;
-}
-
 /// The sum over the block. `shared` is `[32]`; it may be used again at once after the call. The block's size must be a
 /// multiple of 32, and all of its threads must take part.
 __device__ __forceinline__ float block_sum(float x, float* shared) {
@@ -43,17 +36,6 @@ __device__ __forceinline__ float block_sum(float x, float* shared) {
     if (rank % WARP_SIZE == 0) shared[rank / WARP_SIZE] = x;
     __syncthreads();
     x = warp_sum(rank % WARP_SIZE < warps ? shared[rank % WARP_SIZE] : 0.0f);
-    __syncthreads();
-    return x;
-}
-
-/// The maximum over the block, under the same conditions as `block_sum`.
-__device__ __forceinline__ float block_max(float x, float* shared) {
-    const int rank = thread_rank(), warps = static_cast<int>(blockDim.x * blockDim.y * blockDim.z) / WARP_SIZE;
-    x = warp_max(x);
-    if (rank % WARP_SIZE == 0) shared[rank / WARP_SIZE] = x;
-    __syncthreads();
-    x = warp_max(rank % WARP_SIZE < warps ? shared[rank % WARP_SIZE] : -INFINITY_F);
     __syncthreads();
     return x;
 }

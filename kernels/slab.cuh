@@ -69,26 +69,32 @@ __device__ __forceinline__ void sum_rows(const ChannelTile& tile, float (&values
     }
 }
 
-/// Columns that a block adding slabs handles: its warps take a segment of the slabs each.
-constexpr int SLAB_COLUMNS = WARP_SIZE;
-
-/// The sum of term(slab) over all slabs, formed by the 8 threads of a column together. `shared` is `[256]`. All threads
-/// of the block take part, and all threads of a column get the sum.
-template <typename Term>
-__device__ __forceinline__ double sum_over_slabs(int slabs, double* shared, Term term) {
-    constexpr int SEGMENTS = BLOCK_THREADS / SLAB_COLUMNS;
+/// The sums of term(slab)[0..N] over all slabs for one of a block's COLUMNS columns, formed by the 256 / COLUMNS threads
+/// whose index is the column's modulo COLUMNS: each takes a segment of the slabs. `shared` is `[N, 256]`. All threads of
+/// the block take part, and all threads of a column get the sums.
+template <int COLUMNS, int N, typename Term>
+__device__ __forceinline__ void sum_over_slabs(int slabs, double* shared, double (&sums)[N], Term term) {
+    constexpr int SEGMENTS = BLOCK_THREADS / COLUMNS;
     const int thread = static_cast<int>(threadIdx.x);
-    const int segment = divide_up(slabs, SEGMENTS), first = thread / SLAB_COLUMNS * segment;
-    double sum = 0;
-#pragma unroll 4
-    for (int slab = first; slab < min_of(first + segment, slabs); slab++) sum += term(slab);
-    shared[thread] = sum;
-    __syncthreads();
-    sum = 0;
+    const int segment = divide_up(slabs, SEGMENTS), first = thread / COLUMNS * segment;
 #pragma unroll
-    for (int i = 0; i < SEGMENTS; i++) sum += shared[i * SLAB_COLUMNS + thread % SLAB_COLUMNS];
+    for (int n = 0; n < N; n++) sums[n] = 0;
+#pragma unroll 4
+    for (int slab = first; slab < min_of(first + segment, slabs); slab++) {
+        double terms[N];
+        term(slab, terms);
+#pragma unroll
+        for (int n = 0; n < N; n++) sums[n] += terms[n];
+    }
+#pragma unroll
+    for (int n = 0; n < N; n++) shared[n * BLOCK_THREADS + thread] = sums[n];
     __syncthreads();
-    return sum;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        sums[n] = 0;
+        for (int i = 0; i < SEGMENTS; i++) sums[n] += shared[n * BLOCK_THREADS + i * COLUMNS + thread % COLUMNS];
+    }
+    __syncthreads();
 }
 
 /// The sum of `values` `[count]`, formed by a block of 256 threads, all of which get it. `shared` is `[256]`.

@@ -416,12 +416,12 @@ fn small_trials() -> Vec<Trial> {
             }
             Ok(())
         }),
-        trial("activation/not_a_number_stays", || {
+        trial("activation/not_a_number_stays_and_nothing_becomes_one", || {
             let clamp = Clamp::new(Some(6.0), 0.0);
-            let x = [f32::NAN, -1.0, 3.0, 7.0];
-            let mut y = [0.0f32; 4];
-            activation::forward(clamp, (1, 4, 1), View::Host(&x), ViewMut::Host(&mut y));
-            if y[0].is_nan() && y[1..] == [0.0, 3.0, 6.0] { Ok(()) } else { Err(format!("{y:?}")) }
+            let x = [f32::NAN, -1.0, 3.0, 7.0, f32::INFINITY, f32::NEG_INFINITY];
+            let mut y = [0.0f32; 6];
+            activation::forward(clamp, (1, 6, 1), View::Host(&x), ViewMut::Host(&mut y));
+            if y[0].is_nan() && y[1..] == [0.0, 3.0, 6.0, 6.0, 0.0] { Ok(()) } else { Err(format!("{y:?}")) }
         }),
         trial("buffer/round_trip", || {
             let mut buffer = Device::Cpu.upload(&[1.0, 2.0, 3.0]).map_err(|e| e.to_string())?;

@@ -29,6 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
         case("augment/3x7x5x3", |on| augment_case(Shape::new(7, 5, 3), on)),
         case("activation/relu6", |on| activation_case(Clamp::new(Some(0.7), 0.0), 4999, on)),
         case("activation/leaky", |on| activation_case(Clamp::new(Some(0.5), 0.3), 70_001, on)),
+        case("activation/infinite", infinite_case),
         case("cross_entropy/9x10", |on| cross_entropy_case((9, 10), on)),
         case("cross_entropy/3x1000", |on| cross_entropy_case((3, 1000), on)),
         case("distillation/5x17", |on| distillation_case((5, 17), on)),
@@ -145,6 +146,14 @@ fn activation_case(clamp: Clamp, len: usize, on: &On<'_>) -> Result<Vec<Output>>
         Output::rounded("dx, added", on.get(&added)?, 1),
         Output::float("score", on.get(&score)?, len),
     ])
+}
+
+/// What a 16-bit sum that is too large becomes is brought back between the bounds.
+fn infinite_case(on: &On<'_>) -> Result<Vec<Output>> {
+    let x = on.put(&[f32::INFINITY, f32::NEG_INFINITY, 3.0, 6e4, -6e4])?;
+    let mut y = on.room(5)?;
+    activation::forward(Clamp::new(Some(6.0), 0.0), (1, 5, 1), x.view(0..5), y.view_mut(0..5));
+    Ok(vec![Output::rounded("y", on.get(&y)?, 1)])
 }
 
 fn add_case(start: usize, on: &On<'_>) -> Result<Vec<Output>> {

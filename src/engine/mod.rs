@@ -88,6 +88,19 @@ pub struct Engine {
     tapped: Vec<NodeId>,
 }
 
+/// Refuses a pass that a GPU's kernels cannot be launched on: they count pixels in 31 bits, and images along a dimension
+/// of the grid that ends at 65535.
+fn fits_launches(plan: &Plan, batch: usize) -> Result<()> {
+    let pixels = plan.shapes.iter().map(|shape| shape.pixels()).max().unwrap_or(1);
+    let most = 65_535.min((i32::MAX as usize - 128) / pixels.max(1));
+    if batch > most {
+        return Err(Error::Config(format!(
+            "a GPU takes up to {most} images of this size a pass, not {batch}; lower the batch"
+        )));
+    }
+    Ok(())
+}
+
 impl Engine {
     /// Plans, allocates and uploads. A fused inference engine folds batch-norm first.
     ///
@@ -106,6 +119,9 @@ impl Engine {
         let taps: Vec<NodeId> = options.taps.iter().map(|&tap| map[tap]).collect();
         let on_load = options.training && options.fusion == Fusion::Fused && *device == Device::Cpu;
         let plan = Plan::new(&planned.graph, options.fusion, options.training, on_load, &taps)?;
+        if matches!(device, Device::Gpu(..)) {
+            fits_launches(&plan, options.batch)?;
+        }
         let layout = Layout::new(&plan, &taps);
         let params = Params::new(device, planned.graph.params()?, &planned.weights, options.training)?;
         let saved = plan

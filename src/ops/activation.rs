@@ -43,11 +43,12 @@ impl Clamp {
         [self.limit.into(), self.slope.into(), self.slope_at.into()]
     }
 
-    /// The value. Not-a-number stays so.
+    /// The value. Not-a-number stays so; a distance from the bounds is taken as finite, since slope 0 would make
+    /// not-a-number of an infinite one.
     #[inline(always)]
     pub fn apply(self, x: f32) -> f32 {
-        let low = if x < 0.0 { x * self.slope } else { x };
-        if x > self.limit { self.limit + self.slope * (x - self.limit) } else { low }
+        let low = if x < 0.0 { x.max(-f32::MAX) * self.slope } else { x };
+        if x > self.limit { self.limit + self.slope * (x - self.limit).min(f32::MAX) } else { low }
     }
 
     /// The derivative.

@@ -77,7 +77,7 @@ pub fn statistics(p: &BatchNormProblem, y: GpuView<'_>, [mean, var]: [&GpuViewMu
         y.gpu().launch(&name, grid(cut.tiles.tiles, slabs, 1), &[y.into(), partials, pixels, slab, c, lanes]);
         let out = [mean.into(), var.into(), saved.into(), p.eps.into(), p.momentum.into()];
         let arguments = [partials, out[0], out[1], out[2], out[3], out[4], pixels, slab, int(slabs).into(), c];
-        y.gpu().launch("batch_norm_statistics_finish", grid(p.c.div_ceil(32), 1, 1), &arguments);
+        y.gpu().launch("batch_norm_statistics_finish", grid(p.c.div_ceil(8), 1, 1), &arguments);
     }
 }
 
@@ -155,7 +155,7 @@ pub fn backward(
         }
         let out = [d_gamma.into(), d_beta.into(), coefficients, sizes[0], int(slabs).into(), sizes[2]];
         let arguments: Vec<Argument> = [partials, gamma, beta, saved].into_iter().chain(out).collect();
-        y.gpu().launch("batch_norm_backward_finish", grid(p.c.div_ceil(32), 1, 1), &arguments);
+        y.gpu().launch("batch_norm_backward_finish", grid(p.c.div_ceil(8), 1, 1), &arguments);
         let (slab, slabs) = cut.map;
         let arguments: Vec<Argument> = [y.into(), dz.into(), coefficients]
             .into_iter()

@@ -184,6 +184,9 @@ fn sum_slabs(t: Dtype, partials: Argument, out: &GpuViewMut<'_>, (slabs, len): (
     unsafe { of.gpu().launch(&name, grid(len.div_ceil(32), 1, 1), &arguments) }
 }
 
+/// Multiprocessors of a large GPU, about. A constant, so that a problem is launched alike on every GPU.
+const MULTIPROCESSORS: usize = 128;
+
 /// The tile of a matrix product.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
@@ -198,24 +201,30 @@ impl Tile {
         Self { m: 64, n: 64, vector: vectors(t, c_in) && vectors(t, c_out) }
     }
 
-    /// A tile for a result of `m` × `n`: large where it is filled, narrow where there are few columns.
+    /// A tile for a result of `m` × `n`: large where it is filled and there are enough of them for every multiprocessor,
+    /// narrow where there are few columns.
     fn choose(t: Dtype, c_in: usize, c_out: usize, m: usize, n: usize) -> Self {
         let small = Self::small(t, c_in, c_out);
-        match (t != Dtype::F32 && small.vector, m, n) {
-            (true, 128.., ..=32) => Self { m: 128, n: 32, ..small },
-            (true, 4096.., 128..) => Self { m: 128, n: 128, ..small },
+        let large = Self { m: 128, n: 128, ..small };
+        match t != Dtype::F32 && small.vector {
+            true if m >= 128 && n <= 32 => Self { m: 128, n: 32, ..small },
+            true if n > 64 && large.is_filled(m, n) && large.count(m, n) >= MULTIPROCESSORS => large,
             _ => small,
         }
     }
 
-    /// A tile for a weight gradient of `c_out` × `n`.
+    /// A tile for a weight gradient of `c_out` × `n`, whose slabs make as many blocks as are wanted.
     fn of_weights(t: Dtype, c_in: usize, c_out: usize, n: usize) -> Self {
         let small = Self::small(t, c_in, c_out);
-        if t != Dtype::F32 && small.vector && c_out >= 128 && n >= 128 {
-            Self { m: 128, n: 128, ..small }
-        } else {
-            small
-        }
+        let large = Self { m: 128, n: 128, ..small };
+        let fits = t != Dtype::F32 && small.vector && c_out >= 128 && n >= 128 && large.is_filled(c_out, n);
+        if fits { large } else { small }
+    }
+
+    /// Whether tiles of this size compute at most a quarter more than those of 64 × 64 to cover `m` × `n`.
+    fn is_filled(&self, m: usize, n: usize) -> bool {
+        let covered = |tile_m, tile_n| m.next_multiple_of(tile_m) * n.next_multiple_of(tile_n);
+        4 * covered(self.m, self.n) <= 5 * covered(64, 64)
     }
 
     fn count(&self, m: usize, n: usize) -> usize {
@@ -226,9 +235,11 @@ impl Tile {
         blocks([self.count(m, n), y, z], if self.m * self.n == 128 * 128 { 256 } else { 128 })
     }
 
-    /// Pixels per slab of a weight gradient over `tiles` tiles, and slabs.
+    /// Pixels per slab of a weight gradient over `tiles` tiles, and slabs: enough blocks to fill a GPU, of which it runs
+    /// fewer at a time of the large ones, and no more, since the partial sums of every slab are written and read.
     fn slabs(&self, pixels: usize, tiles: usize) -> (usize, usize) {
-        let splits = (512 / tiles).clamp(1, (pixels / 256).max(1));
+        let blocks = if self.m * self.n == 128 * 128 { 160 } else { 512 };
+        let splits = (blocks / tiles).clamp(1, (pixels / 256).max(1));
         let slab = pixels.div_ceil(splits).next_multiple_of(32);
         (slab, pixels.div_ceil(slab))
     }

@@ -1,8 +1,8 @@
 //! Operations on a GPU: which instance of which kernel, how many blocks, which arguments.
 //!
 //! The header comment of each file of `kernels/` states what a launch must look like; the functions here say the same in
-//! Rust and nothing more. Everything that decides the order of a sum follows from the problem alone, never from the
-//! device, so that results are the same bits on every GPU.
+//! Rust and nothing more. Everything that decides the order of a sum follows from the problem alone, so that results
+//! repeat bit by bit on GPUs of one architecture; how a tensor core adds within one instruction differs among them.
 
 pub(super) mod activation;
 pub(super) mod augment;
