@@ -151,7 +151,21 @@ fn a_missing_or_damaged_model_fails_in_one_line() {
 fn plan_and_devices_print_json() {
     let dir = folder();
     let plan = json(dir.path(), &["plan", "mobilenetv2-1.0", "--batch", "1"]);
-    assert!(plan["steps"].as_array().is_some_and(|s| s.len() as u64 == plan["launches"].as_u64().unwrap()), "{plan}");
+    let steps = plan["steps"].as_array().unwrap().len() as u64;
+    // A step is one kernel when batch-norm is folded; the logits are copied to where they can be read.
+    assert_eq!(plan["launches"].as_u64(), Some(steps + 1), "{plan}");
+    let step = json(dir.path(), &["plan", "mobilenetv2-1.0", "--batch", "2", "--training", "--precision", "f16"]);
+    let count = |kernel: &str| -> u64 {
+        let kernels = step["kernels"].as_object().unwrap();
+        kernels.iter().filter(|(name, _)| name.starts_with(kernel)).map(|(_, count)| count.as_u64().unwrap()).sum()
+    };
+    // 52 batch-norms, each with two stages of sums and a pass over the map, forward and backward.
+    for kernel in
+        ["statistics<", "statistics_finish", "normalise", "backward_sums", "backward_finish", "backward_apply"]
+    {
+        assert_eq!(count(&format!("batch_norm_{kernel}")), 52, "{kernel}");
+    }
+    assert_eq!((count("depthwise_forward"), count("cross_entropy")), (17 + 13, 1), "stride 1 has dgrad there too");
     assert!(plan["flops"].as_u64().is_some_and(|f| f >= 2 * 300_774_272), "{plan}");
     assert!(plan["roofline_ms"].as_object().is_some_and(|r| !r.is_empty()));
     assert!(json(dir.path(), &["devices"])["cpu"].is_object());

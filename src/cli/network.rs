@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::graph::Graph;
 use crate::io::read_model;
 use crate::model::Model;
 use crate::models::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
@@ -40,21 +39,10 @@ pub struct NetArgs {
 }
 
 impl NetArgs {
-    /// The network's graph.
-    ///
-    /// # Errors
-    /// An unknown network, an unreadable model, or options that do not fit.
-    pub fn graph(&self) -> Result<Graph> {
-        Ok(match self.read()? {
-            Some(model) => model.graph,
-            None => build(&self.net, &self.options()?)?,
-        })
-    }
-
     /// The network with its weights; fresh ones where it is only named.
     ///
     /// # Errors
-    /// As [`graph`](Self::graph).
+    /// An unknown network, an unreadable model, or options that do not fit.
     pub fn model(&self, seed: u64) -> Result<Model> {
         Ok(match self.read()? {
             Some(model) => model,

@@ -17,7 +17,7 @@ pub use launches::Launches;
 pub use layer_run::LayerBench;
 pub use layers::{Layer, LayerPass, LayerTail};
 pub use machine::{Cache, Machine};
-pub use network_run::{NetworkCase, NetworkRun, peak_memory, sample_networks};
+pub use network_run::{NetworkCase, NetworkRun, launch_counts, peak_memory, sample_networks};
 pub use peaks::{Peaks, measure_peaks};
 pub use peer::{Peer, PeerScript};
 pub use roofline::{

@@ -1,5 +1,6 @@
 //! Whole networks as they are run: inference at every level of fusion, and training steps.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::latency::Subject;
@@ -7,7 +8,10 @@ use super::noise::normal;
 use super::roofline::{KernelCost, kernel_costs, plan_costs};
 use super::timer::{Workload, alternate};
 use crate::Result;
+use crate::device::dry_run::DryRun;
+use crate::device::gpu::Gpu;
 use crate::device::{Buffer, Device, Recording};
+use crate::dtype::Dtype;
 use crate::engine::{Engine, EngineOptions, Fusion, Plan};
 use crate::model::Model;
 use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
@@ -141,6 +145,18 @@ pub fn sample_networks(
         workloads.push(Box::new(|| run.pass()));
     }
     alternate(&mut workloads, budget)
+}
+
+/// How often each kernel is launched in one pass of a case on a GPU, a training step's loss and optimizer included.
+///
+/// # Errors
+/// What the engine says.
+pub fn launch_counts(case: &NetworkCase, batch: usize, precision: Dtype) -> Result<BTreeMap<String, u64>> {
+    // What is launched follows from the problem alone, so that any architecture with every type serves.
+    let gpu = Gpu::new(Box::new(DryRun::new(80)));
+    let mut run = NetworkRun::new(&Device::on(gpu.clone(), precision)?, case, batch)?;
+    run.pass()?;
+    Ok(gpu.launched())
 }
 
 /// Bytes that a case holds once it has run, which is its peak, since engines allocate what they need once: of a GPU's
