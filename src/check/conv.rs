@@ -2,9 +2,8 @@
 
 use super::{Case, On, Output};
 use crate::Result;
-use crate::graph::{Bias, Conv};
 use crate::ops::activation::Clamp;
-use crate::ops::conv::{self, ConvBias, ConvProblem};
+use crate::ops::conv::{self, Bias, Conv, ConvBias, ConvProblem};
 use crate::shape::{Padding, Shape, Window};
 
 /// n, (h, w, c_in), c_out, (k_h, k_w), (stride_h, stride_w), padding top/left/bottom/right, groups.

@@ -3,10 +3,9 @@
 use super::{Case, On, Output};
 use crate::Result;
 use crate::device::Buffer;
-use crate::graph::{Bias, Conv};
 use crate::ops::activation::Clamp;
 use crate::ops::batch_norm::{self, BackwardInputs, BatchNormProblem, BatchNormState, Tail};
-use crate::ops::conv::ConvProblem;
+use crate::ops::conv::{Bias, Conv, ConvProblem};
 use crate::ops::conv_bn;
 use crate::ops::conv_input::ConvInput;
 use crate::shape::{Shape, Window};

@@ -7,10 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-use super::Common;
-use super::devices::print;
 use super::network::NetArgs;
 use super::settings::MaskArgs;
+use super::{Common, print};
 use crate::Error;
 use crate::config::Config;
 use crate::device::Device;

@@ -3,8 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
+use super::{Common, print};
 use crate::Error;
 use crate::check::{Case, Row, compare_all};
 use crate::device::Device;

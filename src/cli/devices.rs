@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
+use super::{Common, print};
 use crate::device::cache::Cache;
 use crate::device::cuda::{Cuda, Properties};
 use crate::device::nvrtc::Nvrtc;
@@ -77,12 +77,4 @@ fn describe(machine: &Machine) -> String {
 
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 30)
-}
-
-/// Writes to standard output; a reader that has gone away (`| head`) is not a failure.
-pub(super) fn print(out: &mut impl std::io::Write, text: &str) -> Result<()> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
-    }
 }

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::settings::{DataArgs, sizes};
+use super::{Common, print};
 use crate::io::read_model;
 use crate::pipeline::{Datasets, Entry, evaluate_model};
 

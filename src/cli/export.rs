@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::settings::{refuse_same, sizes};
+use super::{Common, print};
 use crate::Error;
 use crate::dtype::Dtype;
 use crate::io::onnx::write_onnx;

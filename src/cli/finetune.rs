@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, output, refuse_same};
+use super::{Common, print};
 use crate::Error;
 use crate::io::{read_model, write_model};
 use crate::pipeline::{Datasets, Run, check_batches};

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::settings::{refuse_same, sizes};
+use super::{Common, print};
 use crate::io::{DataInfo, ModelInfo, write_model};
 use crate::models::{NetworkOptions, image_size};
 use crate::pipeline::{Entry, import};

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Common;
-use super::devices::print;
+use super::{Common, print};
 use crate::Error;
 use crate::device::Device;
 use crate::io::{ModelInfo, read_model};

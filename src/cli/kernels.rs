@@ -6,8 +6,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
+use super::{Common, print};
 use crate::Error;
 use crate::device::cache::Cache;
 use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};

@@ -140,6 +140,14 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// Writes to standard output; a reader that has gone away (`| head`) is not a failure.
+fn print(out: &mut impl std::io::Write, text: &str) -> anyhow::Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 fn start_logging(common: &Common) {
     use tracing_subscriber::filter::LevelFilter;
     let level = match (common.quiet, common.verbose) {

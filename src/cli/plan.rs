@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::network::NetArgs;
+use super::{Common, print};
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Plan};
 use crate::graph::Graph;

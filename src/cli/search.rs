@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, output};
+use super::{Common, print};
 use crate::io::{read_model, write_model};
 use crate::pipeline::{Datasets, Run, check_batches, check_search};
 

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::settings::{BudgetArgs, DataArgs, NetworkArgs, RunArgs};
+use super::{Common, print};
 use crate::config::Config;
 use crate::io::read_model;
 use crate::pipeline::{self, Datasets, Run, RunFolder, check_batches, check_mergeable, check_search, configured_graph};

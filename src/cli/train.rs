@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::Common;
-use super::devices::print;
 use super::settings::{DataArgs, NetworkArgs, RunArgs, StageArgs, output, sizes};
+use super::{Common, print};
 use crate::io::write_model;
 use crate::pipeline::{Datasets, Run, check_batches, configured_graph};
 

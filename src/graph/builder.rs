@@ -1,7 +1,8 @@
 //! Builds a graph node by node.
 
-use super::node::{Activation, BatchNorm, Bias, Block, BlockState, Conv, Graph, Linear, Node, NodeId, Op};
+use super::node::{Activation, BatchNorm, Block, BlockState, Graph, Linear, Node, NodeId, Op};
 use crate::Result;
+use crate::ops::conv::{Bias, Conv};
 use crate::shape::{Shape, Window};
 
 /// Appends nodes in order; [`finish`](Self::finish) checks the whole.

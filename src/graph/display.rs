@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::node::{Bias, ConvFamily, Graph, Op};
+use super::node::{Graph, Op};
+use crate::ops::conv::{Bias, ConvFamily};
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

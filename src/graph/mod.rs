@@ -11,6 +11,8 @@ mod rewrite;
 
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
-pub use node::{Activation, BatchNorm, Bias, Block, BlockState, Conv, ConvFamily, Graph, Linear, Node, NodeId, Op};
+// A node holds the operation's own description.
+pub use crate::ops::conv::{Bias, Conv, ConvFamily};
+pub use node::{Activation, BatchNorm, Block, BlockState, Graph, Linear, Node, NodeId, Op};
 pub use params::{ParamRole, ParamSpec};
 pub use rewrite::Emitter;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ops::conv::Conv;
 use crate::shape::{Shape, Window};
 use crate::{Error, Result};
 
@@ -15,65 +16,6 @@ pub type NodeId = usize;
 const MAX_ELEMENTS: usize = 1 << 28;
 /// Largest number of nodes of a graph that comes from a file.
 const MAX_NODES: usize = 10_000;
-
-/// What a convolution adds to its sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// Nothing.
-    None,
-    /// One number per output channel, shape `[c_out]`.
-    Channel,
-    /// One number per output position and channel, shape `[h_out, w_out, c_out]`: what an exactly merged block needs
-    /// whose inner convolution zero-pads (border bias).
-    Map,
-}
-
-/// A convolution without dilation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Conv {
-    /// Channels in.
-    pub c_in: usize,
-    /// Channels out.
-    pub c_out: usize,
-    /// Kernel, stride, padding.
-    pub window: Window,
-    /// Channel groups; `c_in` for a depthwise convolution.
-    pub groups: usize,
-    /// Bias.
-    pub bias: Bias,
-}
-
-/// Which kernel family computes a convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ConvFamily {
-    /// One filter per channel; weights `[k_h, k_w, c]`.
-    Depthwise,
-    /// 1×1, stride 1, no padding, one group; weights `[c_out, c_in]`.
-    Pointwise,
-    /// All others; weights `[c_out, k_h, k_w, c_in / groups]`.
-    Dense,
-}
-
-impl Conv {
-    /// The kernel family this convolution belongs to.
-    pub fn family(&self) -> ConvFamily {
-        if self.groups > 1 && self.groups == self.c_in && self.c_in == self.c_out {
-            ConvFamily::Depthwise
-        } else if self.groups == 1 && self.window == Window::square(1, 1, 0) {
-            ConvFamily::Pointwise
-        } else {
-            ConvFamily::Dense
-        }
-    }
-
-    /// Multiply-accumulates per output pixel.
-    pub fn macs_per_pixel(&self) -> u64 {
-        (self.window.taps() * (self.c_in / self.groups) * self.c_out) as u64
-    }
-}
 
 /// Batch normalisation over pixels and images, per channel.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

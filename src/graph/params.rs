@@ -1,7 +1,8 @@
 //! The parameters a graph needs: names, shapes and roles, in one fixed order.
 
-use super::node::{Bias, ConvFamily, Graph, NodeId, Op};
+use super::node::{Graph, NodeId, Op};
 use crate::Result;
+use crate::ops::conv::{Bias, ConvFamily};
 
 /// What a parameter is, and so how it is laid out, decayed and initialised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

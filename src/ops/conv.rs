@@ -1,9 +1,11 @@
-//! Convolution: the problem that all three families share, and the choice among them.
+//! Convolution: its description, the problem that all three families share, and the choice among them.
 //!
 //! x `[n, h_in, w_in, c_in]`, y `[n, h_out, w_out, c_out]`; weights in the layout of the family
 //! ([`ConvFamily`]). Cross-correlation: y[o, u] = Σ w[o, c, v]·x[c, s·u + v − p].
 
 use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 
 use super::activation::Clamp;
 use super::batch_norm::GradientSums;
@@ -13,8 +15,66 @@ use super::simd::vectorised;
 use super::{cuda, dense, depthwise, pointwise};
 use crate::device::gpu::GpuView;
 use crate::device::{View, ViewMut};
-use crate::graph::{Conv, ConvFamily};
 use crate::shape::{Shape, Window};
+
+/// What a convolution adds to its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// Nothing.
+    None,
+    /// One number per output channel, shape `[c_out]`.
+    Channel,
+    /// One number per output position and channel, shape `[h_out, w_out, c_out]`: what an exactly merged block needs
+    /// whose inner convolution zero-pads (border bias).
+    Map,
+}
+
+/// A convolution without dilation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conv {
+    /// Channels in.
+    pub c_in: usize,
+    /// Channels out.
+    pub c_out: usize,
+    /// Kernel, stride, padding.
+    pub window: Window,
+    /// Channel groups; `c_in` for a depthwise convolution.
+    pub groups: usize,
+    /// Bias.
+    pub bias: Bias,
+}
+
+/// Which kernel family computes a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConvFamily {
+    /// One filter per channel; weights `[k_h, k_w, c]`.
+    Depthwise,
+    /// 1×1, stride 1, no padding, one group; weights `[c_out, c_in]`.
+    Pointwise,
+    /// All others; weights `[c_out, k_h, k_w, c_in / groups]`.
+    Dense,
+}
+
+impl Conv {
+    /// The kernel family this convolution belongs to.
+    pub fn family(&self) -> ConvFamily {
+        if self.groups > 1 && self.groups == self.c_in && self.c_in == self.c_out {
+            ConvFamily::Depthwise
+        } else if self.groups == 1 && self.window == Window::square(1, 1, 0) {
+            ConvFamily::Pointwise
+        } else {
+            ConvFamily::Dense
+        }
+    }
+
+    /// Multiply-accumulates per output pixel.
+    pub fn macs_per_pixel(&self) -> u64 {
+        (self.window.taps() * (self.c_in / self.groups) * self.c_out) as u64
+    }
+}
 
 /// One convolution over one batch: everything a kernel, a cost model or a bench needs to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,16 +92,15 @@ pub struct ConvProblem {
 }
 
 impl ConvProblem {
-    /// The problem of a node; `None` where the kernel does not fit the input.
+    /// The problem of a convolution; `None` where the kernel does not fit the input.
     pub fn new(conv: &Conv, input: Shape, n: usize) -> Option<Self> {
         let (h, w) = conv.window.output(input.h, input.w)?;
         Some(Self { n, input, output: Shape::new(h, w, conv.c_out), window: conv.window, groups: conv.groups })
     }
 
-    /// The node's description back.
+    /// The description back.
     fn conv(&self) -> Conv {
-        let bias = crate::graph::Bias::None;
-        Conv { c_in: self.input.c, c_out: self.output.c, window: self.window, groups: self.groups, bias }
+        Conv { c_in: self.input.c, c_out: self.output.c, window: self.window, groups: self.groups, bias: Bias::None }
     }
 
     /// The kernel family.

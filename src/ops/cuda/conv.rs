@@ -4,9 +4,8 @@ use super::{Tiles, blocks, grid, int, long, vectors};
 use crate::device::driver::{Argument, ConvGeometry};
 use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::dtype::Dtype;
-use crate::graph::ConvFamily;
 use crate::ops::activation::Clamp;
-use crate::ops::conv::ConvProblem;
+use crate::ops::conv::{ConvFamily, ConvProblem};
 
 /// What is added to the sums of a forward pass, and the activation after it.
 #[derive(Debug, Clone, Copy, Default)]
