@@ -9,12 +9,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused to read or write a path.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Io {
         /// The file or folder in question.
         path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
+        /// What the operating system said. The message says it already, so it is no `source`: whoever prints the chain of
+        /// causes would print it twice.
+        reason: std::io::Error,
     },
     /// A file was readable but its content is not what its kind demands.
     #[error("{}: {problem}", path.display())]
@@ -62,8 +63,8 @@ pub enum Error {
 
 impl Error {
     /// Wraps an operating-system error with the path it concerns.
-    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_owned(), source }
+    pub fn io(path: impl AsRef<Path>, reason: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), reason }
     }
 
     /// A file whose content is wrong.

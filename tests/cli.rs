@@ -325,6 +325,15 @@ fn the_stages_alone_make_the_whole() {
 }
 
 #[test]
+fn what_the_system_says_is_told_once() {
+    let dir = folder();
+    let assert = depthshrinker(dir.path(), &["eval", "missing.safetensors"]).assert().code(1);
+    let expected = "error: missing.safetensors: No such file or directory (os error 2)\n";
+    #[cfg(unix)]
+    assert_eq!(String::from_utf8_lossy(&assert.get_output().stderr), expected);
+}
+
+#[test]
 fn merge_takes_a_keep_list_and_refuses_what_is_wrong() {
     let dir = folder();
     let path = dir.path();
