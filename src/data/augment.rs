@@ -11,8 +11,12 @@ use super::random::{Purpose, Random};
 use crate::ops::augment::ImageView;
 use crate::{Error, Result};
 
-/// How many times a rectangle to erase is drawn before giving up on one that fits.
+/// How many times a rectangle to erase is drawn before giving up on one that fits. This and what follows are timm's.
 const ERASE_TRIES: usize = 10;
+/// Least and largest share of the image that is erased; uniform.
+const ERASE_AREA: [f32; 2] = [0.02, 1.0 / 3.0];
+/// Least height / width of an erased rectangle; uniform in its logarithm up to the inverse.
+const ERASE_RATIO: f64 = 0.3;
 
 /// What an erased rectangle is filled with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,7 +38,7 @@ pub struct Augment {
     pub pad_crop: usize,
     /// Mirrors every second image left to right.
     pub flip: bool,
-    /// Probability that a rectangle (2 to 33 % of the area, sides 0.3 to 3.3 to one) is erased.
+    /// Probability that a rectangle (2 to 33 % of the area, sides 0.3 to 3.3 to one) is erased, as timm's `RandomErasing`.
     pub erase: f32,
     /// What is put there.
     pub erase_mode: EraseMode,
@@ -137,16 +141,13 @@ impl Augment {
 
 /// Top, left, height and width of a rectangle to erase, or `None` if none of a few draws fits.
 fn rectangle(shape: ImageShape, random: &mut Random) -> Option<[usize; 4]> {
-    let area = (shape.height * shape.width) as f32;
+    let area = (shape.height * shape.width) as f64;
     (0..ERASE_TRIES).find_map(|_| {
-        let area = area * random.between(0.02, 0.33);
-        // Upright or lying with equal chance. No exponential: its last bit differs between machines.
-        let ratio = random.between(1.0, 3.3);
-        let ratio = if random.below(2) == 1 { ratio } else { 1.0 / ratio };
-        let height = ((area * ratio).sqrt() + 0.5) as usize;
-        let width = ((area / ratio).sqrt() + 0.5) as usize;
-        (1..shape.height).contains(&height).then_some(())?;
-        (1..shape.width).contains(&width).then_some(())?;
+        let area = area * f64::from(random.between(ERASE_AREA[0], ERASE_AREA[1]));
+        let ratio = (ERASE_RATIO.ln() * f64::from(random.between(-1.0, 1.0))).exp();
+        let height = (area * ratio).sqrt().round_ties_even() as usize;
+        let width = (area / ratio).sqrt().round_ties_even() as usize;
+        (height < shape.height && width < shape.width).then_some(())?;
         let top = random.below(shape.height - height + 1);
         let left = random.below(shape.width - width + 1);
         Some([top, left, height, width])
@@ -218,6 +219,31 @@ mod tests {
             let area = (r.height * r.width) as f32 / 784.0;
             assert!((0.01..0.37).contains(&area), "{r:?}");
             assert!(r.top + r.height <= 28 && r.left + r.width <= 28, "{r:?}");
+        }
+    }
+
+    /// The shares of timm's rectangles (1.0.31, 200 000 of them on 64x48) below these areas and logarithms of height / width.
+    #[test]
+    fn erased_rectangles_are_distributed_as_timm_s() {
+        const AREAS: [(f64, f64); 6] =
+            [(0.05, 0.0987), (0.1, 0.2627), (0.15, 0.4288), (0.2, 0.5951), (0.25, 0.7561), (0.3, 0.9063)];
+        const RATIOS: [(f64, f64); 5] = [(-0.8, 0.1400), (-0.4, 0.3147), (0.0, 0.4739), (0.4, 0.6549), (0.8, 0.8278)];
+        let shape = ImageShape { height: 64, width: 48, channels: 3 };
+        let augment = Augment { erase: 1.0, ..Augment::none() };
+        let sizes: Vec<(f64, f64)> = (0..20_000)
+            .map(|index| augment.draw(shape, 5, 0, index))
+            .map(|view| (f64::from(view.height), f64::from(view.width)))
+            .collect();
+        let share = |below: &dyn Fn(f64, f64) -> bool| {
+            sizes.iter().filter(|(h, w)| below(*h, *w)).count() as f64 / sizes.len() as f64
+        };
+        // Four standard errors of a share.
+        let close = |what: &str, got: f64, want: f64| assert!((got - want).abs() < 0.014, "{what}: {got}, {want}");
+        for (area, want) in AREAS {
+            close(&format!("area below {area}"), share(&|h, w| h * w / (64.0 * 48.0) < area), want);
+        }
+        for (ratio, want) in RATIOS {
+            close(&format!("log ratio below {ratio}"), share(&|h, w| (h / w).ln() < ratio), want);
         }
     }
 
