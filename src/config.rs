@@ -81,8 +81,8 @@ pub struct NetworkConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, a folder of pictures, or `parquet:` and a folder of
-    /// Parquet shards (with the feature `parquet`).
+    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, `imagenet`, a folder of pictures, or `parquet:` and a
+    /// folder of Parquet shards (with the feature `parquet`).
     pub name: String,
     /// Where the set is; known places are searched if not given.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use depthshrinker::Result;
+use depthshrinker::config::{Config, NetworkConfig};
 use depthshrinker::data::{
     self, Augment, Batch, DataSource, Dataset, EraseMode, ImageShape, Interpolation, Loader, PixelOp, RandAugment,
     ResizedCrop,
 };
+use depthshrinker::ops::optimizer::Optimizer;
+use depthshrinker::shrink::{Budget, DistillConfig, Removal, ScoreConfig};
 use image::{Rgb, RgbImage};
 use safetensors::SafeTensors;
 
@@ -195,10 +198,23 @@ fn the_settings_are_plain_configuration() {
 }
 
 #[test]
-fn a_recipe_for_imagenet_is_the_published_one() {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "recipes", "mobilenetv2-1.4.toml"].iter().collect();
-    let config = depthshrinker::config::Config::read(&path).unwrap();
-    config.check().unwrap();
+fn the_recipes_for_imagenet_are_the_published_ones_and_differ_in_their_network_alone() {
+    let recipe = |network: &str| {
+        let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "recipes", &format!("{network}.toml")].iter().collect();
+        let config = Config::read(&path).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.network, NetworkConfig { name: network.into(), ..NetworkConfig::default() });
+        config
+    };
+    let config = recipe("mobilenetv2-1.4");
+    for network in ["mobilenetv2-1.0", "efficientnet-lite0"] {
+        assert_eq!(Config { network: config.network.clone(), ..recipe(network) }, config, "{network}");
+    }
+    // The recipes write them out, so that a change of a default is seen here.
+    assert_eq!(config.search.scores, ScoreConfig::default());
+    assert_eq!(config.budget, Budget::KeepFraction(0.4));
+    let distill = DistillConfig { alpha: 0.7, temperature: 1.0, feature_weight: 0.0 };
+    assert_eq!((config.finetune.distill, config.finetune.removal), (distill, Removal::AtOnce));
     for train in [&config.train, &config.search.train, &config.finetune.train] {
         let augment = &train.augment;
         assert_eq!(augment.rand_augment, Some(RandAugment { magnitude: 5.0, magnitude_std: 0.5, layers: 2 }));
@@ -206,7 +222,10 @@ fn a_recipe_for_imagenet_is_the_published_one() {
         assert_eq!((augment.erase, augment.erase_mode, augment.flip), (0.25, EraseMode::Pixel, true));
         // Decay, clip and smoothing of the reference.
         assert_eq!((train.weight_decay, train.clip_norm, train.label_smoothing), (1e-5, 5.0, 0.1));
-        assert_eq!((train.epochs, train.warmup_epochs), (180, 0.0));
+        assert_eq!((train.epochs, train.warmup_epochs, train.min_lr), (180, 0.0, 5e-6));
+        assert_eq!(train.optimizer, Optimizer::Sgd { momentum: 0.9, nesterov: true });
+        // timm switches it off beside RandAugment.
+        assert_eq!(augment.color_jitter, 0.0);
         assert!((train.lr - 0.1 * train.batch as f32 / 256.0).abs() < 1e-6);
     }
 }

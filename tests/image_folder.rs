@@ -121,3 +121,53 @@ fn a_picture_that_cannot_be_read_stops_the_training_and_is_named() {
         .code(1)
         .stderr(predicate::str::contains("light/3.jpg").and(predicate::str::contains("cut short")));
 }
+
+#[test]
+fn what_is_no_picture_is_left_out_with_a_word_once_per_set() {
+    let root = prepared();
+    let dir = root.path();
+    let light = dir.join("pictures/train/light");
+    fs::create_dir(light.join("folder.png")).unwrap();
+    for i in 0..3 {
+        fs::write(light.join(format!("{i}.webp")), "webp").unwrap();
+        fs::write(dir.join(format!("pictures/train/dark/{i}.txt")), "notes").unwrap();
+    }
+    fs::write(light.join(".hidden"), "").unwrap();
+    let train = ["train", "--config", "c.toml", "--data", "pictures", "--image-size", "40"];
+    let done = depthshrinker(dir, &train).assert().success();
+    let told = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
+    let warnings: Vec<&str> = told.lines().filter(|line| line.contains("left out")).collect();
+    assert_eq!(warnings.len(), 1, "{told}");
+    assert!(warnings[0].contains("pictures/train: 7 of 31 entries are left out"), "{told}");
+
+    for entry in fs::read_dir(&light).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "jpg") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    depthshrinker(dir, &train).arg("--force").assert().code(1).stderr(
+        predicate::str::contains("light: has no .jpg, .jpeg or .png files (but ")
+            .and(predicate::str::contains("0.webp").or(predicate::str::contains("folder.png"))),
+    );
+}
+
+#[test]
+fn imagenet_is_where_the_data_dir_says() {
+    let root = prepared();
+    let dir = root.path();
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/mobilenetv2-1.0.toml");
+    let shrink = ["shrink", "--config", recipe.to_str().unwrap(), "-q"];
+    depthshrinker(dir, &shrink).env_remove("DEPTHSHRINKER_DATA").assert().code(1).stderr(
+        predicate::str::starts_with("error: data: imagenet not found").and(predicate::str::contains("--data-dir")),
+    );
+    fs::write(dir.join("named.toml"), CONFIG.to_owned() + "[data]\nname = \"imagenet\"\nimage_size = 40\n").unwrap();
+    for place in ["pictures", "."] {
+        if place == "." {
+            fs::rename(dir.join("pictures"), dir.join("imagenet")).unwrap();
+        }
+        depthshrinker(dir, &["train", "--config", "named.toml", "--data-dir", place, "--force", "-q"])
+            .assert()
+            .success();
+    }
+}

@@ -4,11 +4,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::dataset::{Data, Dataset};
+use super::locate::{Place, VARIABLE, locate};
 use super::preprocess::Preprocessing;
 use crate::{Error, Result};
 
+/// What the set goes by.
+const IMAGENET: &str = "imagenet";
 const TEST_FOLDERS: [&str; 3] = ["val", "validation", "test"];
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
+
+/// ImageNet as its archives unpack, one folder per class.
+pub(super) fn open_imagenet(dir: Option<&Path>, image_size: usize) -> Result<Data> {
+    let place = Place {
+        set: IMAGENET,
+        folders: &[IMAGENET],
+        system: None,
+        wanted: "train/",
+        remedy: "give the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG with --data-dir",
+    };
+    let root = locate(&place, dir, std::env::var_os(VARIABLE), |folder| folder.join("train").is_dir())?;
+    open(&root, IMAGENET, image_size)
+}
 
 /// Lists the pictures below `root`; classes are the sorted names of the folders of `train`.
 pub(super) fn open(root: &Path, name: &str, image_size: usize) -> Result<Data> {
@@ -29,12 +45,8 @@ pub(super) fn open(root: &Path, name: &str, image_size: usize) -> Result<Data> {
 
 /// Names of the folders in `folder`, sorted; hidden ones are not classes.
 fn classes(folder: &Path) -> Result<Vec<String>> {
-    let mut classes = Vec::new();
-    for path in entries(folder)? {
-        if path.is_dir() {
-            classes.push(file_name(&path)?.to_owned());
-        }
-    }
+    let folders = entries(folder)?.into_iter().filter(|entry| entry.is_dir);
+    let classes = folders.map(|entry| file_name(&entry.path).map(str::to_owned)).collect::<Result<Vec<_>>>()?;
     if classes.is_empty() {
         return Err(Error::file(folder, "has no class folders; expected <class>/*.jpg"));
     }
@@ -43,37 +55,65 @@ fn classes(folder: &Path) -> Result<Vec<String>> {
 
 fn split(folder: &Path, name: &str, image_size: usize, classes: &[String]) -> Result<Dataset> {
     let (mut files, mut labels) = (Vec::new(), Vec::new());
+    let mut left_out: Vec<PathBuf> = Vec::new();
     for (label, class) in classes.iter().enumerate() {
         let folder = folder.join(class);
-        let before = files.len();
-        files.extend(entries(&folder)?.into_iter().filter(|path| is_picture(path)));
-        if files.len() == before {
+        let (pictures, others): (Vec<Entry>, Vec<Entry>) = entries(&folder)?.into_iter().partition(Entry::is_picture);
+        if pictures.is_empty() {
+            let found = others.first().map_or_else(String::new, |other| format!(" (but {})", other.path.display()));
             return Err(Error::file(
                 folder,
-                "has no .jpg, .jpeg or .png files; pictures must lie directly in the folder of their class",
+                format!(
+                    "has no .jpg, .jpeg or .png files{found}; pictures must lie directly in the folder of their class"
+                ),
             ));
         }
+        files.extend(pictures.into_iter().map(|picture| picture.path));
         labels.resize(files.len(), label as u32);
+        left_out.extend(others.into_iter().map(|other| other.path));
+    }
+    if let Some(example) = left_out.first() {
+        // A class of which most pictures are of another kind would be learnt from the rest without a word.
+        tracing::warn!(
+            "{}: {} of {} entries are left out, as they are no .jpg, .jpeg or .png files, such as {}",
+            folder.display(),
+            left_out.len(),
+            left_out.len() + files.len(),
+            example.display()
+        );
     }
     Dataset::from_files(name, Preprocessing::imagenet(image_size), classes.to_vec(), files, labels)
 }
 
-/// What is in a folder, sorted, without hidden files: the order of the file system differs from machine to machine.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
-        let entry = entry.map_err(|e| Error::io(folder, e))?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            paths.push(entry.path());
-        }
-    }
-    paths.sort_unstable();
-    Ok(paths)
+/// What is in a folder.
+struct Entry {
+    path: PathBuf,
+    is_dir: bool,
 }
 
-fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    extension.is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+impl Entry {
+    fn is_picture(&self) -> bool {
+        let extension = self.path.extension().and_then(|extension| extension.to_str());
+        !self.is_dir && extension.is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
+    }
+}
+
+/// What is in a folder, sorted, without hidden files: the order of the file system differs from machine to machine.
+fn entries(folder: &Path) -> Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let entry = entry.map_err(|e| Error::io(folder, e))?;
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let path = entry.path();
+        // The listing tells the kind of everything but of what a link leads to: a million pictures need no look each.
+        let kind = entry.file_type().map_err(|e| Error::io(&path, e))?;
+        let is_dir = if kind.is_symlink() { path.is_dir() } else { kind.is_dir() };
+        found.push(Entry { path, is_dir });
+    }
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
 }
 
 fn file_name(path: &Path) -> Result<&str> {

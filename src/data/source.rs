@@ -17,7 +17,7 @@ const SHARDS: &str = "parquet:";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSource {
-    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, the path of a folder of
+    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, `imagenet`, the path of a folder of
     /// pictures, or `parquet:` and that of a folder of Parquet shards (with the feature `parquet`).
     pub name: String,
     /// The folder of the named set, or one that contains it. Without it `DEPTHSHRINKER_DATA` is searched, then where
@@ -50,8 +50,9 @@ pub fn open(source: &DataSource) -> Result<Data> {
         "mnist" => fashion_mnist::open_mnist(dir)?,
         "cifar10" => cifar::open_cifar10(dir)?,
         "cifar100" => cifar::open_cifar100(dir)?,
+        "imagenet" => return image_folder::open_imagenet(dir, folder_size(source.image_size)?),
         name if name.starts_with(SHARDS) => return open_shards(&name[SHARDS.len()..], dir, source.image_size),
-        name => return open_folder(name, dir, source.image_size.unwrap_or(IMAGENET_SIZE)),
+        name => return open_folder(name, dir, source.image_size),
     };
     let shape = data.train.shape();
     match source.image_size {
@@ -63,32 +64,31 @@ pub fn open(source: &DataSource) -> Result<Data> {
     }
 }
 
-fn open_folder(name: &str, dir: Option<&Path>, image_size: usize) -> Result<Data> {
+fn open_folder(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Data> {
     let root = dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
     if name.is_empty() || !root.is_dir() {
         return Err(Error::Config(format!(
-            "unknown data `{name}`: expected embedded, fashion-mnist, mnist, cifar10, cifar100, or a folder that holds \
-             train/ and val/ ({} is no folder)",
+            "unknown data `{name}`: expected embedded, fashion-mnist, mnist, cifar10, cifar100, imagenet, or a folder that \
+             holds train/ and val/ ({} is no folder)",
             root.display()
         )));
     }
-    check_size(image_size)?;
-    image_folder::open(&root, name, image_size)
+    image_folder::open(&root, name, folder_size(image_size)?)
 }
 
-fn check_size(image_size: usize) -> Result<()> {
+/// The side that pictures of a folder are brought to.
+fn folder_size(asked: Option<usize>) -> Result<usize> {
+    let image_size = asked.unwrap_or(IMAGENET_SIZE);
     if (1..=MAX_IMAGE_SIZE).contains(&image_size) {
-        return Ok(());
+        return Ok(image_size);
     }
     Err(Error::Config(format!("image size {image_size} is not in 1 to {MAX_IMAGE_SIZE}")))
 }
 
 #[cfg(feature = "parquet")]
 fn open_shards(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Data> {
-    let image_size = image_size.unwrap_or(IMAGENET_SIZE);
-    check_size(image_size)?;
     let root = dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
-    super::parquet_shards::open(&root, name, image_size)
+    super::parquet_shards::open(&root, name, folder_size(image_size)?)
 }
 
 #[cfg(not(feature = "parquet"))]
