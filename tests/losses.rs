@@ -103,6 +103,25 @@ fn losses_are_pytorch_s() {
     check("mse", value, &d);
 }
 
+#[test]
+fn a_row_that_is_not_finite_is_no_hit() {
+    for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for at in 0..3 {
+            let mut z = vec![3.0, 1.0, 2.0, 3.0, 3.0, 2.0];
+            z[at] = broken;
+            for labels in [[0, 0], [1, 0], [2, 0]] {
+                let sum = cross_entropy(&z, &labels, 3, 0.0, None).unwrap();
+                assert_eq!(sum.correct, 1, "{z:?} {labels:?}: the second row's alone");
+                assert!(!sum.loss.is_finite());
+                let target = SoftTarget { teacher: View::Host(&[0.5; 6]), alpha: 0.5, temperature: 1.0 };
+                assert_eq!(distillation(&z, target, &labels, 3, &mut [0.0; 6]).unwrap().correct, 1);
+            }
+        }
+    }
+    let equal = cross_entropy(&[2.0, 2.0, 1.0], &[1], 3, 0.0, None).unwrap();
+    assert_eq!(equal.correct, 0, "the first of equal ones");
+}
+
 /// Central differences of a loss that sums over the batch.
 fn differences(z: &[f32], loss: impl Fn(&[f32]) -> f64) -> Vec<f32> {
     const STEP: f32 = 1.0 / 256.0;

@@ -405,6 +405,20 @@ fn a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint() {
 }
 
 #[test]
+fn logits_that_are_not_finite_have_no_accuracy() {
+    let mut broken = model(4);
+    for tensor in broken.weights.values_mut().filter(|tensor| tensor.shape == [CLASSES, 8]) {
+        tensor.data.fill(f32::MAX);
+    }
+    let options = EngineOptions { batch: 8, fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    let mut engine = Engine::new(&Device::Cpu, &broken, &options).unwrap();
+    let error = evaluate(&mut engine, &Loader::eval(dataset(30, 2), 8).unwrap()).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::NotFinite(_)) && !text.contains('\n'), "{text}");
+    assert!(text.contains("not finite") && text.contains("--lr"), "{text}");
+}
+
+#[test]
 fn settings_out_of_range_are_refused_by_name() {
     let refused = |change: fn(&mut TrainConfig)| {
         let mut config = config();

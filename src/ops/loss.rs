@@ -23,7 +23,7 @@ const CHUNK_ELEMENTS: usize = 1 << 14;
 pub struct LossSum {
     /// Sum of the loss over the images; divide by their number for the mean.
     pub loss: f64,
-    /// Images whose highest logit (the first of equal ones) is the label's.
+    /// Images whose highest logit (the first of equal ones) is the label's; none with a logit that is not finite.
     pub correct: u64,
 }
 
@@ -277,7 +277,7 @@ mod cpu {
                 let soft: f64 = q.iter().zip(z_s).map(|(q, &z)| q * (log_norm - f64::from(z) / t)).sum();
                 let hard = log_norm - f64::from(z_s[y]) / t;
                 let loss = alpha * t * t * soft + (1.0 - alpha) * hard;
-                sum.add(LossSum { loss, correct: u64::from(first_highest(z_s) == y) });
+                sum.add(LossSum { loss, correct: u64::from(is_hit(z_s, y)) });
                 for (k, d) in d.iter_mut().enumerate() {
                     let label = if k == y { 1.0 } else { 0.0 };
                     let g = alpha * t * t * (p[k] - q[k]) + (1.0 - alpha) * (p[k] - label);
@@ -313,7 +313,7 @@ mod cpu {
         let smoothing = f64::from(smoothing);
         let uniform = log_norm - z.iter().map(|&z| f64::from(z)).sum::<f64>() / z.len() as f64;
         let loss = (1.0 - smoothing) * hard + smoothing * uniform;
-        LossSum { loss, correct: u64::from(first_highest(z) == y) }
+        LossSum { loss, correct: u64::from(is_hit(z, y)) }
     }
 
     fn smoothed(is_label: bool, smoothing: f32, classes: usize) -> f64 {
@@ -335,14 +335,12 @@ mod cpu {
         highest + sum.ln()
     }
 
-    fn first_highest(z: &[f32]) -> usize {
-        let mut best = 0;
-        for (k, value) in z.iter().enumerate() {
-            if *value > z[best] {
-                best = k;
-            }
-        }
-        best
+    /// Whether the highest logit, the first of equal ones, is that of `y`.
+    fn is_hit(z: &[f32], y: usize) -> bool {
+        // NaN is neither higher nor lower, so a row of them would have its first class for its highest.
+        z.iter().all(|value| value.is_finite())
+            && z[..y].iter().all(|value| *value < z[y])
+            && z[y..].iter().all(|value| *value <= z[y])
     }
 
     fn ordered(chunks: impl IndexedParallelIterator<Item = LossSum>) -> LossSum {

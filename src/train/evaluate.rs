@@ -25,7 +25,7 @@ pub struct Evaluation {
 /// Runs all test images once through an inference engine planned for at least the loader's batch.
 ///
 /// # Errors
-/// Data that cannot be read or does not fit the network, or a failing device.
+/// Data that cannot be read or does not fit the network, logits that are not finite, or a failing device.
 pub fn evaluate(engine: &mut Engine, test: &Loader) -> Result<Evaluation> {
     evaluate_until(engine, test, &Interrupt::new())
 }
@@ -58,6 +58,15 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
     }
     if images == 0 {
         return Err(Error::Data("there are no test images to evaluate on".into()));
+    }
+    // An accuracy beside it would be that of the images whose logits are finite, if any.
+    if !loss.is_finite() {
+        return Err(Error::NotFinite(format!(
+            "{}: logits on {} are not finite, so it has no accuracy; train it again with a lower --lr, or evaluate with \
+             --precision f32",
+            engine.graph().name,
+            test.dataset().name()
+        )));
     }
     Ok(Evaluation { top1: 100.0 * correct as f64 / images as f64, loss: loss / images as f64, images })
 }

@@ -259,7 +259,10 @@ impl<'a> Run<'a> {
         self.evaluator.load(&weights)?;
         let at = progress(&self.stage, &self.position);
         self.stage.hook.before_evaluation(&mut self.evaluator, at)?;
-        evaluate_until(&mut self.evaluator, self.stage.test, &session.interrupt)
+        match evaluate_until(&mut self.evaluator, self.stage.test, &session.interrupt) {
+            Err(Error::NotFinite(_)) => Err(diverged(&at, "loss on the test images", f64::NAN, self.stage.config.lr)),
+            other => other,
+        }
     }
 
     fn record(&mut self, evaluation: Option<Evaluation>, seconds: f64) -> Map<String, Value> {
