@@ -265,6 +265,12 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Training speed of this epoch; `None` where no step of it was taken in this process, which went on from a
+    /// checkpoint before the evaluation.
+    fn images_per_s(&self, seconds: f64) -> Option<f64> {
+        (self.epoch_images > 0).then(|| self.epoch_images as f64 / seconds.max(1e-9))
+    }
+
     fn record(&mut self, evaluation: Option<Evaluation>, seconds: f64) -> Map<String, Value> {
         let config = self.stage.config;
         let at = progress(&self.stage, &self.position);
@@ -280,7 +286,7 @@ impl<'a> Run<'a> {
         put("train_top1", json!(100.0 * self.sums.correct as f64 / images));
         put("test_loss", json!(evaluation.map(|e| e.loss)));
         put("test_top1", json!(evaluation.map(|e| e.top1)));
-        put("images_per_s", json!(self.epoch_images as f64 / seconds.max(1e-9)));
+        put("images_per_s", json!(self.images_per_s(seconds)));
         put("seconds", json!(seconds));
         if let Device::Gpu(gpu, _) = self.stage.device {
             put("device_peak_bytes", json!(gpu.memory().1));
@@ -293,12 +299,12 @@ impl<'a> Run<'a> {
         let images = self.sums.images.max(1) as f64;
         let (loss, top1) = (self.sums.loss / images, 100.0 * self.sums.correct as f64 / images);
         let test = evaluation.map_or_else(String::new, |e| format!(", test top-1 {:.2} %", e.top1));
+        let speed = self.images_per_s(seconds).map_or_else(String::new, |speed| format!(", {speed:.0} images/s"));
         format!(
-            "{} epoch {}/{}: loss {loss:.4}, top-1 {top1:.2} %{test}, {:.0} images/s",
+            "{} epoch {}/{}: loss {loss:.4}, top-1 {top1:.2} %{test}{speed}",
             self.stage.name,
             self.position.epoch + 1,
-            self.stage.config.epochs,
-            self.epoch_images as f64 / seconds.max(1e-9)
+            self.stage.config.epochs
         )
     }
 
