@@ -24,6 +24,13 @@ use crate::{Error, Result};
 const WHOLE: [&str; 4] = ["budget", "network", "removal", "optimizer"];
 /// Images with a shorter side than this get a stem of stride 1: stride 32 altogether would leave nothing of them.
 const SMALL_IMAGE: usize = 64;
+/// Pixels of the images of one pass of an evaluation, if no batch is given: 64 images of ImageNet's size. The engine that
+/// evaluates lies beside the one that trains, and of MobileNetV2-1.4 a hundred images more would be gigabytes.
+const EVALUATION_PIXELS: usize = 64 * 224 * 224;
+/// Images of one pass at most, if no batch is given: more of small ones are not faster.
+const EVALUATION_BATCH: usize = 250;
+/// Images of one pass at most.
+const MAX_BATCH: usize = 1 << 16;
 
 /// Everything that decides what a run computes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +63,8 @@ pub struct Config {
     pub finetune: FinetuneConfig,
     /// The merge.
     pub merge: MergeConfig,
+    /// Evaluation on the test images.
+    pub evaluate: EvaluateConfig,
     /// The measurement at the end.
     pub measure: MeasureConfig,
 }
@@ -142,6 +151,16 @@ pub struct MergeConfig {
     pub padding: PaddingMode,
 }
 
+/// Evaluation on the test images, between epochs and at the end.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluateConfig {
+    /// Images per pass, which cost memory and change logits by rounding alone; if not given 250, or fewer where they have
+    /// more than 64 · 224² pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+}
+
 /// The measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -168,6 +187,7 @@ impl Default for Config {
             search: SearchConfig::default(),
             finetune: FinetuneConfig::default(),
             merge: MergeConfig::default(),
+            evaluate: EvaluateConfig::default(),
             measure: MeasureConfig::default(),
         }
     }
@@ -259,6 +279,13 @@ impl NetworkConfig {
     }
 }
 
+impl EvaluateConfig {
+    /// Images per pass, for images of a shape.
+    pub fn batch(&self, input: Shape) -> usize {
+        self.batch.unwrap_or_else(|| (EVALUATION_PIXELS / input.pixels().max(1)).clamp(1, EVALUATION_BATCH))
+    }
+}
+
 impl DataConfig {
     /// Where to look for the data.
     pub fn source(&self) -> DataSource {
@@ -318,8 +345,10 @@ impl Config {
         if self.threads > 4096 {
             return Err(Error::Config(format!("threads = {}; give 0 (all cores) to 4096", self.threads)));
         }
-        if self.measure.batch == 0 || self.measure.batch > 1 << 16 {
-            return Err(Error::Config(format!("measure.batch = {}; give 1 to 65536", self.measure.batch)));
+        for (key, batch) in [("measure.batch", Some(self.measure.batch)), ("evaluate.batch", self.evaluate.batch)] {
+            if let Some(batch) = batch.filter(|batch| !(1..=MAX_BATCH).contains(batch)) {
+                return Err(Error::Config(format!("{key} = {batch}; give 1 to {MAX_BATCH}")));
+            }
         }
         if !(self.measure.seconds >= 0.0 && self.measure.seconds <= 86_400.0) {
             return Err(Error::Config(format!("measure.seconds = {}; give 0 to 86400", self.measure.seconds)));
@@ -379,6 +408,7 @@ mod tests {
         let mut config = Config::default();
         assert_eq!(Config::parse(&config.to_toml().unwrap()).unwrap(), config);
         config.model = Some("a b.safetensors".into());
+        config.evaluate.batch = Some(7);
         config.budget = Budget::Remove(3);
         config.data.train_limit = Some(5);
         config.finetune.removal = Removal::Linear { start: 0.1, end: 0.5 };
@@ -419,13 +449,15 @@ mod tests {
     #[test]
     fn the_defaults_pass_their_checks_and_bad_values_do_not() {
         Config::default().check().unwrap();
-        let bad: [fn(&mut Config); 7] = [
+        let bad: [fn(&mut Config); 9] = [
             |c| (c.device, c.precision) = ("cpu".into(), Dtype::F16),
             |c| c.device = "gpu".into(),
             |c| c.device = "cuda:one".into(),
             |c| c.search.scores.travel = -1.0,
             |c| c.measure.batch = 0,
             |c| c.measure.seconds = f64::NAN,
+            |c| c.evaluate.batch = Some(0),
+            |c| c.evaluate.batch = Some(1 << 20),
             |c| c.seed = u64::MAX,
         ];
         for change in bad {
@@ -433,5 +465,12 @@ mod tests {
             change(&mut config);
             assert!(config.check().is_err(), "{config:?}");
         }
+    }
+
+    #[test]
+    fn large_images_are_evaluated_fewer_at_a_time() {
+        let batch = |side| EvaluateConfig::default().batch(Shape::new(side, side, 3));
+        assert_eq!([28, 32, 64, 224, 300, 4096].map(batch), [250, 250, 250, 64, 35, 1]);
+        assert_eq!(EvaluateConfig { batch: Some(9) }.batch(Shape::new(224, 224, 3)), 9);
     }
 }

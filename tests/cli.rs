@@ -334,6 +334,21 @@ fn what_the_system_says_is_told_once() {
 }
 
 #[test]
+fn the_batch_of_an_evaluation_changes_its_rounding_alone() {
+    let dir = folder();
+    let path = dir.path();
+    let model = trained(path);
+    let eval = |batch: usize| {
+        fs::write(path.join("e.toml"), format!("[evaluate]\nbatch = {batch}\n")).unwrap();
+        json(path, &["eval", model.to_str().unwrap(), "--test-limit", "50", "--config", "e.toml"])
+    };
+    let (small, large) = (eval(7), eval(250));
+    assert_eq!((&small["top1"], &small["images"]), (&large["top1"], &large["images"]));
+    let loss = |told: &Value| told["loss"].as_f64().unwrap();
+    assert!((loss(&small) - loss(&large)).abs() < 1e-6, "{small} {large}");
+}
+
+#[test]
 fn merge_takes_a_keep_list_and_refuses_what_is_wrong() {
     let dir = folder();
     let path = dir.path();

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::settings::{DataArgs, sizes};
 use super::{Common, print};
+use crate::data::Loader;
 use crate::io::read_model;
 use crate::pipeline::{Datasets, Entry, evaluate_model};
 
@@ -30,7 +31,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     common.ready(&config)?;
     let (model, info) = read_model(&args.model)?;
     let data = Datasets::open(&config, Some((&model, &info)))?;
-    let evaluation = evaluate_model(&config.device()?, &model, &data.test)?;
+    let test = Loader::eval(data.test.clone(), config.evaluate.batch(data.shape()))?;
+    let evaluation = evaluate_model(&config.device()?, &model, &test)?;
     let (params, macs) = sizes(&model)?;
     let text = if common.json {
         let value = json!({

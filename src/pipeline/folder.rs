@@ -139,7 +139,9 @@ impl RunFolder {
     }
 }
 
-/// The settings that decide a run's numbers; threads and measurement may change from one part of a run to the next.
+/// The settings that decide the weights a run ends with. Threads, measurement and the batch of evaluations may change from one
+/// part of a run to the next: an evaluation that ran out of memory must be able to go on with fewer images.
 fn decisive(config: &Config) -> Config {
-    Config { threads: 0, measure: Config::default().measure, ..config.clone() }
+    let Config { measure, evaluate, .. } = Config::default();
+    Config { threads: 0, measure, evaluate, ..config.clone() }
 }

@@ -20,8 +20,6 @@ use crate::shrink::{Budget, Finetune, Mask, ScoreConfig, Search, nested, relativ
 use crate::train::{Distillation, Evaluation, Hook, NoHook, Session, Stage, TrainConfig, evaluate, train};
 use crate::{Error, Result};
 
-/// Images per pass of an evaluation.
-const EVALUATION_BATCH: usize = 250;
 /// The machine whose roofline prices blocks in the search: two nominal cores whose caches hold a micro-batch. A fixed one
 /// makes searches repeatable; only the ratios matter.
 const COST_ROOFLINE: Roofline = Roofline { bandwidth: 40e9, matrix_flops: 100e9, vector_flops: 40e9, element_bytes: 4 };
@@ -262,9 +260,13 @@ impl<'a> Run<'a> {
     /// Accuracy on the test images.
     ///
     /// # Errors
-    /// Images that do not fit the network.
+    /// Images that do not fit the network, or logits that are not finite.
     pub fn evaluate(&self, model: &Model) -> Result<Evaluation> {
-        evaluate_model(&self.device, model, &self.data.test)
+        evaluate_model(&self.device, model, &self.test_loader()?)
+    }
+
+    fn test_loader(&self) -> Result<Loader> {
+        Loader::eval(self.data.test.clone(), self.config.evaluate.batch(self.data.shape()))
     }
 
     fn stage(
@@ -277,7 +279,7 @@ impl<'a> Run<'a> {
     ) -> Result<Model> {
         let config = TrainConfig { seed: config.seed.wrapping_add(self.config.seed), ..config.clone() };
         let train_set = Loader::train(self.data.train.clone(), config.batch, config.augment.clone(), config.seed)?;
-        let test_set = Loader::eval(self.data.test.clone(), EVALUATION_BATCH)?;
+        let test_set = self.test_loader()?;
         let stage = Stage {
             name,
             device: &self.device,
@@ -330,14 +332,13 @@ pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
     check_linearise(graph, &kept, &config.linearise())
 }
 
-/// Accuracy of a model on a data set.
+/// Accuracy of a model on test images.
 ///
 /// # Errors
-/// Images that do not fit the network, or a failing device.
-pub fn evaluate_model(device: &Device, model: &Model, test: &Arc<Dataset>) -> Result<Evaluation> {
-    let options = EngineOptions { batch: EVALUATION_BATCH, fusion: Fusion::Fused, training: false, taps: Vec::new() };
-    let mut engine = Engine::new(device, model, &options)?;
-    evaluate(&mut engine, &Loader::eval(test.clone(), EVALUATION_BATCH)?)
+/// Images that do not fit the network, logits that are not finite, or a failing device.
+pub fn evaluate_model(device: &Device, model: &Model, test: &Loader) -> Result<Evaluation> {
+    let options = EngineOptions { batch: test.batch_size(), fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    evaluate(&mut Engine::new(device, model, &options)?, test)
 }
 
 /// Leaves blocks out of the choice whose merge would cost time by the cost model, such as a depthwise-separable block
