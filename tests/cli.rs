@@ -287,6 +287,43 @@ fn an_interrupted_run_saves_and_says_how_to_go_on() {
     assert!(!path.join("runs/train/original.safetensors").exists());
 }
 
+/// Between stages nothing looks at the first signal for a while: a second one at once is the same wish, as `timeout` sends
+/// two, a later one stops at once.
+#[cfg(unix)]
+#[test]
+fn measuring_is_interrupted_too() {
+    let run = |out: &str, pause: Duration| {
+        let dir = folder();
+        let path = dir.path();
+        let child = Process::new(assert_cmd::cargo::cargo_bin("depthshrinker"))
+            .args([&TINY[..15], &["--measure-seconds=20", "--out", out]].concat())
+            .current_dir(path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while !path.join(out).join("merged.onnx").is_file() {
+            assert!(started.elapsed() < Duration::from_secs(120), "no merged network within two minutes");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        interrupt(&child);
+        std::thread::sleep(pause);
+        interrupt(&child);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(!path.join(out).join("result.json").exists());
+        // Nothing is lost.
+        depthshrinker(path, &["shrink", "--out", out, "--resume", "--measure-seconds=0", "-q"]).assert().success();
+        text.lines().last().unwrap_or_default().to_owned()
+    };
+    let last = run("same", Duration::from_millis(50));
+    assert!(last.starts_with("error: interrupted; ") && last.contains("--resume"), "{last}");
+    let last = run("twice", Duration::from_millis(1200));
+    assert!(last.starts_with("error: interrupted"), "{last}");
+}
+
 #[cfg(unix)]
 fn interrupt(child: &Child) {
     assert!(Process::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());

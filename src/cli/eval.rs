@@ -11,6 +11,7 @@ use super::{Common, print};
 use crate::data::Loader;
 use crate::io::read_model;
 use crate::pipeline::{Datasets, Entry, evaluate_model};
+use crate::train::Interrupt;
 
 /// Options of `eval`.
 #[derive(Debug, Clone, clap::Args)]
@@ -32,7 +33,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let (model, info) = read_model(&args.model)?;
     let data = Datasets::open(&config, Some((&model, &info)))?;
     let test = Loader::eval(data.test.clone(), config.evaluate.batch(data.shape()))?;
-    let evaluation = evaluate_model(&config.device()?, &model, &test)?;
+    let evaluation = evaluate_model(&config.device()?, &model, &test, &Interrupt::on_ctrl_c()?)?;
     let (params, macs) = sizes(&model)?;
     let text = if common.json {
         let value = json!({

@@ -17,7 +17,9 @@ use crate::models;
 use crate::shape::Shape;
 use crate::shrink::surgery::{check_linearise, drop_linear_activations, prepare_finetune};
 use crate::shrink::{Budget, Finetune, Mask, ScoreConfig, Search, nested, relative_savings};
-use crate::train::{Distillation, Evaluation, Hook, NoHook, Session, Stage, TrainConfig, evaluate, train};
+use crate::train::{
+    Distillation, Evaluation, Hook, Interrupt, NoHook, Session, Stage, TrainConfig, evaluate_until, train,
+};
 use crate::{Error, Result};
 
 /// The machine whose roofline prices blocks in the search: two nominal cores whose caches hold a micro-batch. A fixed one
@@ -260,9 +262,12 @@ impl<'a> Run<'a> {
     /// Accuracy on the test images.
     ///
     /// # Errors
-    /// Images that do not fit the network, or logits that are not finite.
+    /// Images that do not fit the network, logits that are not finite, or [`Error::Interrupted`].
     pub fn evaluate(&self, model: &Model) -> Result<Evaluation> {
-        evaluate_model(&self.device, model, &self.test_loader()?)
+        match evaluate_model(&self.device, model, &self.test_loader()?, &self.session.interrupt) {
+            Err(Error::Interrupted(_)) => Err(self.session.interrupted()),
+            other => other,
+        }
     }
 
     fn test_loader(&self) -> Result<Loader> {
@@ -335,10 +340,10 @@ pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
 /// Accuracy of a model on test images.
 ///
 /// # Errors
-/// Images that do not fit the network, logits that are not finite, or a failing device.
-pub fn evaluate_model(device: &Device, model: &Model, test: &Loader) -> Result<Evaluation> {
+/// Images that do not fit the network, logits that are not finite, a failing device, or [`Error::Interrupted`].
+pub fn evaluate_model(device: &Device, model: &Model, test: &Loader, interrupt: &Interrupt) -> Result<Evaluation> {
     let options = EngineOptions { batch: test.batch_size(), fusion: Fusion::Fused, training: false, taps: Vec::new() };
-    evaluate(&mut Engine::new(device, model, &options)?, test)
+    evaluate_until(&mut Engine::new(device, model, &options)?, test, interrupt)
 }
 
 /// Leaves blocks out of the choice whose merge would cost time by the cost model, such as a depthwise-separable block

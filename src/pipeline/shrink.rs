@@ -167,8 +167,11 @@ fn finetune_random(
 /// # Errors
 /// An error above [`TOLERANCE`], which says by how much.
 fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model) -> Result<(Model, MergeError)> {
+    run.session.check_interrupt()?;
     let (merged, segments) = merge(unmerged, &MergeOptions { padding: run.config.merge.padding })?;
+    run.session.check_interrupt()?;
     let noise = verify_random(unmerged, &merged, VERIFY_IMAGES, run.config.seed)?;
+    run.session.check_interrupt()?;
     let n = VERIFY_IMAGES.min(run.data.test.len());
     let batch = Loader::eval(run.data.test.clone(), n)?.epoch(0, 0).next();
     let batch = batch.ok_or_else(|| Error::Data("there are no test images to check the merge on".into()))??;

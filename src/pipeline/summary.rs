@@ -41,7 +41,7 @@ pub(super) struct Facts {
 /// Measures and puts everything together.
 ///
 /// # Errors
-/// A failing device or a malformed graph.
+/// A failing device, a malformed graph, or [`Error::Interrupted`](crate::Error::Interrupted).
 pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) -> Result<RunResult> {
     let config = run.config;
     let machine = Machine::here();
@@ -83,12 +83,15 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) ->
     let batch = config.measure.batch;
     let names = stages.map(|(name, (model, _))| (name.to_string(), model));
     let named: Vec<(&str, &Model)> = names.iter().map(|(name, model)| (name.as_str(), *model)).collect();
+    run.session.check_interrupt()?;
     let comparison = compare(&run.device, &named, batch, budget(NETWORKS_SHARE))?;
     result.set_latencies(&comparison);
+    run.session.check_interrupt()?;
     let roofline = Roofline::measured(&measure_peaks(&run.device, budget(PEAKS_SHARE))?, run.device.precision());
     for (network, model) in result.networks.iter_mut().zip([original, unmerged, merged]) {
         network.utilization = utilization(&model.graph, batch, network.latency_ms.median * 1e-3, &roofline)?;
     }
+    run.session.check_interrupt()?;
     let blocks = block_latencies(&run.device, original, merged, batch, budget(BLOCKS_SHARE))?;
     result.blocks = blocks
         .into_iter()

@@ -2,11 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// Exit code of a program that was killed by an interrupt, as shells report it.
-const EXIT_CODE: i32 = 130;
+/// Exit code of a run that did not end by itself.
+const FAILED: i32 = 1;
+/// A signal this soon after the first is the same wish: `timeout` and terminals signal a process and its group, both.
+const SAME_WISH: Duration = Duration::from_secs(1);
 
 /// A wish to stop. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -18,7 +21,8 @@ impl Interrupt {
         Self::default()
     }
 
-    /// The flag that Ctrl-C (and a polite kill) sets; a second one ends the process at once. Installed once per process.
+    /// The flag that Ctrl-C (and a polite kill) sets; a second one, a second later or more, ends the process at once.
+    /// Installed once per process.
     ///
     /// # Errors
     /// When the operating system refuses the handler.
@@ -27,9 +31,16 @@ impl Interrupt {
         let installed = INSTALLED.get_or_init(|| {
             let flag = Self::new();
             let handler = flag.clone();
-            ctrlc::set_handler(move || {
-                if handler.0.swap(true, Ordering::SeqCst) {
-                    std::process::exit(EXIT_CODE);
+            let mut first: Option<Instant> = None;
+            ctrlc::set_handler(move || match first {
+                None => {
+                    first = Some(Instant::now());
+                    handler.set();
+                }
+                Some(at) if at.elapsed() < SAME_WISH => {}
+                Some(_) => {
+                    eprintln!("error: interrupted twice; stopped at once");
+                    std::process::exit(FAILED);
                 }
             })
             .map(|()| flag)

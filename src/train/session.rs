@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::interrupt::Interrupt;
 use super::metrics::Metrics;
 use super::reporter::Reporter;
-use crate::Result;
 use crate::io::Checkpoint;
 use crate::io::atomic::remove_leftovers;
+use crate::{Error, Result};
 
 /// Seconds from one checkpoint to the next. With the step in progress it stays below the 30 s that are promised.
 const SAVE_EVERY: Duration = Duration::from_secs(20);
@@ -91,6 +91,22 @@ impl Session {
     /// The checkpoint the run goes on from, until its stage has taken it.
     pub fn resumed(&self) -> Option<&Checkpoint> {
         self.resume.as_ref()
+    }
+
+    /// What a run ends with that was asked to stop, once all there was to save is saved.
+    pub fn interrupted(&self) -> Error {
+        Error::Interrupted(match &self.checkpoint {
+            Some(path) => format!("checkpoint written to {}; go on with --resume", path.display()),
+            None => "no checkpoint was asked for, so nothing was saved".into(),
+        })
+    }
+
+    /// For work between stages, which keeps nothing: ends it where the run was asked to stop.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn check_interrupt(&self) -> Result<()> {
+        if self.interrupt.is_set() { Err(self.interrupted()) } else { Ok(()) }
     }
 
     /// Takes the checkpoint if it belongs to this stage.

@@ -312,10 +312,7 @@ impl<'a> Run<'a> {
     fn interrupted(&mut self, session: &mut Session) -> Error {
         match self.save(session) {
             Err(e) => e,
-            Ok(()) => Error::Interrupted(match &session.checkpoint {
-                Some(path) => format!("checkpoint written to {}; go on with --resume", path.display()),
-                None => "no checkpoint was asked for, so nothing was saved".into(),
-            }),
+            Ok(()) => session.interrupted(),
         }
     }
 
