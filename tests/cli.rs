@@ -386,6 +386,22 @@ fn the_batch_of_an_evaluation_changes_its_rounding_alone() {
 }
 
 #[test]
+fn only_stages_that_run_are_checked() {
+    let dir = folder();
+    let path = dir.path();
+    // The batches of search and finetuning, 64, are larger than the set.
+    let train = ["train", "--net", "mobilenetv2-0.25", "--train-limit", "32", "--test-limit", "20", "--batch", "16"];
+    let train = [&train[..], &["--epochs", "1", "--out", "r", "-o", "m.safetensors"]].concat();
+    json(path, &train);
+    let few = ["--train-limit", "32", "--test-limit", "20", "--epochs", "1"];
+    fails(path, &[&["search", "m.safetensors"][..], &few].concat(), 2, &["batch 64 is larger than the 32"]);
+    let search = [&["search", "m.safetensors", "--batch", "32", "-o", "p.json"][..], &few].concat();
+    json(path, &search);
+    let shrink = ["shrink", "--model", "m.safetensors", "--train-limit", "32", "--test-limit", "20"];
+    fails(path, &shrink, 2, &["batch 64 is larger than the 32"]);
+}
+
+#[test]
 fn merge_takes_a_keep_list_and_refuses_what_is_wrong() {
     let dir = folder();
     let path = dir.path();

@@ -67,7 +67,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         None => model.clone(),
     };
     let data = Datasets::open(&config, Some((&model, &info)))?;
-    check_batches(&config, &data)?;
+    check_batches([&config.finetune.train], &data)?;
     let path = output(args.output.as_ref(), &folder, FILE);
     refuse_same(&args.model, &path)?;
     let session = common.enter(&folder, NAME, &config, (entry, FILE))?;

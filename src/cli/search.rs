@@ -48,7 +48,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     common.ready(&config)?;
     let (model, info) = read_model(&args.model)?;
     let data = Datasets::open(&config, Some((&model, &info)))?;
-    check_batches(&config, &data)?;
+    check_batches([&config.search.train], &data)?;
     check_search(&config, &model.graph)?;
     let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
     let mut run = Run::new(&config, &data, session)?;

@@ -77,7 +77,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     common.ready(&config)?;
     let model = config.model.as_deref().map(read_model).transpose()?;
     let data = Datasets::open(&config, model.as_ref().map(|(model, info)| (model, info)))?;
-    check_batches(&config, &data)?;
+    let fresh = config.model.is_none().then_some(&config.train);
+    check_batches(fresh.into_iter().chain([&config.search.train, &config.finetune.train]), &data)?;
     let graph = match &model {
         Some((model, _)) => model.graph.clone(),
         None => configured_graph(&config, &data)?,

@@ -43,7 +43,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.stage.apply(&mut config.train);
     common.ready(&config)?;
     let data = Datasets::open(&config, None)?;
-    check_batches(&config, &data)?;
+    check_batches([&config.train], &data)?;
     configured_graph(&config, &data)?;
     let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
     let mut run = Run::new(&config, &data, session)?;

@@ -307,12 +307,12 @@ pub fn configured_graph(config: &Config, data: &Datasets) -> Result<Graph> {
     config.network.graph(data.shape(), data.train.classes())
 }
 
-/// Refuses batches and augmentations that do not fit the data, before a run's folder is touched.
+/// Refuses stages whose batches and augmentations do not fit the data, before a run's folder is touched.
 ///
 /// # Errors
 /// The setting that does not fit.
-pub fn check_batches(config: &Config, data: &Datasets) -> Result<()> {
-    for train in [&config.train, &config.search.train, &config.finetune.train] {
+pub fn check_batches<'a>(stages: impl IntoIterator<Item = &'a TrainConfig>, data: &Datasets) -> Result<()> {
+    for train in stages {
         Loader::train(data.train.clone(), train.batch, train.augment.clone(), train.seed)?;
     }
     Ok(())
