@@ -15,7 +15,7 @@ use crate::models::{self, NetworkOptions};
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
-use crate::shrink::{Budget, DistillConfig, Removal, ScoreConfig};
+use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig};
 use crate::train::TrainConfig;
 use crate::{Error, Result};
 
@@ -121,6 +121,12 @@ pub struct SearchConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneConfig {
+    /// Which blocks keep their activations, one 0 or 1 per block; for `finetune` alone, as `shrink` searches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Mask>,
+    /// The model file that teaches; for `finetune` alone, where it is the model itself if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<PathBuf>,
     /// Where the weights start.
     pub start: FinetuneStart,
     /// Puts a ReLU6 behind every freed inverted-residual block.
@@ -241,6 +247,8 @@ impl Default for SearchConfig {
 impl Default for FinetuneConfig {
     fn default() -> Self {
         Self {
+            kept: None,
+            teacher: None,
             start: FinetuneStart::Original,
             final_activation: true,
             removal: Removal::AtOnce,
@@ -408,6 +416,8 @@ mod tests {
         let mut config = Config::default();
         assert_eq!(Config::parse(&config.to_toml().unwrap()).unwrap(), config);
         config.model = Some("a b.safetensors".into());
+        config.finetune.kept = Some("1,0,1".parse().unwrap());
+        config.finetune.teacher = Some("t.safetensors".into());
         config.evaluate.batch = Some(7);
         config.budget = Budget::Remove(3);
         config.data.train_limit = Some(5);
@@ -439,6 +449,7 @@ mod tests {
             ("budget = { kep = 3 }", vec!["kep"]),
             ("[search.scores]\nlr = 1", vec!["line 2", "lr"]),
             ("seed = ", vec!["line 1"]),
+            ("[finetune]\nkept = [1, 2]", vec!["line 2", "0 or 1"]),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(names.iter().all(|name| error.contains(name)), "{text:?}: {error}");

@@ -233,11 +233,14 @@ fn a_killed_run_resumes_to_the_same_bits() {
     depthshrinker(path, &[&TINY[..], &["--out", "whole", "-q"]].concat()).assert().success();
     let whole = whole.elapsed();
     // Stopped again and again, wherever it stands, before a part is let run to its end. An interrupt saves in the middle
-    // of a stage; a kill loses what came after the last checkpoint.
-    let part = [&TINY[..], &["--out", "parts", "--resume", "-q"]].concat();
+    // of a stage; a kill loses what came after the last checkpoint. There is nothing to resume before the settings are
+    // written.
+    let start = [&TINY[..], &["--out", "parts", "-q"]].concat();
+    let part = [&start[..], &["--resume"]].concat();
     for i in 0..8u32 {
+        let begun = path.join("parts/config.toml").is_file();
         let mut child = Process::new(assert_cmd::cargo::cargo_bin("depthshrinker"))
-            .args(&part)
+            .args(if begun { &part } else { &start })
             .current_dir(path)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -349,6 +352,9 @@ fn the_stages_alone_make_the_whole() {
     let shrunk = json(path, &[&finetune[..], &few].concat());
     assert_eq!(shrunk["kept"], plan["kept"]);
     fails(path, &["finetune", model, "--out", "x"], 2, &["--keep-list"]);
+    fails(path, &["finetune", "--keep-list", "1,0", "--out", "x"], 2, &["model"]);
+    fails(path, &["search", "--out", "x"], 2, &["model"]);
+    assert!(!path.join("x").exists());
 
     let merge = ["merge", "runs/finetune/shrunk.safetensors", "-o", "merged.safetensors"];
     let merged = json(path, &merge);
@@ -362,12 +368,74 @@ fn the_stages_alone_make_the_whole() {
 }
 
 #[test]
-fn what_the_system_says_is_told_once() {
+fn a_finetuning_is_its_settings_its_mask_and_its_files() {
     let dir = folder();
-    let assert = depthshrinker(dir.path(), &["eval", "missing.safetensors"]).assert().code(1);
-    let expected = "error: missing.safetensors: No such file or directory (os error 2)\n";
-    #[cfg(unix)]
-    assert_eq!(String::from_utf8_lossy(&assert.get_output().stderr), expected);
+    let path = dir.path();
+    let model = trained(path);
+    let model = model.to_str().unwrap();
+    let teacher = path.join("teacher.safetensors");
+    fs::copy(model, &teacher).unwrap();
+    let list = "1,1,1,1,1,0,1,1,1,1,1,1,1,1,1,1,1";
+    let few = ["--train-limit", "128", "--test-limit", "50", "--epochs", "1", "--teacher", "teacher.safetensors"];
+    let first = json(path, &[&["finetune", model, "--keep-list", list][..], &few].concat());
+    let bytes = |file: &str| fs::read(path.join(file)).unwrap();
+    let shrunk = bytes("runs/finetune/shrunk.safetensors");
+
+    // Another mask is another run, even of one that has ended.
+    let other = list.replace("1,0,1", "0,1,1");
+    fails(path, &["finetune", model, "--keep-list", &other, "--resume"], 2, &["other settings", "--out"]);
+    fails(path, &["finetune", "--teacher", model, "--resume", "--lr", "0.5"], 2, &["other settings"]);
+    // No flag needs to be given again, and the same file in another place is the same.
+    fs::copy(model, path.join("copy.safetensors")).unwrap();
+    assert_eq!(json(path, &["finetune", "--resume"]), first);
+    assert_eq!(json(path, &["finetune", "copy.safetensors", "--resume"])["kept"], first["kept"]);
+    assert!(bytes("runs/finetune/shrunk.safetensors") == shrunk);
+    let again = json(path, &["finetune", "--config", "runs/finetune/config.toml", "--out", "again"]);
+    assert_eq!((&again["kept"], &again["top1"]), (&first["kept"], &first["top1"]));
+    assert!(bytes("again/shrunk.safetensors") == shrunk);
+
+    // Other weights under the same names.
+    let retrain = ["train", "--net", "mobilenetv2-0.25", "--head-channels", "64", "--epochs", "1", "--seed", "7", "-q"];
+    let retrain = [&retrain[..], &["--train-limit", "128", "--test-limit", "50", "--out", "seven"]].concat();
+    depthshrinker(path, &retrain).assert().success();
+    fs::copy(path.join("seven/original.safetensors"), &teacher).unwrap();
+    fails(path, &["finetune", "--resume"], 2, &["other model files"]);
+    fs::copy(model, &teacher).unwrap();
+    fs::copy(path.join("seven/original.safetensors"), model).unwrap();
+    fails(path, &["finetune", "--resume"], 2, &["other model files"]);
+    assert!(bytes("runs/finetune/shrunk.safetensors") == shrunk);
+
+    // The model would go with the old run.
+    fails(path, &["finetune", model, "--keep-list", list, "--out", "runs/train", "--force"], 2, &["would remove"]);
+    assert!(path.join("runs/train/original.safetensors").is_file());
+    // What shrink would have to ignore.
+    fails(path, &["shrink", "--config", "runs/finetune/config.toml", "--out", "x"], 2, &["finetune.kept"]);
+}
+
+#[test]
+fn there_must_be_a_run_to_go_on_with() {
+    let dir = folder();
+    for command in ["train", "shrink"] {
+        fails(dir.path(), &[command, "--out", "mistyped", "--resume"], 2, &["mistyped holds no run", "--out"]);
+    }
+    fails(dir.path(), &["finetune", "m", "--keep-list", "1,0", "--resume"], 2, &["runs/finetune holds no run"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn only_stages_that_run_are_checked() {
+    let dir = folder();
+    let path = dir.path();
+    // The batches of search and finetuning, 64, are larger than the set.
+    let train = ["train", "--net", "mobilenetv2-0.25", "--train-limit", "32", "--test-limit", "20", "--batch", "16"];
+    let train = [&train[..], &["--epochs", "1", "--out", "r", "-o", "m.safetensors"]].concat();
+    json(path, &train);
+    let few = ["--train-limit", "32", "--test-limit", "20", "--epochs", "1"];
+    fails(path, &[&["search", "m.safetensors"][..], &few].concat(), 2, &["batch 64 is larger than the 32"]);
+    let search = [&["search", "m.safetensors", "--batch", "32", "-o", "p.json"][..], &few].concat();
+    json(path, &search);
+    let shrink = ["shrink", "--model", "m.safetensors", "--train-limit", "32", "--test-limit", "20"];
+    fails(path, &shrink, 2, &["batch 64 is larger than the 32"]);
 }
 
 #[test]
@@ -386,19 +454,12 @@ fn the_batch_of_an_evaluation_changes_its_rounding_alone() {
 }
 
 #[test]
-fn only_stages_that_run_are_checked() {
+fn what_the_system_says_is_told_once() {
     let dir = folder();
-    let path = dir.path();
-    // The batches of search and finetuning, 64, are larger than the set.
-    let train = ["train", "--net", "mobilenetv2-0.25", "--train-limit", "32", "--test-limit", "20", "--batch", "16"];
-    let train = [&train[..], &["--epochs", "1", "--out", "r", "-o", "m.safetensors"]].concat();
-    json(path, &train);
-    let few = ["--train-limit", "32", "--test-limit", "20", "--epochs", "1"];
-    fails(path, &[&["search", "m.safetensors"][..], &few].concat(), 2, &["batch 64 is larger than the 32"]);
-    let search = [&["search", "m.safetensors", "--batch", "32", "-o", "p.json"][..], &few].concat();
-    json(path, &search);
-    let shrink = ["shrink", "--model", "m.safetensors", "--train-limit", "32", "--test-limit", "20"];
-    fails(path, &shrink, 2, &["batch 64 is larger than the 32"]);
+    let assert = depthshrinker(dir.path(), &["eval", "missing.safetensors"]).assert().code(1);
+    let expected = "error: missing.safetensors: No such file or directory (os error 2)\n";
+    #[cfg(unix)]
+    assert_eq!(String::from_utf8_lossy(&assert.get_output().stderr), expected);
 }
 
 #[test]

@@ -472,3 +472,19 @@ fn a_checkpoint_of_other_settings_or_another_network_is_refused() {
     let missing = Session::resume(Path::new("no/such"), &folder.metrics(), String::new()).unwrap_err();
     assert!(matches!(missing, Error::Io { .. }), "{missing}");
 }
+
+/// A stage that has ended gives its model back; that of another network would pass for this one's.
+#[test]
+fn a_finished_stage_of_another_network_is_refused() {
+    let folder = Folder::new();
+    run(&config(), &mut NoHook, None, &mut folder.start()).unwrap();
+    let (config, mut other) = (config(), model(4));
+    other.graph.name = "other".into();
+    let train_loader = Loader::train(dataset(IMAGES, 1), BATCH, config.augment.clone(), config.seed).unwrap();
+    let test = Loader::eval(dataset(30, 2), 8).unwrap();
+    let (name, device, model, hook) = ("search", &Device::Cpu, other, &mut NoHook);
+    let stage =
+        Stage { name, device, model, train: &train_loader, test: &test, config: &config, hook, distillation: None };
+    let error = train(stage, &mut folder.resume()).unwrap_err().to_string();
+    assert!(error.contains("another network (tiny)"), "{error}");
+}

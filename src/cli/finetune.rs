@@ -1,16 +1,16 @@
 //! `finetune`: a network without the activations of its freed blocks.
 
 use std::io::stdout;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, output, refuse_same};
+use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, model_file, output, refuse_same, set_some};
 use super::{Common, print};
 use crate::Error;
 use crate::io::{read_model, write_model};
-use crate::pipeline::{Datasets, Run, check_batches};
+use crate::pipeline::{Datasets, Run, RunSpec, check_batches};
 use crate::shrink::padding::PaddingMode;
 
 const NAME: &str = "finetune";
@@ -19,8 +19,8 @@ const FILE: &str = "shrunk.safetensors";
 /// Options of `finetune`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The model to start from
-    model: PathBuf,
+    /// The model to start from; that of the settings if not given
+    model: Option<PathBuf>,
     /// The model that teaches; MODEL itself if not given
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
@@ -53,26 +53,31 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut config = common.base_config(entry, Some(&folder))?;
     args.data.apply(&mut config);
     args.stage.apply(&mut config.finetune.train);
-    config.model = Some(args.model.clone());
+    set_some(&mut config.model, &args.model);
+    set_some(&mut config.finetune.kept, &args.mask.mask()?);
+    set_some(&mut config.finetune.teacher, &args.teacher);
     config.merge.padding = args.padding.unwrap_or(config.merge.padding);
     config.finetune.final_activation &= !args.no_final_activation;
     common.ready(&config)?;
-    let mask = args.mask.mask()?.ok_or_else(|| {
+    let mask = config.finetune.kept.as_ref().ok_or_else(|| {
         Error::Config("finetune needs to know which blocks keep their activations; give --keep-list or --plan".into())
     })?;
-    let (model, info) = read_model(&args.model)?;
+    let file = model_file(&config, NAME)?;
+    let models: Vec<&Path> = [file].into_iter().chain(config.finetune.teacher.as_deref()).collect();
+    let (model, info) = read_model(file)?;
     mask.check(model.graph.blocks.len())?;
-    let teacher = match &args.teacher {
+    let teacher = match &config.finetune.teacher {
         Some(path) => read_model(path)?.0,
         None => model.clone(),
     };
     let data = Datasets::open(&config, Some((&model, &info)))?;
     check_batches([&config.finetune.train], &data)?;
     let path = output(args.output.as_ref(), &folder, FILE);
-    refuse_same(&args.model, &path)?;
-    let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
+    models.iter().try_for_each(|model| refuse_same(model, &path))?;
+    let spec = RunSpec { command: NAME, config: &config, models: &models, last: FILE };
+    let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
-    let shrunk = run.finetune(NAME, (&model, &teacher), &mask, 0)?;
+    let shrunk = run.finetune(NAME, (&model, &teacher), mask, 0)?;
     let evaluation = run.evaluate(&shrunk)?;
     write_model(&path, &shrunk, &data.info())?;
     let text = if common.json {

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, output};
+use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, model_file, output, set_some};
 use super::{Common, print};
 use crate::io::{read_model, write_model};
-use crate::pipeline::{Datasets, Run, check_batches, check_search};
+use crate::pipeline::{Datasets, Run, RunSpec, check_batches, check_search};
 
 const NAME: &str = "search";
 const FILE: &str = "plan.json";
@@ -17,8 +17,8 @@ const FILE: &str = "plan.json";
 /// Options of `search`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The trained model
-    model: PathBuf,
+    /// The trained model; that of the settings if not given
+    model: Option<PathBuf>,
     /// The plan to write; plan.json in the run's folder if not given. The weights that were trained along go to
     /// searched.safetensors there
     #[arg(short, long, value_name = "FILE")]
@@ -44,13 +44,15 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.data.apply(&mut config);
     args.budget.apply(&mut config);
     args.stage.apply(&mut config.search.train);
-    config.model = Some(args.model.clone());
+    set_some(&mut config.model, &args.model);
     common.ready(&config)?;
-    let (model, info) = read_model(&args.model)?;
+    let file = model_file(&config, NAME)?;
+    let (model, info) = read_model(file)?;
     let data = Datasets::open(&config, Some((&model, &info)))?;
     check_batches([&config.search.train], &data)?;
     check_search(&config, &model.graph)?;
-    let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
+    let spec = RunSpec { command: NAME, config: &config, models: &[file], last: FILE };
+    let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let (plan, searched) = run.search(&model)?;
     write_model(&folder.path("searched.safetensors"), &searched, &data.info())?;

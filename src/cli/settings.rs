@@ -10,7 +10,7 @@ use crate::Error;
 use crate::config::{Config, NetworkConfig};
 use crate::model::Model;
 use crate::models::KNOWN_NETWORKS;
-use crate::pipeline::{Entry, Plan, RunFolder};
+use crate::pipeline::{Entry, Plan, RunFolder, RunSpec};
 use crate::shrink::{Budget, Mask, published_mask};
 use crate::train::{Session, TrainConfig};
 
@@ -198,7 +198,7 @@ impl Common {
     pub fn base_config(&self, entry: Entry, folder: Option<&RunFolder>) -> Result<Config> {
         let mut config = match (&self.config, entry, folder) {
             (Some(file), ..) => Config::read(file)?,
-            (None, Entry::Resume, Some(folder)) => folder.config()?.unwrap_or_default(),
+            (None, Entry::Resume, Some(folder)) => folder.config()?,
             _ => Config::default(),
         };
         set(&mut config.device, &self.device);
@@ -231,14 +231,8 @@ impl Common {
     ///
     /// # Errors
     /// As [`RunFolder::enter`].
-    pub fn enter(
-        &self,
-        folder: &RunFolder,
-        command: &str,
-        config: &Config,
-        (entry, last): (Entry, &str),
-    ) -> Result<Session> {
-        Ok(folder.enter(command, config, entry, last, self.quiet)?)
+    pub fn enter(&self, folder: &RunFolder, run: &RunSpec<'_>, entry: Entry) -> Result<Session> {
+        Ok(folder.enter(run, entry, self.quiet)?)
     }
 }
 
@@ -262,6 +256,16 @@ pub fn set_threads(threads: usize) -> Result<()> {
 /// The file a command writes: what was asked for, else one in the run's folder.
 pub fn output(asked: Option<&PathBuf>, folder: &RunFolder, file: &str) -> PathBuf {
     asked.cloned().unwrap_or_else(|| folder.path(file))
+}
+
+/// The model file that a command starts from.
+///
+/// # Errors
+/// When none was given.
+pub fn model_file<'a>(config: &'a Config, command: &str) -> Result<&'a Path> {
+    let missing =
+        || Error::Config(format!("{command} needs a model to start from; give its file, or `model` in --config"));
+    Ok(config.model.as_deref().ok_or_else(missing)?)
 }
 
 /// Refuses to write a model over the one it is made from.
@@ -292,7 +296,8 @@ fn set<T: Clone>(to: &mut T, from: &Option<T>) {
     }
 }
 
-fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
+/// Takes a flag's value over the configuration's where the flag was given.
+pub fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
     if from.is_some() {
         to.clone_from(from);
     }

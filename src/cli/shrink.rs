@@ -1,16 +1,19 @@
 //! `shrink`: the whole job.
 
 use std::io::stdout;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::json;
 
 use super::settings::{BudgetArgs, DataArgs, NetworkArgs, RunArgs};
 use super::{Common, print};
+use crate::Error;
 use crate::config::Config;
 use crate::io::read_model;
-use crate::pipeline::{self, Datasets, Run, RunFolder, check_batches, check_mergeable, check_search, configured_graph};
+use crate::pipeline::{
+    self, Datasets, Run, RunFolder, RunSpec, check_batches, check_mergeable, check_search, configured_graph,
+};
 use crate::report::{RunResult, network_table};
 use crate::shrink::padding::PaddingMode;
 
@@ -75,6 +78,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut config = common.base_config(entry, Some(&folder))?;
     args.apply(&mut config);
     common.ready(&config)?;
+    refuse_choices(&config)?;
     let model = config.model.as_deref().map(read_model).transpose()?;
     let data = Datasets::open(&config, model.as_ref().map(|(model, info)| (model, info)))?;
     let fresh = config.model.is_none().then_some(&config.train);
@@ -85,7 +89,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     };
     check_search(&config, &graph)?;
     check_mergeable(&config, &graph)?;
-    let session = common.enter(&folder, NAME, &config, (entry, LAST))?;
+    let models: Vec<&Path> = config.model.as_deref().into_iter().collect();
+    let spec = RunSpec { command: NAME, config: &config, models: &models, last: LAST };
+    let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let result = pipeline::shrink(&mut run, &folder)?;
     let text = if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder) };
@@ -113,6 +119,19 @@ impl Args {
             train.epochs = epochs.unwrap_or(train.epochs);
             train.batch = s.batch.unwrap_or(train.batch);
         }
+    }
+}
+
+/// Refuses what `finetune` is told and `shrink` finds itself: to ignore it would finetune another network than asked for.
+fn refuse_choices(config: &Config) -> Result<()> {
+    let chosen = [("kept", config.finetune.kept.is_some()), ("teacher", config.finetune.teacher.is_some())];
+    match chosen.iter().find(|(_, given)| *given) {
+        Some((key, _)) => Err(Error::Config(format!(
+            "finetune.{key} is for the command finetune; shrink searches for the mask and teaches with the original: \
+             leave it out"
+        ))
+        .into()),
+        None => Ok(()),
     }
 }
 

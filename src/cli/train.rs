@@ -9,7 +9,7 @@ use serde_json::json;
 use super::settings::{DataArgs, NetworkArgs, RunArgs, StageArgs, output, sizes};
 use super::{Common, print};
 use crate::io::write_model;
-use crate::pipeline::{Datasets, Run, check_batches, configured_graph};
+use crate::pipeline::{Datasets, Run, RunSpec, check_batches, configured_graph};
 
 const NAME: &str = "train";
 const FILE: &str = "original.safetensors";
@@ -45,7 +45,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let data = Datasets::open(&config, None)?;
     check_batches([&config.train], &data)?;
     configured_graph(&config, &data)?;
-    let session = common.enter(&folder, NAME, &config, (entry, FILE))?;
+    let spec = RunSpec { command: NAME, config: &config, models: &[], last: FILE };
+    let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let model = run.train_original()?;
     let evaluation = run.evaluate(&model)?;

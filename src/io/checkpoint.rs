@@ -1,10 +1,12 @@
 //! Everything it takes to go on with a training run as if it had never stopped, bit for bit.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::model::{file_weights, graph_metadata, read_graph, read_weights};
 use super::tensors::{TensorFile, parse_tensors, read_tensors, write_tensors};
@@ -163,16 +165,24 @@ impl Checkpoint {
     }
 }
 
-/// A short text that differs when the settings do: 64-bit FNV-1a over their JSON.
+/// A text that differs when the settings do: SHA-256 of their JSON.
 ///
 /// # Errors
 /// Settings that cannot be written as JSON.
 pub fn fingerprint(settings: &impl Serialize) -> Result<String> {
     let json = serde_json::to_vec(settings).map_err(|e| Error::Config(format!("cannot be written as JSON: {e}")))?;
-    let hash = json
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    Ok(format!("{hash:016x}"))
+    Ok(format!("{:x}", Sha256::digest(json)))
+}
+
+/// A text that differs when the content of a file does: its SHA-256.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn file_fingerprint(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut copy = || std::io::copy(&mut File::open(path)?, &mut hash);
+    copy().map_err(|e| Error::io(path, e))?;
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 fn take_optimizer(path: &Path, file: &mut TensorFile, buffers: usize) -> Result<Vec<Vec<f32>>> {

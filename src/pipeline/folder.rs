@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::io::checkpoint::fingerprint;
+use crate::io::checkpoint::{file_fingerprint, fingerprint};
 use crate::io::write_atomic;
 use crate::train::{Reporter, Session};
 use crate::{Error, Result};
 
+/// The settings of the run; where it is, there is one.
+const CONFIG: &str = "config.toml";
 /// Everything a run may leave in its folder; nothing else there is ever touched.
 const FILES: [&str; 11] = [
-    "config.toml",
+    CONFIG,
     "metrics.jsonl",
     "checkpoint.safetensors",
     "original.safetensors",
@@ -32,6 +34,19 @@ pub enum Entry {
     Force,
     /// Go on with it.
     Resume,
+}
+
+/// A run as its folder sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct RunSpec<'a> {
+    /// The command.
+    pub command: &'a str,
+    /// Its settings.
+    pub config: &'a Config,
+    /// The model files that it reads.
+    pub models: &'a [&'a Path],
+    /// The file of the folder that it ends by writing.
+    pub last: &'a str,
 }
 
 /// The folder of a run.
@@ -61,45 +76,51 @@ impl RunFolder {
         self.path(file).is_file()
     }
 
-    /// The configuration that the run in the folder was started with, if there is one.
+    /// The configuration that the run in the folder was started with.
     ///
     /// # Errors
-    /// A file that cannot be read.
-    pub fn config(&self) -> Result<Option<Config>> {
-        let path = self.path("config.toml");
-        if path.is_file() { Config::read(&path).map(Some) } else { Ok(None) }
+    /// A folder without a run, or a file that cannot be read.
+    pub fn config(&self) -> Result<Config> {
+        if !self.has(CONFIG) {
+            return Err(self.no_run());
+        }
+        Config::read(&self.path(CONFIG))
     }
 
-    /// Enters the folder for a run of `command`, which ends by writing `last`: makes the folder, writes `config.toml` and
-    /// opens the session. A run that was interrupted before its first checkpoint is resumed by starting over.
+    /// Enters the folder for a run: makes the folder, writes `config.toml` and opens the session. A run that was
+    /// interrupted before its first checkpoint is resumed by starting over.
     ///
     /// # Errors
-    /// [`Error::Config`] when a run is there that may not be touched or was made with other settings, or what the
-    /// operating system says of the folder.
-    pub fn enter(&self, command: &str, config: &Config, entry: Entry, last: &str, quiet: bool) -> Result<Session> {
+    /// [`Error::Config`] when a run is there that may not be touched or was made with other settings, when there is none
+    /// to go on with, or what the operating system says of the folder.
+    pub fn enter(&self, run: &RunSpec<'_>, entry: Entry, quiet: bool) -> Result<Session> {
         let dir = self.dir.display();
+        let settings = run.fingerprint()?;
         match entry {
-            Entry::New if self.has(last) => {
+            Entry::New if self.has(run.last) => {
                 return Err(Error::Config(format!(
                     "{dir} holds a finished run; give another --out, or --force to replace it"
                 )));
             }
-            Entry::New if self.has("config.toml") => {
+            Entry::New if self.has(CONFIG) => {
                 return Err(Error::Config(format!(
                     "{dir} holds an unfinished run; --resume goes on with it, --force replaces it"
                 )));
             }
-            Entry::Force => self.clear()?,
+            Entry::Resume if !self.has(CONFIG) => return Err(self.no_run()),
+            Entry::Force => {
+                self.spare(run.models)?;
+                self.clear()?;
+            }
             Entry::New | Entry::Resume => {}
         }
         std::fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
-        let settings = fingerprint(&(command, decisive(config)))?;
         let (checkpoint, metrics) = (self.path("checkpoint.safetensors"), self.path("metrics.jsonl"));
         let mut session = if checkpoint.is_file() {
             Session::resume(&checkpoint, &metrics, settings).map_err(|e| self.other_settings(e))?
         } else {
-            let echo = config.to_toml()?;
-            write_atomic(&self.path("config.toml"), |out| out.write_all(echo.as_bytes()))?;
+            let echo = run.config.to_toml()?;
+            write_atomic(&self.path(CONFIG), |out| out.write_all(echo.as_bytes()))?;
             Session::start(&checkpoint, &metrics, settings)?
         };
         if quiet {
@@ -116,6 +137,18 @@ impl RunFolder {
         write_atomic(&self.path(file), |out| out.write_all(text.as_bytes()))
     }
 
+    /// Refuses to remove with an old run what the new one starts from.
+    fn spare(&self, models: &[&Path]) -> Result<()> {
+        let old: Vec<PathBuf> = FILES.iter().filter_map(|file| self.path(file).canonicalize().ok()).collect();
+        match models.iter().find(|model| model.canonicalize().is_ok_and(|model| old.contains(&model))) {
+            Some(model) => Err(Error::Config(format!(
+                "--force would remove {} with the run it is of; give another --out",
+                model.display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn clear(&self) -> Result<()> {
         for file in FILES {
             let path = self.path(file);
@@ -127,11 +160,19 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Starting anew instead would be hours of the wrong work for a slip in `--out`.
+    fn no_run(&self) -> Error {
+        Error::Config(format!(
+            "{} holds no run to go on with; give the --out of one, or leave out --resume to start one",
+            self.dir.display()
+        ))
+    }
+
     fn other_settings(&self, error: Error) -> Error {
         match error {
             Error::Config(_) => Error::Config(format!(
-                "the run in {0} was started with other settings; --resume takes them from {0}/config.toml, so leave out \
-                 what differs, or give another --out or --force",
+                "the run in {0} was started with other settings or other model files; --resume takes them from \
+                 {0}/config.toml, so leave out what differs, or give another --out or --force",
                 self.dir.display()
             )),
             other => other,
@@ -139,9 +180,16 @@ impl RunFolder {
     }
 }
 
-/// The settings that decide the weights a run ends with. Threads, measurement and the batch of evaluations may change from one
-/// part of a run to the next: an evaluation that ran out of memory must be able to go on with fewer images.
-fn decisive(config: &Config) -> Config {
-    let Config { measure, evaluate, .. } = Config::default();
-    Config { threads: 0, measure, evaluate, ..config.clone() }
+impl RunSpec<'_> {
+    /// What decides the weights that a run ends with. Threads, measurement and the batch of evaluations may change from one
+    /// part of a run to the next: an evaluation that ran out of memory must be able to go on with fewer images. Model files
+    /// are what they hold, wherever they lie.
+    fn fingerprint(&self) -> Result<String> {
+        let mut config = self.config.clone();
+        let Config { measure, evaluate, .. } = Config::default();
+        (config.threads, config.measure, config.evaluate) = (0, measure, evaluate);
+        (config.model, config.finetune.teacher) = (None, None);
+        let models: Vec<String> = self.models.iter().map(|path| file_fingerprint(path)).collect::<Result<_>>()?;
+        fingerprint(&(self.command, config, models))
+    }
 }

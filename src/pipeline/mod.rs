@@ -19,7 +19,7 @@ mod shrink;
 mod summary;
 
 pub use benchmark::{Limits, bench_layers, bench_networks, fully_merged, network_cases};
-pub use folder::{Entry, RunFolder};
+pub use folder::{Entry, RunFolder, RunSpec};
 pub use import::import;
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
 pub use run::{

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// One flag per block in network order: whether its activations stay. Written `1,0,1,…`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// One flag per block in network order: whether its activations stay. Written `1,0,1,…`, in files as a list of 0s and 1s.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
 pub struct Mask(Vec<bool>);
 
 impl Mask {
@@ -92,6 +93,24 @@ impl Mask {
             )));
         }
         Ok(())
+    }
+}
+
+impl TryFrom<Vec<u8>> for Mask {
+    type Error = String;
+
+    fn try_from(bits: Vec<u8>) -> std::result::Result<Self, String> {
+        Self::from_bits(&bits).map_err(|e| match e {
+            // Whoever reads the file says that it is about settings.
+            Error::Config(problem) => problem,
+            other => other.to_string(),
+        })
+    }
+}
+
+impl From<Mask> for Vec<u8> {
+    fn from(mask: Mask) -> Self {
+        mask.bits()
     }
 }
 

@@ -52,9 +52,17 @@ pub struct Stage<'a> {
 /// the checkpoint was written.
 pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
     let resumed = session.take_checkpoint(stage.name);
-    if let Some(saved) = resumed.as_ref().filter(|saved| saved.position.finished) {
-        stage.hook.restore(&saved.hook)?;
-        return Ok(saved.model.clone());
+    if let Some(saved) = &resumed {
+        if saved.model.graph != stage.model.graph {
+            return Err(Error::Config(format!(
+                "{}: the checkpoint holds another network ({}); start again without --resume",
+                stage.name, saved.model.graph.name
+            )));
+        }
+        if saved.position.finished {
+            stage.hook.restore(&saved.hook)?;
+            return Ok(saved.model.clone());
+        }
     }
     let mut run = Run::new(stage, resumed)?;
     session.reporter.begin(run.stage.name, run.position.step, run.total_steps());
@@ -98,12 +106,6 @@ impl<'a> Run<'a> {
         }
         check_data(&stage.model.graph, stage.train)?;
         let model = resumed.as_ref().map_or(&stage.model, |saved| &saved.model);
-        if model.graph != stage.model.graph {
-            return Err(Error::Config(format!(
-                "{}: the checkpoint holds another network ({}); start again without --resume",
-                stage.name, model.graph.name
-            )));
-        }
         let teacher =
             stage.distillation.map(|d| Teacher::new(stage.device, d, &stage.model.graph, config.batch)).transpose()?;
         let taps = teacher.as_ref().map_or_else(Vec::new, Teacher::student_taps);
