@@ -423,17 +423,20 @@ fn there_must_be_a_run_to_go_on_with() {
 }
 
 #[test]
-fn only_stages_that_run_are_checked() {
+fn only_stages_that_run_are_checked_and_a_result_elsewhere_ends_a_run_too() {
     let dir = folder();
     let path = dir.path();
     // The batches of search and finetuning, 64, are larger than the set.
     let train = ["train", "--net", "mobilenetv2-0.25", "--train-limit", "32", "--test-limit", "20", "--batch", "16"];
     let train = [&train[..], &["--epochs", "1", "--out", "r", "-o", "m.safetensors"]].concat();
     json(path, &train);
+    fails(path, &train, 2, &["r holds a finished run"]);
+    assert!(fs::read(path.join("m.safetensors")).unwrap() == fs::read(path.join("r/original.safetensors")).unwrap());
     let few = ["--train-limit", "32", "--test-limit", "20", "--epochs", "1"];
     fails(path, &[&["search", "m.safetensors"][..], &few].concat(), 2, &["batch 64 is larger than the 32"]);
     let search = [&["search", "m.safetensors", "--batch", "32", "-o", "p.json"][..], &few].concat();
     json(path, &search);
+    fails(path, &search, 2, &["runs/search holds a finished run"]);
     let shrink = ["shrink", "--model", "m.safetensors", "--train-limit", "32", "--test-limit", "20"];
     fails(path, &shrink, 2, &["batch 64 is larger than the 32"]);
 }

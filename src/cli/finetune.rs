@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, model_file, output, refuse_same, set_some};
+use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, model_file, outputs, refuse_same, set_some};
 use super::{Common, print};
 use crate::Error;
 use crate::io::{read_model, write_model};
@@ -24,7 +24,7 @@ pub struct Args {
     /// The model that teaches; MODEL itself if not given
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
-    /// The model file to write; shrunk.safetensors in the run's folder if not given
+    /// A model file to write besides shrunk.safetensors in the run's folder
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// How borders are made exact: reorder or border-bias
@@ -72,14 +72,17 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     };
     let data = Datasets::open(&config, Some((&model, &info)))?;
     check_batches([&config.finetune.train], &data)?;
-    let path = output(args.output.as_ref(), &folder, FILE);
-    models.iter().try_for_each(|model| refuse_same(model, &path))?;
+    let paths = outputs(args.output.as_ref(), &folder, FILE);
+    for (model, path) in models.iter().flat_map(|model| paths.iter().map(move |path| (model, path))) {
+        refuse_same(model, path)?;
+    }
     let spec = RunSpec { command: NAME, config: &config, models: &models, last: FILE };
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let shrunk = run.finetune(NAME, (&model, &teacher), mask, 0)?;
     let evaluation = run.evaluate(&shrunk)?;
-    write_model(&path, &shrunk, &data.info())?;
+    paths.iter().try_for_each(|path| write_model(path, &shrunk, &data.info()))?;
+    let path = &paths[0];
     let text = if common.json {
         let value = json!({
             "model": path, "kept": mask.bits(), "top1": evaluation.top1, "loss": evaluation.loss,

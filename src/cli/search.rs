@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, model_file, output, set_some};
+use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, model_file, outputs, set_some};
 use super::{Common, print};
 use crate::io::{read_model, write_model};
 use crate::pipeline::{Datasets, Run, RunSpec, check_batches, check_search};
@@ -19,7 +19,7 @@ const FILE: &str = "plan.json";
 pub struct Args {
     /// The trained model; that of the settings if not given
     model: Option<PathBuf>,
-    /// The plan to write; plan.json in the run's folder if not given. The weights that were trained along go to
+    /// A plan to write besides plan.json in the run's folder. The weights that were trained along go to
     /// searched.safetensors there
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -56,12 +56,12 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut run = Run::new(&config, &data, session)?;
     let (plan, searched) = run.search(&model)?;
     write_model(&folder.path("searched.safetensors"), &searched, &data.info())?;
-    let path = output(args.output.as_ref(), &folder, FILE);
-    plan.write(&path)?;
+    let paths = outputs(args.output.as_ref(), &folder, FILE);
+    paths.iter().try_for_each(|path| plan.write(path))?;
     let text = if common.json {
         format!("{:#}\n", json!(plan))
     } else {
-        let mut text = format!("{}\nkeep {}\n", path.display(), plan.mask()?);
+        let mut text = format!("{}\nkeep {}\n", paths[0].display(), plan.mask()?);
         for (block, score) in model.graph.blocks.iter().zip(&plan.scores) {
             text.push_str(&format!("  {:<14} {score:.3}\n", block.name));
         }

@@ -253,9 +253,10 @@ pub fn set_threads(threads: usize) -> Result<()> {
     }
 }
 
-/// The file a command writes: what was asked for, else one in the run's folder.
-pub fn output(asked: Option<&PathBuf>, folder: &RunFolder, file: &str) -> PathBuf {
-    asked.cloned().unwrap_or_else(|| folder.path(file))
+/// The files that a command writes its result to: what was asked for, and in any case the one in the run's folder, which
+/// comes last as it marks the run as finished.
+pub fn outputs(asked: Option<&PathBuf>, folder: &RunFolder, file: &str) -> Vec<PathBuf> {
+    asked.cloned().into_iter().chain([folder.path(file)]).collect()
 }
 
 /// The model file that a command starts from.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{DataArgs, NetworkArgs, RunArgs, StageArgs, output, sizes};
+use super::settings::{DataArgs, NetworkArgs, RunArgs, StageArgs, outputs, sizes};
 use super::{Common, print};
 use crate::io::write_model;
 use crate::pipeline::{Datasets, Run, RunSpec, check_batches, configured_graph};
@@ -17,7 +17,7 @@ const FILE: &str = "original.safetensors";
 /// Options of `train`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The model file to write; original.safetensors in the run's folder if not given
+    /// A model file to write besides original.safetensors in the run's folder
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -50,8 +50,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut run = Run::new(&config, &data, session)?;
     let model = run.train_original()?;
     let evaluation = run.evaluate(&model)?;
-    let path = output(args.output.as_ref(), &folder, FILE);
-    write_model(&path, &model, &data.info())?;
+    let paths = outputs(args.output.as_ref(), &folder, FILE);
+    paths.iter().try_for_each(|path| write_model(path, &model, &data.info()))?;
+    let path = &paths[0];
     let (params, macs) = sizes(&model)?;
     let text = if common.json {
         let value = json!({
