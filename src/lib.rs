@@ -2,8 +2,8 @@
 //! linear into dense convolutions, exactly.
 //!
 //! Layers, top down; a module imports only from those below it: [`cli`], [`pipeline`] and [`config`], [`report`],
-//! [`shrink`], [`train`], [`measure`], then [`models`], [`io`] and [`data`], [`engine`], [`model`], [`graph`], [`check`],
-//! [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`dtype`] and [`error`].
+//! [`shrink`], [`train`], [`measure`] and [`check`], then [`models`], [`io`] and [`data`], [`engine`], [`model`],
+//! [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`dtype`] and [`error`].
 #![deny(missing_docs)]
 
 pub mod check;

@@ -32,6 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
         case("activation/infinite", infinite_case),
         case("cross_entropy/9x10", |on| cross_entropy_case((9, 10), on)),
         case("cross_entropy/3x1000", |on| cross_entropy_case((3, 1000), on)),
+        case("cross_entropy/not_finite", not_finite_case),
         case("distillation/5x17", |on| distillation_case((5, 17), on)),
         case("feature_mse/6007", feature_case),
         case("optimizer/sgd", |on| optimizer_case(Optimizer::Sgd { momentum: 0.9, nesterov: false }, 0.0, on)),
@@ -214,6 +215,27 @@ fn distillation_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<Ou
     let gradient = Gradient { to: d.view_mut(0..len), scale: Some(scale.view(0..1)) };
     distillation(&mut record, student.view(0..len), target, gradient)?;
     Ok(vec![sums(&record)?, Output::rounded("gradient", on.get(&d)?, classes)])
+}
+
+/// Rows in which no class is the likeliest, whatever their label, and one in which the label is.
+fn not_finite_case(on: &On<'_>) -> Result<Vec<Output>> {
+    let (infinity, nan) = (f32::INFINITY, f32::NAN);
+    let rows = [[2.0, nan, 1.0], [1.0, 0.0, -infinity], [infinity, 1.0, 2.0], [nan; 3], [3.0, 1.0, 2.0]];
+    let (z, len) = (on.put(rows.as_flattened())?, rows.as_flattened().len());
+    let mut d = on.room(len)?;
+    let correct = |on: &On<'_>, work: &mut dyn FnMut(&mut LossRecord) -> Result<()>| {
+        let mut record = LossRecord::new(on.device, rows.len(), 3)?;
+        record.begin(&[0; 5])?;
+        work(&mut record)?;
+        Ok::<_, crate::Error>(record.sum()?.correct as f32)
+    };
+    let hard = correct(on, &mut |record| cross_entropy(record, z.view(0..len), 0.1, None))?;
+    let teacher = on.put(&vec![0.0; len])?;
+    let soft = correct(on, &mut |record| {
+        let target = SoftTarget { teacher: teacher.view(0..len), alpha: 0.5, temperature: 2.0 };
+        distillation(record, z.view(0..len), target, Gradient { to: d.view_mut(0..len), scale: None })
+    })?;
+    Ok(vec![Output::float("correct", vec![hard, soft], 0)])
 }
 
 fn feature_case(on: &On<'_>) -> Result<Vec<Output>> {
