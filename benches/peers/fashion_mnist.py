@@ -1,7 +1,9 @@
 """Trains MobileNetV2 on a cut of Fashion-MNIST in plain PyTorch on the CPU.
 
 The cut is the first 1000 training and the first 200 test images of each class,
-so the full IDX files and a folder that holds just the cut give the same data.
+so the full IDX files and a folder that holds just the cut give the same data. Both
+the published names (train-images-idx3-ubyte.gz, t10k-...) and the cut's own
+(train-images.gz, test-...) are found.
 SGD-Nesterov, linear warm-up then cosine, random flip (and crop), label smoothing.
 Prints one JSON object per epoch (with --verbose) and one at the end: top-1 on
 the test images and seconds.
@@ -32,10 +34,18 @@ def read_idx(path):
     return np.frombuffer(raw, np.uint8, -1, 4 + 4 * raw[3]).reshape(shape)
 
 
+def find(folder, names):
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise SystemExit(f"{folder} holds neither {' nor '.join(names)}; give --data FOLDER")
+    return found[0]
+
+
 def load(folder, part, per_class):
     """Images [N,1,28,28], normalised, and labels; the first `per_class` of each class in file order."""
-    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
-    labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    published = {"train": "train", "test": "t10k"}[part]
+    images = read_idx(find(folder, [f"{part}-images.gz", f"{published}-images-idx3-ubyte.gz"]))
+    labels = read_idx(find(folder, [f"{part}-labels.gz", f"{published}-labels-idx1-ubyte.gz"]))
     keep = np.sort(np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in range(10)]))
     x = torch.from_numpy(images[keep].astype(np.float32)) / 255
     return ((x - MEAN) / STD)[:, None], torch.from_numpy(labels[keep].astype(np.int64))
@@ -84,7 +94,7 @@ def main():
     torch.set_num_threads(args.threads)
     g = torch.Generator().manual_seed(args.seed)
     x, y = load(args.data, "train", 1000)
-    x_test, y_test = (t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in load(args.data, "t10k", 200))
+    x_test, y_test = (t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in load(args.data, "test", 200))
     model = init_(MobileNetV2(**network_options(args)), args.seed).to(memory_format=torch.channels_last)
     decayed = [q for q in model.parameters() if q.ndim > 1]
     others = [q for q in model.parameters() if q.ndim <= 1]
