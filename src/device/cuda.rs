@@ -34,6 +34,7 @@ pub struct Properties {
 /// One GPU with one stream.
 #[derive(Debug)]
 pub struct Cuda {
+    ordinal: usize,
     properties: Properties,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -156,7 +157,7 @@ impl Cuda {
         let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(|e| failed("allocate host memory", e))?;
         let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
         let (functions, graphs) = Default::default();
-        Ok(Self { properties, context, stream, staging, cache, functions, graphs })
+        Ok(Self { ordinal, properties, context, stream, staging, cache, functions, graphs })
     }
 
     /// Copies a small upload to page-locked memory and from there to the GPU, without waiting for that.
@@ -250,6 +251,10 @@ fn is_sticky(code: sys::CUresult) -> bool {
 impl Driver for Cuda {
     fn name(&self) -> String {
         self.properties.name.clone()
+    }
+
+    fn ordinal(&self) -> usize {
+        self.ordinal
     }
 
     fn arch(&self) -> u32 {

@@ -93,6 +93,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// The device in words.
     fn name(&self) -> String;
 
+    /// Its number among the devices of its kind, as in `cuda:N`.
+    fn ordinal(&self) -> usize {
+        0
+    }
+
     /// Compute capability times ten, as kernels see it in `ARCH`.
     fn arch(&self) -> u32;
 

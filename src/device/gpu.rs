@@ -40,6 +40,8 @@ struct Pool {
     peak: u64,
     /// Memory lent to one operation at a time. Outgrown ones stay where a recording holds their address.
     workspaces: Vec<Workspace>,
+    /// Most bytes that one operation has asked of them.
+    workspace_peak: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -222,6 +224,17 @@ impl Gpu {
         (pool.used, pool.peak)
     }
 
+    /// Bytes of all buffers, workspaces left out: those are as large as any operation so far wanted them.
+    pub fn buffer_bytes(&self) -> u64 {
+        let pool = lock(&self.pool);
+        pool.used - pool.workspaces.iter().map(|w| self.rounded(w.bytes) as u64).sum::<u64>()
+    }
+
+    /// Most bytes of workspace that one operation asked for since this was last called.
+    pub fn take_workspace_peak(&self) -> u64 {
+        std::mem::take(&mut lock(&self.pool).workspace_peak)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Address> {
         let bytes = self.rounded(bytes);
         let mut pool = lock(&self.pool);
@@ -276,6 +289,10 @@ impl Gpu {
     pub fn workspace(&self, len: usize) -> Address {
         let bytes = len * size_of::<f32>();
         let recorded = self.recording.load(Ordering::Relaxed);
+        {
+            let peak = &mut lock(&self.pool).workspace_peak;
+            *peak = (*peak).max(bytes as u64);
+        }
         // Where freed memory is not kept, new memory every time finds reads of what an earlier operation left.
         if self.driver.keeps_freed_memory()
             && let Some(last) = lock(&self.pool).workspaces.last_mut()
