@@ -14,16 +14,22 @@ use depthshrinker::model::Model;
 use depthshrinker::models::{NetworkOptions, build};
 use depthshrinker::pipeline::{Limits, fully_merged};
 use depthshrinker::shape::Shape;
+use serde_json::Value;
 
 const BATCH: usize = 64;
 /// Blocks with stride 2, with a residual, and with many channels on few pixels.
 const BLOCKS: [&str; 3] = ["blocks.1.0.", "blocks.2.1.", "blocks.5.1."];
 
-/// The host, and a GPU in the precisions that matter where there is one.
+/// The host, and where there is a GPU that in the precisions it has; why not in others is printed.
 fn devices() -> Vec<Device> {
     let mut devices = vec![Device::Cpu];
     if Cuda::count() > 0 {
-        devices.extend(Dtype::ALL.into_iter().filter_map(|precision| Device::open("cuda", precision).ok()));
+        for precision in Dtype::ALL {
+            match Device::open("cuda", precision) {
+                Ok(device) => devices.push(device),
+                Err(error) => eprintln!("cuda in {precision}: {error}"),
+            }
+        }
     }
     devices
 }
@@ -42,7 +48,7 @@ fn layers(device: &Device) -> Vec<Layer> {
 fn convolutions(c: &mut Criterion) {
     for device in devices() {
         let limits = Limits::measure(&device, Duration::from_secs(4)).expect("the device works");
-        print!("{} in {}: {}", device.name(), device.precision(), limits.text());
+        print!("{} in {}: {}", device.name(), device.precision(), limits.text(&Value::Null));
         let bench = LayerBench::new(&device).expect("the device has memory");
         let mut group = c.benchmark_group(format!("{}_{}", device.name(), device.precision()));
         group.measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300)).sample_size(20);

@@ -1,14 +1,21 @@
 //! `bench` as scripts see it, and its formulas against numbers computed by hand.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use assert_cmd::Command;
 use depthshrinker::device::Device;
+use depthshrinker::device::cache::Cache;
+use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
+use depthshrinker::device::gpu::Gpu;
 use depthshrinker::dtype::Dtype;
-use depthshrinker::graph::ConvFamily;
-use depthshrinker::measure::{ComputeUnit, Layer, LayerPass, Roofline};
+use depthshrinker::graph::{ConvFamily, Graph};
+use depthshrinker::measure::{ComputeUnit, DataSheet, Layer, LayerPass, peak_memory};
+use depthshrinker::model::Model;
 use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::pipeline::{Bench, Limits, Record, network_cases};
 use depthshrinker::shape::Shape;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -33,12 +40,12 @@ fn records(dir: &Path, args: &[&str]) -> Vec<Value> {
 const TINY: [&str; 10] =
     ["mobilenetv2-0.25", "--image", "32", "24", "--input-stride", "1", "--batch", "2", "--seconds", "0"];
 
-/// Utilizations that a time can have: rates not far beyond the peak, which is measured for a moment only; bytes beyond
-/// the memory's where operands of so few bytes stay in caches.
+/// Utilizations of a time that was taken. How high they are says nothing here: the peaks are measured for a moment only,
+/// on a machine that may have other work.
 fn check_utilization(record: &Value) {
-    for (key, most) in [("flop_utilization", 2.0), ("byte_utilization", 30.0), ("roofline_fraction", 30.0)] {
+    for key in ["flop_utilization", "byte_utilization", "roofline_fraction"] {
         let value = record[key].as_f64().unwrap_or(f64::NAN);
-        assert!(value > 0.0 && value < most, "{key} is {value}: {record}");
+        assert!(value > 0.0 && value.is_finite(), "{key} is {value}: {record}");
     }
 }
 
@@ -94,13 +101,31 @@ fn layers_cost_what_a_hand_computes() {
 }
 
 #[test]
-fn known_devices_have_published_limits() {
-    let of = |name: &str, precision| Roofline::published(name, precision).map(|(entry, _)| entry);
-    assert_eq!(of("NVIDIA H100 80GB HBM3", Dtype::F16), Some("H100 SXM bf16"));
-    assert_eq!(of("Tesla V100-SXM2-16GB", Dtype::F32), Some("V100 f32"));
-    assert_eq!(of("NVIDIA H200", Dtype::Bf16), Some("H200 SXM bf16"));
-    assert_eq!(of("NVIDIA H100 PCIe", Dtype::F16), None);
-    assert_eq!(of("cpu", Dtype::F32), None);
+fn a_gpu_is_known_by_the_words_of_its_name() {
+    let of = |name: &str| DataSheet::of(name).map(|sheet| sheet.name);
+    for (name, entry) in [
+        ("NVIDIA H100 80GB HBM3", Some("H100 SXM")),
+        ("NVIDIA H100 PCIe", Some("H100 PCIe")),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H200", Some("H200 SXM")),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GH200 480GB", None),
+        ("Tesla V100-SXM2-16GB", Some("V100 SXM2")),
+        ("Tesla V100-PCIE-16GB", Some("V100 PCIe")),
+        ("Tesla V100S-PCIE-32GB", None),
+        ("NVIDIA A100-SXM4-40GB", Some("A100 40GB")),
+        ("NVIDIA A100-PCIE-40GB", Some("A100 40GB")),
+        ("NVIDIA A100-SXM4-80GB", Some("A100 SXM 80GB")),
+        ("NVIDIA A100 80GB PCIe", Some("A100 PCIe 80GB")),
+        ("cpu", None),
+    ] {
+        assert_eq!(of(name), entry, "{name}");
+    }
+    let h100 = DataSheet::of("NVIDIA H100 80GB HBM3").unwrap();
+    let (half, single) = (h100.roofline(Dtype::Bf16), h100.roofline(Dtype::F32));
+    assert_eq!((half.bandwidth, half.matrix_flops, half.element_bytes), (3.35e12, 989.4e12, 2));
+    assert_eq!((single.matrix_flops, single.vector_flops, single.element_bytes), (66.9e12, 66.9e12, 4));
 }
 
 #[test]
@@ -130,6 +155,7 @@ fn kernels_are_timed_on_the_host_and_written() {
     let file: Value = serde_json::from_slice(&fs::read(dir.path().join("out/kernels.json")).unwrap()).unwrap();
     assert_eq!(file["layers"].as_array().unwrap().len(), records.len());
     assert!(file["peaks"]["measured"]["copy_bytes_per_s"].as_f64().unwrap() > 0.0);
+    assert_eq!((&file["complete"], &file["peaks"]["flop_utilization_of"]), (&true.into(), &"measured".into()));
     let csv = fs::read_to_string(dir.path().join("out/kernels.csv")).unwrap();
     assert_eq!(csv.lines().count(), records.len() + 1);
     assert!(csv.lines().next().unwrap().split(',').any(|key| key == "roofline_fraction"));
@@ -155,6 +181,8 @@ fn networks_are_timed_on_the_host() {
     let memory = |i: usize| records[i]["memory_bytes"].as_u64().unwrap();
     assert!(memory(5) < memory(4), "a fused training step takes less memory: {} and {}", memory(5), memory(4));
     assert!(fs::read_to_string(dir.path().join("out/network.csv")).unwrap().lines().count() == 7);
+    let svg = fs::read_to_string(dir.path().join("out/network.svg")).unwrap();
+    assert_eq!(svg.matches("class=\"bar own").count(), 6);
 }
 
 #[test]
@@ -169,6 +197,56 @@ fn a_few_layers_run_on_the_emulator_which_says_that_its_times_say_nothing() {
     let records: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(records.iter().any(|r| r["pass"] == "dgrad" && r["precision"] == "f16"));
     assert!(records.iter().all(|r| r["time_us"].as_f64().unwrap() > 0.0));
+}
+
+fn emulator(memory: u64) -> Device {
+    let options = EmulatorOptions { memory, ..EmulatorOptions::default() };
+    let cache = Cache::at(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
+    let driver = Emulator::new(options, cache).expect("a C++ compiler");
+    Device::on(Gpu::new(Box::new(driver)), Dtype::F32).expect("kernels compile")
+}
+
+fn tiny() -> Graph {
+    let options = NetworkOptions { input_stride: Some(1), ..NetworkOptions::new(Shape::new(16, 12, 3), 10) };
+    build("mobilenetv2-0.25", &options).unwrap()
+}
+
+#[test]
+fn layers_without_memory_are_told_and_the_others_are_timed() {
+    let graph = tiny();
+    // Room for the noise that operands are filled from and for small layers.
+    let device = emulator((8 << 20) + (256 << 10));
+    let layers = Layer::of_networks(&[&graph], 2, &[LayerPass::Forward]).unwrap();
+    let limits = Limits::measure(&Device::Cpu, Duration::ZERO).unwrap();
+    let kept = RefCell::new(Vec::new());
+    let keep = |records: &[Record], _: &Value| {
+        kept.borrow_mut().push(records.len());
+        Ok(())
+    };
+    let bench = Bench { device: &device, limits: &limits, budget: Duration::ZERO, peer: None, keep: &keep };
+    let (records, _) = bench.layers(&layers, &["tiny"]).unwrap();
+    assert_eq!(*kept.borrow(), (1..=layers.len()).collect::<Vec<_>>(), "kept after every layer");
+    let (failed, timed): (Vec<&Record>, Vec<&Record>) = records.iter().partition(|r| r.contains_key("error"));
+    assert!(!failed.is_empty() && !timed.is_empty(), "{} failed, {} timed", failed.len(), timed.len());
+    assert!(failed.iter().all(|r| r["time_us"].is_null() && r["error"].as_str().unwrap().contains("allocate")));
+    assert!(timed.iter().all(|r| r["time_us"].as_f64().unwrap() > 0.0));
+    // Where nothing has room there is nothing to tell.
+    let device = emulator((8 << 20) + (1 << 10));
+    let bench = Bench { device: &device, ..bench };
+    assert!(bench.layers(&layers, &["tiny"]).unwrap_err().to_string().contains("nothing could be timed"));
+}
+
+#[test]
+fn memory_of_a_network_is_the_same_whatever_ran_before() {
+    let model = Model::initialise(tiny(), 0).unwrap();
+    let cases = network_cases(&model, None).unwrap();
+    let inference: Vec<_> = cases.iter().filter(|case| !case.training).collect();
+    let bytes = |device: &Device, index: usize| peak_memory(device, inference[index], 2).unwrap();
+    let device = emulator(u64::MAX);
+    let [first, second] = [0, 2].map(|i| bytes(&device, i));
+    let other = emulator(u64::MAX);
+    assert_eq!([2, 0].map(|i| bytes(&other, i)), [second, first]);
+    assert!(first > second, "one step a node keeps more: {first} and {second}");
 }
 
 #[test]
@@ -228,24 +306,40 @@ fn a_peer_is_asked_in_turns_and_its_failures_are_told() {
         (records, questions.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>())
     };
     let layer = ["kernels", "--layer", "conv_stem", "--passes", "fwd"];
-    let (records, questions) = ask(r#"{"time_us": 5.5}"#, &layer);
+    let (records, questions) = ask(r#"{"time_us": 5.5"#, &layer);
     assert_eq!((records.len(), &records[0]["peer_time_us"]), (1, &Value::from(5.5)));
     let asked: Vec<&str> = questions.iter().map(|q| q["name"].as_str().unwrap()).collect();
     assert_eq!(asked, ["peaks", "conv_stem", "conv_stem"], "twice, in turns");
     assert_eq!((&questions[1]["kernel"], &questions[1]["c_in"]), (&Value::from(vec![3, 3]), &Value::from(3)));
+    // Both rotate through as many operands, and what is compared was measured in turns.
+    assert_eq!(questions[1]["operand_sets"], records[0]["operand_sets"]);
+    assert!(questions[1]["limit"].as_f64().unwrap() > 0.0 && records[0]["turn_time_us"].as_f64().unwrap() > 0.0);
 
-    let (records, _) = ask(r#"{"error": "out of order"}"#, &layer);
+    let (records, _) = ask(r#"{"error": "out of order""#, &layer);
     assert!(records[0]["peer_time_us"].is_null(), "{records:?}");
     assert!(records[0]["peer_error"].as_str().unwrap().contains("out of order"));
 
     let (records, _) = ask("", &layer);
     assert!(records[0]["peer_error"].as_str().unwrap().contains("ended"), "{records:?}");
 
-    let (records, questions) = ask(r#"{"images_per_s": 250.0}"#, &["network"]);
+    // Of all layers only those that take most of the time.
+    let few = ["kernels", "--passes", "fwd", "--peer-layers", "2"];
+    let (records, questions) = ask(r#"{"time_us": 5.5"#, &few);
+    let total = |r: &&Value| {
+        let counts = r["count"].as_object().unwrap().values().filter_map(Value::as_f64).sum::<f64>();
+        counts * r["time_us"].as_f64().unwrap()
+    };
+    let (with, without): (Vec<&Value>, Vec<&Value>) = records.iter().partition(|r| r.get("peer_time_us").is_some());
+    assert_eq!((with.len(), questions.len()), (2, 5));
+    let least = with.iter().map(total).fold(f64::INFINITY, f64::min);
+    assert!(without.iter().map(total).all(|time| time <= least), "{records:?}");
+
+    let (records, questions) = ask(r#"{"images_per_s": 250.0, "note": "slowly""#, &["network"]);
     assert!(records.iter().all(|r| r["peer_images_per_s"] == 250.0 && r["peer_time_us"] == 8000.0), "{records:?}");
+    assert!(records.iter().all(|r| r["peer_note"] == "slowly"), "{records:?}");
     let compiled = |q: &&Value| q["compile"] == true;
-    assert_eq!((questions.len(), questions.iter().filter(compiled).count()), (12, 6));
-    assert!(questions[0]["graph"]["nodes"].as_array().is_some_and(|nodes| nodes.len() > 100));
+    assert_eq!((questions.len(), questions.iter().filter(compiled).count()), (13, 6), "peaks, then six ways twice");
+    assert!(questions[1]["graph"]["nodes"].as_array().is_some_and(|nodes| nodes.len() > 100));
 }
 
 /// The script for GPU hosts, its logic without a GPU.

@@ -3,14 +3,15 @@
 Reads a list of layers as JSON (a file or standard input) and prints it again with
 the median time of each in microseconds; with --serve it answers line by line, as
 `depthshrinker bench kernels --peers` asks. channels_last, cudnn.benchmark, pure
-half or bfloat16 arithmetic; on CUDA in CUDA graphs over operands that are not in
-the L2 cache.
+half or bfloat16 arithmetic, over as many sets of operands and results as
+depthshrinker rotates through (`operand_sets`); on CUDA in CUDA graphs.
 
 fwd is the convolution with bias, residual and activation, each as its own call and
 in place; `conv_time_us` is the convolution alone. dgrad, wgrad and dgrad+wgrad are
 aten.convolution_backward. train-fwd and train-bwd are the convolution, batch norm
-with batch statistics, residual and activation through autograd. The layer `peaks`
-gives the rates of a large copy and of a large matrix product.
+with batch statistics, residual and activation through autograd; for train-fwd what
+the backward pass needs is kept, as in training. The question `peaks` is for the
+rates of a large copy and of a large matrix product.
 
     depthshrinker bench kernels mobilenetv2-1.0 --json > layers.json
     python layers.py layers.json --device cuda --precision f16
@@ -19,7 +20,7 @@ gives the rates of a large copy and of a large matrix product.
 import torch
 import torch.nn.functional as F
 
-from clock import DTYPES, MIN_LAUNCHES, main, replays, rotation, sample, summary
+from clock import DTYPES, main, sample, summary
 
 GRADIENTS = {"dgrad": [True, False, False], "wgrad": [False, True, False], "dgrad+wgrad": [True, True, False]}
 
@@ -56,9 +57,6 @@ class Operands:
             for t in [self.w, *([] if self.reads_image else [self.x]), *([self.residual] if q["residual"] else [])]:
                 t.requires_grad_(True)
 
-    def bytes(self):
-        return sum(t.numel() * t.element_size() for t in [self.x, self.w, self.dy])
-
     def conv(self):
         return F.conv2d(self.x, self.w, self.b, self.stride, self.padding, 1, self.groups)
 
@@ -85,10 +83,7 @@ class Operands:
 
 def answer(args, q):
     seconds = q.get("seconds", args.seconds)
-    if q["name"] == "peaks":
-        return peaks(args, seconds)
-    first = Operands(args, q)
-    sets = [first] + [Operands(args, q) for _ in range(rotation(args.device, first.bytes()) - 1)]
+    sets = [Operands(args, q) for _ in range(q["operand_sets"])]
     timed = lambda body: summary(sample(args.device, body, len(sets), seconds))
     if q["pass"] == "fwd":
         with torch.no_grad():
@@ -117,41 +112,17 @@ def backward(args, sets, seconds):
             graphs.append((s.step(), wanted + ([s.residual] if s.residual is not None else []), s.dy))
         return graphs
 
-    if args.device == "cuda":
-        # Autograd runs a step's backward on its forward's stream: both are made on the one that is captured.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            graphs = prepared()
-            torch.cuda.synchronize()
-            body = lambda i: torch.autograd.grad(*graphs[i], retain_graph=True)
-            return summary(sample_on(stream, body, len(sets), seconds))
-    graphs = prepared()
-    return summary(sample(args.device, lambda i: torch.autograd.grad(*graphs[i], retain_graph=True), len(sets), seconds))
-
-
-def sample_on(stream, body, sets, seconds):
-    for i in range(min(sets, 3)):
-        body(i)
-    torch.cuda.synchronize()
-    launches = -(-MIN_LAUNCHES // sets) * sets
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for i in range(launches):
-            body(i % sets)
-    return [s / launches for s in replays(graph, seconds)]
-
-
-def peaks(args, seconds):
-    """Bytes per second of a large copy (read and written counted) and FLOP per second of a large product."""
-    device, dtype = args.device, DTYPES[args.precision]
-    elements = (1 << 26) if device == "cuda" else (1 << 24)
-    a, b = torch.randn(elements, device=device), torch.empty(elements, device=device)
-    copy = min(sample(device, lambda _: b.copy_(a), 1, seconds))
-    n = 8192 if device == "cuda" else 1024
-    x, y = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
-    product = min(sample(device, lambda _: x @ y, 1, seconds))
-    return {"copy_bytes_per_s": 2 * 4 * elements / copy, "gemm_flops_per_s": 2 * n**3 / product}
+    body = lambda i: torch.autograd.grad(*graphs[i], retain_graph=True)
+    if args.device == "cpu":
+        graphs = prepared()
+        return summary(sample(args.device, body, len(sets), seconds))
+    # Autograd runs a step's backward on its forward's stream: both are made on the one that is captured.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graphs = prepared()
+        torch.cuda.synchronize()
+        return summary(sample(args.device, body, len(sets), seconds))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 //! `bench`: layers and whole networks on a device, against its limits and against PyTorch.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::network::NetArgs;
 use super::settings::MaskArgs;
@@ -13,9 +13,14 @@ use super::{Common, print};
 use crate::Error;
 use crate::config::Config;
 use crate::device::Device;
+use crate::io::write_atomic;
 use crate::measure::{Layer, LayerPass};
-use crate::pipeline::{Entry, Limits, bench_layers, bench_networks, fully_merged};
-use crate::report::{Point, RooflinePlot, csv, layer_table, layer_totals, network_bench_table};
+use crate::pipeline::{Bench, Entry, Limits, PeerOptions, Record, fully_merged};
+use crate::report::{Point, RooflinePlot, csv, layer_table, layer_totals, network_bars, network_bench_table};
+
+/// How long a peer may take for a layer beyond what it measures, and for a network, which it may compile.
+const LAYER_LEEWAY: f64 = 30.0;
+const NETWORK_LEEWAY: f64 = 240.0;
 
 /// Options of `bench`.
 #[derive(Debug, Clone, clap::Args)]
@@ -42,9 +47,12 @@ struct BenchArgs {
     /// Seconds to measure for, everything together; what is slow takes longer
     #[arg(long, default_value_t = 20.0, value_parser = parse_seconds)]
     seconds: f64,
-    /// Also time PyTorch on the same work, in turns
+    /// Also time PyTorch on the same work, in turns, once everything has been timed without it
     #[arg(long)]
     peers: bool,
+    /// Longest that it may take for one answer beyond what it measures [default: 30 for a layer, 240 for a network]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    peer_seconds: Option<f64>,
     /// The Python that has PyTorch
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
@@ -62,6 +70,9 @@ struct KernelArgs {
     /// Only layers whose name contains this
     #[arg(long, value_name = "NAME")]
     layer: Option<String>,
+    /// Ask PyTorch only for so many layers: those that take most of the time
+    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
+    peer_layers: usize,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -113,8 +124,9 @@ impl<'a> Setting<'a> {
         Duration::from_secs_f64(self.args.seconds)
     }
 
-    fn python(&self) -> Option<&Path> {
-        self.args.peers.then_some(&*self.args.python)
+    fn peer(&self, layers: usize, leeway: f64) -> Option<PeerOptions<'_>> {
+        let leeway = Duration::from_secs_f64(self.args.peer_seconds.unwrap_or(leeway));
+        self.args.peers.then_some(PeerOptions { python: &self.args.python, layers, leeway })
     }
 
     fn batch(&self) -> usize {
@@ -126,29 +138,46 @@ impl<'a> Setting<'a> {
         format!("{what} of {}, batch {}, on {device} in {precision}", self.args.net.net, self.args.batch)
     }
 
-    /// Prints the records and writes `<stem>.json` and `<stem>.csv`.
-    fn finish(&self, stem: &str, records: &[Map<String, Value>], peer: &Value, tables: &str) -> Result<()> {
-        if let Some(folder) = &self.common.out {
-            let all = json!({
-                "schema": 1, "network": self.args.net.net, "device": self.device.name(),
-                "precision": self.device.precision().to_string(), "batch": self.args.batch,
-                "version": env!("CARGO_PKG_VERSION"), "peaks": self.limits.json(), "peer": peer, "layers": records,
-            });
-            self.write(folder, &format!("{stem}.json"), &format!("{all:#}\n"))?;
-            self.write(folder, &format!("{stem}.csv"), &csv(records))?;
-        }
+    /// Runs a bench, whose records are kept in `<stem>.json` as they come, where a folder is given.
+    fn bench<T>(
+        &self,
+        stem: &str,
+        peer: Option<PeerOptions<'_>>,
+        run: impl FnOnce(&Bench<'_>) -> crate::Result<T>,
+    ) -> Result<T> {
+        let keep = |records: &[Record], peer: &Value| self.keep(stem, records, peer, false);
+        let (device, limits, budget) = (&self.device, &self.limits, self.budget());
+        Ok(run(&Bench { device, limits, budget, peer, keep: &keep })?)
+    }
+
+    fn keep(&self, stem: &str, records: &[Record], peer: &Value, complete: bool) -> crate::Result<()> {
+        let all = json!({
+            "schema": 1, "network": self.args.net.net, "device": self.device.name(),
+            "precision": self.device.precision().to_string(), "batch": self.args.batch,
+            "version": env!("CARGO_PKG_VERSION"), "complete": complete, "peaks": self.limits.json(), "peer": peer,
+            "layers": records,
+        });
+        self.write(&format!("{stem}.json"), &format!("{all:#}\n"))
+    }
+
+    /// Prints the records and writes `<stem>.json`, `<stem>.csv` and a plot.
+    fn finish(&self, stem: &str, records: &[Record], peer: &Value, (tables, plot): (&str, (&str, &str))) -> Result<()> {
+        self.keep(stem, records, peer, true)?;
+        self.write(&format!("{stem}.csv"), &csv(records))?;
+        self.write(plot.0, plot.1)?;
         let text = if self.common.json {
             format!("{:#}\n", json!(records))
         } else {
-            format!("{tables}\n{}", self.limits.text())
+            format!("{tables}\n{}", self.limits.text(peer))
         };
         print(&mut std::io::stdout().lock(), &text)
     }
 
-    fn write(&self, folder: &Path, name: &str, text: &str) -> Result<()> {
+    /// Writes a file as a whole, where a folder is given.
+    fn write(&self, name: &str, text: &str) -> crate::Result<()> {
+        let Some(folder) = &self.common.out else { return Ok(()) };
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let path = folder.join(name);
-        Ok(fs::write(&path, text).map_err(|e| Error::io(&path, e))?)
+        write_atomic(&folder.join(name), |out| out.write_all(text.as_bytes()))
     }
 }
 
@@ -170,23 +199,21 @@ fn kernels(args: &KernelArgs, common: &Common) -> Result<()> {
             return Err(Error::Config(format!("no layer of {} has {name:?} in its name", args.bench.net.net)).into());
         }
     }
-    let (records, peer) =
-        bench_layers(&setting.device, (&layers, &networks), &setting.limits, setting.budget(), setting.python())?;
-    if let Some(folder) = &common.out {
-        setting.write(folder, "roofline.svg", &plot(&setting, &records).svg())?;
-    }
+    let peer = setting.peer(args.peer_layers, LAYER_LEEWAY);
+    let (records, peer) = setting.bench("kernels", peer, |bench| bench.layers(&layers, &networks))?;
     let tables = format!(
         "{}\n\n{}\n{}",
         setting.title("convolution layers"),
         layer_table(&records, &networks).text(),
         layer_totals(&records, &networks).text()
     );
-    setting.finish("kernels", &records, &peer, &tables)
+    let svg = plot(&setting, &records).svg();
+    setting.finish("kernels", &records, &peer, (&tables, ("roofline.svg", &svg)))
 }
 
-fn plot(setting: &Setting<'_>, records: &[Map<String, Value>]) -> RooflinePlot {
-    let point = |record: &Map<String, Value>| {
-        let number = |key: &str| record[key].as_f64();
+fn plot(setting: &Setting<'_>, records: &[Record]) -> RooflinePlot {
+    let point = |record: &Record| {
+        let number = |key: &str| record.get(key)?.as_f64();
         let word = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
         let seconds = number("time_us")? * 1e-6;
         Some(Point {
@@ -214,13 +241,10 @@ fn network(args: &BenchArgs, common: &Common) -> Result<()> {
     let model = args.net.model(0)?;
     let setting = Setting::new(args, common)?;
     let merged = fully_merged(&model, mask.as_ref(), &setting.config)?;
-    let (records, peer) = bench_networks(
-        &setting.device,
-        (&model, merged.as_ref()),
-        setting.batch(),
-        &setting.limits,
-        (setting.budget(), setting.python()),
-    )?;
+    let (networks, batch) = ((&model, merged.as_ref()), setting.batch());
+    let peer = setting.peer(0, NETWORK_LEEWAY);
+    let (records, peer) = setting.bench("network", peer, |bench| bench.networks(networks, batch))?;
     let tables = format!("{}\n\n{}", setting.title("passes"), network_bench_table(&records).text());
-    setting.finish("network", &records, &peer, &tables)
+    let svg = network_bars(&setting.title("images per second"), &records);
+    setting.finish("network", &records, &peer, (&tables, ("network.svg", &svg)))
 }

@@ -1,4 +1,4 @@
-//! `plan`: the steps, launches, bytes and FLOPs a network would run, and its roofline time on named devices.
+//! `plan`: the steps, launches, bytes and FLOPs a network would run, and its roofline time on known devices.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::dtype::Dtype;
 use crate::engine::{Fusion, Plan};
 use crate::graph::Graph;
 use crate::measure::{
-    KernelCost, NAMED_DEVICES, NetworkCase, Pass, Roofline, launch_counts, plan_costs, without_batch_norm,
+    DATA_SHEETS, KernelCost, NetworkCase, Pass, Roofline, launch_counts, plan_costs, without_batch_norm,
 };
 use crate::report::{Align, Table};
 
@@ -38,7 +38,7 @@ pub struct Args {
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let model = args.net.model(common.seed.unwrap_or(0))?;
     let fusion = if args.reference { Fusion::Reference } else { Fusion::Fused };
-    // Bytes of an element in the table; the named devices count with their own.
+    // Bytes of an element in the table; the known devices count with their own.
     let precision = common.precision.as_deref().map_or(Ok(Dtype::F32), str::parse::<Dtype>)?;
     let case = NetworkCase { name: "plan", model, fusion, training: args.training };
     let launches = launch_counts(&case, args.batch as usize, precision)?;
@@ -80,10 +80,11 @@ impl Planned<'_> {
         self.launches.values().sum()
     }
 
-    /// Milliseconds on every named device.
-    fn roofline_ms(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        let time = |device: &Roofline| self.costs.iter().map(|k| device.time(k, self.batch())).sum::<f64>() * 1e3;
-        NAMED_DEVICES.iter().map(move |(name, device)| (*name, time(device)))
+    /// Milliseconds by the data sheet of every known device.
+    fn roofline_ms(&self) -> impl Iterator<Item = (String, f64)> {
+        let time = |device: Roofline| self.costs.iter().map(|k| device.time(k, self.batch())).sum::<f64>() * 1e3;
+        let sheets = DATA_SHEETS.iter().flat_map(|sheet| [Dtype::F16, Dtype::F32].map(|precision| (sheet, precision)));
+        sheets.map(move |(sheet, precision)| (format!("{} {precision}", sheet.name), time(sheet.roofline(precision))))
     }
 
     fn json(&self) -> String {
@@ -96,7 +97,7 @@ impl Planned<'_> {
             })
         };
         let roofline: serde_json::Map<String, serde_json::Value> =
-            self.roofline_ms().map(|(name, ms)| (name.to_owned(), json!(ms))).collect();
+            self.roofline_ms().map(|(name, ms)| (name, json!(ms))).collect();
         let value = json!({
             "network": graph.name, "batch": batch, "training": self.args.training, "element_bytes": self.element_bytes,
             "steps": self.costs.iter().map(step).collect::<Vec<_>>(), "launches": self.launches(),
@@ -130,7 +131,7 @@ impl Planned<'_> {
         let mut devices =
             Table::new(&[("device (nominal)", Align::Left), ("ms", Align::Right), ("images/s", Align::Right)]);
         for (name, ms) in self.roofline_ms() {
-            devices.row(&[name.to_owned(), format!("{ms:.3}"), format!("{:.0}", batch as f64 / ms * 1e3)]);
+            devices.row(&[name, format!("{ms:.3}"), format!("{:.0}", batch as f64 / ms * 1e3)]);
         }
         format!(
             "{}\n{}, batch {batch}: {} steps, {:.1} MB at {} bytes an element, {:.2} GFLOP; {} kernel launches on a GPU\n\n\

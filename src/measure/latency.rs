@@ -1,11 +1,12 @@
-//! Latency of whole networks and of single blocks, through the inference engine.
+//! Latency of whole networks and of single blocks, through the inference engine: on a GPU the time of the device's own
+//! work, images and logits lying there, on the host that of a call.
 
 use std::time::Duration;
 
-use super::noise::normal;
-use super::timer::{Summary, Workload, alternate, median};
-use crate::device::{Buffer, Device, Recording};
-use crate::engine::{Engine, EngineOptions, Fusion};
+use super::launches::sample_in_turns;
+use super::network_run::NetworkRun;
+use super::timer::{Summary, median};
+use crate::device::Device;
 use crate::graph::{Activation, BlockState, Graph, Linear, Node, NodeId, Op};
 use crate::model::{Model, Weights};
 use crate::shape::Shape;
@@ -53,53 +54,12 @@ impl Latency {
     }
 }
 
-/// A network ready to be timed: an inference engine and one batch of noise, which lies on the device already.
-pub(super) struct Subject {
-    engine: Engine,
-    images: Buffer,
-    recording: Recording,
-}
-
-impl Subject {
-    pub fn new(device: &Device, model: &Model, fusion: Fusion, batch: usize) -> Result<Self> {
-        if batch == 0 {
-            return Err(Error::Config("latency needs a batch of at least 1 image, got 0".into()));
-        }
-        let options = EngineOptions { batch, fusion, training: false, taps: Vec::new() };
-        let engine = Engine::new(device, model, &options)?;
-        let mut images = device.activations(batch * model.graph.input_shape().len())?;
-        images.write(&normal(0, images.len()))?;
-        Ok(Self { engine, images, recording: Recording::default() })
-    }
-
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    /// One pass, ended by reading a logit: on a device that runs behind the host this waits for it.
-    pub fn pass(&mut self) -> Result<()> {
-        let Self { engine, images, recording } = self;
-        let device = engine.device().clone();
-        let work = || {
-            engine.set_images(images.view(0..images.len()))?;
-            engine.run().map(|_| ())
-        };
-        // SAFETY: the recording is dropped with the engine and the images.
-        unsafe { recording.run(&device, work)? };
-        engine.logits().read(&mut [0.0])
-    }
-}
-
 /// Seconds per round of each model in strict alternation.
 fn alternate_models(device: &Device, models: &[&Model], batch: usize, budget: Duration) -> Result<Vec<Vec<f64>>> {
-    let mut subjects =
-        models.iter().map(|m| Subject::new(device, m, Fusion::Fused, batch)).collect::<Result<Vec<_>>>()?;
-    let mut workloads: Vec<Workload<'_>> = Vec::with_capacity(subjects.len());
-    for subject in &mut subjects {
-        workloads.push(Box::new(|| subject.pass()));
-    }
-    alternate(&mut workloads, budget)
+    let mut runs =
+        models.iter().map(|model| NetworkRun::inference(device, model, batch)).collect::<Result<Vec<_>>>()?;
+    let mut launches = runs.iter_mut().map(NetworkRun::launches).collect::<Result<Vec<_>>>()?;
+    sample_in_turns(&mut launches, budget).into_iter().collect()
 }
 
 /// Latency of one network, batch-norm folded and fused, in about `budget`.

@@ -1,17 +1,18 @@
 //! Timing one piece of work on any device, over operands that do not stay in its caches.
 //!
-//! On a GPU the work is captured some dozens of times into a graph, each time over another set of operands, and the
-//! replays are timed with the device's events; what an empty graph takes is subtracted. Elsewhere the host's clock
-//! times one call after the other.
+//! On a GPU the work is captured into a graph, some dozens of times where it is small, each time over another set of
+//! operands. The device's events time one replay, then two in a row: the difference is one replay without what it takes
+//! to start a graph and to read the clock. Elsewhere the host's clock times one call after the other.
+//! `benches/peers/clock.py` does the same to PyTorch.
 
 use std::time::{Duration, Instant};
 
 use super::machine::Machine;
-use super::timer::{collect, median};
-use crate::Result;
+use super::timer::{Timed, interleave};
 use crate::device::Device;
 use crate::device::driver::CapturedGraph;
 use crate::device::gpu::Gpu;
+use crate::{Error, Result};
 
 /// How much larger than the largest cache all sets of operands together are.
 const CACHES: usize = 3;
@@ -23,8 +24,12 @@ const MAX_SETS: usize = 64;
 const MAX_HOST_BYTES: usize = 512 << 20;
 /// Share of a GPU's free memory that all sets may take: one part in so many.
 const GPU_SHARE: usize = 3;
-/// Launches in a graph at least: enough to hide what starting it takes.
+/// Launches of small work in a graph at least: the GPU is then still busy with one replay while the host starts the next.
 const MIN_LAUNCHES: usize = 24;
+/// How long a GPU works before what matters is timed: its clock is low at rest and rises over some hundred milliseconds.
+const RAMP: Duration = Duration::from_millis(300);
+/// How often a time is taken anew where two replays took no longer than one, as a disturbed machine may show once.
+const ATTEMPTS: usize = 8;
 
 /// How many sets of operands of `bytes` each a device rotates through.
 pub fn rotation(device: &Device, bytes: usize) -> usize {
@@ -49,34 +54,53 @@ pub struct Launches<'a> {
     body: Box<dyn FnMut(usize) -> Result<()> + 'a>,
     sets: usize,
     next: usize,
-    graph: Option<Graph>,
+    captured: Option<Captured>,
 }
 
-/// Work captured several times.
-struct Graph {
+/// Work captured so many times.
+#[derive(Clone, Copy)]
+struct Captured {
     graph: CapturedGraph,
     launches: usize,
-    /// Seconds that a graph takes with nothing in it.
-    empty: f64,
 }
 
 impl<'a> Launches<'a> {
-    /// Prepares the work: runs it once, and captures it where the device can.
+    /// Prepares small work that rotates through sets of operands: runs it once, and captures it where the device can.
     ///
     /// # Errors
     /// What `body` returns, or the device.
     pub fn new(device: &Device, sets: usize, body: impl FnMut(usize) -> Result<()> + 'a) -> Result<Self> {
-        let mut this = Self { device: device.clone(), body: Box::new(body), sets, next: 0, graph: None };
+        Self::prepare(device, (sets, MIN_LAUNCHES.next_multiple_of(sets)), body)
+    }
+
+    /// Prepares work so large that one launch of it is a sample, such as a network's pass.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn whole(device: &Device, mut body: impl FnMut() -> Result<()> + 'a) -> Result<Self> {
+        Self::prepare(device, (1, 1), move |_| body())
+    }
+
+    fn prepare(
+        device: &Device,
+        (sets, launches): (usize, usize),
+        body: impl FnMut(usize) -> Result<()> + 'a,
+    ) -> Result<Self> {
+        let mut this = Self { device: device.clone(), body: Box::new(body), sets, next: 0, captured: None };
         this.once()?;
         if let Device::Gpu(gpu, _) = device {
             gpu.synchronize()?;
-            let launches = MIN_LAUNCHES.next_multiple_of(sets);
             if !gpu.driver().is_emulated() {
                 let graph = gpu.capture(|| (0..launches).try_for_each(|_| this.once()))?;
-                this.graph = Some(Graph { graph, launches, empty: empty_replay(gpu)? });
+                this.captured = Some(Captured { graph, launches });
             }
         }
         Ok(this)
+    }
+
+    /// Sets of operands that it rotates through.
+    pub fn sets(&self) -> usize {
+        self.sets
     }
 
     fn once(&mut self) -> Result<()> {
@@ -84,22 +108,28 @@ impl<'a> Launches<'a> {
         (self.body)(self.next)
     }
 
-    /// Seconds of one launch: one sample a replay of the graph, or a call where there is none.
+    /// Seconds of one launch: one sample.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn seconds(&mut self) -> Result<f64> {
+        match (&self.device.clone(), self.captured) {
+            (Device::Gpu(gpu, _), Some(captured)) => captured.seconds(gpu),
+            (Device::Gpu(gpu, _), None) => time_on(gpu, || self.once()),
+            (Device::Cpu, _) => {
+                let start = Instant::now();
+                self.once()?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+        }
+    }
+
+    /// Samples for about `budget`, after a warm-up.
     ///
     /// # Errors
     /// When the device fails.
     pub fn sample(&mut self, budget: Duration) -> Result<Vec<f64>> {
-        match (&self.device.clone(), &self.graph) {
-            (Device::Gpu(gpu, _), Some(Graph { graph, launches, empty })) => {
-                let once = || {
-                    let seconds = replay(gpu, *graph)?;
-                    Ok(((seconds - empty) / *launches as f64).max(f64::MIN_POSITIVE))
-                };
-                collect(once, budget)
-            }
-            (Device::Gpu(gpu, _), None) => collect(|| time_on(gpu, || self.once()), budget),
-            (Device::Cpu, _) => collect(|| self.time_on_host(), budget),
-        }
+        interleave(&mut [Box::new(|| self.seconds())], budget).remove(0)
     }
 
     /// Time of `count` launches, as a bench harness asks for it.
@@ -107,33 +137,61 @@ impl<'a> Launches<'a> {
     /// # Errors
     /// When the device fails.
     pub fn total(&mut self, count: u64) -> Result<Duration> {
-        let seconds = match (&self.device.clone(), &self.graph) {
-            (Device::Gpu(gpu, _), Some(Graph { graph, launches, empty })) => {
-                let replays = count.div_ceil(*launches as u64);
-                let mut seconds = 0.0;
-                for _ in 0..replays {
-                    seconds += replay(gpu, *graph)? - empty;
-                }
-                seconds * count as f64 / (replays * *launches as u64).max(1) as f64
-            }
-            (Device::Gpu(gpu, _), None) => time_on(gpu, || (0..count).try_for_each(|_| self.once()))?,
-            (Device::Cpu, _) => (0..count).try_fold(0.0, |sum, _| self.time_on_host().map(|s| sum + s))?,
-        };
-        Ok(Duration::from_secs_f64(seconds.max(0.0)))
+        // A sample is the mean of all launches in a graph.
+        let samples = count.div_ceil(self.captured.map_or(1, |captured| captured.launches as u64));
+        let sum = (0..samples).try_fold(0.0, |sum, _| self.seconds().map(|s| sum + s))?;
+        Ok(Duration::from_secs_f64(sum * count as f64 / samples.max(1) as f64))
     }
 
-    fn time_on_host(&mut self) -> Result<f64> {
+    /// Keeps a GPU busy until its clock has risen; the host needs no such thing.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn warm(&mut self) -> Result<()> {
         let start = Instant::now();
-        self.once()?;
-        Ok(start.elapsed().as_secs_f64())
+        while self.captured.is_some() && start.elapsed() < RAMP {
+            self.seconds()?;
+        }
+        Ok(())
     }
+}
+
+/// Samples of several, each in its turn, within one `budget`. What fails is left out from then on.
+pub(super) fn sample_in_turns<'l, 'a: 'l>(
+    launches: impl IntoIterator<Item = &'l mut Launches<'a>>,
+    budget: Duration,
+) -> Vec<Result<Vec<f64>>> {
+    let mut timed: Vec<Timed<'_>> =
+        launches.into_iter().map(|launches| Box::new(move || launches.seconds()) as Timed<'_>).collect();
+    interleave(&mut timed, budget)
 }
 
 impl Drop for Launches<'_> {
     fn drop(&mut self) {
-        if let (Device::Gpu(gpu, _), Some(graph)) = (&self.device, &self.graph) {
-            gpu.driver().release(graph.graph);
+        if let (Device::Gpu(gpu, _), Some(captured)) = (&self.device, self.captured) {
+            gpu.driver().release(captured.graph);
         }
+    }
+}
+
+impl Captured {
+    /// Seconds of one launch.
+    fn seconds(self, gpu: &Gpu) -> Result<f64> {
+        for _ in 0..ATTEMPTS {
+            let one = self.replays(gpu, 1)?;
+            let difference = self.replays(gpu, 2)? - one;
+            if difference > 0.0 {
+                return Ok(difference / self.launches as f64);
+            }
+        }
+        Err(Error::Device(format!(
+            "{ATTEMPTS} times, doing work twice took no longer than once: too short to be timed"
+        )))
+    }
+
+    fn replays(self, gpu: &Gpu, count: usize) -> Result<f64> {
+        // SAFETY: operands belong to the work, which lives as long as what times it; workspaces are never freed.
+        time_on(gpu, || (0..count).try_for_each(|_| unsafe { gpu.driver().replay(self.graph) }))
     }
 }
 
@@ -141,17 +199,4 @@ fn time_on(gpu: &Gpu, mut body: impl FnMut() -> Result<()>) -> Result<f64> {
     let ms = gpu.driver().time(&mut body)?;
     gpu.check()?;
     Ok(f64::from(ms) * 1e-3)
-}
-
-fn replay(gpu: &Gpu, graph: CapturedGraph) -> Result<f64> {
-    // SAFETY: operands belong to the work, which lives as long as what times it; workspaces are never freed.
-    time_on(gpu, || unsafe { gpu.driver().replay(graph) })
-}
-
-/// Seconds of a graph with nothing in it.
-fn empty_replay(gpu: &Gpu) -> Result<f64> {
-    let graph = gpu.capture(|| Ok(()))?;
-    let seconds = collect(|| replay(gpu, graph), Duration::from_millis(1));
-    gpu.driver().release(graph);
-    Ok(median(&seconds?))
 }

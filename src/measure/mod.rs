@@ -21,7 +21,7 @@ pub use network_run::{NetworkCase, NetworkRun, launch_counts, peak_memory, sampl
 pub use peaks::{Peaks, measure_peaks};
 pub use peer::{Peer, PeerScript};
 pub use roofline::{
-    BlockCost, ComputeUnit, KernelCost, NAMED_DEVICES, Pass, Roofline, Utilization, block_costs, kernel_costs,
+    BlockCost, ComputeUnit, DATA_SHEETS, DataSheet, KernelCost, Pass, Roofline, Utilization, block_costs, kernel_costs,
     network_time, plan_costs, utilization, without_batch_norm,
 };
-pub use timer::{Summary, Workload, alternate, median, paired, sample};
+pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};

@@ -3,19 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::latency::Subject;
+use super::launches::{Launches, sample_in_turns};
 use super::noise::normal;
 use super::roofline::{KernelCost, kernel_costs, plan_costs};
-use super::timer::{Workload, alternate};
-use crate::Result;
 use crate::device::dry_run::DryRun;
 use crate::device::gpu::Gpu;
-use crate::device::{Buffer, Device, Recording};
+use crate::device::{Buffer, Device};
 use crate::dtype::Dtype;
 use crate::engine::{Engine, EngineOptions, Fusion, Plan};
 use crate::model::Model;
 use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
 use crate::ops::optimizer::{Optimizer, OptimizerState, Update};
+use crate::{Error, Result};
 
 /// A network, and how it is run.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,23 +44,18 @@ impl NetworkCase {
     }
 }
 
-/// A case on a device, ready to be timed.
-pub struct NetworkRun(Kind);
-
-enum Kind {
-    Inference(Box<Subject>),
-    Training(Box<Training>),
+/// A network on a device, ready to be timed: an engine and one batch of noise, which lies on the device already.
+pub struct NetworkRun {
+    engine: Engine,
+    images: Buffer,
+    training: Option<Training>,
 }
 
-/// An engine with what a training step takes beside it. The images lie on the device already.
+/// What a training step takes beside the engine.
 struct Training {
-    engine: Engine,
     optimizer: OptimizerState,
-    images: Buffer,
-    labels: Vec<u32>,
     loss: LossRecord,
     d_logits: Buffer,
-    recording: Recording,
 }
 
 impl NetworkRun {
@@ -70,81 +64,109 @@ impl NetworkRun {
     /// # Errors
     /// What the engine says.
     pub fn new(device: &Device, case: &NetworkCase, batch: usize) -> Result<Self> {
-        if !case.training {
-            let subject = Subject::new(device, &case.model, case.fusion, batch)?;
-            return Ok(Self(Kind::Inference(Box::new(subject))));
+        let mut run = Self::with_engine(device, &case.model, (case.fusion, case.training), batch)?;
+        if case.training {
+            run.training = Some(Training::new(&mut run.engine, batch)?);
         }
-        let options = EngineOptions { batch, fusion: case.fusion, training: true, taps: Vec::new() };
-        let mut engine = Engine::new(device, &case.model, &options)?;
-        let (spans, len) = (engine.optimizer_spans(), engine.trainable().0.len());
-        let classes = case.model.graph.classes();
-        let mut images = device.activations(batch * case.model.graph.input_shape().len())?;
-        images.write(&normal(0, images.len()))?;
-        Ok(Self(Kind::Training(Box::new(Training {
-            optimizer: OptimizerState::new(device, Optimizer::default(), spans, len)?,
-            images,
-            loss: LossRecord::new(device, batch, classes)?,
-            recording: Recording::default(),
-            labels: (0..batch).map(|i| (i * 7 % classes) as u32).collect(),
-            d_logits: device.activations(batch * classes)?,
-            engine,
-        }))))
+        Ok(run)
     }
 
-    /// One pass to its end, for which it waits.
+    /// Inference, fused.
+    pub(super) fn inference(device: &Device, model: &Model, batch: usize) -> Result<Self> {
+        Self::with_engine(device, model, (Fusion::Fused, false), batch)
+    }
+
+    fn with_engine(device: &Device, model: &Model, (fusion, training): (Fusion, bool), batch: usize) -> Result<Self> {
+        if batch == 0 {
+            return Err(Error::Config("latency needs a batch of at least 1 image, got 0".into()));
+        }
+        let engine = Engine::new(device, model, &EngineOptions { batch, fusion, training, taps: Vec::new() })?;
+        let mut images = device.activations(batch * model.graph.input_shape().len())?;
+        images.write(&normal(0, images.len()))?;
+        Ok(Self { engine, images, training: None })
+    }
+
+    /// One pass: inference, or a training step (forward, label-smoothed cross-entropy, backward, SGD) as the training
+    /// loop does it. A GPU may still be at it when this returns.
+    fn pass(&mut self) -> Result<()> {
+        let Self { engine, images, training } = self;
+        engine.set_images(images.view(0..images.len()))?;
+        let logits = engine.run()?;
+        let Some(Training { optimizer, loss, d_logits }) = training else { return Ok(()) };
+        let len = d_logits.len();
+        let gradient = Gradient { to: d_logits.view_mut(0..len), scale: optimizer.loss_scale_at() };
+        cross_entropy(loss, logits.view(0..len), 0.1, Some(gradient))?;
+        engine.backward(d_logits)?;
+        let (weights, gradients, copy) = engine.for_update();
+        optimizer.update(weights, gradients, copy)
+    }
+
+    /// Its passes, to be timed: on a GPU by the device's own clock and without what the host does between them.
     ///
     /// # Errors
     /// What the engine says.
-    pub fn pass(&mut self) -> Result<()> {
-        match &mut self.0 {
-            Kind::Inference(subject) => subject.pass(),
-            Kind::Training(training) => training.step(),
-        }
+    pub fn launches(&mut self) -> Result<Launches<'_>> {
+        let device = self.engine.device().clone();
+        Launches::whole(&device, || self.pass())
+    }
+
+    /// Bytes of all buffers of the engine and the optimizer.
+    fn allocated_bytes(&self) -> u64 {
+        self.engine.allocated_bytes() + self.training.as_ref().map_or(0, |t| t.optimizer.allocated_bytes())
     }
 }
 
 impl Training {
-    /// Forward, label-smoothed cross-entropy, backward, SGD, as the training loop does them. So small a learning rate
-    /// keeps the numbers' scale.
-    fn step(&mut self) -> Result<()> {
-        let Self { engine, optimizer, images, labels, loss, d_logits, recording } = self;
+    /// Begins a step that is done again and again: what a step takes from the host stays the same. So small a learning
+    /// rate keeps the numbers' scale.
+    fn new(engine: &mut Engine, batch: usize) -> Result<Self> {
         let device = engine.device().clone();
+        let (spans, len) = (engine.optimizer_spans(), engine.trainable().0.len());
+        let classes = engine.graph().classes();
+        let mut optimizer = OptimizerState::new(&device, Optimizer::default(), spans, len)?;
+        let mut loss = LossRecord::new(&device, batch, classes)?;
+        let labels: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
         engine.set_loss_scale(optimizer.loss_scale());
-        loss.begin(labels)?;
+        loss.begin(&labels)?;
         optimizer.begin(Update { lr: 1e-4, weight_decay: 1e-4, clip_norm: 0.0 })?;
-        let work = || {
-            engine.set_images(images.view(0..images.len()))?;
-            let len = d_logits.len();
-            let logits = engine.run()?.view(0..len);
-            let gradient = Gradient { to: d_logits.view_mut(0..len), scale: optimizer.loss_scale_at() };
-            cross_entropy(loss, logits, 0.1, Some(gradient))?;
-            engine.backward(d_logits)?;
-            let (weights, gradients, copy) = engine.for_update();
-            optimizer.update(weights, gradients, copy)
-        };
-        // SAFETY: the recording is dropped with everything that a step uses.
-        unsafe { recording.run(&device, work)? };
-        // Waits for a device that runs behind the host.
-        optimizer.finish().map(|_| ())
+        Ok(Self { optimizer, loss, d_logits: device.activations(batch * classes)? })
     }
 }
 
-/// Seconds of every pass of each case, in strict alternation within one `budget`.
-///
-/// # Errors
-/// What the engine says.
+/// Seconds of every pass of each case, in strict alternation within one `budget`. A case that fails, such as for want of
+/// memory, leaves the others alone.
 pub fn sample_networks(
     device: &Device,
     cases: &[NetworkCase],
     batch: usize,
     budget: Duration,
-) -> Result<Vec<Vec<f64>>> {
-    let mut runs = cases.iter().map(|case| NetworkRun::new(device, case, batch)).collect::<Result<Vec<_>>>()?;
-    let mut workloads: Vec<Workload<'_>> = Vec::with_capacity(runs.len());
-    for run in &mut runs {
-        workloads.push(Box::new(|| run.pass()));
+) -> Vec<Result<Vec<f64>>> {
+    let mut runs: Vec<Result<NetworkRun>> = cases.iter().map(|case| NetworkRun::new(device, case, batch)).collect();
+    let timed: Vec<Option<Result<Vec<f64>>>> = {
+        let mut launches: Vec<Option<Result<Launches<'_>>>> =
+            runs.iter_mut().map(|run| run.as_mut().ok().map(NetworkRun::launches)).collect();
+        let ready = launches.iter_mut().flatten().flatten();
+        let mut samples = sample_warmed(ready, budget).into_iter();
+        let mut outcome =
+            |launches: Result<_>| launches.and_then(|_| samples.next().expect("one for all that were ready"));
+        launches.into_iter().map(|launches| launches.map(&mut outcome)).collect()
+    };
+    let outcome = |(run, timed): (Result<_>, Option<_>)| run.and_then(|_| timed.expect("every run was timed"));
+    runs.into_iter().zip(timed).map(outcome).collect()
+}
+
+fn sample_warmed<'l, 'a: 'l>(
+    ready: impl Iterator<Item = &'l mut Launches<'a>>,
+    budget: Duration,
+) -> Vec<Result<Vec<f64>>> {
+    let mut ready: Vec<_> = ready.collect();
+    if let Some(first) = ready.first_mut()
+        && let Err(error) = first.warm()
+    {
+        // Its samples will tell.
+        tracing::debug!("{error}");
     }
-    alternate(&mut workloads, budget)
+    sample_in_turns(ready, budget)
 }
 
 /// How often each kernel is launched in one pass of a case on a GPU, a training step's loss and optimizer included.
@@ -160,26 +182,22 @@ pub fn launch_counts(case: &NetworkCase, batch: usize, precision: Dtype) -> Resu
 }
 
 /// Bytes that a case holds once it has run, which is its peak, since engines allocate what they need once: of a GPU's
-/// memory what was taken for it, on the host all buffers of the engine and the optimizer.
+/// memory the buffers and the largest workspace that an operation asked for, on the host all buffers of the engine and
+/// the optimizer.
 ///
 /// # Errors
 /// What the engine says.
 pub fn peak_memory(device: &Device, case: &NetworkCase, batch: usize) -> Result<u64> {
-    let before = taken(device);
+    let Device::Gpu(gpu, _) = device else {
+        let mut run = NetworkRun::new(device, case, batch)?;
+        run.pass()?;
+        return Ok(run.allocated_bytes());
+    };
+    let before = gpu.buffer_bytes();
+    // What an earlier case has asked for does not count.
+    gpu.take_workspace_peak();
     let mut run = NetworkRun::new(device, case, batch)?;
     run.pass()?;
-    Ok(match (&run.0, device) {
-        (_, Device::Gpu(..)) => taken(device) - before,
-        (Kind::Inference(subject), Device::Cpu) => subject.engine().allocated_bytes(),
-        (Kind::Training(training), Device::Cpu) => {
-            training.engine.allocated_bytes() + training.optimizer.allocated_bytes()
-        }
-    })
-}
-
-fn taken(device: &Device) -> u64 {
-    match device {
-        Device::Cpu => 0,
-        Device::Gpu(gpu, _) => gpu.memory().0,
-    }
+    gpu.synchronize()?;
+    Ok(gpu.buffer_bytes() - before + gpu.take_workspace_peak())
 }

@@ -52,6 +52,8 @@ pub fn measure_peaks(device: &Device, budget: Duration) -> Result<Peaks> {
         let gemm_flops_per_s = gemm_rate(budget / 2)?;
         return Ok(Peaks { copy_bytes_per_s, gemm_flops_per_s, vector_flops_per_s: gemm_flops_per_s });
     };
+    // Before anything is taken, so that the copy does not find a GPU at rest.
+    gpu_product(device, gpu, *precision)?.warm()?;
     let copy_bytes_per_s = gpu_copy_rate(device, gpu, budget / 3)?;
     let gemm_flops_per_s = gpu_gemm_rate(device, gpu, *precision, budget / 3)?;
     let vector_flops_per_s = match precision {
@@ -112,7 +114,18 @@ fn gpu_copy_rate(device: &Device, gpu: &Gpu, budget: Duration) -> Result<f64> {
 }
 
 fn gpu_gemm_rate(device: &Device, gpu: &Gpu, precision: Dtype, budget: Duration) -> Result<f64> {
-    let p = if gpu.driver().is_emulated() { EMULATED_GEMM } else { GPU_GEMM };
+    let p = gpu_problem(gpu);
+    let flops = 2.0 * (p.n * p.c_in * p.c_out) as f64;
+    Ok(flops / fastest(&gpu_product(device, gpu, precision)?.sample(budget)?))
+}
+
+fn gpu_problem(gpu: &Gpu) -> LinearProblem {
+    if gpu.driver().is_emulated() { EMULATED_GEMM } else { GPU_GEMM }
+}
+
+/// A large product, ready to be timed.
+fn gpu_product(device: &Device, gpu: &Gpu, precision: Dtype) -> Result<Launches<'static>> {
+    let p = gpu_problem(gpu);
     let put = |seed, len: usize| -> Result<Buffer> {
         if precision == Dtype::F32 {
             return device.upload(&normal(seed, len));
@@ -123,14 +136,12 @@ fn gpu_gemm_rate(device: &Device, gpu: &Gpu, precision: Dtype, budget: Duration)
     };
     let (x, w, b) = (put(1, p.n * p.c_in)?, put(2, p.c_in * p.c_out)?, device.zeros(p.c_out)?);
     let mut y = put(3, p.n * p.c_out)?;
-    let product = move |_| {
+    Launches::new(device, 1, move |_| {
         let (x, w, b) = (x.view(0..x.len()), w.view(0..w.len()), b.view(0..b.len()));
         let len = y.len();
         linear::forward(p, x, w, b, y.view_mut(0..len));
         Ok(())
-    };
-    let flops = 2.0 * (p.n * p.c_in * p.c_out) as f64;
-    Ok(flops / fastest(&Launches::new(device, 1, product)?.sample(budget)?))
+    })
 }
 
 fn fastest(seconds: &[f64]) -> f64 {

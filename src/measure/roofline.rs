@@ -78,19 +78,67 @@ pub struct Roofline {
     pub element_bytes: u64,
 }
 
-/// Machines whose roofline is quoted without having them: (name, roofline). The numbers are nominal (data sheets: V100
-/// SXM2 PCIe-clocked 112 TFLOP/s, A100 SXM 40 GB; bandwidth of the H200) or typical of a large copy and GEMM (H100 SXM,
-/// matrix units of the H200); a real run measures its own.
-pub const NAMED_DEVICES: [(&str, Roofline); 8] = [
-    ("V100 f16", nominal(900e9, 112e12, 15.7e12, 2)),
-    ("V100 f32", nominal(900e9, 15.7e12, 15.7e12, 4)),
-    ("A100 f16", nominal(1555e9, 312e12, 19.5e12, 2)),
-    ("A100 f32", nominal(1555e9, 19.5e12, 19.5e12, 4)),
-    ("H100 SXM bf16", nominal(3.0e12, 800e12, 67e12, 2)),
-    ("H100 SXM f32", nominal(3.0e12, 67e12, 67e12, 4)),
-    ("H200 SXM bf16", nominal(4.8e12, 800e12, 67e12, 2)),
-    ("H200 SXM f32", nominal(4.8e12, 67e12, 67e12, 4)),
+/// What the data sheet of a GPU says of it: dense rates at the boost clock, without structured sparsity.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DataSheet {
+    /// The GPU and its form.
+    pub name: &'static str,
+    /// Words that the driver's name for it holds.
+    words: &'static [&'static str],
+    /// Memory bandwidth, bytes per second.
+    bandwidth: f64,
+    /// Peak of the matrix units in f16, on every one with bf16 also in that, FLOP per second.
+    matrix_flops: f64,
+    /// Peak of f32 on the vector units, FLOP per second.
+    vector_flops: f64,
+}
+
+/// GPUs with their data sheets. No kernel reaches these figures: a large copy or matrix product gets to 80 to 95 % of
+/// them, and rooflines that were made with such measured rates are lower accordingly.
+pub const DATA_SHEETS: [DataSheet; 8] = [
+    sheet("V100 SXM2", &["v100", "sxm2"], [900e9, 125e12, 15.7e12]),
+    sheet("V100 PCIe", &["v100", "pcie"], [900e9, 112e12, 14e12]),
+    // One memory for SXM and PCIe.
+    sheet("A100 40GB", &["a100", "40gb"], [1555e9, 312e12, 19.5e12]),
+    sheet("A100 SXM 80GB", &["a100", "sxm4", "80gb"], [2039e9, 312e12, 19.5e12]),
+    sheet("A100 PCIe 80GB", &["a100", "pcie", "80gb"], [1935e9, 312e12, 19.5e12]),
+    // The SXM form calls itself `NVIDIA H100 80GB HBM3`.
+    sheet("H100 SXM", &["h100", "hbm3"], [3350e9, 989.4e12, 66.9e12]),
+    sheet("H100 PCIe", &["h100", "pcie"], [2000e9, 756e12, 51.2e12]),
+    sheet("H200 SXM", &["h200"], [4800e9, 989.4e12, 66.9e12]),
 ];
+
+/// Words of forms that have limits of their own and no entry: two boards joined at lower clocks, and parts of a GPU.
+const OTHER_FORMS: [&str; 2] = ["nvl", "mig"];
+
+const fn sheet(
+    name: &'static str,
+    words: &'static [&'static str],
+    [bandwidth, matrix_flops, vector_flops]: [f64; 3],
+) -> DataSheet {
+    DataSheet { name, words, bandwidth, matrix_flops, vector_flops }
+}
+
+impl DataSheet {
+    /// The entry for a GPU that calls itself `name`, such as `Tesla V100-SXM2-16GB`: all its words are in the name.
+    pub fn of(name: &str) -> Option<&'static Self> {
+        let name = name.to_ascii_lowercase();
+        let words: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+        if OTHER_FORMS.iter().any(|form| words.contains(form)) {
+            return None;
+        }
+        DATA_SHEETS.iter().find(|sheet| sheet.words.iter().all(|word| words.contains(word)))
+    }
+
+    /// The roofline in a precision. The kernels' f32 is that of the vector units, on the matrix units' work too.
+    pub const fn roofline(&self, precision: Dtype) -> Roofline {
+        let matrix_flops = match precision {
+            Dtype::F32 => self.vector_flops,
+            Dtype::F16 | Dtype::Bf16 => self.matrix_flops,
+        };
+        nominal(self.bandwidth, matrix_flops, self.vector_flops, precision.bytes() as u64)
+    }
+}
 
 const fn nominal(bandwidth: f64, matrix_flops: f64, vector_flops: f64, element_bytes: u64) -> Roofline {
     Roofline { bandwidth, matrix_flops, vector_flops, element_bytes }
@@ -100,18 +148,6 @@ impl Roofline {
     /// The roofline of measured peaks, which were measured in the same precision.
     pub fn measured(peaks: &Peaks, precision: Dtype) -> Self {
         nominal(peaks.copy_bytes_per_s, peaks.gemm_flops_per_s, peaks.vector_flops_per_s, precision.bytes() as u64)
-    }
-
-    /// The entry of [`NAMED_DEVICES`] for a GPU that calls itself `name`, such as `NVIDIA H100 80GB HBM3`. The PCIe and
-    /// NVL forms have other limits and no entry.
-    pub fn published(name: &str, precision: Dtype) -> Option<(&'static str, Self)> {
-        if name.contains("PCIe") || name.contains("NVL") {
-            return None;
-        }
-        NAMED_DEVICES.into_iter().find(|(entry, roofline)| {
-            let chip = entry.split(' ').next().unwrap_or(entry);
-            name.contains(chip) && roofline.element_bytes == precision.bytes() as u64
-        })
     }
 
     /// Least seconds of one kernel for a batch.
@@ -252,7 +288,8 @@ pub fn network_time(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<
 /// How much of the machine a measured time used; each is 1 at the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Utilization {
-    /// Analytic FLOP / time / peak of the matrix units, or of the vector units where nothing else computes.
+    /// Analytic FLOP / time / peak of the matrix units, or of the vector units where nothing else computes. The peak is
+    /// that of the data sheet where it is known.
     pub flop: f64,
     /// Least bytes / time / measured copy bandwidth. Above 1 where activations stayed in caches, which are faster than
     /// the memory the copy was measured on.

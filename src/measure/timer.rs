@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 use crate::Result;
 
 /// Rounds that are run and not counted: they fault pages in and fill caches.
-const WARM_UP: usize = 2;
+pub const WARM_UP: usize = 2;
 /// Fewest counted rounds, even when the budget is spent: a median of less says nothing.
 const MIN_ROUNDS: usize = 5;
 /// Most counted rounds: beyond, the median no longer moves.
 const MAX_ROUNDS: usize = 2000;
 
-/// One thing to be timed.
+/// One thing to be timed by the host's clock.
 pub type Workload<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
+
+/// One thing that is timed by a clock of its own: seconds of one run.
+pub(super) type Timed<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
 
 /// Order statistics of one series of samples, in the samples' own unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,40 +67,34 @@ pub fn median(samples: &[f64]) -> f64 {
 /// # Errors
 /// What a workload returns.
 pub fn alternate(workloads: &mut [Workload<'_>], budget: Duration) -> Result<Vec<Vec<f64>>> {
-    let start = Instant::now();
-    for _ in 0..WARM_UP {
-        for workload in workloads.iter_mut() {
-            workload()?;
-        }
-    }
-    let mut samples = vec![Vec::new(); workloads.len()];
-    for round in 0..MAX_ROUNDS {
-        if round >= MIN_ROUNDS && start.elapsed() >= budget {
-            break;
-        }
-        for (workload, samples) in workloads.iter_mut().zip(&mut samples) {
-            let before = Instant::now();
-            workload()?;
-            samples.push(before.elapsed().as_secs_f64());
-        }
-    }
-    Ok(samples)
+    let on_host = |workload: &mut Workload<'_>| {
+        let before = Instant::now();
+        workload()?;
+        Ok(before.elapsed().as_secs_f64())
+    };
+    let mut timed: Vec<Timed<'_>> =
+        workloads.iter_mut().map(|workload| Box::new(move || on_host(workload)) as Timed<'_>).collect();
+    interleave(&mut timed, budget).into_iter().collect()
 }
 
-/// Gathers what `once` measures: warm-up, rounds and budget as in [`alternate`], for clocks other than the host's.
-///
-/// # Errors
-/// What `once` returns.
-pub fn collect(mut once: impl FnMut() -> Result<f64>, budget: Duration) -> Result<Vec<f64>> {
+/// [`alternate`] for clocks other than the host's. What fails is left out from then on, and the rest goes on.
+pub(super) fn interleave(timed: &mut [Timed<'_>], budget: Duration) -> Vec<Result<Vec<f64>>> {
     let start = Instant::now();
-    for _ in 0..WARM_UP {
-        once()?;
+    let mut outcomes: Vec<Result<Vec<f64>>> = timed.iter().map(|_| Ok(Vec::new())).collect();
+    for round in 0..WARM_UP + MAX_ROUNDS {
+        if round >= WARM_UP + MIN_ROUNDS && start.elapsed() >= budget {
+            break;
+        }
+        for (timed, outcome) in timed.iter_mut().zip(&mut outcomes) {
+            let Ok(samples) = outcome else { continue };
+            match timed() {
+                Ok(seconds) if round >= WARM_UP => samples.push(seconds),
+                Ok(_) => {}
+                Err(error) => *outcome = Err(error),
+            }
+        }
     }
-    let mut samples = Vec::new();
-    while samples.len() < MIN_ROUNDS || (samples.len() < MAX_ROUNDS && start.elapsed() < budget) {
-        samples.push(once()?);
-    }
-    Ok(samples)
+    outcomes
 }
 
 /// Times one workload: seconds of every counted run. See [`alternate`].

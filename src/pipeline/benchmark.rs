@@ -1,4 +1,4 @@
-//! `bench`: layers and whole networks, timed against the device's limits and against a peer in turn.
+//! `bench`: layers and whole networks, timed against the device's limits and then in turns with a peer.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Config;
 use crate::device::Device;
+use crate::dtype::Dtype;
 use crate::engine::Fusion;
-use crate::graph::BlockState;
+use crate::graph::{Bias, BlockState};
 use crate::measure::{
-    Layer, LayerBench, NetworkCase, Peaks, Peer, PeerScript, Roofline, Summary, measure_peaks, peak_memory,
-    sample_networks,
+    DataSheet, Layer, LayerBench, NetworkCase, Peaks, Peer, PeerScript, Roofline, Summary, WARM_UP, measure_peaks,
+    peak_memory, sample_networks,
 };
 use crate::model::Model;
 use crate::shrink::Mask;
@@ -25,20 +26,22 @@ const PEAKS_SHARE: f64 = 0.05;
 const MIN_PEAKS: Duration = Duration::from_millis(300);
 /// How often what is compared takes turns with its peer.
 const TURNS: u32 = 2;
-/// How much longer than it measures a peer may take to answer: it tries algorithms and compiles first.
-const PEER_LEEWAY: Duration = Duration::from_secs(30);
-/// The same for whole networks, which it may compile.
-const NETWORK_PEER_LEEWAY: Duration = Duration::from_secs(240);
+/// How long a peer may take for its own peaks.
+const PEER_PEAKS: Duration = Duration::from_secs(60);
+
+/// One timed thing, as machine output has it.
+pub type Record = Map<String, Value>;
 
 /// What a device can do, against which times are judged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// Measured with this program's own copy and matrix product.
     pub peaks: Peaks,
-    /// The entry of the table of known devices, where there is one.
-    pub published: Option<(&'static str, Roofline)>,
-    /// Bandwidth as measured; rates as published where they are, else as measured.
+    /// The device's data sheet, where it is known.
+    pub published: Option<&'static DataSheet>,
+    /// Bandwidth as measured; rates of the data sheet where it is known, else as measured.
     pub roofline: Roofline,
+    precision: Dtype,
 }
 
 impl Limits {
@@ -49,44 +52,60 @@ impl Limits {
     pub fn measure(device: &Device, budget: Duration) -> Result<Self> {
         let peaks = measure_peaks(device, budget.mul_f64(PEAKS_SHARE).max(MIN_PEAKS))?;
         let precision = device.precision();
-        let published = Roofline::published(&device.name(), precision);
+        let published = DataSheet::of(&device.name());
         let measured = Roofline::measured(&peaks, precision);
         let roofline = match published {
-            Some((_, rates)) => Roofline { bandwidth: measured.bandwidth, ..rates },
+            Some(sheet) => Roofline { bandwidth: measured.bandwidth, ..sheet.roofline(precision) },
             None => measured,
         };
-        Ok(Self { peaks, published, roofline })
+        Ok(Self { peaks, published, roofline, precision })
     }
 
-    /// The limits in a few lines.
-    pub fn text(&self) -> String {
+    /// What FLOP utilization is a share of.
+    fn flop_peak(&self) -> &'static str {
+        if self.published.is_some() { "published" } else { "measured" }
+    }
+
+    /// The limits in a few lines, beside those that a peer measured in the same run.
+    pub fn text(&self, peer: &Value) -> String {
         let rate = |rate: f64, unit: &str| match rate {
             r if r >= 1e12 => format!("{:.2} T{unit}/s", r / 1e12),
             r => format!("{:.1} G{unit}/s", r / 1e9),
         };
-        let line = |name: &str, measured: f64, published: Option<f64>, unit: &str| {
+        let published = self.published.map(|sheet| sheet.roofline(self.precision));
+        let line = |name: &str, measured: f64, peer_key: &str, published: Option<f64>, unit: &str| {
+            let peer = peer["peaks"][peer_key]
+                .as_f64()
+                .map_or_else(String::new, |p| format!(", the peer's {}", rate(p, unit)));
             let published = published.map_or_else(|| "not known".into(), |p| rate(p, unit));
-            format!("  {name:<16} measured {}, published {published}\n", rate(measured, unit))
+            format!("  {name:<16} measured {}{peer}, published {published}\n", rate(measured, unit))
         };
-        let published = self.published.map(|(_, roofline)| roofline);
-        let entry = self.published.map_or(String::new(), |(name, _)| format!(" (published: {name})"));
-        let by = if published.is_some() { "published rates" } else { "measured rates" };
+        let sheet = self.published.map_or(String::new(), |sheet| format!(" (published: {})", sheet.name));
         format!(
-            "peaks{entry}; rates are measured with this program's own matrix product, a lower bound; utilization is of the \
-             measured bandwidth and the {by}\n{}{}{}",
-            line("copy", self.peaks.copy_bytes_per_s, published.map(|p| p.bandwidth), "B"),
-            line("matrix product", self.peaks.gemm_flops_per_s, published.map(|p| p.matrix_flops), "FLOP"),
-            line("f32 product", self.peaks.vector_flops_per_s, published.map(|p| p.vector_flops), "FLOP"),
+            "peaks{sheet}; measured with this program's own copy and matrix product, lower bounds; byte utilization is of \
+             the measured copy, FLOP utilization of the {} rates\n{}{}{}",
+            self.flop_peak(),
+            line("copy", self.peaks.copy_bytes_per_s, "copy_bytes_per_s", published.map(|p| p.bandwidth), "B"),
+            line(
+                "matrix product",
+                self.peaks.gemm_flops_per_s,
+                "gemm_flops_per_s",
+                published.map(|p| p.matrix_flops),
+                "FLOP"
+            ),
+            line("f32 product", self.peaks.vector_flops_per_s, "", published.map(|p| p.vector_flops), "FLOP"),
         )
     }
 
     /// The limits for machine output.
     pub fn json(&self) -> Value {
-        let published = self.published.map(|(name, r)| {
-            json!({ "name": name, "copy_bytes_per_s": r.bandwidth, "gemm_flops_per_s": r.matrix_flops,
+        let published = self.published.map(|sheet| {
+            let r = sheet.roofline(self.precision);
+            json!({ "name": sheet.name, "copy_bytes_per_s": r.bandwidth, "gemm_flops_per_s": r.matrix_flops,
                     "vector_flops_per_s": r.vector_flops })
         });
-        json!({ "measured": self.peaks, "published": published })
+        json!({ "measured": self.peaks, "published": published, "flop_utilization_of": self.flop_peak(),
+                "byte_utilization_of": "measured" })
     }
 }
 
@@ -115,163 +134,310 @@ pub fn fully_merged(model: &Model, mask: Option<&Mask>, config: &Config) -> Resu
     Ok(Some(merge(&linear, &MergeOptions { padding: surgery.padding })?.0))
 }
 
-/// Starts the peer where one is asked for; otherwise, or where it does not start, why there is none. One line says so,
-/// and the rest goes on.
-fn start_peer(python: Option<&Path>, script: PeerScript, device: &Device) -> (Option<Peer>, Option<String>) {
-    match python.map(|python| Peer::start(python, script, device)) {
-        None => (None, None),
-        Some(Ok(peer)) => (Some(peer), None),
-        Some(Err(error)) => {
-            tracing::warn!("{error}");
-            (None, Some(error.to_string()))
-        }
-    }
+/// The peer of a bench.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerOptions<'a> {
+    /// The Python that has it.
+    pub python: &'a Path,
+    /// Layers that it is asked for: those that take most of the networks' time.
+    pub layers: usize,
+    /// How long it may take for an answer beyond what it measures: it tries algorithms and compiles first.
+    pub leeway: Duration,
 }
 
-/// Times layers of the `networks` they were found in, in about `budget`. Gives one record a layer, and what is known of
-/// the peer.
-///
-/// # Errors
-/// When the device fails.
-pub fn bench_layers(
-    device: &Device,
-    (layers, networks): (&[Layer], &[&str]),
-    limits: &Limits,
-    budget: Duration,
-    python: Option<&Path>,
-) -> Result<(Vec<Map<String, Value>>, Value)> {
-    let bench = LayerBench::new(device)?;
-    let (mut peer, why_not) = start_peer(python, PeerScript::Layers, device);
-    let mut about = peer.as_ref().map_or(Value::Null, |peer| peer.about.clone());
-    if let Some(peer) = &mut peer
-        && let Ok(peaks) = peer.ask(&json!({ "name": "peaks", "seconds": 0.2 }), PEER_LEEWAY)
-    {
-        about["peaks"] = peaks;
-    }
-    let sides = if peer.is_some() { 2 } else { 1 };
-    let turn = budget / (layers.len().max(1) as u32 * TURNS * sides);
-    let mut records = Vec::with_capacity(layers.len());
-    for layer in layers {
-        let mut record = layer_record(layer, networks, device);
-        let mut launches = bench.launches(layer)?;
-        let (mut own, mut answers) = (Vec::new(), Vec::new());
-        for _ in 0..if peer.is_some() { TURNS } else { 1 } {
-            own.extend(launches.sample(turn * if peer.is_some() { 1 } else { TURNS })?);
-            if let Some(peer) = &mut peer {
-                record.insert("seconds".into(), json!(turn.as_secs_f64()));
-                answers.push(peer.ask(&Value::Object(record.clone()), PEER_LEEWAY + turn));
-                record.remove("seconds");
+/// A bench of one device.
+pub struct Bench<'a> {
+    /// The device.
+    pub device: &'a Device,
+    /// Its limits.
+    pub limits: &'a Limits,
+    /// Time to measure for, everything together.
+    pub budget: Duration,
+    /// The peer, where one is asked for. It begins when all own times are there, so that it costs none of them.
+    pub peer: Option<PeerOptions<'a>>,
+    /// Takes the records so far and what is known of the peer, whenever there is more: a run that is interrupted leaves
+    /// what it found.
+    #[allow(clippy::type_complexity)]
+    pub keep: &'a dyn Fn(&[Record], &Value) -> Result<()>,
+}
+
+impl Bench<'_> {
+    /// Times layers of the `networks` they were found in. A layer that cannot be timed has its record with an `error`.
+    /// Gives a record a layer, and what is known of the peer.
+    ///
+    /// # Errors
+    /// When no layer can be timed, or the records cannot be kept.
+    pub fn layers(&self, layers: &[Layer], networks: &[&str]) -> Result<(Vec<Record>, Value)> {
+        let bench = LayerBench::new(self.device)?;
+        let mut records: Vec<Record> = Vec::with_capacity(layers.len());
+        let share = self.own_budget() / layers.len().max(1) as u32;
+        for layer in layers {
+            let mut record = layer_record(layer, networks, self.device);
+            match self.time_layer(&bench, layer, share) {
+                Ok((summary, sets)) => add_time(&mut record, layer, (&summary, sets), self.limits),
+                Err(error) => add_error(&mut record, "time_us", &error),
             }
+            release_idle(self.device);
+            records.push(record);
+            (self.keep)(&records, &Value::Null)?;
         }
-        let summary = Summary::of(&own).ok_or_else(|| Error::Device(format!("{}: no time", layer.name)))?;
-        add_time(&mut record, layer, &summary, limits);
-        add_answers(&mut record, answers, &["time_us", "conv_time_us"]);
-        add_absence(&mut record, why_not.as_deref(), "peer_time_us");
-        records.push(record);
-        drop(launches);
-        release_idle(device);
+        require_any(&records)?;
+        let Some(options) = self.peer else { return Ok((records, Value::Null)) };
+        let Some((mut peer, about)) = self.start_peer(options, PeerScript::Layers, &mut records, "peer_time_us")?
+        else {
+            return Ok((records, Value::Null));
+        };
+        let asked = most_time(&records, options.layers);
+        let turn = self.own_budget() / (2 * TURNS * asked.len().max(1) as u32);
+        for index in asked {
+            let (layer, record) = (&layers[index], &mut records[index]);
+            let mut question = record.clone();
+            question.insert("seconds".into(), json!(turn.as_secs_f64()));
+            let own = || self.sample_layer(&bench, layer, turn);
+            let turns = take_turns(own, || peer.ask(&question, turn + options.leeway));
+            add_turns(record, turns, &["time_us", "conv_time_us"]);
+            release_idle(self.device);
+            (self.keep)(&records, &about)?;
+        }
+        Ok((records, about))
     }
-    Ok((records, about))
+
+    fn time_layer(&self, bench: &LayerBench, layer: &Layer, budget: Duration) -> Result<(Summary, usize)> {
+        let mut launches = bench.launches(layer)?;
+        Ok((summary(&launches.sample(budget)?)?, launches.sets()))
+    }
+
+    fn sample_layer(&self, bench: &LayerBench, layer: &Layer, budget: Duration) -> Result<Vec<f64>> {
+        bench.launches(layer)?.sample(budget)
+    }
+
+    /// Times a network as it is (one step a node), folded, fused and merged, and its training step. A case that cannot
+    /// be timed has its record with an `error`. Gives a record a case, and what is known of the peer.
+    ///
+    /// # Errors
+    /// When no case can be timed, or the records cannot be kept.
+    pub fn networks(&self, (model, merged): (&Model, Option<&Model>), batch: usize) -> Result<(Vec<Record>, Value)> {
+        let cases = network_cases(model, merged)?;
+        let mut records = Vec::with_capacity(cases.len());
+        // Inference in alternation; training takes so much more memory that only one is held at a time.
+        let groups: Vec<_> = cases.chunk_by(|a, b| !a.training && !b.training).collect();
+        let share = self.own_budget() / groups.len() as u32;
+        for group in groups {
+            for (case, seconds) in group.iter().zip(sample_networks(self.device, group, batch, share)) {
+                let mut record = self.case_record(case, batch)?;
+                let timed = seconds.and_then(|seconds| {
+                    release_idle(self.device);
+                    Ok((summary(&seconds)?, peak_memory(self.device, case, batch)?))
+                });
+                match timed {
+                    Ok((summary, memory)) => self.add_case_time(&mut record, case, batch, (&summary, memory))?,
+                    Err(error) => add_error(&mut record, "images_per_s", &error),
+                }
+                records.push(record);
+            }
+            release_idle(self.device);
+            (self.keep)(&records, &Value::Null)?;
+        }
+        require_any(&records)?;
+        let Some(options) = self.peer else { return Ok((records, Value::Null)) };
+        let script = PeerScript::Networks;
+        let Some((mut peer, about)) = self.start_peer(options, script, &mut records, "peer_images_per_s")? else {
+            return Ok((records, Value::Null));
+        };
+        let turn = self.own_budget() / (2 * TURNS * cases.len() as u32);
+        for (index, case) in cases.iter().enumerate() {
+            // PyTorch's counterpart of fusion is its compiler.
+            let compile = case.fusion == Fusion::Fused;
+            let graph = match (case.training, case.fusion) {
+                (false, Fusion::Fused) => case.model.folded()?.graph,
+                _ => case.model.graph.clone(),
+            };
+            let question = json!({ "graph": graph, "batch": batch, "training": case.training, "compile": compile,
+                                   "seconds": turn.as_secs_f64() });
+            let Value::Object(question) = question else { unreachable!("an object was written") };
+            let own = || {
+                let samples = sample_networks(self.device, std::slice::from_ref(case), batch, turn).remove(0);
+                release_idle(self.device);
+                samples
+            };
+            let turns = take_turns(own, || peer.ask(&question, turn + options.leeway));
+            let record = &mut records[index];
+            add_turns(record, turns, &["images_per_s", "memory_bytes"]);
+            let rate = record["peer_images_per_s"].as_f64();
+            record.insert("peer_time_us".into(), json!(rate.map(|rate| batch as f64 / rate * 1e6)));
+            (self.keep)(&records, &about)?;
+        }
+        Ok((records, about))
+    }
+
+    /// Time for what this program measures alone: half of it where a peer takes its turns.
+    fn own_budget(&self) -> Duration {
+        if self.peer.is_some() { self.budget / 2 } else { self.budget }
+    }
+
+    /// Starts the peer, and asks for its peaks. Where it does not start one line says so, every record has the reason, and
+    /// there is none.
+    fn start_peer(
+        &self,
+        options: PeerOptions<'_>,
+        script: PeerScript,
+        records: &mut [Record],
+        key: &str,
+    ) -> Result<Option<(Peer, Value)>> {
+        let mut peer = match Peer::start(options.python, script, self.device) {
+            Ok(peer) => peer,
+            Err(error) => {
+                tracing::warn!("{error}");
+                for record in records.iter_mut() {
+                    record.insert(key.to_owned(), Value::Null);
+                    record.insert("peer_error".into(), json!(error.to_string()));
+                }
+                (self.keep)(records, &Value::Null)?;
+                return Ok(None);
+            }
+        };
+        let mut about = peer.about.clone();
+        let Value::Object(question) = json!({ "name": "peaks", "seconds": 0.2 }) else { unreachable!() };
+        about["peaks"] = peer.ask(&question, PEER_PEAKS).unwrap_or_else(|e| json!({ "error": e.to_string() }));
+        Ok(Some((peer, about)))
+    }
+
+    fn case_record(&self, case: &NetworkCase, batch: usize) -> Result<Record> {
+        let (costs, element) = (case.costs()?, self.limits.roofline.element_bytes);
+        let sum = |of: &dyn Fn(&crate::measure::KernelCost) -> u64| costs.iter().map(of).sum::<u64>();
+        let value = json!({
+            "name": case.name, "pass": if case.training { "training" } else { "inference" },
+            "network": case.model.graph.name, "device": self.device.name(),
+            "precision": self.device.precision().to_string(), "batch": batch,
+            "flops": sum(&|k| k.flops * batch as u64), "bytes": sum(&|k| k.bytes(batch, element)),
+        });
+        Ok(object(value))
+    }
+
+    fn add_case_time(
+        &self,
+        record: &mut Record,
+        case: &NetworkCase,
+        batch: usize,
+        (summary, memory): (&Summary, u64),
+    ) -> Result<()> {
+        let used = self.limits.roofline.utilization(&case.costs()?, batch, summary.median);
+        record.extend(object(json!({
+            "images_per_s": batch as f64 / summary.median, "time_us": summary.median * 1e6,
+            "iqr_us": summary.iqr * 1e6, "samples": summary.count, "warm_up": WARM_UP,
+            "flop_utilization": used.flop, "flop_utilization_of": self.limits.flop_peak(),
+            "byte_utilization": used.byte, "roofline_fraction": used.roofline, "memory_bytes": memory,
+        })));
+        Ok(())
+    }
 }
 
-/// Leaves the memory of a GPU to the peer, and to layers of other sizes.
-fn release_idle(device: &Device) {
-    if let Device::Gpu(gpu, _) = device {
-        gpu.release_idle();
-    }
-}
-
-/// Everything a peer needs to do the same work.
-fn layer_record(layer: &Layer, networks: &[&str], device: &Device) -> Map<String, Value> {
-    let p = layer.problem;
-    let pad = p.window.pad;
-    let counts: Map<String, Value> =
-        networks.iter().zip(&layer.counts).map(|(name, count)| ((*name).to_owned(), json!(count))).collect();
-    // A bias map is no operand of PyTorch's convolutions; the peer adds a bias per channel.
-    let value = json!({
-        "name": layer.name, "pass": layer.pass.name(), "family": layer.family(), "shape": layer.shape(),
-        "count": counts, "device": device.name(), "precision": device.precision().to_string(),
-        "n": p.n, "h": p.input.h, "w": p.input.w, "c_in": p.input.c, "c_out": p.output.c,
-        "kernel": [p.window.k_h, p.window.k_w], "stride": [p.window.stride_h, p.window.stride_w],
-        "padding": [pad.top, pad.left, pad.bottom, pad.right], "groups": p.groups,
-        "bias": layer.tail.bias != crate::graph::Bias::None, "residual": layer.tail.residual,
-        "activation": layer.tail.act.is_some(), "activation_limit": layer.tail.act.and_then(|act| act.limit),
-        "reads_image": layer.reads_image,
-    });
+fn object(value: Value) -> Record {
     match value {
         Value::Object(record) => record,
         _ => unreachable!("an object was written"),
     }
 }
 
-fn add_time(record: &mut Map<String, Value>, layer: &Layer, summary: &Summary, limits: &Limits) {
+fn summary(seconds: &[f64]) -> Result<Summary> {
+    Summary::of(seconds).ok_or_else(|| Error::Device("no time was measured".into()))
+}
+
+/// Leaves the memory of a GPU to the peer, and to work of other sizes.
+fn release_idle(device: &Device) {
+    if let Device::Gpu(gpu, _) = device {
+        gpu.release_idle();
+    }
+}
+
+/// What became of own samples and of a peer's answers.
+type Turns = (Vec<Result<Vec<f64>>>, Vec<Result<Value>>);
+
+fn take_turns(mut own: impl FnMut() -> Result<Vec<f64>>, mut peer: impl FnMut() -> Result<Value>) -> Turns {
+    (0..TURNS).map(|_| (own(), peer())).unzip()
+}
+
+/// The layers that take most of the networks' time, at most so many, the slowest first.
+fn most_time(records: &[Record], most: usize) -> Vec<usize> {
+    let total = |record: &Record| {
+        let counts = record["count"].as_object().map_or(0.0, |c| c.values().filter_map(Value::as_f64).sum::<f64>());
+        Some(record["time_us"].as_f64()? * counts)
+    };
+    let mut timed: Vec<(usize, f64)> =
+        records.iter().enumerate().filter_map(|(i, record)| Some((i, total(record)?))).collect();
+    timed.sort_by(|a, b| b.1.total_cmp(&a.1));
+    timed.into_iter().take(most).map(|(i, _)| i).collect()
+}
+
+/// Everything a peer needs to do the same work.
+fn layer_record(layer: &Layer, networks: &[&str], device: &Device) -> Record {
+    let p = layer.problem;
+    let pad = p.window.pad;
+    let counts: Map<String, Value> =
+        networks.iter().zip(&layer.counts).map(|(name, count)| ((*name).to_owned(), json!(count))).collect();
+    // A bias map is no operand of PyTorch's convolutions; the peer adds a bias per channel.
+    object(json!({
+        "name": layer.name, "pass": layer.pass.name(), "family": layer.family(), "shape": layer.shape(),
+        "count": counts, "device": device.name(), "precision": device.precision().to_string(),
+        "n": p.n, "h": p.input.h, "w": p.input.w, "c_in": p.input.c, "c_out": p.output.c,
+        "kernel": [p.window.k_h, p.window.k_w], "stride": [p.window.stride_h, p.window.stride_w],
+        "padding": [pad.top, pad.left, pad.bottom, pad.right], "groups": p.groups,
+        "bias": layer.tail.bias != Bias::None, "residual": layer.tail.residual,
+        "activation": layer.tail.act.is_some(), "activation_limit": layer.tail.act.and_then(|act| act.limit),
+        "reads_image": layer.reads_image,
+    }))
+}
+
+fn add_time(record: &mut Record, layer: &Layer, (summary, sets): (&Summary, usize), limits: &Limits) {
     let roofline = &limits.roofline;
     let (n, e) = (layer.problem.n, roofline.element_bytes);
     let used = roofline.utilization(std::slice::from_ref(&layer.cost), n, summary.median);
-    let mut put = |key: &str, value: Value| record.insert(key.to_owned(), value);
-    put("time_us", json!(summary.median * 1e6));
-    put("iqr_us", json!(summary.iqr * 1e6));
-    put("samples", json!(summary.count));
-    put("flops", json!(layer.flops()));
-    put("bytes", json!(layer.bytes(e)));
-    put("flops_per_byte", json!(layer.flops() as f64 / layer.bytes(e) as f64));
-    put("flop_utilization", json!(used.flop));
-    put("byte_utilization", json!(used.byte));
-    put("roofline_fraction", json!(used.roofline));
-    put("roofline_us", json!(roofline.time(&layer.cost, n) * 1e6));
+    record.extend(object(json!({
+        "time_us": summary.median * 1e6, "iqr_us": summary.iqr * 1e6, "samples": summary.count, "warm_up": WARM_UP,
+        "operand_sets": sets, "flops": layer.flops(), "bytes": layer.bytes(e),
+        "flops_per_byte": layer.flops() as f64 / layer.bytes(e) as f64,
+        "flop_utilization": used.flop, "flop_utilization_of": limits.flop_peak(), "byte_utilization": used.byte,
+        "roofline_fraction": used.roofline, "roofline_us": roofline.time(&layer.cost, n) * 1e6,
+    })));
 }
 
-/// What the peer said in its turns: the median of each key as `peer_<key>`, or why there is none.
-fn add_answers(record: &mut Map<String, Value>, answers: Vec<Result<Value>>, keys: &[&str]) {
-    if answers.is_empty() {
-        return;
+/// Says why a record has no time.
+fn add_error(record: &mut Record, key: &str, error: &Error) {
+    let word = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
+    tracing::warn!("{} {}: {error}", word("name"), word("pass"));
+    record.insert(key.to_owned(), Value::Null);
+    record.insert("error".into(), json!(error.to_string()));
+}
+
+/// Fails where nothing could be timed.
+fn require_any(records: &[Record]) -> Result<()> {
+    match records.iter().map(|record| record.get("error")).collect::<Option<Vec<_>>>() {
+        Some(errors) if !errors.is_empty() => {
+            let first = errors[0].as_str().unwrap_or_default();
+            Err(Error::Device(format!("nothing could be timed: {}", first.trim_start_matches("device: "))))
+        }
+        _ => Ok(()),
     }
+}
+
+/// What was measured in turns: own time as `turn_time_us`, the median of each key of the answers as `peer_<key>`, or why
+/// there is none.
+fn add_turns(record: &mut Record, (own, answers): Turns, keys: &[&str]) {
+    let median = |values: &[f64]| Summary::of(values).map(|summary| summary.median);
+    let seconds: Vec<f64> = own.iter().flatten().flatten().copied().collect();
+    record.insert("turn_time_us".into(), json!(median(&seconds).map(|s| s * 1e6)));
     for key in keys {
         let values: Vec<f64> = answers.iter().flatten().filter_map(|answer| answer[*key].as_f64()).collect();
-        let value = Summary::of(&values).map(|summary| summary.median);
+        let value = median(&values);
         if value.is_some() || *key == keys[0] {
             record.insert(format!("peer_{key}"), json!(value));
         }
     }
-    if let Some(error) = answers.into_iter().find_map(Result::err) {
+    if let Some(note) = answers.iter().flatten().find_map(|answer| answer["note"].as_str()) {
+        record.insert("peer_note".into(), json!(note));
+    }
+    if let Some(error) = answers.into_iter().find_map(Result::err).or(own.into_iter().find_map(Result::err)) {
         record.insert("peer_error".into(), json!(error.to_string()));
-    }
-}
-
-/// Times a network as it is (one step a node), folded, fused and merged, and its training step, in about `budget`.
-///
-/// # Errors
-/// When the device fails.
-pub fn bench_networks(
-    device: &Device,
-    (model, merged): (&Model, Option<&Model>),
-    batch: usize,
-    limits: &Limits,
-    (budget, python): (Duration, Option<&Path>),
-) -> Result<(Vec<Map<String, Value>>, Value)> {
-    let (mut peer, why_not) = start_peer(python, PeerScript::Networks, device);
-    let about = peer.as_ref().map_or(Value::Null, |peer| peer.about.clone());
-    let mut records = Vec::new();
-    let cases = network_cases(model, merged)?;
-    // Training takes so much more memory and time that the two kinds are not mixed.
-    for cases in cases.chunk_by(|a, b| a.training == b.training) {
-        records.extend(bench_group(device, cases, batch, limits, (budget / 2, peer.as_mut()))?);
-    }
-    for record in &mut records {
-        add_absence(record, why_not.as_deref(), "peer_images_per_s");
-        let rate = record.get("peer_images_per_s").map(Value::as_f64);
-        if let Some(rate) = rate {
-            record.insert("peer_time_us".into(), json!(rate.map(|rate| batch as f64 / rate * 1e6)));
-        }
-    }
-    Ok((records, about))
-}
-
-/// Says why a record has no peer though one was asked for.
-fn add_absence(record: &mut Map<String, Value>, why_not: Option<&str>, key: &str) {
-    if let Some(why_not) = why_not {
-        record.insert(key.to_owned(), Value::Null);
-        record.insert("peer_error".into(), json!(why_not));
     }
 }
 
@@ -290,72 +456,4 @@ pub fn network_cases(model: &Model, merged: Option<&Model>) -> Result<Vec<Networ
     cases.extend(merged.map(|merged| case("merged", merged, Fusion::Fused, false)));
     cases.extend([case("original", model, Fusion::Reference, true), case("fused", model, Fusion::Fused, true)]);
     Ok(cases)
-}
-
-/// Times cases in alternation with each other, and in turns with the peer.
-fn bench_group(
-    device: &Device,
-    cases: &[NetworkCase],
-    batch: usize,
-    limits: &Limits,
-    (budget, mut peer): (Duration, Option<&mut Peer>),
-) -> Result<Vec<Map<String, Value>>> {
-    let memory = cases.iter().map(|case| peak_memory(device, case, batch)).collect::<Result<Vec<_>>>()?;
-    let turns = if peer.is_some() { TURNS } else { 1 };
-    let own_turn = budget / (turns * if peer.is_some() { 2 } else { 1 });
-    let peer_turn = budget / (2 * turns * cases.len() as u32);
-    let mut own: Vec<Vec<f64>> = vec![Vec::new(); cases.len()];
-    let mut answers: Vec<Vec<Result<Value>>> = cases.iter().map(|_| Vec::new()).collect();
-    for _ in 0..turns {
-        for (all, new) in own.iter_mut().zip(sample_networks(device, cases, batch, own_turn)?) {
-            all.extend(new);
-        }
-        release_idle(device);
-        if let Some(peer) = &mut peer {
-            for (case, answers) in cases.iter().zip(&mut answers) {
-                // PyTorch's counterpart of fusion is its compiler.
-                let compile = case.fusion == Fusion::Fused;
-                let graph = match (case.training, case.fusion) {
-                    (false, Fusion::Fused) => case.model.folded()?.graph,
-                    _ => case.model.graph.clone(),
-                };
-                let question = json!({ "graph": graph, "batch": batch, "training": case.training,
-                                       "compile": compile, "seconds": peer_turn.as_secs_f64() });
-                answers.push(peer.ask(&question, NETWORK_PEER_LEEWAY + peer_turn));
-            }
-        }
-    }
-    let mut records = Vec::new();
-    for (((case, seconds), answers), memory) in cases.iter().zip(own).zip(answers).zip(memory) {
-        let summary = Summary::of(&seconds).ok_or_else(|| Error::Device(format!("{}: no time", case.name)))?;
-        let mut record = network_record(device, case, batch, &summary, limits)?;
-        record.insert("memory_bytes".into(), json!(memory));
-        add_answers(&mut record, answers, &["images_per_s", "memory_bytes"]);
-        records.push(record);
-    }
-    Ok(records)
-}
-
-fn network_record(
-    device: &Device,
-    case: &NetworkCase,
-    batch: usize,
-    summary: &Summary,
-    limits: &Limits,
-) -> Result<Map<String, Value>> {
-    let costs = case.costs()?;
-    let used = limits.roofline.utilization(&costs, batch, summary.median);
-    let sum = |of: &dyn Fn(&crate::measure::KernelCost) -> u64| costs.iter().map(of).sum::<u64>();
-    let value = json!({
-        "name": case.name, "pass": if case.training { "training" } else { "inference" },
-        "network": case.model.graph.name, "device": device.name(), "precision": device.precision().to_string(),
-        "batch": batch, "images_per_s": batch as f64 / summary.median, "time_us": summary.median * 1e6,
-        "iqr_us": summary.iqr * 1e6, "samples": summary.count,
-        "flops": sum(&|k| k.flops * batch as u64), "bytes": sum(&|k| k.bytes(batch, limits.roofline.element_bytes)),
-        "flop_utilization": used.flop, "byte_utilization": used.byte, "roofline_fraction": used.roofline,
-    });
-    match value {
-        Value::Object(record) => Ok(record),
-        _ => unreachable!("an object was written"),
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |--|--|
-//! | `benchmark` | [`bench_layers`] and [`bench_networks`]: what `bench` times |
+//! | `benchmark` | [`Bench`]: what `bench` times |
 //! | `folder` | [`RunFolder`]: the files of a run, and when an old run may be touched |
 //! | `run` | [`Run`]: data, device, session and the stages as functions |
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
@@ -18,7 +18,7 @@ mod run;
 mod shrink;
 mod summary;
 
-pub use benchmark::{Limits, bench_layers, bench_networks, fully_merged, network_cases};
+pub use benchmark::{Bench, Limits, PeerOptions, Record, fully_merged, network_cases};
 pub use folder::{Entry, RunFolder, RunSpec};
 pub use import::import;
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};

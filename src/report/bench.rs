@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::bar_plot::{BarPlot, Bars};
 use super::table::{Align, Table, count, significant};
 
 /// One timed thing.
@@ -21,6 +22,11 @@ fn cell(value: Option<f64>) -> String {
 
 fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |v| format!("{:.1}", 100.0 * v))
+}
+
+/// How many times as long the peer takes, of times that were measured in turns.
+fn peer_ratio(record: &Record) -> Option<f64> {
+    Some(number(record, "peer_time_us")? / number(record, "turn_time_us")?)
 }
 
 /// Layers in the order given; `networks` are those whose counts are shown.
@@ -44,8 +50,7 @@ pub fn layer_table(records: &[Record], networks: &[&str]) -> Table {
             ["flop_utilization", "byte_utilization", "roofline_fraction"].map(|key| percent(number(record, key))),
         );
         if peers {
-            let (own, peer) = (number(record, "time_us"), number(record, "peer_time_us"));
-            cells.extend([cell(peer), cell(peer.zip(own).map(|(peer, own)| peer / own))]);
+            cells.extend([cell(number(record, "peer_time_us")), cell(peer_ratio(record))]);
         }
         table.row(&cells);
     }
@@ -115,11 +120,21 @@ pub fn network_bench_table(records: &[Record]) -> Table {
         );
         cells.push(cell(number(record, "memory_bytes").map(|b| b / 1e6)));
         if peers {
-            cells.extend([rate(peer), cell(own.zip(peer).map(|(own, peer)| own / peer))]);
+            cells.extend([rate(peer), cell(peer_ratio(record))]);
         }
         table.row(&cells);
     }
     table
+}
+
+/// Images per second of whole networks as an SVG file that stands alone: a bar for each, and beside it the peer's.
+pub fn network_bars(title: &str, records: &[Record]) -> String {
+    let bars = records.iter().map(|record| Bars {
+        name: format!("{} {}", word(record, "name"), word(record, "pass")),
+        own: number(record, "images_per_s"),
+        peer: number(record, "peer_images_per_s"),
+    });
+    BarPlot { title: title.to_owned(), bars: bars.collect() }.svg()
 }
 
 /// Records as CSV: name and pass, then a column for every other key that any of them has, lists and objects as JSON in

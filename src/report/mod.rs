@@ -1,5 +1,6 @@
 //! What a run found, as JSON, as text tables and as one self-contained HTML page.
 
+mod bar_plot;
 mod bench;
 mod curves;
 mod html;
@@ -9,7 +10,7 @@ mod result;
 mod roofline_plot;
 mod table;
 
-pub use bench::{csv, layer_table, layer_totals, network_bench_table};
+pub use bench::{csv, layer_table, layer_totals, network_bars, network_bench_table};
 pub use html::Page;
 pub use result::{
     BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage,
