@@ -89,8 +89,13 @@ impl NetworkRun {
     /// One pass: inference, or a training step (forward, label-smoothed cross-entropy, backward, SGD) as the training
     /// loop does it. A GPU may still be at it when this returns.
     fn pass(&mut self) -> Result<()> {
-        let Self { engine, images, training } = self;
-        engine.set_images(images.view(0..images.len()))?;
+        self.engine.set_images(self.images.view(0..self.images.len()))?;
+        self.compute()
+    }
+
+    /// A pass over the images that the engine has.
+    fn compute(&mut self) -> Result<()> {
+        let Self { engine, training, .. } = self;
         let logits = engine.run()?;
         let Some(Training { optimizer, loss, d_logits }) = training else { return Ok(()) };
         let len = d_logits.len();
@@ -177,8 +182,15 @@ pub fn launch_counts(case: &NetworkCase, batch: usize, precision: Dtype) -> Resu
     // What is launched follows from the problem alone, so that any architecture with every type serves.
     let gpu = Gpu::new(Box::new(DryRun::new(80)));
     let mut run = NetworkRun::new(&Device::on(gpu.clone(), precision)?, case, batch)?;
+    // Puts images and weights where the next pass finds them.
     run.pass()?;
-    Ok(gpu.launched())
+    let before = gpu.launched();
+    run.compute()?;
+    let of_pass = |(name, count): (String, u64)| {
+        let count = count - before.get(&name).copied().unwrap_or(0);
+        (count > 0).then_some((name, count))
+    };
+    Ok(gpu.launched().into_iter().filter_map(of_pass).collect())
 }
 
 /// Bytes that a case holds once it has run, which is its peak, since engines allocate what they need once: of a GPU's
