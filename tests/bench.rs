@@ -399,9 +399,13 @@ fn the_script_for_gpu_hosts_keeps_what_failing_parts_found() {
     // `check` differs in f32; in f16 it loses the device wherever the dense family runs. `bench` hangs after two records.
     let text = r#"#!/bin/sh
 case "$*" in
-*"check conv/dense/ "*) echo "error: device: the device is lost to this process" >&2; exit 1 ;;
+*"check --list"*) echo '["conv/dense/a/forward", "conv/dense/a/add", "conv_bn/a", "pool/a", "pool/b"]' ;;
+*"check conv/dense/ "*) echo '{"device": "d", "cases": 1, "failed": 1, "results": [
+        {"name": "conv/dense/a/forward", "difference": "the device is lost"}]}'; exit 1 ;;
 *"check "*"/ "*f16*) echo '{"device": "d", "cases": 3, "failed": 0, "results": [{"name": "a", "difference": null}]}' ;;
-*"check "*f16*) echo "error: device: the device is lost to this process" >&2; exit 1 ;;
+*"check "*f16*) echo '{"device": "d", "cases": 2, "failed": 2, "results": [
+        {"name": "conv/dense/a/forward", "difference": "the device is lost"},
+        {"name": "pool/a", "difference": "not run: conv/dense/a/forward lost the device"}]}'; exit 1 ;;
 *"check "*) echo '{"device": "d", "cases": 2, "failed": 1, "results": [{"name": "pool/x", "difference": "y: 1 for 2"}]}'
     echo "error: 1 of 2 cases differ" >&2; exit 1 ;;
 *"bench kernels"*)
@@ -431,8 +435,8 @@ esac
     assert_eq!(found["check f32"]["different"]["pool/x"], "y: 1 for 2");
     assert!(note("check f32").contains("pool/x"));
     let families = found["check f16"]["families"].as_object().unwrap();
-    assert!(families["conv/dense/"]["error"].as_str().unwrap().contains("lost"));
-    assert!(families.len() > 10 && families["pool/"]["failed"] == 0, "{families:?}");
+    assert!(families["conv/dense/"]["different"]["conv/dense/a/forward"].as_str().unwrap().contains("lost"));
+    assert_eq!((families.len(), &families["pool/"]["failed"]), (3, &0.into()), "{families:?}");
     assert!(note("check f16").contains("conv/dense") && !note("check f16").contains("pool"));
     let part = "bench kernels mobilenetv2-0.25 f16";
     assert!(parts.iter().any(|row| row["part"] == part && row["outcome"] == "timed out"), "{parts:?}");

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Common, print};
 use crate::Error;
-use crate::check::{Case, Row, compare_all};
+use crate::check::{Case, Row, cases, compare_all};
 use crate::device::Device;
 use crate::dtype::Dtype;
 
@@ -15,6 +15,9 @@ pub struct Args {
     /// Only cases whose name contains one of these
     #[arg(value_name = "NAME")]
     filters: Vec<String>,
+    /// Print the names of the cases and run none
+    #[arg(long)]
+    list: bool,
 }
 
 /// Runs the table and prints what differs. In every precision that the device has, where none is given.
@@ -22,6 +25,12 @@ pub struct Args {
 /// # Errors
 /// A device that is not there or is no GPU, and any case that differs.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let wanted = |case: &Case| args.filters.is_empty() || args.filters.iter().any(|filter| case.name.contains(filter));
+    if args.list {
+        let names: Vec<String> = cases().into_iter().filter(wanted).map(|case| case.name).collect();
+        let text = if common.json { format!("{:#}\n", json!(names)) } else { names.join("\n") + "\n" };
+        return print(&mut std::io::stdout().lock(), &text);
+    }
     let name = common.device.as_deref().unwrap_or("auto");
     let given: Option<Dtype> = common.precision.as_deref().map(str::parse).transpose()?;
     let precisions = given.map_or_else(|| Dtype::ALL.to_vec(), |precision| vec![precision]);
@@ -36,7 +45,6 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     // So that a failure names its kernel.
     gpu.set_blocking(true);
     let lacks = |precision: Dtype| precision == Dtype::Bf16 && gpu.driver().arch() < 80;
-    let wanted = |case: &Case| args.filters.is_empty() || args.filters.iter().any(|filter| case.name.contains(filter));
     for precision in precisions {
         if lacks(precision) && given.is_none() {
             continue;

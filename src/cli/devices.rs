@@ -39,7 +39,7 @@ pub fn run(_args: &Args, common: &Common) -> Result<()> {
         let mut text = describe(&machine);
         match &driver {
             Ok((major, minor)) => text.push_str(&format!("driver     CUDA {major}.{minor}\n")),
-            Err(error) => text.push_str(&format!("driver     none: {error}\n")),
+            Err(error) => text.push_str(&format!("driver     none: {}\n", reason(error))),
         }
         if driver.is_ok() && gpus.is_empty() {
             text.push_str("gpu        none\n");
@@ -50,12 +50,12 @@ pub fn run(_args: &Args, common: &Common) -> Result<()> {
                     "cuda:{ordinal}     {name}, sm_{arch}, {multiprocessors} multiprocessors, {:.1} GiB\n",
                     gib(*memory_bytes)
                 ),
-                Err(error) => format!("cuda:{ordinal}     {error}\n"),
+                Err(error) => format!("cuda:{ordinal}     {}\n", reason(error)),
             });
         }
         match compiler {
             Ok((major, minor)) => text.push_str(&format!("nvrtc      {major}.{minor}\n")),
-            Err(error) => text.push_str(&format!("nvrtc      none: {error}\n")),
+            Err(error) => text.push_str(&format!("nvrtc      none: {}\n", reason(&error))),
         }
         text.push_str(&format!("kernels    cached in {}\n", cache.folder().display()));
         text
@@ -73,6 +73,11 @@ fn describe(machine: &Machine) -> String {
         "cpu        {} ({})\n  features {features}\n  cores    {}, {} threads in use\n  caches   {caches}\n  memory   {memory}\n",
         machine.cpu, machine.architecture, machine.cores, machine.threads
     )
+}
+
+/// An error under a heading that says already what it is about.
+fn reason(error: &crate::Error) -> String {
+    error.to_string().trim_start_matches("device: ").to_owned()
 }
 
 fn gib(bytes: u64) -> f64 {
