@@ -20,6 +20,8 @@ use crate::{Error, Result};
 const MAX_FILE_BYTES: u64 = 4 << 30;
 /// Largest header that is parsed; that of a thousand-layer network takes about one megabyte.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
+/// Longest name of a tensor, in bytes; names are compared and quoted, and those of networks have about thirty.
+const MAX_NAME_BYTES: usize = 1024;
 /// The header's length comes first, as a little-endian `u64`.
 const LENGTH_BYTES: u64 = 8;
 /// What a reader can do about a damaged file.
@@ -34,8 +36,8 @@ pub struct TensorFile {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Reads a safetensors file. `f16` and `bf16` tensors are widened; tensors of integers (such as PyTorch's
-/// `num_batches_tracked`) are left out.
+/// Reads a safetensors file. `f16` and `bf16` tensors are widened, `f64` ones rounded; tensors of integers and flags (such
+/// as PyTorch's `num_batches_tracked`) are left out.
 ///
 /// # Errors
 /// A path that cannot be read, or content that is not a sound safetensors file of floats, in one line.
@@ -57,17 +59,16 @@ pub fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<TensorFile> {
         out.metadata.insert(key.clone(), text.clone());
     }
     for (name, view) in file.iter() {
-        let dtype = match view.dtype() {
-            safetensors::Dtype::F32 => Dtype::F32,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            safetensors::Dtype::I64 | safetensors::Dtype::I32 | safetensors::Dtype::U8 | safetensors::Dtype::BOOL => {
-                continue;
-            }
+        use safetensors::Dtype::{BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+        check_name(name).map_err(|fault| Error::file(path, fault))?;
+        let data = match view.dtype() {
+            F32 => decoded(Dtype::F32, view.data()),
+            F16 => decoded(Dtype::F16, view.data()),
+            BF16 => decoded(Dtype::Bf16, view.data()),
+            F64 => doubles(view.data()).collect(),
+            BOOL | U8 | I8 | I16 | U16 | I32 | U32 | I64 | U64 => continue,
             other => return Err(unsupported(path, name, other)),
         };
-        let mut data = vec![0.0; view.data().len() / dtype.bytes()];
-        dtype.decode(view.data(), &mut data);
         out.tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
     }
     Ok(out)
@@ -139,8 +140,42 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+fn decoded(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let mut data = vec![0.0; bytes.len() / dtype.bytes()];
+    dtype.decode(bytes, &mut data);
+    data
+}
+
+/// Little-endian `f64` numbers, rounded.
+pub(super) fn doubles(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32)
+}
+
+/// Refuses a tensor's name that is no name, before it is copied and compared.
+///
+/// # Errors
+/// What is wrong with it, without the path.
+pub(super) fn check_name(name: &str) -> std::result::Result<(), String> {
+    if name.len() <= MAX_NAME_BYTES {
+        return Ok(());
+    }
+    let (start, bytes) = (short(name), name.len());
+    Err(format!("a tensor's name {start} has {bytes} bytes, the limit is {MAX_NAME_BYTES}; give a file of weights"))
+}
+
+/// A name for a message: escaped, and cut where it is long.
+pub(super) fn short(name: &str) -> String {
+    const SHOWN: usize = 80;
+    let mut escaped = name.escape_debug();
+    let start: String = escaped.by_ref().take(SHOWN).collect();
+    if escaped.next().is_some() { format!("{start}…") } else { start }
+}
+
 fn unsupported(path: &Path, name: &str, dtype: safetensors::Dtype) -> Error {
-    Error::file(path, format!("tensor {name:?} has type {dtype}, expected F32, F16 or BF16; convert it to F32"))
+    Error::file(
+        path,
+        format!("tensor {} has type {dtype}, expected F64, F32, F16 or BF16; convert it to F32", short(name)),
+    )
 }
 
 /// A foreign message may quote file content; keep it to one readable line.

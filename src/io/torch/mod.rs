@@ -19,28 +19,30 @@ use container::Storages;
 use pickle::{Pickle, Value};
 use view::{Element, View};
 
-use super::tensors::{one_line, read_bounded};
+use super::tensors::{check_name, one_line, read_bounded};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// What went wrong, without the path.
 type Fault = String;
 
-/// Where training scripts put the state dict, looked for in this order before the file's own top level.
-const NESTED: [&str; 3] = ["state_dict", "model", "model_state_dict"];
+/// Where training scripts put the state dict, looked for in this order before the file's own top level. Averaged weights
+/// come first, as in timm: they are what such a checkpoint is published for.
+const NESTED: [&str; 6] = ["state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net"];
 
 /// Reads the tensors of a `.pth` file, all floats as `f32` (doubles are rounded); tensors of integers (such as
 /// `num_batches_tracked`) are left out.
 ///
 /// # Errors
 /// A path that cannot be read, or content that is no sound file of tensors, in one line. Nothing in the file is run: a
-/// pickle that names any function but those that rebuild tensors is refused by that name.
+/// pickle that names any function but those that rebuild tensors, and classes of plain data that are skipped, is refused by
+/// that name.
 pub fn read_torch(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     parse_torch(path, &read_bounded(path)?)
 }
 
-/// As [`read_torch`], from bytes; `path` is what messages name. Memory stays
-/// below five times the file's size and 64 MiB.
+/// As [`read_torch`], from bytes; `path` is what messages name. Memory stays below five times the file's size and 64 MiB: a
+/// pickle makes a million values at most.
 ///
 /// # Errors
 /// As [`read_torch`].
@@ -56,6 +58,7 @@ fn tensors(bytes: &[u8]) -> std::result::Result<BTreeMap<String, Tensor>, Fault>
     let mut left = bytes.len();
     for (name, view) in state_dict(&pickle)? {
         let (Element::Float(_) | Element::Double) = view.storage.element else { continue };
+        check_name(name)?;
         let len = view.len().filter(|&len| len <= left).ok_or_else(|| {
             let shape = &view.shape;
             format!("{name:?} has shape {shape:?}: more numbers than the file can hold; make or download it again")

@@ -9,8 +9,11 @@ use super::Fault;
 use super::view::{Element, Storage, View};
 use crate::dtype::Dtype;
 
-/// Opcodes that are carried out at most; the state dict of a thousand layers takes about a quarter of a million.
+/// Opcodes that are carried out and pairs that are copied at most; the state dict of a thousand layers takes about a
+/// quarter of a million.
 const MAX_STEPS: usize = 1 << 20;
+/// Longest key of a storage, in bytes. Keys are compared each time a storage is named.
+const MAX_KEY_BYTES: usize = 256;
 /// Dimensions of a tensor at most.
 const MAX_DIMS: usize = 8;
 const ONLY_TENSORS: &str = "only tensors are read and nothing in a pickle is run; save the state dict alone, `torch.save(model.state_dict(), path)`";
@@ -27,10 +30,29 @@ pub(super) enum Global {
     Size,
     /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`.
     Tensor,
-    /// `torch._utils._rebuild_parameter`.
+    /// `torch._utils._rebuild_parameter`, also with state, and the class itself.
     Parameter,
     Storage(Element),
+    /// The class of a tensor, such as `torch.FloatTensor`, whose objects get their content as attributes: PyTorch's of 2017.
+    TensorClass,
+    /// A class of plain data that training scripts keep beside their weights. Its objects are skipped.
+    Data,
 }
+
+/// Modules and names of [`Global::Data`].
+const DATA: [(&str, &str); 11] = [
+    ("argparse", "Namespace"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+    ("torch", "device"),
+    ("torch", "float32"),
+    ("torch", "float16"),
+];
 
 impl Global {
     fn find(module: &str, name: &str) -> Outcome<Self> {
@@ -39,7 +61,8 @@ impl Global {
             ("collections", "OrderedDict") => Ok(Self::OrderedDict),
             ("torch", "Size") => Ok(Self::Size),
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Ok(Self::Tensor),
-            ("torch._utils", "_rebuild_parameter") => Ok(Self::Parameter),
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
+            | ("torch.nn.parameter", "Parameter") => Ok(Self::Parameter),
             ("torch", "FloatStorage") => storage(Element::Float(Dtype::F32)),
             ("torch", "HalfStorage") => storage(Element::Float(Dtype::F16)),
             ("torch", "BFloat16Storage") => storage(Element::Float(Dtype::Bf16)),
@@ -48,6 +71,12 @@ impl Global {
             ("torch", "IntStorage") => storage(Element::Integer(4)),
             ("torch", "ShortStorage") => storage(Element::Integer(2)),
             ("torch", "CharStorage" | "ByteStorage" | "BoolStorage") => storage(Element::Integer(1)),
+            (
+                "torch" | "torch.cuda",
+                "Tensor" | "FloatTensor" | "HalfTensor" | "BFloat16Tensor" | "DoubleTensor" | "LongTensor"
+                | "IntTensor" | "ShortTensor" | "CharTensor" | "ByteTensor" | "BoolTensor",
+            ) => Ok(Self::TensorClass),
+            name if DATA.contains(&name) => Ok(Self::Data),
             _ => Err(format!("its pickle names {module}.{name}; {ONLY_TENSORS}")),
         }
     }
@@ -56,7 +85,7 @@ impl Global {
 /// A value of a pickle.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value<'a> {
-    /// `None`, flags, floats, bytes: what no tensor needs.
+    /// `None`, flags, floats, bytes, objects of plain data: what no tensor needs.
     Other,
     Int(i64),
     /// Little-endian bytes of an integer beyond 64 bits, as the old form's magic number is.
@@ -68,6 +97,8 @@ pub(super) enum Value<'a> {
     Global(Global),
     Storage(Storage<'a>),
     Tensor(Box<View<'a>>),
+    /// An object of a tensor's class before it has its content.
+    EmptyTensor,
 }
 
 /// What a pickle holds.
@@ -85,14 +116,13 @@ impl<'a> Pickle<'a> {
     /// # Errors
     /// An opcode or a function that state dicts do not need, or a pickle that is damaged.
     pub fn read(bytes: &'a [u8]) -> Outcome<(Self, usize)> {
-        let mut machine = Machine { bytes, ..Machine::default() };
-        for _ in 0..MAX_STEPS {
+        let mut machine = Machine { bytes, left: MAX_STEPS, ..Machine::default() };
+        loop {
             if let Some(root) = machine.step()? {
                 let pickle = Self { values: machine.values, root, storages: machine.storages };
                 return Ok((pickle, machine.at));
             }
         }
-        Err(format!("its pickle takes more than {MAX_STEPS} steps; {ONLY_TENSORS}"))
     }
 
     /// The value the pickle stands for.
@@ -117,6 +147,8 @@ impl<'a> Pickle<'a> {
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Steps that may still be taken.
+    left: usize,
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
     /// Heights of the stack where marks were set.
@@ -128,6 +160,7 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// Carries out one opcode; the result when it was the last.
     fn step(&mut self) -> Outcome<Option<Id>> {
+        self.spend(1)?;
         let opcode = self.take(1)?[0];
         match opcode {
             0x80 => drop(self.take(1)?), // PROTO
@@ -190,6 +223,13 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// Every step makes one value at most, and what makes more is charged for each: memory stays in proportion.
+    fn spend(&mut self, steps: usize) -> Outcome<()> {
+        let problem = || format!("its pickle takes more than {MAX_STEPS} steps; {ONLY_TENSORS}");
+        self.left = self.left.checked_sub(steps).ok_or_else(problem)?;
+        Ok(())
     }
 
     fn take(&mut self, n: usize) -> Outcome<&'a [u8]> {
@@ -358,6 +398,9 @@ impl<'a> Machine<'a> {
             ) => Storage { key, element, len: usize::try_from(len).map_err(|_| bad_storage())? },
             _ => return Err(bad_storage()),
         };
+        if storage.key.len() > MAX_KEY_BYTES {
+            return Err(format!("its pickle names a storage by {} bytes; {ONLY_TENSORS}", storage.key.len()));
+        }
         if *self.storages.entry(storage.key).or_insert(storage) != storage {
             return Err(format!("its pickle describes the storage {:?} in two ways", storage.key));
         }
@@ -372,10 +415,14 @@ impl<'a> Machine<'a> {
         };
         match (global, parts.as_slice()) {
             (Global::OrderedDict, []) => self.push(Value::Dict(Vec::new())),
-            (Global::OrderedDict, &[pairs]) => {
-                let pairs = self.pairs(pairs)?;
+            (Global::OrderedDict, &[list]) => {
+                // The list stays, so a memoised one could be copied again and again.
+                self.spend(self.items(list)?.len())?;
+                let pairs = self.pairs(list)?;
                 self.push(Value::Dict(pairs));
             }
+            (Global::TensorClass, []) => self.push(Value::EmptyTensor),
+            (Global::Data, _) => self.push(Value::Other),
             // They are what their first argument is.
             (Global::Size, &[first]) | (Global::Parameter, &[first, ..]) => self.stack.push(first),
             (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
@@ -389,39 +436,49 @@ impl<'a> Machine<'a> {
 
     /// The pairs of a list of lists, as Python 2 pickles an `OrderedDict`.
     fn pairs(&self, list: Id) -> Outcome<Vec<(Id, Id)>> {
-        let items = |id: Id| match &self.values[id] {
-            Value::List(items) | Value::Tuple(items) => Ok(items.as_slice()),
-            _ => Err("its pickle makes a dict of what are no pairs".to_owned()),
-        };
-        let pair = |&id: &Id| match *items(id)? {
+        let pair = |&id: &Id| match *self.items(id)? {
             [key, value] => Ok((key, value)),
-            _ => Err("its pickle makes a dict of what are no pairs".to_owned()),
+            _ => Err(no_pairs()),
         };
-        items(list)?.iter().map(pair).collect()
+        self.items(list)?.iter().map(pair).collect()
+    }
+
+    fn items(&self, id: Id) -> Outcome<&[Id]> {
+        match &self.values[id] {
+            Value::List(items) | Value::Tuple(items) => Ok(items),
+            _ => Err(no_pairs()),
+        }
     }
 
     fn view(&self, storage: Id, offset: Id, shape: Id, strides: Id) -> Outcome<View<'a>> {
-        let bad = || "its pickle describes a tensor that is none".to_owned();
         let size = |id: Id| match self.values[id] {
-            Value::Int(int) => usize::try_from(int).map_err(|_| bad()),
-            _ => Err(bad()),
+            Value::Int(int) => usize::try_from(int).map_err(|_| bad_tensor()),
+            _ => Err(bad_tensor()),
         };
         let sizes = |id: Id| match &self.values[id] {
             Value::Tuple(items) if items.len() <= MAX_DIMS => items.iter().map(|&id| size(id)).collect(),
-            _ => Err(bad()),
+            _ => Err(bad_tensor()),
         };
-        let Value::Storage(storage) = self.values[storage] else { return Err(bad()) };
+        let Value::Storage(storage) = self.values[storage] else { return Err(bad_tensor()) };
         let view = View { storage, offset: size(offset)?, shape: sizes(shape)?, strides: sizes(strides)? };
-        if view.shape.len() == view.strides.len() { Ok(view) } else { Err(bad()) }
+        if view.shape.len() == view.strides.len() { Ok(view) } else { Err(bad_tensor()) }
     }
 
-    /// Attributes, such as a state dict's `_metadata`, say nothing about its tensors.
+    /// Attributes, such as a state dict's `_metadata`, say nothing about its tensors; those of an object of a tensor's
+    /// class, `(storage, offset, shape, strides)`, are the tensor.
     fn build(&mut self) -> Outcome<()> {
-        self.pop()?;
+        let attributes = self.pop()?;
         let top = self.top()?;
-        match self.values[top] {
-            Value::Dict(_) => Ok(()),
-            _ => Err(format!("its pickle sets attributes of what is no dict; {ONLY_TENSORS}")),
+        match (&self.values[top], &self.values[attributes]) {
+            (Value::Dict(_) | Value::Other, _) => Ok(()),
+            (Value::EmptyTensor, Value::Tuple(parts)) => {
+                let &[storage, offset, shape, strides] = parts.as_slice() else { return Err(bad_tensor()) };
+                let view = self.view(storage, offset, shape, strides)?;
+                self.values[top] = Value::Tensor(Box::new(view));
+                Ok(())
+            }
+            (Value::EmptyTensor, _) => Err(bad_tensor()),
+            _ => Err(format!("its pickle sets attributes of what has none; {ONLY_TENSORS}")),
         }
     }
 }
@@ -432,6 +489,14 @@ fn utf8(bytes: &[u8]) -> Outcome<&str> {
 
 fn underflow() -> Fault {
     "its pickle takes more values than it has made; make or download it again".into()
+}
+
+fn bad_tensor() -> Fault {
+    "its pickle describes a tensor that is none".into()
+}
+
+fn no_pairs() -> Fault {
+    "its pickle makes a dict of what are no pairs".into()
 }
 
 fn bad_storage() -> Fault {

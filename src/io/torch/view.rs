@@ -1,6 +1,7 @@
 //! Storages, and the tensors that are views of them.
 
 use crate::dtype::Dtype;
+use crate::io::tensors::doubles;
 
 /// How a storage's elements are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,10 +29,7 @@ impl Element {
                 out.resize(start + bytes.len() / dtype.bytes(), 0.0);
                 dtype.decode(bytes, &mut out[start..]);
             }
-            Self::Double => {
-                let double = |b: &[u8]| f64::from_le_bytes(b.try_into().expect("eight bytes")) as f32;
-                out.extend(bytes.chunks_exact(8).map(double));
-            }
+            Self::Double => out.extend(doubles(bytes)),
             Self::Integer(_) => {}
         }
     }
