@@ -11,10 +11,10 @@ use super::{Common, print};
 use crate::Error;
 use crate::graph::BlockState;
 use crate::io::{read_model, write_model};
-use crate::pipeline::{check_exact, read_images};
-use crate::shrink::merge::{MergeOptions, TOLERANCE, merge, verify, verify_random};
+use crate::pipeline::{Entry, verify_files};
+use crate::shrink::merge::{MergeOptions, TOLERANCE, merge, verify_random};
 use crate::shrink::padding::PaddingMode;
-use crate::shrink::surgery::{Linearise, linearise};
+use crate::shrink::surgery::linearise;
 
 /// Images of noise on which the merged network is checked.
 const VERIFY_IMAGES: usize = 32;
@@ -27,15 +27,15 @@ pub struct Args {
     #[command(flatten)]
     mask: MaskArgs,
     /// How borders are made exact: reorder moves the padding to the front of a block, border-bias keeps the trained
-    /// function and adds a bias per position
-    #[arg(long, value_name = "MODE", default_value_t = PaddingMode::BorderBias)]
-    padding: PaddingMode,
-    /// No ReLU6 behind the freed blocks
+    /// function and adds a bias per position. The configuration's if not given, which has border-bias of itself
+    #[arg(long, value_name = "MODE")]
+    padding: Option<PaddingMode>,
+    /// No ReLU6 behind the freed blocks, whatever the configuration says
     #[arg(long)]
     no_final_activation: bool,
-    /// Also check on these images: a safetensors file with `input`, NCHW
+    /// Also check on these images: a safetensors file with `input`, NCHW, or a picture (JPEG, PNG); may be repeated
     #[arg(long, value_name = "FILE")]
-    input: Option<PathBuf>,
+    input: Vec<PathBuf>,
     /// The model file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -44,17 +44,21 @@ pub struct Args {
 /// Merges, checks merged against unmerged, writes the model, and prints how exact it is.
 ///
 /// # Errors
-/// Blocks that cannot be merged exactly, or an error above the tolerance; nothing is written then.
+/// Blocks that cannot be merged exactly, a network too large to check, or an error above the tolerance; nothing is
+/// written then.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
-    let config = common.base_config(crate::pipeline::Entry::New, None)?;
+    let mut config = common.base_config(Entry::New, None)?;
+    if let Some(padding) = args.padding {
+        config.merge.padding = padding;
+    }
+    config.finetune.final_activation &= !args.no_final_activation;
     common.ready(&config)?;
     refuse_same(&args.model, &args.output)?;
     let (model, info) = read_model(&args.model)?;
     let unmerged = match args.mask.mask()? {
         Some(mask) => {
             mask.check(model.graph.blocks.len())?;
-            let surgery = Linearise { final_activation: !args.no_final_activation, padding: args.padding };
-            linearise(&model, mask.kept(), &surgery)?
+            linearise(&model, mask.kept(), &config.linearise())?
         }
         None if model.graph.blocks.iter().any(|b| b.state == BlockState::Linear) => model,
         None => {
@@ -63,18 +67,20 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             return Err(Error::Config(problem.into()).into());
         }
     };
-    let (merged, segments) = merge(&unmerged, &MergeOptions { padding: args.padding })?;
+    let (merged, segments) = merge(&unmerged, &MergeOptions { padding: config.merge.padding })?;
     let mut error = verify_random(&unmerged, &merged, VERIFY_IMAGES, config.seed)?;
-    if let Some(path) = &args.input {
-        let images = read_images(path, merged.graph.input_shape())?;
-        let given = verify(&unmerged, &merged, &images, images.len() / merged.graph.input_shape().len())?;
-        error = if given.max_rel_error > error.max_rel_error { given } else { error };
+    if let Some(given) = verify_files(&unmerged, &merged, &args.input, info.data.as_ref())? {
+        error = error.worse(given);
     }
-    check_exact(&error)?;
+    error.check(&merged.graph)?;
     write_model(&args.output, &merged, &info)?;
+    let worst = error.worst_block.map(|worst| (&*merged.graph.blocks[worst.block].name, worst));
     let text = if common.json {
         let value = json!({
             "segments": segments.len(), "max_abs_error": error.max_abs_error, "max_rel_error": error.max_rel_error,
+            "worst_block": worst.map(|(name, worst)| json!({
+                "name": name, "max_abs_error": worst.max_abs_error, "max_rel_error": worst.max_rel_error,
+            })),
             "blocks": segments,
         });
         format!("{value:#}\n")
@@ -94,8 +100,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
                 s.params_after
             ));
         }
+        let block = worst.map_or_else(String::new, |(name, worst)| {
+            format!(", {:.1e} of the output's behind {name}, the worst block", worst.max_rel_error)
+        });
         format!(
-            "{text}{}: {} blocks merged, error {:.1e} of the logits' scale (limit {TOLERANCE:.0e})\n",
+            "{text}{}: {} blocks merged, error {:.1e} of the logits' scale{block} (limit {TOLERANCE:.0e})\n",
             args.output.display(),
             segments.len(),
             error.max_rel_error

@@ -11,9 +11,16 @@ use crate::{Error, Result};
 /// Index of a node, and of the one value it produces.
 pub type NodeId = usize;
 
-/// Largest number of elements of one image's activation or of one parameter that a graph may ask for.
-/// A graph can come from a file, so its claims are bounded before anything is allocated.
+/// Largest number of elements of one image's activation, 256 MiB in f32: MobileNetV2 takes half as many at 1 024 pixels. A
+/// graph can come from a file, so its claims are bounded before anything is allocated, and nothing but a graph's claim
+/// stands behind the size of an activation.
+const MAX_ACTIVATION: usize = 1 << 26;
+/// Largest height and width.
+const MAX_SIDE: usize = 1 << 15;
+/// Largest number of elements of one parameter; a file must hold them too.
 const MAX_ELEMENTS: usize = 1 << 28;
+/// Longest name of a graph, a node or a block, in bytes.
+const MAX_NAME_BYTES: usize = 512;
 /// Largest number of nodes of a graph that comes from a file.
 const MAX_NODES: usize = 10_000;
 
@@ -196,6 +203,16 @@ impl Graph {
         if self.nodes.len() > MAX_NODES {
             return Err(Error::Graph(format!("{} nodes, more than the limit of {MAX_NODES}", self.nodes.len())));
         }
+        let names = self.nodes.iter().map(|n| &n.name).chain(self.blocks.iter().map(|b| &b.name)).chain([&self.name]);
+        for name in names {
+            if name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+                let start: String = name.escape_debug().take(40).collect();
+                return Err(Error::Graph(format!(
+                    "the name {start}… has {} bytes or control characters; names are one line of up to {MAX_NAME_BYTES}",
+                    name.len()
+                )));
+            }
+        }
         let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
         let mut names = std::collections::HashSet::new();
         for (id, node) in self.nodes.iter().enumerate() {
@@ -217,8 +234,12 @@ impl Graph {
             let inputs: Vec<Shape> = node.inputs.iter().map(|&i| shapes[i]).collect();
             let shape = node.op.output_shape(&node.name, &inputs)?;
             let elements = shape.h.checked_mul(shape.w).and_then(|p| p.checked_mul(shape.c)).unwrap_or(usize::MAX);
-            if elements == 0 || elements > MAX_ELEMENTS {
-                return Err(Error::Graph(format!("{} has the unusable shape {shape}", node.name)));
+            if elements == 0 || elements > MAX_ACTIVATION || shape.h.max(shape.w) > MAX_SIDE {
+                return Err(Error::Graph(format!(
+                    "{} has the unusable shape {shape}; an image has 1 to {MAX_ACTIVATION} numbers and at most {MAX_SIDE} \
+                     rows and columns everywhere",
+                    node.name
+                )));
             }
             shapes.push(shape);
         }

@@ -78,21 +78,10 @@ impl Graph {
             };
             match n.op {
                 Op::Conv(conv) => {
-                    let (k_h, k_w) = (conv.window.k_h, conv.window.k_w);
-                    let family = conv.family();
-                    let shape = match family {
-                        ConvFamily::Depthwise => vec![k_h, k_w, conv.c_in],
-                        ConvFamily::Pointwise => vec![conv.c_out, conv.c_in],
-                        ConvFamily::Dense => vec![conv.c_out, k_h, k_w, conv.c_in / conv.groups],
-                    };
-                    push("weight", ParamRole::ConvWeight(family), shape);
-                    match conv.bias {
-                        Bias::None => {}
-                        Bias::Channel => push("bias", ParamRole::ConvBias, vec![conv.c_out]),
-                        Bias::Map => {
-                            let s = shapes[node];
-                            push("bias_map", ParamRole::ConvBiasMap, vec![s.h, s.w, s.c]);
-                        }
+                    push("weight", ParamRole::ConvWeight(conv.family()), conv.weight_shape());
+                    if let Some((suffix, shape)) = conv.bias_param(shapes[node]) {
+                        let role = if conv.bias == Bias::Map { ParamRole::ConvBiasMap } else { ParamRole::ConvBias };
+                        push(suffix, role, shape);
                     }
                 }
                 Op::BatchNorm(bn) => {

@@ -2,12 +2,23 @@
 
 use super::{Model, Weights};
 use crate::Result;
-use crate::graph::{Bias, ConvFamily, NodeId, Op};
+use crate::graph::{BatchNorm, Bias, ConvFamily, NodeId, Op};
 use crate::tensor::Tensor;
 
 impl Model {
+    /// Batch-norm on running statistics as a factor a = γ/√(σ² + ε) and a shift β − a·μ per channel, in f64; `bn` is the
+    /// node called `name`, with its own ε (`methods.md` 1.4).
+    pub fn batch_norm_affine(&self, name: &str, bn: BatchNorm) -> (Vec<f64>, Vec<f64>) {
+        let of = |suffix: &str| self.weight(&format!("{name}.{suffix}")).data.iter().map(|&v| f64::from(v));
+        let factors: Vec<f64> =
+            of("weight").zip(of("running_var")).map(|(gamma, var)| gamma / (var + f64::from(bn.eps)).sqrt()).collect();
+        let shifts =
+            of("bias").zip(of("running_mean")).zip(&factors).map(|((beta, mean), a)| beta - a * mean).collect();
+        (factors, shifts)
+    }
+
     /// The network an inference engine runs: every batch-norm that follows a convolution is folded into it,
-    /// W̃ = a·W and b̃ = a·(b − μ) + β with a = γ/√(σ² + ε) (`methods.md` 1.4), computed in f64.
+    /// W̃ = a·W and b̃ = a·b + (β − a·μ), computed in f64.
     /// A batch-norm behind anything else stays.
     ///
     /// # Errors
@@ -33,7 +44,11 @@ impl Model {
                 && conv.bias != Bias::Map
             {
                 folded_by[conv_id] = Some(id);
-                fold(&mut weights, &self.graph.nodes[conv_id].name, conv.family(), &node.name, f64::from(bn.eps));
+                let affine = self.batch_norm_affine(&node.name, bn);
+                fold(&mut weights, &self.graph.nodes[conv_id].name, conv.family(), affine);
+                for suffix in ["weight", "bias", "running_mean", "running_var"] {
+                    weights.remove(&format!("{}.{suffix}", node.name));
+                }
             }
         }
         let (graph, map) = self.graph.rewrite_with_map(
@@ -51,28 +66,21 @@ impl Model {
     }
 }
 
-/// Replaces `<conv>.weight` and `<conv>.bias` and removes the batch-norm's tensors.
-fn fold(weights: &mut Weights, conv: &str, family: ConvFamily, bn: &str, eps: f64) {
-    let mut take = |suffix: &str| weights.remove(&format!("{bn}.{suffix}")).expect("checked by Model::new").data;
-    let (gamma, beta) = (take("weight"), take("bias"));
-    let (mean, var) = (take("running_mean"), take("running_var"));
-    let channels = gamma.len();
-    let scale: Vec<f64> = (0..channels).map(|c| f64::from(gamma[c]) / (f64::from(var[c]) + eps).sqrt()).collect();
-
+/// Replaces `<conv>.weight` and `<conv>.bias` by what they are behind a batch-norm's factors and shifts.
+fn fold(weights: &mut Weights, conv: &str, family: ConvFamily, (factors, shifts): (Vec<f64>, Vec<f64>)) {
+    let channels = factors.len();
     let weight = weights.get_mut(&format!("{conv}.weight")).expect("checked by Model::new");
     // A depthwise weight has its channel last, all others their output channel first.
     let per_channel = weight.data.len() / channels;
     for (i, w) in weight.data.iter_mut().enumerate() {
         let c = if family == ConvFamily::Depthwise { i % channels } else { i / per_channel };
-        *w = (f64::from(*w) * scale[c]) as f32;
+        *w = (f64::from(*w) * factors[c]) as f32;
     }
     let bias_name = format!("{conv}.bias");
     let old = weights.remove(&bias_name);
-    let bias = (0..channels)
-        .map(|c| {
-            let b = old.as_ref().map_or(0.0, |t| f64::from(t.data[c]));
-            (scale[c] * (b - f64::from(mean[c])) + f64::from(beta[c])) as f32
-        })
-        .collect();
-    weights.insert(bias_name, Tensor { shape: vec![channels], data: bias });
+    let bias = |c: usize| {
+        let b = old.as_ref().map_or(0.0, |t| f64::from(t.data[c]));
+        (factors[c] * b + shifts[c]) as f32
+    };
+    weights.insert(bias_name, Tensor { shape: vec![channels], data: (0..channels).map(bias).collect() });
 }

@@ -70,6 +70,26 @@ impl Conv {
         }
     }
 
+    /// Dimensions of the weights, in the layout of the family.
+    pub fn weight_shape(&self) -> Vec<usize> {
+        let Self { c_in, c_out, window: Window { k_h, k_w, .. }, groups, .. } = *self;
+        match self.family() {
+            ConvFamily::Depthwise => vec![k_h, k_w, c_in],
+            ConvFamily::Pointwise => vec![c_out, c_in],
+            ConvFamily::Dense => vec![c_out, k_h, k_w, c_in / groups],
+        }
+    }
+
+    /// The last part of the bias's parameter name and its dimensions, where there is a bias; `output` is the shape of the
+    /// convolution's result.
+    pub fn bias_param(&self, output: Shape) -> Option<(&'static str, Vec<usize>)> {
+        match self.bias {
+            Bias::None => None,
+            Bias::Channel => Some(("bias", vec![self.c_out])),
+            Bias::Map => Some(("bias_map", vec![output.h, output.w, self.c_out])),
+        }
+    }
+
     /// Multiply-accumulates per output pixel.
     pub fn macs_per_pixel(&self) -> u64 {
         (self.window.taps() * (self.c_in / self.groups) * self.c_out) as u64

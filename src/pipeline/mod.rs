@@ -8,6 +8,7 @@
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
 //! | `summary` | the numbers of `result.json` |
 //! | `import` | [`import()`]: other projects' weights on the networks here |
+//! | `verify` | [`verify_files`]: merged against unmerged on images from files |
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
 mod benchmark;
@@ -17,6 +18,7 @@ mod infer;
 mod run;
 mod shrink;
 mod summary;
+mod verify;
 
 pub use benchmark::{Bench, Limits, PeerOptions, Record, fully_merged, network_cases};
 pub use folder::{Entry, RunFolder, RunSpec};
@@ -25,4 +27,5 @@ pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_log
 pub use run::{
     Datasets, NestedMask, Plan, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
 };
-pub use shrink::{check_exact, shrink};
+pub use shrink::shrink;
+pub use verify::verify_files;

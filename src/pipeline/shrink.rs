@@ -176,29 +176,14 @@ fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model) -> Result<(Model, Merge
     let batch = Loader::eval(run.data.test.clone(), n)?.epoch(0, 0).next();
     let batch = batch.ok_or_else(|| Error::Data("there are no test images to check the merge on".into()))??;
     let images = verify(unmerged, &merged, &batch.images, n)?;
-    let worse = if images.max_rel_error > noise.max_rel_error { images } else { noise };
-    check_exact(&worse)?;
+    let worse = noise.worse(images);
+    worse.check(&merged.graph)?;
     run.session.reporter.line(&format!(
         "merge: {} blocks, error {:.1e} of the logits' scale (limit {TOLERANCE:.0e})",
         segments.len(),
         worse.max_rel_error
     ));
     Ok((merged, worse))
-}
-
-/// Refuses a merge that is not exact to f32.
-///
-/// # Errors
-/// An error above [`TOLERANCE`].
-pub fn check_exact(error: &MergeError) -> Result<()> {
-    if error.max_rel_error <= TOLERANCE {
-        return Ok(());
-    }
-    Err(Error::Merge(format!(
-        "merged and unmerged network differ by {:.2e} of the logits' scale, more than {TOLERANCE:.0e}; the weights may be \
-         badly conditioned (tiny batch-norm variances), train longer",
-        error.max_rel_error
-    )))
 }
 
 fn write_report(

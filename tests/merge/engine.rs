@@ -24,6 +24,32 @@ fn merged_networks_pass_and_wrong_ones_do_not() {
     }
 }
 
+/// Logits may agree where features do not: here because the classifier reads nothing.
+#[test]
+fn features_behind_merged_blocks_are_compared_too() {
+    let padding = PaddingMode::BorderBias;
+    let mut model = random_model(tiny_mobilenet(), 1);
+    model.weights.get_mut("classifier.weight").unwrap().data.fill(0.0);
+    let kept: Vec<bool> = (0..17).map(|b| ![4, 9].contains(&b)).collect();
+    let linear = linearise(&model, &kept, &Linearise { final_activation: false, padding }).unwrap();
+    let (mut merged, _) = merge(&linear, &MergeOptions { padding }).unwrap();
+    let error = verify_random(&linear, &merged, 3, 5).unwrap();
+    let worst = error.worst_block.unwrap();
+    assert!([4, 9].contains(&worst.block) && worst.max_rel_error > 0.0 && worst.max_rel_error <= TOLERANCE / 10.0);
+    error.check(&merged.graph).unwrap();
+
+    let name = merged.graph.blocks[9].name.clone();
+    let wrong = merged.weights.iter_mut().find(|(key, _)| key.starts_with(&format!("{name}.conv.bias"))).unwrap().1;
+    wrong.data.iter_mut().for_each(|b| *b += 1.0);
+    let error = verify_random(&linear, &merged, 3, 5).unwrap();
+    assert_eq!((error.max_abs_error, error.worst_block.unwrap().block), (0.0, 9));
+    let text = error.check(&merged.graph).unwrap_err().to_string();
+    assert!(text.contains(&format!("the output of block {name}")), "{text}");
+    // Of two verifications the larger errors count.
+    let other = verify_random(&linear, &linear, 3, 5).unwrap();
+    assert_eq!((other.worst_block, other.worse(error), error.worse(other)), (None, error, error));
+}
+
 /// The engine, which folds batch-norm for inference, agrees with the seven loops on a merged network.
 #[test]
 fn the_error_is_measured_on_the_logits() {

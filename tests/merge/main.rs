@@ -3,6 +3,7 @@
 
 mod blocks;
 mod chains;
+mod command;
 mod engine;
 mod networks;
 mod oracles;

@@ -38,12 +38,12 @@ fn a_naive_merge_is_wrong_exactly_at_the_border() {
         let options = MergeOptions { padding: PaddingMode::BorderBias };
         let (merged, _) = merge(&model, &options).unwrap();
         let folded = fold_block(&model, 0, PaddingMode::BorderBias).unwrap();
-        let size = folded.size.0;
+        let size = folded.output.h;
         let center = (size / 2 * size + size / 2) * 4;
         let mut naive = Reference::new(&merged);
         naive.set_folded(0, &folded);
         let interior = folded.bias[center..center + 4].to_vec();
-        naive.weights.insert("block.conv.bias_map".into(), interior.repeat(folded.size.0 * folded.size.1));
+        naive.weights.insert("block.conv.bias_map".into(), interior.repeat(folded.output.h * folded.output.w));
         let image = noise(model.graph.input_shape().len(), 1);
         let expected = Reference::new(&model).values(&image).swap_remove(model.graph.blocks[0].output());
         let got = naive.values(&image).swap_remove(merged.graph.blocks[0].output());
@@ -83,8 +83,8 @@ fn the_kernel_is_the_impulse_response() {
         let reference = Reference::new(&model);
         let output = model.graph.blocks[0].output();
         let rest = reference.values(&vec![0.0; shape.len()]).swap_remove(output);
-        let (row, col) = (folded.size.0 / 2, folded.size.1 / 2);
-        let at = |y: &[f64]| y[(row * folded.size.1 + col) * c_out..][..c_out].to_vec();
+        let (row, col) = (folded.output.h / 2, folded.output.w / 2);
+        let at = |y: &[f64]| y[(row * folded.output.w + col) * c_out..][..c_out].to_vec();
         assert!(relative_error(&at(&rest), &folded.bias) < 1e-12);
         for tap in 0..window.taps() {
             for c in 0..shape.c {

@@ -34,7 +34,8 @@ impl Reference {
     pub fn set_folded(&mut self, block: usize, folded: &Folded) {
         let name = format!("{}.conv", self.graph.blocks[block].name);
         self.weights.insert(format!("{name}.weight"), folded.weight.clone());
-        self.weights.insert(format!("{name}.{}", folded.bias_suffix()), folded.bias.clone());
+        let (suffix, _) = folded.conv.bias_param(folded.output).unwrap();
+        self.weights.insert(format!("{name}.{suffix}"), folded.bias.clone());
     }
 
     /// Every value of one image, HWC.

@@ -80,7 +80,11 @@ impl Response {
     /// The bias at every position, `[h, w, c]`.
     pub fn map(&self) -> Vec<f64> {
         let [rows, cols] = &self.classes;
-        rows.iter().flat_map(|&r| cols.iter().flat_map(move |&c| self.at(r, c))).copied().collect()
+        let mut map = Vec::with_capacity(rows.len() * cols.len() * self.c);
+        for (&row, &col) in rows.iter().flat_map(|row| cols.iter().map(move |col| (row, col))) {
+            map.extend_from_slice(self.at(row, col));
+        }
+        map
     }
 
     fn at(&self, row: usize, col: usize) -> &[f64] {

@@ -9,8 +9,9 @@ use crate::{Error, Result};
 
 /// Largest kernel size, stride or padding of a merged convolution, as [`Graph::shapes`] has it.
 const MAX_WINDOW: usize = 1024;
-/// Largest number of weights of a merged convolution, likewise; in f64 this is 2 GiB.
-const MAX_WEIGHTS: usize = 1 << 28;
+/// Largest number of weights of a merged convolution, in f64 512 MiB; a few such are held at once. The largest of a
+/// known network, ResNet-50's last block, has 38 million.
+const MAX_WEIGHTS: usize = 1 << 26;
 
 /// A block that can be merged exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,16 @@ pub struct Chain {
     pub final_activation: Option<NodeId>,
     /// Kernel, stride and padding of the merged convolution.
     pub span: Span,
+}
+
+impl Chain {
+    /// How many numbers the merged convolution has at most: weights, and where a padding may leave one a bias map.
+    pub(super) fn params(&self, graph: &Graph, shapes: &[Shape], block: usize, padding: PaddingMode) -> (usize, usize) {
+        let (c_in, output) = (shapes[graph.blocks[block].input].c, shapes[self.output]);
+        let [k_h, k_w] = self.span.kernel;
+        let maps = padding == PaddingMode::BorderBias && self.span.pad != [0, 0];
+        (k_h * k_w * c_in * output.c, if maps { output.len() } else { 0 })
+    }
 }
 
 /// Checks that a linear block is exactly one convolution under `padding`.

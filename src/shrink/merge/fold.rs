@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use super::border::Response;
 use super::chain::{Chain, check};
 use super::compose::{Kernel, Layer};
-use crate::graph::{BatchNorm, Bias, Conv, ConvFamily, NodeId, Op};
+use crate::graph::{Bias, Conv, NodeId, Op};
 use crate::model::Model;
+use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::{Error, Result};
 
@@ -20,35 +21,10 @@ pub struct Folded {
     pub weight: Vec<f64>,
     /// `[c_out]`, or `[h_out, w_out, c_out]` where `conv.bias` is a map.
     pub bias: Vec<f64>,
-    /// Output height and width.
-    pub size: (usize, usize),
+    /// Shape of its result.
+    pub output: Shape,
     /// Which nodes it replaces.
     pub chain: Chain,
-}
-
-impl Folded {
-    /// Dimensions of the weights.
-    pub fn weight_shape(&self) -> Vec<usize> {
-        let Conv { c_in, c_out, window, groups, .. } = self.conv;
-        match self.conv.family() {
-            ConvFamily::Depthwise => vec![window.k_h, window.k_w, c_in],
-            ConvFamily::Pointwise => vec![c_out, c_in],
-            ConvFamily::Dense => vec![c_out, window.k_h, window.k_w, c_in / groups],
-        }
-    }
-
-    /// The last part of the bias's parameter name.
-    pub fn bias_suffix(&self) -> &'static str {
-        if self.conv.bias == Bias::Map { "bias_map" } else { "bias" }
-    }
-
-    /// Dimensions of the bias.
-    pub fn bias_shape(&self) -> Vec<usize> {
-        match self.conv.bias {
-            Bias::Map => vec![self.size.0, self.size.1, self.conv.c_out],
-            _ => vec![self.conv.c_out],
-        }
-    }
 }
 
 /// Folds one linear block of a model into one convolution, in f64 throughout.
@@ -75,7 +51,7 @@ pub fn fold_block(model: &Model, block: usize, padding: PaddingMode) -> Result<F
                 (kernel.then(&layer), response.then(&layer))
             }
             Op::BatchNorm(bn) => {
-                let (factors, shifts) = factors(model, &node.name, bn);
+                let (factors, shifts) = model.batch_norm_affine(&node.name, bn);
                 let (mut kernel, mut response) = (kernel.clone(), response.clone());
                 kernel.scale(&factors);
                 response.scale_shift(&factors, &shifts);
@@ -101,7 +77,7 @@ pub fn fold_block(model: &Model, block: usize, padding: PaddingMode) -> Result<F
     };
     let window = chain.span.window(input, output);
     let conv = Conv { c_in: kernel.c_in, c_out: kernel.c_out, window, groups: kernel.groups(), bias };
-    Ok(Folded { conv, weight: kernel.weight(), bias: data, size: (output.h, output.w), chain })
+    Ok(Folded { conv, weight: kernel.weight(), bias: data, output, chain })
 }
 
 fn layer(model: &Model, name: &str, conv: Conv) -> Layer {
@@ -111,13 +87,4 @@ fn layer(model: &Model, name: &str, conv: Conv) -> Layer {
         Bias::None | Bias::Map => vec![0.0; conv.c_out],
     };
     Layer { conv, weight: wide(format!("{name}.weight")), bias }
-}
-
-/// Batch-norm on running statistics as factor a = γ/√(σ² + ε) and shift β − a·μ, with its own ε.
-fn factors(model: &Model, name: &str, bn: BatchNorm) -> (Vec<f64>, Vec<f64>) {
-    let of = |suffix: &str| model.weight(&format!("{name}.{suffix}")).data.iter().map(|&v| f64::from(v));
-    let factors: Vec<f64> =
-        of("weight").zip(of("running_var")).map(|(gamma, var)| gamma / (var + f64::from(bn.eps)).sqrt()).collect();
-    let shifts = of("bias").zip(of("running_mean")).zip(&factors).map(|((beta, mean), a)| beta - a * mean).collect();
-    (factors, shifts)
 }

@@ -14,7 +14,7 @@ pub use border::Response;
 pub use chain::{Chain, check};
 pub use compose::{Kernel, Layer, Taps};
 pub use fold::{Folded, fold_block};
-pub use verify::{MergeError, TOLERANCE, verify, verify_random};
+pub use verify::{BlockError, MergeError, TOLERANCE, Verifier, verify, verify_random};
 
 use std::ops::Range;
 
@@ -25,6 +25,12 @@ use crate::model::Model;
 use crate::shrink::padding::PaddingMode;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+
+/// Numbers of all merged weights of a network together at most, 1 GiB in f32.
+const MAX_WEIGHTS: usize = 1 << 28;
+/// Numbers of all its bias maps together at most, 128 MiB in f32. Small weights can claim any image; MobileNetV2 has
+/// 10 million at 1 024 pixels.
+const MAX_MAPS: usize = 1 << 25;
 
 /// How to merge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +73,7 @@ pub struct MergedSegment {
 pub fn merge(model: &Model, options: &MergeOptions) -> Result<(Model, Vec<MergedSegment>)> {
     let graph = &model.graph;
     let linear: Vec<usize> = (0..graph.blocks.len()).filter(|&b| graph.blocks[b].state == BlockState::Linear).collect();
+    check_size(graph, &linear, options.padding)?;
     let mut folded: Vec<Option<Folded>> = vec![None; graph.blocks.len()];
     let mut weights = model.weights.clone();
     let params = graph.params()?;
@@ -77,9 +84,10 @@ pub fn merge(model: &Model, options: &MergeOptions) -> Result<(Model, Vec<Merged
             weights.remove(&param.name);
         }
         let name = conv_name(graph, index);
-        let (weight, bias) = (format!("{name}.weight"), format!("{name}.{}", result.bias_suffix()));
-        let weight_values = tensor(&weight, result.weight_shape(), &result.weight)?;
-        let bias_values = tensor(&bias, result.bias_shape(), &result.bias)?;
+        let (suffix, bias_shape) = result.conv.bias_param(result.output).expect("a folded block has a bias");
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.{suffix}"));
+        let weight_values = tensor(&weight, result.conv.weight_shape(), &result.weight)?;
+        let bias_values = tensor(&bias, bias_shape, &result.bias)?;
         weights.extend([(weight, weight_values), (bias, bias_values)]);
         // What is left of it from here on is its structure.
         folded[index] = Some(Folded { weight: Vec::new(), bias: Vec::new(), ..result });
@@ -90,6 +98,27 @@ pub fn merge(model: &Model, options: &MergeOptions) -> Result<(Model, Vec<Merged
         linear.iter().filter_map(|&b| Some(segment(b, folded[b].as_ref()?, graph, &merged.graph, &before, &after)));
     let segments = segments.collect();
     Ok((merged, segments))
+}
+
+/// Refuses blocks that cannot be merged, and merged networks beyond all reason, before anything is folded.
+fn check_size(graph: &Graph, linear: &[usize], padding: PaddingMode) -> Result<()> {
+    let shapes = graph.shapes()?;
+    let (mut weights, mut maps) = (0, 0);
+    for &block in linear {
+        let (of_weights, of_map) = check(graph, &shapes, block, padding)?.params(graph, &shapes, block, padding);
+        (weights, maps) = (weights + of_weights, maps + of_map);
+    }
+    if weights > MAX_WEIGHTS {
+        return Err(Error::Merge(format!("the merged blocks would have {weights} weights, more than {MAX_WEIGHTS}")));
+    }
+    if maps > MAX_MAPS {
+        let image = shapes[0];
+        return Err(Error::Merge(format!(
+            "for images of {image} the bias maps of the merged blocks would have {maps} numbers, more than {MAX_MAPS}; \
+             finetune and merge with --padding reorder, or take smaller images"
+        )));
+    }
+    Ok(())
 }
 
 fn conv_name(graph: &Graph, block: usize) -> String {
