@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use depthshrinker::data::Interpolation;
 use depthshrinker::device::Device;
 use depthshrinker::io::layout::{file_shape, nchw_to_nhwc};
 use depthshrinker::io::names::Foreign;
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::torch::{parse_torch, read_torch};
-use depthshrinker::models::{NetworkOptions, build};
-use depthshrinker::pipeline::{import, logits};
+use depthshrinker::models::{NetworkOptions, Project, build, default_weights};
+use depthshrinker::pipeline::{Imported, import, logits};
 use depthshrinker::shape::Shape;
 use depthshrinker::tensor::Tensor;
 use zip::write::SimpleFileOptions;
@@ -32,10 +34,10 @@ fn images() -> Vec<f32> {
 }
 
 /// Imports and runs; whose names the file had, and the largest difference from PyTorch's logits.
-fn difference(net: &str, path: &Path, expected: &str) -> (&'static str, f32) {
+fn difference(net: &str, path: &Path, expected: &str) -> (Vec<Project>, f32) {
     // The file knows better how many classes and channels there are.
     let options = NetworkOptions::new(Shape::new(40, 40, 1), 1000);
-    let (model, names) = import(net, path, &options).unwrap();
+    let Imported { model, names } = import(net, path, &options).unwrap();
     assert_eq!((model.graph.classes(), model.graph.input_shape()), (7, INPUT));
     let input = nchw_to_nhwc(&images(), INPUT.c, INPUT.pixels());
     let got = logits(&Device::Cpu, &model, &input).unwrap();
@@ -48,12 +50,12 @@ fn difference(net: &str, path: &Path, expected: &str) -> (&'static str, f32) {
 #[test]
 fn imported_networks_give_the_logits_of_pytorch() {
     for (file, names, expected) in [
-        ("timm.pth", "timm", "logits"),
-        ("torchvision-old.pth", "torchvision", "logits"),
-        ("torchvision.safetensors", "torchvision", "logits_half"),
+        ("timm.pth", Project::Timm, "logits"),
+        ("torchvision-old.pth", Project::Torchvision, "logits"),
+        ("torchvision.safetensors", Project::Torchvision, "logits_half"),
     ] {
         let (found, error) = difference("mobilenetv2-0.1", &fixture(file), expected);
-        assert_eq!(found, names, "{file}");
+        assert_eq!(found, [names], "{file}");
         assert!(error < 1e-5, "{file}: logits differ by {error:e}");
     }
     let (_, other) = difference("mobilenetv2-0.1", &fixture("timm.pth"), "logits_half");
@@ -117,9 +119,41 @@ fn weights_that_do_not_fit_are_listed_by_their_own_names() {
     assert!(text.contains("not finite"), "{text}");
     let text = refusal("mobilenetv2-1.0", &|_| ());
     assert!(text.contains("features.0.0.weight has shape [8, 3, 3, 3], expected [32, 3, 3, 3]"), "{text}");
-    assert!(text.contains("more"), "{text}");
+    assert!(text.contains("more do not fit"), "{text}");
+    // A few of each kind, however many there are of another, and however long their names.
+    let text = refusal("mobilenetv2-0.1", &|t| {
+        t.retain(|name, _| !name.contains("features.5"));
+        t.insert("module.features.18.1.running_var".into(), Tensor::full(&[1280], -1e-3));
+        (0..9).for_each(|i| drop(t.insert(format!("module.{i}{}", "stray".repeat(150)), Tensor::zeros(&[2]))));
+    });
+    assert!(text.contains("is missing; and 12 more are missing"), "{text}");
+    assert!(text.contains("features.18.1.running_var holds variances below 0"), "{text}");
+    assert!(text.contains("straystra… belongs to no node; and 6 more belong to no node (-v lists all)"), "{text}");
     let text = refusal("nonet", &|_| ());
     assert!(text.contains("unknown network"), "{text}");
+}
+
+/// One line says a few faults, -v says all of them.
+#[test]
+fn all_faults_are_listed_where_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let mut tensors = read_torch(&fixture("torchvision-old.pth")).unwrap();
+    tensors.retain(|name, _| !name.contains("running_mean"));
+    write_tensors(&path, &tensors, &Default::default()).unwrap();
+    let lines = |more: &[&str]| {
+        let program = Command::new(env!("CARGO_BIN_EXE_depthshrinker"))
+            .args(["import", "mobilenetv2-0.1"])
+            .args([&path, Path::new("-o"), &folder.path().join("out")])
+            .args(more)
+            .output()
+            .unwrap();
+        assert_eq!(program.status.code(), Some(1));
+        String::from_utf8(program.stderr).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(matches!(&lines(&[])[..], [line] if line.contains("and 49 more are missing (-v lists all)")));
+    let all = lines(&["-v"]);
+    assert_eq!(all.iter().filter(|line| line.ends_with("running_mean is missing")).count(), 52, "{all:?}");
 }
 
 /// Every tensor of whole networks is found under the names of torchvision and of efficientnet_lite_pytorch.
@@ -127,7 +161,7 @@ fn weights_that_do_not_fit_are_listed_by_their_own_names() {
 fn names_and_shapes_of_other_projects_fit() {
     let text = fs::read_to_string(fixture("names.json")).unwrap();
     let networks: BTreeMap<String, BTreeMap<String, Vec<usize>>> = serde_json::from_str(&text).unwrap();
-    assert_eq!(networks.len(), 10);
+    assert_eq!(networks.len(), 14);
     for (net, tensors) in networks {
         let zeros = tensors.iter().map(|(name, shape)| (name.clone(), Tensor::zeros(shape)));
         let foreign = Foreign::new(zeros.collect());
@@ -136,14 +170,100 @@ fn names_and_shapes_of_other_projects_fit() {
         let options = NetworkOptions { head_channels, ..NetworkOptions::new(Shape::new(224, 224, 3), 1000) };
         let graph = build(&net, &options).unwrap();
         assert_eq!(foreign.classes_and_channels(&graph), (Some(1000), Some(3)), "{net}");
-        let (_, project) = foreign.into_model(Path::new(&net), graph).unwrap();
+        let (_, projects) = foreign.into_model(Path::new(&net), graph).unwrap();
         let expected = match net.split('_').next() {
-            Some("tf") => "efficientnet_lite_pytorch",
+            Some("tf") => vec![Project::EfficientNetLitePytorch],
             // Their names are the same in both.
-            Some("resnet18" | "resnet34" | "resnet50") => "timm",
-            _ => "torchvision",
+            Some("resnet18" | "resnet34" | "resnet50") => vec![Project::Timm, Project::Torchvision],
+            _ => vec![Project::Torchvision],
         };
-        assert_eq!(project, expected, "{net}");
+        assert_eq!(projects, expected, "{net}");
+    }
+}
+
+/// Element i of the tensor of a name, as `make_network_values.py` has it: a hash in [-1, 1) in the range of its kind.
+fn value(name: &str, shape: &[usize]) -> Tensor {
+    let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(16_777_619));
+    let element = |i: usize| {
+        let mut h = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed);
+        h ^= h >> 16;
+        h = h.wrapping_mul(0x7feb_352d);
+        h ^= h >> 15;
+        h = h.wrapping_mul(0x846c_a68b);
+        h ^= h >> 16;
+        let u = f64::from(h) / 2f64.powi(31) - 1.0;
+        let scaled = match name {
+            "input" => u,
+            _ if shape.len() > 1 => u * (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt(),
+            _ if name.ends_with("running_var") => 1.0 + 0.5 * u,
+            _ if name.ends_with("weight") => 1.0 + 0.25 * u,
+            _ => 0.25 * u,
+        };
+        scaled as f32
+    };
+    Tensor { shape: shape.to_vec(), data: (0..shape.iter().product()).map(element).collect() }
+}
+
+/// Every network that torchvision has too, with torchvision's names, computes what it computes there.
+#[test]
+fn networks_of_torchvision_give_its_logits() {
+    const EVERY: usize = 37;
+    let read = |name: &str| fs::read_to_string(fixture(name)).unwrap();
+    let networks: BTreeMap<String, BTreeMap<String, Vec<usize>>> = serde_json::from_str(&read("names.json")).unwrap();
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&read("torchvision_logits.json")).unwrap();
+    assert_eq!(rows.len(), 9);
+    for row in rows {
+        let (net, size) = (row["name"].as_str().unwrap(), row["size"].as_u64().unwrap() as usize);
+        let tensors = networks[net].iter().map(|(name, shape)| (name.clone(), value(name, shape)));
+        let head_channels = (net == "vgg19_bn").then_some(64);
+        let options = NetworkOptions { head_channels, ..NetworkOptions::new(Shape::new(size, size, 3), 1000) };
+        let foreign = Foreign::new(tensors.collect());
+        let (model, _) = foreign.into_model(Path::new(net), build(net, &options).unwrap()).unwrap();
+        let image = nchw_to_nhwc(&value("input", &[3, size, size]).data, 3, size * size);
+        let got = logits(&Device::Cpu, &model, &image).unwrap();
+        let expected: Vec<f64> = serde_json::from_value(row["logits"].clone()).unwrap();
+        let differences = got.iter().step_by(EVERY).zip(&expected).map(|(g, e)| (f64::from(*g) - e).abs());
+        let worst = differences.fold(0.0, f64::max) / row["scale"].as_f64().unwrap();
+        assert_eq!(expected.len(), 1000usize.div_ceil(EVERY));
+        assert!(worst < 1e-4, "{net}: logits differ by {worst:.1e} of their scale");
+    }
+}
+
+/// Which weights a file holds decides how pictures are made: by the name that was asked for, else by the project.
+#[test]
+fn preprocessing_follows_the_weights() {
+    let path = fixture("torchvision-old.pth");
+    let resize = |net: &str, file: &str, asked: Option<&str>| {
+        let options = NetworkOptions::new(Shape::new(224, 224, 3), 1000);
+        let (info, name) = import(net, &fixture(file), &options).unwrap().info(net, asked).unwrap();
+        let resize = info.data.unwrap().resize.unwrap();
+        (name.unwrap(), resize.shorter_side, resize.interpolation)
+    };
+    let (bilinear, bicubic) = (Interpolation::Bilinear, Interpolation::Bicubic);
+    let net = "mobilenetv2-0.1";
+    assert_eq!(resize(net, "torchvision-old.pth", None), ("mobilenet_v2".into(), 256, bilinear));
+    assert_eq!(resize(net, "timm.pth", None), ("mobilenetv2_100".into(), 256, bicubic));
+    let v2 = "mobilenet_v2.IMAGENET1K_V2";
+    assert_eq!(resize(net, "timm.pth", Some(v2)), (v2.into(), 232, bilinear));
+
+    let imported = import(net, &path, &NetworkOptions::new(Shape::new(256, 256, 3), 1000)).unwrap();
+    let side = |asked: &str| imported.info(net, Some(asked)).unwrap().0.data.unwrap().resize.unwrap().shorter_side;
+    // timm's crop_pct of 0.95 gives 235 at 224 pixels and 269 at 256.
+    assert_eq!((side("resnet18"), side("resnet18.tv_in1k"), side("resnet50.IMAGENET1K_V2")), (269, 292, 265));
+    let text = imported.info(net, Some("resnet18.none")).unwrap_err().to_string();
+    assert!(text.contains("no preprocessing is published as \"resnet18.none\""), "{text}");
+    for (net, project, expected) in [
+        ("resnet18", Project::Timm, "resnet18"),
+        ("resnet50", Project::Torchvision, "resnet50.IMAGENET1K_V1"),
+        ("resnet50.IMAGENET1K_V2", Project::Timm, "resnet50.IMAGENET1K_V2"),
+        ("mnasnet-1.3", Project::Torchvision, "mnasnet1_3"),
+        ("mnasnet_075", Project::Torchvision, "mnasnet0_75"),
+        ("mnasnet-0.9", Project::Torchvision, "mnasnet1_0"),
+        ("efficientnet-lite0", Project::EfficientNetLitePytorch, "tf_efficientnet_lite0"),
+        ("tf_efficientnet_lite2", Project::EfficientNetLitePytorch, "tf_efficientnet_lite2"),
+        ("mobilenetv2_140.ra_in1k", Project::Timm, "mobilenetv2_140.ra_in1k"),
+    ] {
+        assert_eq!(default_weights(net, project), expected);
     }
 }
 
@@ -167,8 +287,8 @@ fn the_hidden_layers_of_vgg_are_convolutions() {
     // Channel 7 at row 1, column 2 of the 2x3 pixels that are left.
     let (o, c, y, x) = (3, 7, 1, 2);
     tensors.get_mut("classifier.0.weight").unwrap().data[o * 512 * 6 + c * 6 + y * 3 + x] = 1.0;
-    let (model, project) = Foreign::new(tensors).into_model(Path::new("vgg"), graph).unwrap();
-    assert_eq!(project, "torchvision");
+    let (model, projects) = Foreign::new(tensors).into_model(Path::new("vgg"), graph).unwrap();
+    assert_eq!(projects, [Project::Torchvision]);
     let weight = &model.weight("pre_logits.fc1.weight");
     assert_eq!(weight.shape, [4, 2, 3, 512]);
     assert_eq!(weight.data.iter().position(|&w| w == 1.0), Some(((o * 2 + y) * 3 + x) * 512 + c));
@@ -258,6 +378,128 @@ fn overlapping() -> Vec<u8> {
     bytes
 }
 
+/// An archive of a state dict of one tensor of this name, over a storage of 16 bytes.
+fn named(name: &str, value: &[u8]) -> Vec<u8> {
+    let pickle = [&b"\x80\x02}"[..], &text(name), value, b"s."].concat();
+    archive(&[("a/data.pkl", &pickle), ("a/data/0", &[0; 16])])
+}
+
+/// A pickle that makes a dict of one long list of pairs, `times` times: a file of a few bytes per copy.
+fn copied_list(pairs: usize, times: usize) -> Vec<u8> {
+    let pair = b"h\x00";
+    [
+        &b"\x80\x02NN\x86q\x000]("[..],
+        &pair.repeat(pairs),
+        b"eq\x01ccollections\nOrderedDict\nq\x020",
+        &b"h\x02h\x01\x85R0".repeat(times),
+        b"}.",
+    ]
+    .concat()
+}
+
+/// A tuple of two of the tuple before, memoised each time: 2^n values by name, n by index.
+fn doubled(times: usize) -> Vec<u8> {
+    [b"\x80\x02K\x01q\x00".to_vec(), b"0h\x00h\x00\x86q\x00".repeat(times), b".".to_vec()].concat()
+}
+
+/// Files that ask for memory or time beyond proportion are refused by the program in a quarter of a gibibyte of address
+/// space, and in seconds.
+#[cfg(target_os = "linux")]
+#[test]
+fn hostile_files_take_little_memory() {
+    const ADDRESS_SPACE_KB: u64 = 256 << 10;
+    let folder = tempfile::tempdir().unwrap();
+    let sound = view(&storage(FLOATS, "0", 4), 0, &[2, 2], &[2, 1]);
+    let nested = |open: &[u8], times: usize| [b"\x80\x02".to_vec(), open.repeat(times), b".".to_vec()].concat();
+    let key = text(&"k".repeat(5 << 20));
+    let storage_of_key = [b"(", &text("storage")[..], FLOATS, &key, &text("cpu"), &int(4), b"tq\x00Q0"].concat();
+    let repeated_key = [b"\x80\x02", &storage_of_key[..], &b"h\x00Q0".repeat(340_000), b"}."].concat();
+    let long_name = {
+        let header =
+            format!("{{\"{}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}}}", "module.".repeat(2 << 20));
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
+    };
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("copied.pth", pickled(&copied_list(400_000, 100_000)), "steps"),
+        ("doubled.pth", pickled(&doubled(100)), "no tensors by name"),
+        ("tuples.pth", pickled(&nested(b")\x85", 500_000)), "no tensors by name"),
+        ("lists.pth", pickled(&nested(b"]Na", 300_000)), "no tensors by name"),
+        (
+            "memo.pth",
+            pickled(&[b"\x80\x04".to_vec(), b")\x94".repeat(500_000), b".".to_vec()].concat()),
+            "no tensors by name",
+        ),
+        ("key.pth", pickled(&repeated_key), "names a storage by"),
+        ("name.pth", named(&"module.".repeat(1 << 20), &sound), "a tensor's name"),
+        ("name.safetensors", long_name, "a tensor's name"),
+    ];
+    for (file, bytes, expected) in cases {
+        let (path, out) = (folder.path().join(file), folder.path().join("out"));
+        fs::write(&path, &bytes).unwrap();
+        let start = Instant::now();
+        let run = Command::new("sh")
+            .args([
+                "-c",
+                &format!("ulimit -v {ADDRESS_SPACE_KB} && exec \"$0\" \"$@\""),
+                env!("CARGO_BIN_EXE_depthshrinker"),
+            ])
+            .args(["import", "mobilenetv2-0.1", "--threads", "1", "-o"])
+            .args([&out, &path])
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(1), "{file}: {error}");
+        assert!(error.contains(expected) && error.lines().count() == 1 && error.len() < 500, "{file}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{file} took {:?}", start.elapsed());
+        assert!(!out.exists());
+    }
+}
+
+/// Checkpoints hold more than weights: averaged ones go first, as timm loads them, and what is no tensor is skipped.
+#[test]
+fn checkpoints_are_searched_for_their_weights() {
+    let tensor = |offset: u64| view(&storage(FLOATS, "0", 4), offset, &[1], &[1]);
+    let dict = |offset: u64| [&b"}"[..], &text("w"), &tensor(offset), b"s"].concat();
+    let namespace = [
+        &b"cargparse\nNamespace\n)\x81}("[..],
+        &text("lr"),
+        b"G\x3f\xb9\x99\x99\x99\x99\x99\x9a",
+        &text("opt"),
+        &text("sgd"),
+        b"ub",
+    ]
+    .concat();
+    let numbers: Vec<u8> = [0.5f32, 1.5, 2.5, 3.5].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let read = |entries: &[(&str, Vec<u8>)]| {
+        let entries: Vec<u8> = entries.iter().flat_map(|(key, value)| [text(key), value.clone()].concat()).collect();
+        let pickle = [&b"\x80\x02}("[..], &entries, b"u."].concat();
+        parse_torch(Path::new("x.pth"), &archive(&[("a/data.pkl", &pickle), ("a/data/0", &numbers)])).unwrap()
+    };
+    let entries = [("args", namespace), ("state_dict", dict(0)), ("state_dict_ema", dict(1))];
+    assert_eq!(read(&entries)["w"].data, [1.5]);
+    assert_eq!(read(&entries[..2])["w"].data, [0.5]);
+    assert_eq!(read(&[("model", dict(2)), ("model_ema", dict(3))])["w"].data, [3.5]);
+    assert_eq!(read(&[("net", dict(2)), ("best", tensor(0))])["w"].data, [2.5]);
+}
+
+/// PyTorch of 2017 wrote a tensor as an object of its class that gets its content as attributes.
+#[test]
+fn tensors_of_2017_are_read() {
+    let parts = [storage(FLOATS, "0", 4), int(1), ints(&[3]), ints(&[1])].concat();
+    let state = [&b"("[..], &parts, b"tb"].concat();
+    let numbers: Vec<u8> = [0.5f32, 1.5, 2.5, 3.5].iter().flat_map(|x| x.to_le_bytes()).collect();
+    for class in [&b"ctorch\nFloatTensor\n)\x81"[..], b"ctorch.cuda\nFloatTensor\n)R", b"ctorch\nTensor\n)\x81"] {
+        let plain = [class, &state].concat();
+        let parameter = [b"ctorch.nn.parameter\nParameter\n(", &plain[..], b"\x88t\x81"].concat();
+        let hooked = [b"ctorch._utils\n_rebuild_parameter_with_state\n(", &plain[..], b"\x88}}tR"].concat();
+        for value in [plain, parameter, hooked] {
+            let bytes = archive(&[("a/data.pkl", &dict_of(&value)), ("a/data/0", &numbers)]);
+            let tensors = parse_torch(Path::new("x.pth"), &bytes).unwrap();
+            assert_eq!(tensors["w"], Tensor { shape: vec![3], data: vec![1.5, 2.5, 3.5] });
+        }
+    }
+}
+
 #[test]
 fn the_parts_make_sound_files() {
     let sound = view(&storage(FLOATS, "0", 4), 0, &[2, 2], &[2, 1]);
@@ -338,7 +580,12 @@ fn hostile_files_are_refused_in_one_line() {
         ("deep tuples", pickled(&nested(b")\x85", 500_000)), "no tensors by name"),
         ("deep marks", pickled(&nested(b"(", 1_000_000)), "more values than it has made"),
         ("endless", pickled(&nested(b"N0", 4_000_000)), "steps"),
-        ("doubling", pickled(&nested(b"\x86q\x00h\x00h\x00", 10)), "more values than it has made"),
+        ("stack underflow", pickled(&nested(b"\x86q\x00h\x00h\x00", 10)), "more values than it has made"),
+        ("copied lists", pickled(&copied_list(400_000, 100_000)), "steps"),
+        ("long storage key", zipped(&view(&storage(FLOATS, &"k".repeat(5_000_000), 4), 0, &[4], &[1])), "bytes"),
+        ("long name of a tensor", named(&"module.".repeat(300), &sound), "a tensor's name"),
+        ("an empty tensor's attributes", zipped(b"ctorch\nFloatTensor\n)R}b"), "a tensor that is none"),
+        ("attributes of a number", pickled(b"\x80\x02K\x01}b."), "what has none"),
         ("unknown memo", pickled(b"\x80\x02h\x05."), "has not made"),
         ("empty stack", pickled(b"\x80\x02."), "more values than it has made"),
         ("no end", pickled(b"\x80\x02}"), "cut short"),

@@ -119,6 +119,29 @@ fn tensorflow_pads_below_and_right() {
     assert_eq!((eps("tf_efficientnet_lite0"), eps("efficientnet_lite0")), (Some(1e-3), Some(1e-5)));
 }
 
+/// Names that tell weights, and torchvision's, stand for the networks of those weights.
+#[test]
+fn names_of_weights_are_names_of_networks() {
+    let as_built = |name: &str, size: usize| Graph { name: String::new(), ..imagenet(name, size) };
+    for (name, network, size) in [
+        ("mobilenetv2_140.ra_in1k", "mobilenetv2-1.4", 224),
+        ("resnet18.tv_in1k", "resnet18", 224),
+        ("resnet50.IMAGENET1K_V2", "resnet50", 224),
+        ("resnet50.a1h_in1k", "resnet50", 176),
+        ("mobilenet_v2", "mobilenetv2-1.0", 224),
+        ("mobilenet_v2.IMAGENET1K_V1", "mobilenetv2-1.0", 224),
+        ("mnasnet0_75", "mnasnet-0.75", 224),
+        ("mnasnet1_3.IMAGENET1K_V1", "mnasnet-1.3", 224),
+        ("tf_efficientnet_lite3.in1k", "tf_efficientnet_lite3", 300),
+    ] {
+        assert_eq!(as_built(name, size), as_built(network, size), "{name}");
+        assert_eq!(image_size(name).unwrap(), size, "{name}");
+    }
+    for name in ["resnet18.none", "mobilenet_v3", "mnasnet0_9", "resnet18d.ra2_in1k", "mobilenet_v2.IMAGENET1K_V3"] {
+        assert!(image_size(name).unwrap_err().to_string().contains("unknown network"), "{name}");
+    }
+}
+
 #[test]
 fn names_that_are_nothing_are_refused_with_what_is_known() {
     for (name, says) in [

@@ -6,7 +6,8 @@
 classes.txt        the 1 000 class names, one a line, in label order: `categories` of torchvision's weights
 preprocessing.tsv  how each published network's images are made: `default_cfg` of timm's networks, `transforms` of
                    torchvision's. Columns: name, input side, side that the picture's shorter side is resized to,
-                   interpolation, mean, standard deviation (one number stands for all three channels).
+                   interpolation, mean, standard deviation (one number stands for all three channels), and timm's
+                   `crop_pct`, from which the resized side follows for other inputs.
 
 A name without a tag (`resnet18`) is timm's default weights; `resnet18.tv_in1k` and the like name others. Names that only
 torchvision has (`mobilenet_v2`) stand for IMAGENET1K_V1, and `mobilenet_v2.IMAGENET1K_V2` for the other weights.
@@ -37,7 +38,7 @@ def timm_rows():
             continue
         side = cfg.input_size[1]
         # timm rounds down: timm.data.transforms_factory.transforms_imagenet_eval.
-        yield name, side, math.floor(side / cfg.crop_pct), cfg.interpolation, numbers(cfg.mean), numbers(cfg.std)
+        yield name, side, math.floor(side / cfg.crop_pct), cfg.interpolation, numbers(cfg.mean), numbers(cfg.std), f"{cfg.crop_pct:g}"
 
 
 def torchvision_rows(taken):

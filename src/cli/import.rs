@@ -8,15 +8,17 @@ use serde_json::json;
 
 use super::settings::{refuse_same, sizes};
 use super::{Common, print};
-use crate::io::{DataInfo, ModelInfo, write_model};
+use crate::data::Resize;
+use crate::io::write_model;
 use crate::models::{NetworkOptions, image_size};
-use crate::pipeline::{Entry, import};
+use crate::pipeline::{Entry, Imported, import};
 use crate::shape::Shape;
 
 /// Options of `import`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Network, such as mobilenetv2-1.0 or timm's mobilenetv2_100
+    /// Network, such as mobilenetv2-1.0, or timm's or torchvision's name, with its weights where it has several:
+    /// mobilenetv2_100, resnet18.tv_in1k, mobilenet_v2
     net: String,
     /// Its weights: a .safetensors file, or a .pth, .pt or .bin file of PyTorch, of which only tensors are read. The
     /// names may be timm's, torchvision's or those of efficientnet_lite_pytorch
@@ -24,6 +26,10 @@ pub struct Args {
     /// Side of the images the network will see; the one it was published for if not given
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
+    /// Whose preprocessing the images get: a network as above, with its weights where it has several. If not given, that
+    /// of the weights that NET names, or of the default weights of the project whose names the file has
+    #[arg(long, value_name = "NAME")]
+    preprocessing: Option<String>,
     /// The model file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -40,20 +46,33 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     // Classes and channels are those of the file.
     let side = args.image_size.map_or_else(|| image_size(&args.net), Ok)?;
     let options = NetworkOptions::new(Shape::new(side, side, 3), 1000);
-    let (model, names) = import(&args.net, &args.weights, &options)?;
-    let (classes, input) = (model.graph.classes(), model.graph.input_shape());
-    let info = ModelInfo { data: DataInfo::pretrained(&args.net, input, classes) };
+    let imported = import(&args.net, &args.weights, &options)?;
+    let (info, decided) = imported.info(&args.net, args.preprocessing.as_deref())?;
+    let Imported { model, names } = imported;
     write_model(&args.output, &model, &info)?;
+    let (classes, input) = (model.graph.classes(), model.graph.input_shape());
     let (params, macs) = sizes(&model)?;
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let resize = info.data.as_ref().and_then(|data| data.resize);
     let text = if common.json {
         let value = json!({
-            "output": args.output, "names": names, "classes": classes, "input": [input.c, input.h, input.w],
-            "params": params, "macs": macs,
+            "output": args.output, "names": names.join(" or "), "classes": classes,
+            "input": [input.c, input.h, input.w], "params": params, "macs": macs, "preprocessing": decided,
+            "resize": resize,
         });
         format!("{value:#}\n")
     } else {
-        let output = args.output.display();
-        format!("{output}: {params} parameters under {names}'s names, images of {input}, {classes} classes\n")
+        let (output, names) = (args.output.display(), names.join(" or "));
+        let pictures = match (decided, resize) {
+            (Some(name), Some(Resize { shorter_side, interpolation })) => {
+                let how = format!("{interpolation:?}").to_lowercase();
+                format!("pictures as for {name}, {how} to {shorter_side} pixels (--preprocessing takes others)")
+            }
+            _ => "how pictures are made is not known; give --preprocessing to run it on them".to_owned(),
+        };
+        format!(
+            "{output}: {params} parameters under the names of {names}, images of {input}, {classes} classes\n{pictures}\n"
+        )
     };
     print(&mut stdout().lock(), &text)
 }

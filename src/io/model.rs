@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::layout;
-use super::tensors::{TensorFile, parse_tensors, read_tensors, write_tensors};
+use super::tensors::{TensorFile, parse_tensors, read_tensors, short, write_tensors};
 use crate::data::{Dataset, IMAGENET_CLASSES, ImageShape, Normalisation, Preprocessing, Resize, imagenet_class_names};
-use crate::graph::{Graph, ParamSpec};
+use crate::graph::{Graph, ParamRole, ParamSpec};
 use crate::model::{Model, Weights};
 use crate::models;
 use crate::shape::Shape;
@@ -20,8 +20,10 @@ const FORMAT: &str = "1";
 const FORMAT_KEY: &str = "depthshrinker.format";
 const GRAPH_KEY: &str = "depthshrinker.graph";
 const DATA_KEY: &str = "depthshrinker.data";
-/// Faults named in one message before the rest is only counted.
+/// Faults of one kind named in a message before the rest is only counted.
 const MAX_FAULTS: usize = 3;
+/// Dimensions of a wrong shape that are told.
+const MAX_DIMS_SHOWN: usize = 8;
 /// What to do about a file whose parts contradict each other.
 pub(super) const MAKE_AGAIN: &str = "make or download it again";
 
@@ -70,8 +72,9 @@ impl DataInfo {
     /// `classes`: names of the classes, if they are ImageNet's 1 000, and how images are made. `None` for a name that is
     /// not known and for inputs that are not RGB.
     pub fn pretrained(network: &str, input: Shape, classes: usize) -> Option<Self> {
-        let known = models::preprocessing(network).filter(|known| known.shape.channels == input.c)?;
-        let Preprocessing { resize, normalisation: Normalisation { mean, std }, .. } = known.at(input.h.min(input.w));
+        let known = models::preprocessing_at(network, input.h.min(input.w));
+        let known = known.filter(|known| known.shape.channels == input.c)?;
+        let Preprocessing { resize, normalisation: Normalisation { mean, std }, .. } = known;
         let names = if classes == IMAGENET_CLASSES { imagenet_class_names() } else { Vec::new() };
         Some(Self { name: "imagenet".into(), classes: names, shape: input, mean, std, resize: Some(resize) })
     }
@@ -200,35 +203,52 @@ pub(super) fn read_weights(
     remedy: &str,
 ) -> Result<Weights> {
     let mut weights = Weights::new();
-    let mut faults = Vec::new();
+    let (mut missing, mut unfit) = (Vec::new(), Vec::new());
     for spec in graph.params()? {
         let name = name(&spec);
         match tensors.remove(&name) {
-            None => faults.push(format!("{} is missing", name.escape_debug())),
-            Some(tensor) => match from_file(&spec, &name, tensor) {
+            None => missing.push(format!("{} is missing", short(&name))),
+            Some(tensor) => match from_file(&spec, &short(&name), tensor) {
                 Ok(tensor) => drop(weights.insert(spec.name, tensor)),
-                Err(fault) => faults.push(fault),
+                Err(fault) => unfit.push(fault),
             },
         }
     }
-    faults.extend(tensors.keys().map(|name| format!("{} belongs to no node", name.escape_debug())));
-    if faults.is_empty() {
+    let strays: Vec<String> = tensors.keys().map(|name| format!("{} belongs to no node", short(name))).collect();
+    if missing.is_empty() && unfit.is_empty() && strays.is_empty() {
         return Ok(weights);
     }
-    let rest = faults.len().saturating_sub(MAX_FAULTS);
-    let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
-    faults.truncate(MAX_FAULTS);
-    let faults = faults.join("; ");
-    Err(Error::file(path, format!("its weights do not fit the network: {faults}{more}; {remedy}")))
+    let kinds = [(missing, "are missing"), (unfit, "do not fit"), (strays, "belong to no node")];
+    let faults = kinds.iter().map(|(faults, what)| listed(faults, what)).filter(|text| !text.is_empty());
+    let faults = faults.collect::<Vec<_>>().join("; ");
+    let is_cut = kinds.iter().any(|(faults, _)| faults.len() > MAX_FAULTS);
+    let all = if is_cut { " (-v lists all)" } else { "" };
+    kinds.iter().flat_map(|(faults, _)| faults).for_each(|fault| tracing::debug!("{}: {fault}", path.display()));
+    Err(Error::file(path, format!("its weights do not fit the network: {faults}{all}; {remedy}")))
+}
+
+/// A few faults of one kind; how many more there are.
+fn listed(faults: &[String], what: &str) -> String {
+    let shown = faults[..faults.len().min(MAX_FAULTS)].join("; ");
+    match faults.len().saturating_sub(MAX_FAULTS) {
+        0 => shown,
+        rest => format!("{shown}; and {rest} more {what}"),
+    }
 }
 
 fn from_file(spec: &ParamSpec, name: &str, tensor: Tensor) -> std::result::Result<Tensor, String> {
     let expected = layout::file_shape(spec);
     if tensor.shape != expected {
-        return Err(format!("{name} has shape {:?}, expected {expected:?}", tensor.shape));
+        // A shape from a file has as many dimensions as the file likes.
+        let shape = tensor.shape.iter().take(MAX_DIMS_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let more = if tensor.shape.len() > MAX_DIMS_SHOWN { ", …" } else { "" };
+        return Err(format!("{name} has shape [{shape}{more}], expected {expected:?}"));
     }
     if tensor.data.iter().any(|x| !x.is_finite()) {
         return Err(format!("{name} holds numbers that are not finite"));
+    }
+    if spec.role == ParamRole::RunningVar && tensor.data.iter().any(|&x| x < 0.0) {
+        return Err(format!("{name} holds variances below 0"));
     }
     Ok(Tensor { shape: spec.shape.clone(), data: layout::from_file(spec, tensor.data) })
 }

@@ -1,7 +1,7 @@
 //! What other projects call the parameters of the networks here, whose names are timm's.
 //!
-//! A scheme lists for each node with parameters the name that the other project gives it. Which scheme a file follows
-//! is seen from its names.
+//! A scheme lists for each node with parameters the name that the other project gives it, per family of networks. Which
+//! scheme a file follows is seen from its names.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +11,7 @@ use super::tensors::{parse_tensors, read_bounded};
 use super::torch::parse_torch;
 use crate::graph::{Graph, Node, Op, ParamRole, ParamSpec};
 use crate::model::Model;
+use crate::models::{Family, Project, family};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -26,15 +27,15 @@ type Names = BTreeMap<String, String>;
 /// A way to name a network's parameters.
 struct Scheme {
     /// Whose names they are.
-    project: &'static str,
-    /// The names it gives to the nodes of a network.
-    names: fn(&Graph) -> Names,
+    project: Project,
+    /// The names it gives to the nodes of a network; `None` where the project has no such network.
+    names: fn(&Graph, Family) -> Option<Names>,
 }
 
 const SCHEMES: [Scheme; 3] = [
-    Scheme { project: "timm", names: |graph| named(graph, |name| name.to_owned()) },
-    Scheme { project: "torchvision", names: torchvision },
-    Scheme { project: "efficientnet_lite_pytorch", names: efficientnet_lite_pytorch },
+    Scheme { project: Project::Timm, names: |graph, _| Some(named(graph, |name| name.to_owned())) },
+    Scheme { project: Project::Torchvision, names: torchvision },
+    Scheme { project: Project::EfficientNetLitePytorch, names: efficientnet_lite_pytorch },
 ];
 
 /// The weights of another project's file.
@@ -59,10 +60,15 @@ impl Foreign {
     /// The tensors of a file, what wraps all names taken off.
     pub fn new(mut tensors: BTreeMap<String, Tensor>) -> Self {
         tensors.retain(|name, _| !name.ends_with("num_batches_tracked"));
+        // Where the names begin behind their wrappers.
+        let mut start = 0;
         while let Some(wrapper) =
-            WRAPPERS.iter().find(|w| !tensors.is_empty() && tensors.keys().all(|k| k.starts_with(*w)))
+            WRAPPERS.iter().find(|w| !tensors.is_empty() && tensors.keys().all(|k| k[start..].starts_with(*w)))
         {
-            tensors = tensors.into_iter().map(|(name, tensor)| (name[wrapper.len()..].to_owned(), tensor)).collect();
+            start += wrapper.len();
+        }
+        if start > 0 {
+            tensors = tensors.into_iter().map(|(name, tensor)| (name[start..].to_owned(), tensor)).collect();
         }
         Self { tensors }
     }
@@ -70,7 +76,7 @@ impl Foreign {
     /// The number of classes and of image channels, as the classifier's and the stem's weights have them; `None` where
     /// those are not found. `graph` is the network for any number of either.
     pub fn classes_and_channels(&self, graph: &Graph) -> (Option<usize>, Option<usize>) {
-        let (_, names) = self.scheme(graph);
+        let (_, names) = self.schemes(graph);
         let size = |node: Option<&Node>, dim: usize| {
             let weight = self.tensors.get(&format!("{}.weight", names.get(&node?.name)?))?;
             weight.shape.get(dim).copied()
@@ -79,12 +85,12 @@ impl Foreign {
         (size(graph.nodes.last(), 0), size(stem, 1))
     }
 
-    /// The network with these weights, and whose names the file has.
+    /// The network with these weights, and whose names the file has: more than one project's where they agree.
     ///
     /// # Errors
     /// Tensors that are missing, superfluous, misshapen or not finite, by the file's own names; `path` is the file.
-    pub fn into_model(mut self, path: &Path, graph: Graph) -> Result<(Model, &'static str)> {
-        let (project, names) = self.scheme(&graph);
+    pub fn into_model(mut self, path: &Path, graph: Graph) -> Result<(Model, Vec<Project>)> {
+        let (projects, names) = self.schemes(&graph);
         let name = |spec: &ParamSpec| {
             let own = &graph.nodes[spec.node].name;
             let theirs = names.get(own).unwrap_or(own);
@@ -97,20 +103,28 @@ impl Foreign {
         }
         let weights = read_weights(path, &graph, &mut self.tensors, name, REMEDY)?;
         let model = Model::new(graph, weights).map_err(|e| Error::file(path, e.to_string()))?;
-        Ok((model, project))
+        Ok((model, projects))
     }
 
-    /// The scheme that finds most nodes' weights in the file; of equal ones the first.
-    fn scheme(&self, graph: &Graph) -> (&'static str, Names) {
-        let mut best = None;
+    /// The names under which most nodes' weights are found in the file, and the projects that use them.
+    fn schemes(&self, graph: &Graph) -> (Vec<Project>, Names) {
+        let family = family(&graph.name).ok();
+        let mut best = (0, Vec::new(), Names::new());
         for scheme in &SCHEMES {
-            let names = (scheme.names)(graph);
+            // A network of no known name has only the names it came with.
+            let names = match family {
+                Some(family) => (scheme.names)(graph, family),
+                None => (scheme.project == Project::Timm).then(|| named(graph, |name| name.to_owned())),
+            };
+            let Some(names) = names else { continue };
             let found = names.values().filter(|n| self.tensors.contains_key(&format!("{n}.weight"))).count();
-            if best.as_ref().is_none_or(|&(most, _)| found > most) {
-                best = Some((found, (scheme.project, names)));
+            if best.1.is_empty() || found > best.0 {
+                best = (found, vec![scheme.project], names);
+            } else if names == best.2 {
+                best.1.push(scheme.project);
             }
         }
-        best.expect("there are schemes").1
+        (best.1, best.2)
     }
 }
 
@@ -133,6 +147,14 @@ fn named(graph: &Graph, name: impl Fn(&str) -> String) -> Names {
     nodes.map(|n| (n.name.clone(), name(&n.name))).collect()
 }
 
+/// timm's names, some of them changed.
+fn renamed(graph: &Graph, changes: &[(&str, &str)]) -> Names {
+    named(graph, |name| {
+        let theirs = changes.iter().find(|(own, _)| *own == name).map_or(name, |(_, theirs)| theirs);
+        theirs.to_owned()
+    })
+}
+
 fn has_params(node: &Node) -> bool {
     matches!(node.op, Op::Conv(_) | Op::BatchNorm(_) | Op::Linear(_))
 }
@@ -145,29 +167,28 @@ fn blocks(graph: &Graph) -> impl Iterator<Item = Vec<&str>> {
     })
 }
 
-/// torchvision: MobileNetV2 counts its layers through, VGG has linear layers where timm has convolutions, ResNet is
-/// named as in timm.
-fn torchvision(graph: &Graph) -> Names {
-    let is_mobilenet = graph.nodes.iter().any(|n| n.name == "conv_stem");
-    let mut names = named(graph, |name| {
-        let theirs = match name {
-            "conv_stem" => "features.0.0",
-            "bn1" if is_mobilenet => "features.0.1",
-            "classifier" => "classifier.1",
-            "pre_logits.fc1" => "classifier.0",
-            "pre_logits.fc2" => "classifier.3",
-            "head.fc" => "classifier.6",
-            same => same,
-        };
-        theirs.to_owned()
-    });
-    if !is_mobilenet {
-        return names;
+/// torchvision: MobileNetV2 and MNASNet count their layers through, VGG has linear layers where timm has convolutions,
+/// ResNet is named as in timm.
+fn torchvision(graph: &Graph, family: Family) -> Option<Names> {
+    match family {
+        Family::MobileNetV2 => Some(torchvision_mobilenet(graph)),
+        Family::MnasNet => torchvision_mnasnet(graph),
+        Family::ResNet => Some(named(graph, |name| name.to_owned())),
+        Family::Vgg => Some(renamed(
+            graph,
+            &[("pre_logits.fc1", "classifier.0"), ("pre_logits.fc2", "classifier.3"), ("head.fc", "classifier.6")],
+        )),
+        Family::EfficientNetLite => None,
     }
+}
+
+fn torchvision_mobilenet(graph: &Graph) -> Names {
+    let mut names =
+        renamed(graph, &[("conv_stem", "features.0.0"), ("bn1", "features.0.1"), ("classifier", "classifier.1")]);
     for (index, nodes) in blocks(graph).enumerate() {
         let block = format!("features.{}.conv", index + 1);
         // Pairs of a convolution and its batch-norm; all pairs but the last lie one level deeper, with an activation.
-        let last = nodes.len() / 2 - usize::from(nodes.len() >= 2);
+        let last = (nodes.len() / 2).saturating_sub(1);
         for (at, own) in nodes.into_iter().enumerate() {
             let (pair, member) = (at / 2, at % 2);
             let theirs =
@@ -181,20 +202,47 @@ fn torchvision(graph: &Graph) -> Names {
     names
 }
 
+/// Layers 0 to 7 are the stem and the first block, without a level of their own; then a layer per stage, which counts its
+/// blocks, and in each of those convolution, batch-norm and activation are counted through; the head comes last.
+fn torchvision_mnasnet(graph: &Graph) -> Option<Names> {
+    /// Layers that a convolution with batch-norm and activation takes.
+    const STEP: usize = 3;
+    /// The layer of the first stage of blocks.
+    const FIRST_STAGE: usize = 8;
+    let mut names = renamed(graph, &[("conv_stem", "layers.0"), ("bn1", "layers.1"), ("classifier", "classifier.1")]);
+    let mut head = FIRST_STAGE;
+    for (block, nodes) in graph.blocks.iter().zip(blocks(graph)) {
+        let (stage, repeat) = block.name.strip_prefix("blocks.")?.split_once('.')?;
+        let stage = usize::from(stage.parse::<u16>().ok()?);
+        head = FIRST_STAGE + stage;
+        for (at, own) in nodes.into_iter().enumerate() {
+            let layer = at / 2 * STEP + at % 2;
+            let theirs = match stage {
+                0 => format!("layers.{}", STEP + layer),
+                _ => format!("layers.{}.{repeat}.layers.{layer}", head - 1),
+            };
+            names.insert(own.to_owned(), theirs);
+        }
+    }
+    names.insert("conv_head".into(), format!("layers.{head}"));
+    names.insert("bn2".into(), format!("layers.{}", head + 1));
+    Some(names)
+}
+
 /// The EfficientNet-Lite packages `efficientnet_lite_pytorch`, whose names follow EfficientNet-PyTorch.
-fn efficientnet_lite_pytorch(graph: &Graph) -> Names {
+fn efficientnet_lite_pytorch(graph: &Graph, family: Family) -> Option<Names> {
     const EXPANDING: [&str; 6] = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"];
-    let mut names = named(graph, |name| {
-        let theirs = match name {
-            "conv_stem" => "_conv_stem",
-            "bn1" => "_bn0",
-            "conv_head" => "_conv_head",
-            "bn2" => "_bn1",
-            "classifier" => "_fc",
-            same => same,
-        };
-        theirs.to_owned()
-    });
+    const ENDS: [(&str, &str); 5] = [
+        ("conv_stem", "_conv_stem"),
+        ("bn1", "_bn0"),
+        ("conv_head", "_conv_head"),
+        ("bn2", "_bn1"),
+        ("classifier", "_fc"),
+    ];
+    if family != Family::EfficientNetLite {
+        return None;
+    }
+    let mut names = renamed(graph, &ENDS);
     for (index, nodes) in blocks(graph).enumerate() {
         // A block that does not expand begins with its depthwise convolution.
         let skipped = EXPANDING.len().saturating_sub(nodes.len());
@@ -202,5 +250,5 @@ fn efficientnet_lite_pytorch(graph: &Graph) -> Names {
             names.insert(own.to_owned(), format!("_blocks.{index}.{part}"));
         }
     }
-    names
+    Some(names)
 }

@@ -5,8 +5,8 @@
 //! variance, `tf_efficientnet_lite<N>` pads as TensorFlow does and adds 1e-3, as the published weights need. Our own
 //! name `efficientnet-lite<N>` is the former, at the published image size.
 
-use super::Network;
 use super::inverted_residual::{ConvPadding, InvertedResiduals, Stage};
+use super::{Family, Network};
 use crate::graph::Activation;
 use crate::{Error, Result};
 
@@ -53,5 +53,6 @@ pub(super) fn parse(name: &str) -> Option<Result<Box<dyn Network>>> {
         batch_norm_eps: if padding == ConvPadding::Same { 1e-3 } else { 1e-5 },
         padding,
         image_size: if is_timm { timm_size } else { published_size },
+        family: Family::EfficientNetLite,
     })))
 }

@@ -1,7 +1,7 @@
 //! Networks of inverted residuals (Sandler et al., 2018), the plan that MobileNetV2, EfficientNet-Lite and MNASNet
 //! share: a stem, stages of blocks that expand, convolve depthwise and project, a pointwise head, pool and classifier.
 
-use super::{Network, NetworkOptions, round_channels};
+use super::{Family, Network, NetworkOptions, round_channels};
 use crate::Result;
 use crate::graph::{Activation, BatchNorm, Conv, Graph, GraphBuilder, NodeId, Op};
 use crate::shape::{Padding, Window};
@@ -52,6 +52,7 @@ pub(super) struct InvertedResiduals {
     pub padding: ConvPadding,
     /// Side of the images it was published for.
     pub image_size: usize,
+    pub family: Family,
 }
 
 impl Network for InvertedResiduals {
@@ -85,6 +86,10 @@ impl Network for InvertedResiduals {
 
     fn image_size(&self) -> usize {
         self.image_size
+    }
+
+    fn family(&self) -> Family {
+        self.family
     }
 }
 

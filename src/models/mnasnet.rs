@@ -1,7 +1,7 @@
 //! MNASNet-B1 (Tan et al., 2019) of any width: inverted residuals found by search, with ReLU and without squeeze.
 
 use super::inverted_residual::{ConvPadding, InvertedResiduals, Stage};
-use super::{Network, width_of};
+use super::{Family, Network, width_of};
 use crate::Result;
 use crate::graph::Activation;
 
@@ -33,6 +33,7 @@ pub(super) fn parse(name: &str) -> Option<Result<Box<dyn Network>>> {
             batch_norm_eps: 1e-5,
             padding: ConvPadding::Symmetric,
             image_size: 224,
+            family: Family::MnasNet,
         })
     }))
 }

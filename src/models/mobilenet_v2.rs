@@ -1,7 +1,7 @@
 //! MobileNetV2 (Sandler et al., 2018) of any width, with timm's depth-scaled variants.
 
 use super::inverted_residual::{ConvPadding, InvertedResiduals, Stage};
-use super::{Network, width_of};
+use super::{Family, Network, width_of};
 use crate::Result;
 use crate::graph::Activation;
 
@@ -39,6 +39,7 @@ pub(super) fn parse(name: &str) -> Option<Result<Box<dyn Network>>> {
             batch_norm_eps: 1e-5,
             padding: ConvPadding::Symmetric,
             image_size: 224,
+            family: Family::MobileNetV2,
         })
     }))
 }

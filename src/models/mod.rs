@@ -8,7 +8,7 @@ mod preprocessing;
 mod resnet;
 mod vgg;
 
-pub use preprocessing::preprocessing;
+pub use preprocessing::{default_weights, preprocessing, preprocessing_at};
 
 use crate::graph::Graph;
 use crate::shape::Shape;
@@ -16,8 +16,53 @@ use crate::{Error, Result};
 
 /// The names that [`build`] knows, for help texts and errors.
 pub const KNOWN_NETWORKS: &str = "mobilenetv2-<width>, efficientnet-lite<0..4>, mnasnet-<width>, resnet18, resnet34, \
-                                  resnet50, vgg19_bn, and timm's names such as mobilenetv2_110d, efficientnet_lite0, \
-                                  tf_efficientnet_lite0, mnasnet_100";
+                                  resnet50, vgg19_bn, and the names of timm and torchvision such as mobilenetv2_110d, \
+                                  tf_efficientnet_lite0, resnet18.tv_in1k, mobilenet_v2, mnasnet1_0";
+
+/// torchvision's names of networks that are called otherwise here, and timm's for the same.
+const TORCHVISION: [(&str, &str); 5] = [
+    ("mobilenet_v2", "mobilenetv2_100"),
+    ("mnasnet0_5", "mnasnet_050"),
+    ("mnasnet0_75", "mnasnet_075"),
+    ("mnasnet1_0", "mnasnet_100"),
+    ("mnasnet1_3", "mnasnet_130"),
+];
+
+/// Networks of one plan, in which other projects call the parts alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// MobileNetV2.
+    MobileNetV2,
+    /// EfficientNet-Lite.
+    EfficientNetLite,
+    /// MNASNet-B1.
+    MnasNet,
+    /// ResNet.
+    ResNet,
+    /// VGG.
+    Vgg,
+}
+
+/// A project that publishes weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Project {
+    /// timm, whose names of parameters are those of the networks here.
+    Timm,
+    /// torchvision.
+    Torchvision,
+    /// The packages `efficientnet_lite_pytorch`, whose names follow EfficientNet-PyTorch.
+    EfficientNetLitePytorch,
+}
+
+impl std::fmt::Display for Project {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Timm => "timm",
+            Self::Torchvision => "torchvision",
+            Self::EfficientNetLitePytorch => "efficientnet_lite_pytorch",
+        })
+    }
+}
 
 /// A family reads a name: `None` when it is another family's, an error when its own is misspelt.
 type Parse = fn(&str) -> Option<Result<Box<dyn Network>>>;
@@ -30,6 +75,8 @@ trait Network {
     fn graph(&self, name: &str, options: &NetworkOptions) -> Result<Graph>;
     /// Side in pixels of the images it was published for.
     fn image_size(&self) -> usize;
+    /// What it is one of.
+    fn family(&self) -> Family;
 }
 
 /// What a network is built for, beside its name.
@@ -79,17 +126,37 @@ pub fn build(name: &str, options: &NetworkOptions) -> Result<Graph> {
     network.graph(name, options)
 }
 
-/// Side in pixels of the square images that a network was published for.
+/// Side in pixels of the square images that a network was published for, or its weights where the name tells them.
 ///
 /// # Errors
 /// An unknown name.
 pub fn image_size(name: &str) -> Result<usize> {
-    Ok(find(name)?.image_size())
+    let own = find(name)?.image_size();
+    // Only names that tell no weights are also the names of networks.
+    let tagged = preprocessing(name).filter(|_| architecture(name) != name);
+    Ok(tagged.map_or(own, |known| known.shape.height))
+}
+
+/// What a network is one of.
+///
+/// # Errors
+/// An unknown name.
+pub fn family(name: &str) -> Result<Family> {
+    Ok(find(name)?.family())
 }
 
 fn find(name: &str) -> Result<Box<dyn Network>> {
     let unknown = || Err(Error::Config(format!("unknown network {name:?}; known are {KNOWN_NETWORKS}")));
-    FAMILIES.iter().find_map(|parse| parse(name)).unwrap_or_else(unknown)
+    FAMILIES.iter().find_map(|parse| parse(architecture(name))).unwrap_or_else(unknown)
+}
+
+/// The name of the network behind a name that also tells its weights (`resnet18.tv_in1k`) or is torchvision's alone.
+fn architecture(name: &str) -> &str {
+    let network = match name.split_once('.') {
+        Some((network, _)) if preprocessing::is_published(name) => network,
+        _ => name,
+    };
+    TORCHVISION.iter().find(|(theirs, _)| *theirs == network).map_or(network, |(_, own)| own)
 }
 
 /// The width of `<family>-<width>` or timm's `<family>_<width·100>`; `None` when the name is another family's.

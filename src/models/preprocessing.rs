@@ -1,5 +1,6 @@
 //! How the images of published networks are made. `data/imagenet/make.py` wrote the table from timm and torchvision.
 
+use super::{Family, Project, TORCHVISION, architecture, family, width_of};
 use crate::data::{ImageShape, Interpolation, Normalisation, Preprocessing, Resize};
 
 const TABLE: &str = include_str!("../../data/imagenet/preprocessing.tsv");
@@ -16,20 +17,81 @@ const TABLE: &str = include_str!("../../data/imagenet/preprocessing.tsv");
 /// assert_eq!(known.normalisation.mean, [0.5; 3]);
 /// ```
 pub fn preprocessing(network: &str) -> Option<Preprocessing> {
+    find(network).map(|(known, _)| known)
+}
+
+/// As [`preprocessing`], for inputs of another size: the picture is resized so that the cut keeps its share, to a whole
+/// number of pixels as timm rounds it.
+pub fn preprocessing_at(network: &str, size: usize) -> Option<Preprocessing> {
+    let (known, crop) = find(network)?;
+    let mut scaled = known.at(size);
+    if let Some(crop) = crop {
+        scaled.resize.shorter_side = (size as f64 / crop).floor() as usize;
+    }
+    Some(scaled)
+}
+
+/// The name under which [`preprocessing`] knows a project's default weights of a network; of a name that tells its
+/// weights, the name itself.
+///
+/// ```
+/// use depthshrinker::models::{Project, default_weights};
+///
+/// assert_eq!(default_weights("mobilenetv2-1.0", Project::Torchvision), "mobilenet_v2");
+/// assert_eq!(default_weights("resnet18", Project::Torchvision), "resnet18.IMAGENET1K_V1");
+/// assert_eq!(default_weights("resnet18.tv_in1k", Project::Timm), "resnet18.tv_in1k");
+/// ```
+pub fn default_weights(network: &str, project: Project) -> String {
+    let name = architecture(network);
+    if name != network {
+        return network.to_owned();
+    }
+    match (project, family(name)) {
+        (Project::Torchvision, Ok(Family::MobileNetV2)) => "mobilenet_v2".into(),
+        (Project::Torchvision, Ok(Family::MnasNet)) => {
+            let width = |name: &str| width_of(name, "mnasnet").and_then(Result::ok);
+            TORCHVISION
+                .iter()
+                .find(|(_, own)| width(own) == width(name))
+                .map_or("mnasnet1_0", |(theirs, _)| theirs)
+                .into()
+        }
+        (Project::Torchvision, Ok(Family::ResNet | Family::Vgg)) => format!("{name}.IMAGENET1K_V1"),
+        (Project::EfficientNetLitePytorch, Ok(Family::EfficientNetLite)) if !name.starts_with("tf_") => {
+            format!("tf_{}", published(name))
+        }
+        _ => published(name),
+    }
+}
+
+/// Whether weights are published under exactly this name.
+pub(super) fn is_published(name: &str) -> bool {
+    rows().any(|(known, _)| known == name)
+}
+
+fn rows() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLE.lines().filter_map(|line| line.split_once('\t'))
+}
+
+/// A row, with the share of the resized picture that is cut out where the project says so: timm's `crop_pct`.
+fn find(network: &str) -> Option<(Preprocessing, Option<f64>)> {
     let name = published(network);
-    TABLE.lines().map(|line| line.split('\t')).find_map(|mut cells| (cells.next()? == name).then(|| row(cells))?)
+    rows().find(|(known, _)| *known == name).and_then(|(_, cells)| row(cells.split('\t')))
 }
 
 /// The published name behind one of our own: all widths of MobileNetV2 are alike, and of MNASNet.
 fn published(name: &str) -> String {
-    match name.split_once('-') {
+    if is_published(name) || family(name).is_err() {
+        return name.to_owned();
+    }
+    match name.split_once(['-', '_']) {
         Some(("mobilenetv2", _)) => "mobilenetv2_100".to_owned(),
         Some(("mnasnet", _)) => "mnasnet_100".to_owned(),
         _ => name.replace("efficientnet-lite", "efficientnet_lite"),
     }
 }
 
-fn row<'a>(mut cells: impl Iterator<Item = &'a str>) -> Option<Preprocessing> {
+fn row<'a>(mut cells: impl Iterator<Item = &'a str>) -> Option<(Preprocessing, Option<f64>)> {
     let side = cells.next()?.parse().ok()?;
     let shorter_side = cells.next()?.parse().ok()?;
     let interpolation = match cells.next()? {
@@ -41,11 +103,13 @@ fn row<'a>(mut cells: impl Iterator<Item = &'a str>) -> Option<Preprocessing> {
         let values: Vec<f32> = cells.next()?.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
         if values.len() == 1 { Some(vec![values[0]; 3]) } else { Some(values) }
     };
-    Some(Preprocessing {
+    let preprocessing = Preprocessing {
         shape: ImageShape { height: side, width: side, channels: 3 },
         resize: Resize { shorter_side, interpolation },
         normalisation: Normalisation { mean: channels()?, std: channels()? },
-    })
+    };
+    let crop = cells.next().map(str::parse).transpose().ok()?;
+    Some((preprocessing, crop))
 }
 
 #[cfg(test)]

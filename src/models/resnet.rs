@@ -5,7 +5,7 @@
 //! its final activation and always stays. Freed, a basic block is 3×3 ∘ 3×3, which merges once its padding has moved to the
 //! front; a bottleneck is 1×1 ∘ 3×3 ∘ 1×1. A projection shortcut is folded with it.
 
-use super::{Network, NetworkOptions};
+use super::{Family, Network, NetworkOptions};
 use crate::graph::{Activation, BatchNorm, Graph, GraphBuilder, NodeId, Op};
 use crate::shape::Window;
 use crate::{Error, Result};
@@ -57,6 +57,10 @@ impl Network for ResNet {
 
     fn image_size(&self) -> usize {
         224
+    }
+
+    fn family(&self) -> Family {
+        Family::ResNet
     }
 }
 

@@ -6,7 +6,7 @@
 //! the two has the block's mask, the one behind them stays. A freed pair merges into a 5×5 convolution once its padding
 //! has moved to the front. Whole stages of four would merge into 9×9, which more than doubles their arithmetic.
 
-use super::{Network, NetworkOptions};
+use super::{Family, Network, NetworkOptions};
 use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, NodeId, Op};
 use crate::shape::Window;
 use crate::{Error, Result};
@@ -68,6 +68,10 @@ impl Network for Vgg19 {
 
     fn image_size(&self) -> usize {
         224
+    }
+
+    fn family(&self) -> Family {
+        Family::Vgg
     }
 }
 

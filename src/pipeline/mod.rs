@@ -22,7 +22,7 @@ mod verify;
 
 pub use benchmark::{Bench, Limits, PeerOptions, Record, fully_merged, network_cases};
 pub use folder::{Entry, RunFolder, RunSpec};
-pub use import::import;
+pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
 pub use run::{
     Datasets, NestedMask, Plan, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
