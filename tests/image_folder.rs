@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
+use depthshrinker::io::{read_model, write_model};
 use image::{Rgb, RgbImage};
 use predicates::prelude::*;
 use serde_json::Value;
@@ -107,6 +108,45 @@ fn the_stages_alone_take_a_folder_too() {
     stage(&["search", model]);
     stage(&["finetune", model, "--plan", "runs/search/plan.json"]);
     assert_eq!(json(dir, &["eval", "runs/finetune/shrunk.safetensors", "--data", "pictures"])["images"], 8);
+}
+
+/// Names of classes stay with a model whose data only has ids, and are right after every stage.
+#[test]
+fn a_model_keeps_the_names_of_its_classes() {
+    let root = prepared();
+    let dir = root.path();
+    let shrunk = "runs/finetune/shrunk.safetensors";
+    let stage = |args: &[&str]| {
+        let config = ["--config", "c.toml", "--data", "pictures", "-q"];
+        depthshrinker(dir, args).args(config).assert().success();
+    };
+    stage(&["train", "--image-size", "40"]);
+    let (model, mut info) = read_model(&dir.join("runs/train/original.safetensors")).unwrap();
+    info.data.as_mut().unwrap().classes = vec!["a dark one".into(), "a light one".into()];
+    write_model(&dir.join("named.safetensors"), &model, &info).unwrap();
+    let keep = ["--keep-list", "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,0"];
+    stage(&[&["finetune", "named.safetensors"][..], &keep].concat());
+    depthshrinker(dir, &["merge", shrunk, "-o", "merged.safetensors"]).assert().success();
+    let told = json(dir, &["infer", "merged.safetensors", "pictures/val/dark/0.jpg"]);
+    let label = told[0]["top"][0]["label"].as_str().unwrap().to_owned();
+    assert!(label == "a dark one" || label == "a light one", "{label}");
+}
+
+/// ImageNet's validation images are often all that is there.
+#[test]
+fn an_evaluation_needs_no_training_images() {
+    let root = prepared();
+    let dir = root.path();
+    let args = ["train", "--config", "c.toml", "--data", "pictures", "--image-size", "40", "-q"];
+    depthshrinker(dir, &args).assert().success();
+    let eval = ["eval", "runs/train/original.safetensors", "--data", "pictures"];
+    let before = json(dir, &eval);
+    fs::rename(dir.join("pictures/train/dark"), dir.join("pictures/train/darker")).unwrap();
+    depthshrinker(dir, &eval).assert().code(1).stderr(predicate::str::contains("`darker` is missing"));
+    fs::remove_dir_all(dir.join("pictures/train")).unwrap();
+    assert_eq!(json(dir, &eval), before);
+    let none = ["train", "--config", "c.toml", "--data", "pictures", "--out", "again"];
+    depthshrinker(dir, &none).assert().code(1).stderr(predicate::str::contains("has no folder `train`"));
 }
 
 #[test]

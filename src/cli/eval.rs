@@ -31,8 +31,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.data.apply(&mut config);
     common.ready(&config)?;
     let (model, info) = read_model(&args.model)?;
-    let data = Datasets::open(&config, Some((&model, &info)))?;
-    let test = Loader::eval(data.test.clone(), config.evaluate.batch(data.shape()))?;
+    let images = Datasets::open_test(&config, (&model, &info))?;
+    let batch = config.evaluate.batch(images.shape().into());
+    let test = Loader::eval(images, batch)?;
     let evaluation = evaluate_model(&config.device()?, &model, &test, &Interrupt::on_ctrl_c()?)?;
     let (params, macs) = sizes(&model)?;
     let text = if common.json {
@@ -42,7 +43,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         format!("{value:#}\n")
     } else {
         let (top1, loss, images) = (evaluation.top1, evaluation.loss, evaluation.images);
-        format!("top-1 {top1:.2} %, loss {loss:.4} on {images} test images of {}\n", data.test.name())
+        format!("top-1 {top1:.2} %, loss {loss:.4} on {images} test images of {}\n", test.dataset().name())
     };
     print(&mut stdout().lock(), &text)
 }

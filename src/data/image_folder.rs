@@ -9,21 +9,21 @@ use super::preprocess::Preprocessing;
 use crate::{Error, Result};
 
 /// What the set goes by.
-const IMAGENET: &str = "imagenet";
+pub(super) const IMAGENET: &str = "imagenet";
 const TEST_FOLDERS: [&str; 3] = ["val", "validation", "test"];
 const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
-/// ImageNet as its archives unpack, one folder per class.
-pub(super) fn open_imagenet(dir: Option<&Path>, image_size: usize) -> Result<Data> {
+/// Where ImageNet lies, as its archives unpack: one folder per class.
+pub(super) fn locate_imagenet(dir: Option<&Path>) -> Result<PathBuf> {
     let place = Place {
         set: IMAGENET,
         folders: &[IMAGENET],
         system: None,
-        wanted: "train/",
+        wanted: "train/ or val/",
         remedy: "give the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG with --data-dir",
     };
-    let root = locate(&place, dir, std::env::var_os(VARIABLE), |folder| folder.join("train").is_dir())?;
-    open(&root, IMAGENET, image_size)
+    let holds = |folder: &Path| ["train"].iter().chain(&TEST_FOLDERS).any(|part| folder.join(part).is_dir());
+    locate(&place, dir, std::env::var_os(VARIABLE), holds)
 }
 
 /// Lists the pictures below `root`; classes are the sorted names of the folders of `train`.
@@ -32,15 +32,24 @@ pub(super) fn open(root: &Path, name: &str, image_size: usize) -> Result<Data> {
     if !train.is_dir() {
         return Err(Error::file(root, "has no folder `train`; expected train/<class>/*.jpg and val/<class>/*.jpg"));
     }
+    let test = open_test(root, name, image_size)?;
+    Ok(Data { train: split(&train, name, image_size, test.class_names())?, test })
+}
+
+/// Lists the test pictures below `root` alone. Where there is a folder `train`, its classes must be the same.
+pub(super) fn open_test(root: &Path, name: &str, image_size: usize) -> Result<Dataset> {
     let test = TEST_FOLDERS.iter().map(|folder| root.join(folder)).find(|folder| folder.is_dir()).ok_or_else(|| {
-        Error::file(root, "has `train` but none of `val`, `validation`, `test`; add one with the same classes")
+        Error::file(root, "has none of `val`, `validation`, `test`; add a folder with the same classes as `train`")
     })?;
-    let classes = classes(&train)?;
-    let test_classes = self::classes(&test)?;
-    if classes != test_classes {
-        return Err(differing(&train, &classes, &test, &test_classes));
+    let test_classes = classes(&test)?;
+    let train = root.join("train");
+    if train.is_dir() {
+        let classes = classes(&train)?;
+        if classes != test_classes {
+            return Err(differing(&train, &classes, &test, &test_classes));
+        }
     }
-    Ok(Data { train: split(&train, name, image_size, &classes)?, test: split(&test, name, image_size, &classes)? })
+    split(&test, name, image_size, &test_classes)
 }
 
 /// Names of the folders in `folder`, sorted; hidden ones are not classes.

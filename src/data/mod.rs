@@ -58,4 +58,4 @@ pub use loader::{Batch, Batches, ByteBatch, Loader};
 pub use pixel_ops::PixelOp;
 pub use preprocess::{IMAGENET_SIZE, Interpolation, Preprocessing, Resize};
 pub use rand_augment::RandAugment;
-pub use source::{DataSource, open};
+pub use source::{DataSource, open, open_test};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::dataset::Data;
+use super::dataset::{Data, Dataset};
 use super::preprocess::IMAGENET_SIZE;
 use super::{cifar, embedded, fashion_mnist, image_folder};
 use crate::{Error, Result};
@@ -50,9 +50,11 @@ pub fn open(source: &DataSource) -> Result<Data> {
         "mnist" => fashion_mnist::open_mnist(dir)?,
         "cifar10" => cifar::open_cifar10(dir)?,
         "cifar100" => cifar::open_cifar100(dir)?,
-        "imagenet" => return image_folder::open_imagenet(dir, folder_size(source.image_size)?),
         name if name.starts_with(SHARDS) => return open_shards(&name[SHARDS.len()..], dir, source.image_size),
-        name => return open_folder(name, dir, source.image_size),
+        name => {
+            let (root, image_size) = pictures(source)?;
+            return image_folder::open(&root, name, image_size);
+        }
     };
     let shape = data.train.shape();
     match source.image_size {
@@ -64,7 +66,28 @@ pub fn open(source: &DataSource) -> Result<Data> {
     }
 }
 
-fn open_folder(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Data> {
+/// The test set alone, which is all that an evaluation needs: a folder of pictures need not have training images, and
+/// they are not listed.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_test(source: &DataSource) -> Result<Dataset> {
+    const SETS: [&str; 5] = ["embedded", "fashion-mnist", "mnist", "cifar10", "cifar100"];
+    let name = source.name.as_str();
+    if SETS.contains(&name) || name.starts_with(SHARDS) {
+        return Ok(open(source)?.test);
+    }
+    let (root, image_size) = pictures(source)?;
+    image_folder::open_test(&root, name, image_size)
+}
+
+/// The folder of pictures that is meant, and the side that they are brought to.
+fn pictures(source: &DataSource) -> Result<(PathBuf, usize)> {
+    let image_size = folder_size(source.image_size)?;
+    let (name, dir) = (source.name.as_str(), source.dir.as_deref());
+    if name == image_folder::IMAGENET {
+        return Ok((image_folder::locate_imagenet(dir)?, image_size));
+    }
     let root = dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
     if name.is_empty() || !root.is_dir() {
         return Err(Error::Config(format!(
@@ -73,7 +96,7 @@ fn open_folder(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Res
             root.display()
         )));
     }
-    image_folder::open(&root, name, folder_size(image_size)?)
+    Ok((root, image_size))
 }
 
 /// The side that pictures of a folder are brought to.

@@ -37,6 +37,8 @@ pub struct Datasets {
     pub train: Arc<Dataset>,
     /// What accuracy is measured on.
     pub test: Arc<Dataset>,
+    /// The classes as the given model's file calls them, where it knows better than the data.
+    class_names: Option<Vec<String>>,
 }
 
 impl Datasets {
@@ -46,37 +48,23 @@ impl Datasets {
     /// # Errors
     /// Data that cannot be found or used, or that does not fit the model.
     pub fn open(config: &Config, model: Option<(&Model, &ModelInfo)>) -> Result<Self> {
-        let network = &config.network.name;
-        let config = &config.data;
-        let data = data::open(&config.source())?;
-        let take = |set: Dataset, limit: Option<usize>| match limit {
-            Some(n) => set.take(n),
-            None => Ok(set),
-        };
-        let (mut train, mut test) = (take(data.train, config.train_limit)?, take(data.test, config.test_limit)?);
-        if train.resize().is_some() {
-            let pictures = preprocessing(network, config.image_size, model);
-            (train, test) = (train.with_preprocessing(&pictures)?, test.with_preprocessing(&pictures)?);
-        }
-        if let Some((model, info)) = model {
-            let (shape, graph) = (train.shape().into(), &model.graph);
-            if (shape, train.classes()) != (graph.input_shape(), graph.classes()) {
-                return Err(Error::Data(format!(
-                    "{} has {shape} images of {} classes, {} takes {} and {} classes; give other --data or another model",
-                    train.name(),
-                    train.classes(),
-                    graph.name,
-                    graph.input_shape(),
-                    graph.classes()
-                )));
-            }
-            if let Some(own) = &info.data {
-                let own = Normalisation { mean: own.mean.clone(), std: own.std.clone() };
-                train = train.with_normalisation(own.clone())?;
-                test = test.with_normalisation(own)?;
-            }
-        }
-        Ok(Self { train: Arc::new(train), test: Arc::new(test) })
+        let data = data::open(&config.data.source())?;
+        let train = fitted(data.train, config.data.train_limit, config, model)?;
+        let test = fitted(data.test, config.data.test_limit, config, model)?;
+        // A folder's names may be mere ids, such as ImageNet's; those of the data sets that are known are names.
+        let own = model.and_then(|(_, info)| info.data.as_ref());
+        let own = own.filter(|own| train.resize().is_some() && own.classes.len() == train.classes());
+        let class_names = own.map(|own| own.classes.clone());
+        Ok(Self { train: Arc::new(train), test: Arc::new(test), class_names })
+    }
+
+    /// Opens the test images alone, made for a model; training images need not be there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_test(config: &Config, model: (&Model, &ModelInfo)) -> Result<Arc<Dataset>> {
+        let test = data::open_test(&config.data.source())?;
+        Ok(Arc::new(fitted(test, config.data.test_limit, config, Some(model))?))
     }
 
     /// Shape of the images.
@@ -86,7 +74,40 @@ impl Datasets {
 
     /// What model files say about their data.
     pub fn info(&self) -> ModelInfo {
-        ModelInfo { data: Some(DataInfo::from(&*self.train)) }
+        let data = DataInfo::from(&*self.train);
+        let classes = self.class_names.clone().unwrap_or_else(|| data.classes.clone());
+        ModelInfo { data: Some(DataInfo { classes, ..data }) }
+    }
+}
+
+/// The first images of a set, made as [`Datasets::open`] says.
+fn fitted(
+    mut set: Dataset,
+    limit: Option<usize>,
+    config: &Config,
+    model: Option<(&Model, &ModelInfo)>,
+) -> Result<Dataset> {
+    if let Some(n) = limit {
+        set = set.take(n)?;
+    }
+    if set.resize().is_some() {
+        set = set.with_preprocessing(&preprocessing(&config.network.name, config.data.image_size, model))?;
+    }
+    let Some((model, info)) = model else { return Ok(set) };
+    let (shape, graph) = (set.shape().into(), &model.graph);
+    if (shape, set.classes()) != (graph.input_shape(), graph.classes()) {
+        return Err(Error::Data(format!(
+            "{} has {shape} images of {} classes, {} takes {} and {} classes; give other --data or another model",
+            set.name(),
+            set.classes(),
+            graph.name,
+            graph.input_shape(),
+            graph.classes()
+        )));
+    }
+    match &info.data {
+        Some(own) => set.with_normalisation(Normalisation { mean: own.mean.clone(), std: own.std.clone() }),
+        None => Ok(set),
     }
 }
 
@@ -101,8 +122,11 @@ fn preprocessing(network: &str, image_size: Option<usize>, model: Option<(&Model
             None => usual(),
         }
     });
-    let known =
-        own.or_else(|| models::preprocessing(network)).unwrap_or_else(|| Preprocessing::imagenet(IMAGENET_SIZE));
+    let published = || match image_size {
+        Some(size) => models::preprocessing_at(network, size),
+        None => models::preprocessing(network),
+    };
+    let known = own.or_else(published).unwrap_or_else(|| Preprocessing::imagenet(IMAGENET_SIZE));
     match image_size {
         Some(size) if [known.shape.height, known.shape.width] != [size; 2] => known.at(size),
         _ => known,
