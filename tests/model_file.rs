@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use depthshrinker::Error;
 use depthshrinker::data::{Interpolation, Resize};
@@ -122,6 +123,30 @@ fn half_precision_weights_are_widened() {
     }
 }
 
+/// Doubles are rounded as a `.pth` file's are; what is no float is left out.
+#[test]
+fn every_element_type_of_a_file_is_read_or_left_out() {
+    use safetensors::Dtype::{BOOL, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+    use safetensors::tensor::TensorView;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.safetensors");
+    let doubles: Vec<u8> = [1.0, 0.1, -1e-300f64].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let zeros = [0; 24];
+    let integers = [(BOOL, 24), (U8, 24), (I8, 24), (I16, 12), (U16, 12), (I32, 6), (U32, 6), (I64, 3), (U64, 3)];
+    let mut views = vec![("double".to_owned(), TensorView::new(F64, vec![3], &doubles).unwrap())];
+    views.extend(integers.map(|(dtype, n)| (format!("{dtype:?}"), TensorView::new(dtype, vec![n], &zeros).unwrap())));
+    fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    let read = read_tensors(&path).unwrap().tensors;
+    assert_eq!(
+        read.into_iter().collect::<Vec<_>>(),
+        [("double".into(), Tensor { shape: vec![3], data: vec![1.0, 0.1, -0.0] })]
+    );
+    let view = TensorView::new(safetensors::Dtype::F8_E4M3, vec![24], &zeros).unwrap();
+    fs::write(&path, safetensors::serialize([("x".repeat(200), view)], None).unwrap()).unwrap();
+    let text = read_tensors(&path).unwrap_err().to_string();
+    assert!(text.contains("xxx… has type") && text.len() < 300, "{text}");
+}
+
 #[test]
 fn damaged_files_are_refused_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -179,12 +204,58 @@ fn contradictions_are_refused_by_name() {
     assert!(text.contains("conv_stem.weight has shape") && text.contains("expected [8, 1, 3, 3]"), "{text}");
     let text = tampered(&path, |tensors, _| tensors.get_mut("bn1.bias").unwrap().data[1] = f32::NAN);
     assert!(text.contains("bn1.bias holds numbers that are not finite"), "{text}");
+    let text = tampered(&path, |tensors, _| tensors.get_mut("bn1.running_var").unwrap().data[1] = -0.5);
+    assert!(text.contains("bn1.running_var holds variances below 0"), "{text}");
     let text = tampered(&path, |_, metadata| drop(metadata.remove("depthshrinker.graph")));
     assert!(text.contains("import"), "{text}");
     let text = tampered(&path, |_, metadata| drop(metadata.insert("depthshrinker.format".into(), "99".into())));
     assert!(text.contains("99"), "{text}");
     let text = tampered(&path, |_, metadata| drop(metadata.insert("depthshrinker.data".into(), "{}".into())));
     assert!(text.contains("depthshrinker.data is damaged"), "{text}");
+}
+
+/// Finite weights can still overflow: in a fold, or on the way to the logits. Neither is written or printed as a result.
+#[test]
+fn numbers_that_are_not_finite_are_no_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_depthshrinker")).current_dir(folder.path()).args(args).output();
+        let output = output.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && text.lines().count() == 1, "{args:?}: {:?}: {text}", output.status);
+        text
+    };
+    let mut model = mobilenet();
+    model.weights.get_mut("bn1.weight").unwrap().data[0] = 3e38;
+    model.weights.get_mut("bn1.running_var").unwrap().data[0] = 0.0;
+    write_model(&folder.path().join("m.safetensors"), &model, &info()).unwrap();
+    for file in ["out.onnx", "out.safetensors"] {
+        assert!(run(&["export", "m.safetensors", "-o", file]).contains("conv_stem."));
+        assert!(!folder.path().join(file).exists());
+    }
+    let mut model = mobilenet();
+    model.weights.get_mut("classifier.bias").unwrap().data.fill(3e38);
+    model.weights.get_mut("classifier.weight").unwrap().data.fill(3e38);
+    write_model(&folder.path().join("m.safetensors"), &model, &info()).unwrap();
+    let input = Tensor::full(&[1, 1, 20, 28], 1.0);
+    let x = folder.path().join("x.safetensors");
+    write_tensors(&x, &[("input".to_owned(), input)].into(), &Default::default()).unwrap();
+    assert!(run(&["infer", "m.safetensors", "--input", "x.safetensors"]).contains("a logit is"));
+}
+
+/// An export's precision is the file's: it needs no device that computes in it.
+#[test]
+fn exports_in_half_precision_need_no_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = mobilenet();
+    model.weights.values_mut().for_each(|tensor| tensor.data.iter_mut().for_each(|x| *x = 0.5));
+    write_model(&folder.path().join("m.safetensors"), &model, &info()).unwrap();
+    let args = ["export", "m.safetensors", "-o", "m.onnx", "--precision", "f16", "--device", "cpu", "--json"];
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_depthshrinker")).current_dir(folder.path()).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["precision"], "f16");
 }
 
 #[test]
@@ -208,6 +279,9 @@ fn hostile_graphs_are_refused() {
         graph.replacen("\"op\":\"conv\"", "\"op\":\"shell\"", 1),
         graph.replacen("\"eps\":", "\"eps\":-", 1),
         graph.replacen("\"start\":", "\"start\":9", 1),
+        graph.replacen("\"h\":20", "\"h\":40000", 1),
+        graph.replacen("\"conv_stem\"", &format!("\"{}\"", "stem".repeat(200)), 1),
+        graph.replacen("\"conv_stem\"", "\"conv\\nstem\"", 1),
     ];
     for (i, json) in hostile.iter().enumerate() {
         assert_ne!(json, &graph, "case {i} changes nothing");

@@ -30,13 +30,19 @@ pub struct Args {
 /// # Errors
 /// A model that cannot be read, an unknown ending, or weights that the precision cannot hold.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
-    let config = common.base_config(Entry::New, None)?;
+    let mut config = common.base_config(Entry::New, None)?;
+    // The precision is that of the file, not of a device: nothing is computed on one.
+    let precision = std::mem::replace(&mut config.precision, Dtype::F32);
     common.ready(&config)?;
     refuse_same(&args.model, &args.output)?;
     let (model, info) = read_model(&args.model)?;
-    match (args.output.extension().and_then(|e| e.to_str()), config.precision) {
+    match (args.output.extension().and_then(|e| e.to_str()), precision) {
         (Some("onnx"), precision) => write_onnx(&args.output, &model, &info, precision)?,
-        (Some("safetensors"), Dtype::F32) => write_model(&args.output, &model.folded()?, &info)?,
+        (Some("safetensors"), Dtype::F32) => {
+            let folded = model.folded()?;
+            folded.check_finite()?;
+            write_model(&args.output, &folded, &info)?;
+        }
         (Some("safetensors"), _) => {
             return Err(Error::Config("a .safetensors file is written in f32; leave out --precision".into()).into());
         }
@@ -48,7 +54,6 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let bytes = std::fs::metadata(&args.output).map_err(|e| Error::io(&args.output, e))?.len();
     let (params, macs) = sizes(&model)?;
     let text = if common.json {
-        let precision = config.precision;
         let value = json!({
             "output": args.output, "precision": precision, "bytes": bytes, "params": params, "macs": macs,
         });

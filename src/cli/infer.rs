@@ -47,6 +47,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         Some(path) => of_tensor(path, &model, &device)?,
         None => of_pictures(&args.images, &model, &info, &device)?,
     };
+    if let Some(bad) = logits.iter().find(|v| !v.is_finite()) {
+        return Err(
+            Error::NotFinite(format!("a logit is {bad}; the model's weights or the images are unusable")).into()
+        );
+    }
     let classes = model.graph.classes();
     if let Some(path) = &args.output {
         write_logits(path, &logits, classes)?;

@@ -50,6 +50,17 @@ impl Model {
         Err(Error::Graph(format!("{} does not fit its weights: {shown}{more}", graph.name)))
     }
 
+    /// Refuses weights that are not finite: what folding a batch-norm with a tiny variance can leave.
+    ///
+    /// # Errors
+    /// Names the first such tensor.
+    pub fn check_finite(&self) -> Result<()> {
+        match self.weights.iter().find(|(_, tensor)| tensor.data.iter().any(|v| !v.is_finite())) {
+            Some((name, _)) => Err(Error::NotFinite(format!("{name} of {} is not finite", self.graph.name))),
+            None => Ok(()),
+        }
+    }
+
     /// The tensor of a parameter that [`Model::new`] has checked to be there.
     pub fn weight(&self, name: &str) -> &Tensor {
         &self.weights[name]

@@ -56,6 +56,7 @@ pub fn write_onnx(path: &Path, model: &Model, info: &ModelInfo, precision: Dtype
 /// As [`write_onnx`].
 pub fn to_onnx(model: &Model, info: &ModelInfo, precision: Dtype) -> Result<Vec<u8>> {
     let folded = model.folded()?;
+    folded.check_finite()?;
     let graph = Exporter::new(&folded, precision)?.export()?;
     let props =
         data_metadata(&folded.graph, info)?.into_iter().map(|(key, value)| StringStringEntryProto { key, value });
