@@ -2,6 +2,7 @@
 //! `cargo run --release --manifest-path fuzz/Cargo.toml --example seeds`.
 
 use std::fs;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use depthshrinker::config::Config;
@@ -46,11 +47,27 @@ fn tiny(state: BlockState) -> Outcome<Model> {
     Ok(model)
 }
 
+/// The pickle in one of PyTorch's archives.
+fn pickle_of(archive: &[u8]) -> Outcome<Vec<u8>> {
+    let mut zip = zip::ZipArchive::new(Cursor::new(archive))?;
+    let mut pickle = Vec::new();
+    zip.by_name("forms/data.pkl")?.read_to_end(&mut pickle)?;
+    Ok(pickle)
+}
+
 fn main() -> Outcome {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
     let torch = corpus("torch")?;
     for name in ["forms.pth", "forms-old.pth"] {
         fs::copy(fixtures.join("import").join(name), torch.join(name))?;
+    }
+    let archive = fs::read(fixtures.join("import/forms.pth"))?;
+    fs::write(corpus("pickle")?.join("forms"), pickle_of(&archive)?)?;
+    for (target, folder) in [("pictures", "pictures"), ("parquet", "shards")] {
+        for entry in fs::read_dir(fixtures.join(folder))? {
+            let entry = entry?;
+            fs::copy(entry.path(), corpus(target)?.join(entry.file_name()))?;
+        }
     }
     fs::copy(fixtures.join("import/logits.safetensors"), corpus("safetensors")?.join("logits"))?;
 
@@ -76,7 +93,7 @@ fn main() -> Outcome {
 
     fs::write(corpus("config")?.join("default"), Config::default().to_toml()?)?;
     fs::write(corpus("masks")?.join("list"), "1,0,1,1")?;
-    fs::write(corpus("masks")?.join("plan"), r#"{"kept":[1,0],"scores":[0.5,-1.0],"masks":[{"keep":1,"kept":[1,0]}]}"#)?;
+    fs::write(corpus("masks")?.join("plan"), r#"{"kept":[1,0],"scores":[0.5,-1.0],"nested":[{"keep":1,"kept":[1,0]}]}"#)?;
 
     let images = [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3][..], &[7; 12]].concat();
     let labels = [0, 0, 8, 1, 0, 0, 0, 2, 3, 9];

@@ -186,7 +186,8 @@ impl Preprocessing {
         }
     }
 
-    /// The same for square inputs of another size: the crop keeps its share of the resized picture.
+    /// The same for square inputs of another size: the crop keeps its share of the resized picture, as far as whole pixels
+    /// tell it; [`crate::models::preprocessing_at`] knows the share that was published.
     pub fn at(mut self, size: usize) -> Self {
         let old = self.shape.height.min(self.shape.width);
         self.resize.shorter_side = self.resize.shorter_side * size / old;
@@ -212,8 +213,21 @@ impl Preprocessing {
     /// A file that is no picture (named), or a preprocessing that [`check`](Self::check) refuses.
     pub fn read(&self, path: &Path) -> Result<Vec<f32>> {
         self.check()?;
+        self.input(&Picture::read(path, self.shape.channels)?)
+    }
+
+    /// As [`read`](Self::read), from the bytes of a picture; `path` is what messages name.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(&self, path: &Path, bytes: &[u8]) -> Result<Vec<f32>> {
+        self.check()?;
+        self.input(&Picture::decode(bytes, path, self.shape.channels)?)
+    }
+
+    fn input(&self, picture: &Picture) -> Result<Vec<f32>> {
         let mut pixels = vec![0; self.shape.size()];
-        self.resize.apply(&Picture::read(path, self.shape.channels)?, self.shape, &mut pixels)?;
+        self.resize.apply(picture, self.shape, &mut pixels)?;
         let mut input = vec![0.0; pixels.len()];
         let tables = ByteTables::new(&self.normalisation.mean, &self.normalisation.std);
         write(&ImageView::default(), &pixels, self.shape.into(), &tables, &mut input);
