@@ -93,7 +93,10 @@ fn main() -> Outcome {
 
     fs::write(corpus("config")?.join("default"), Config::default().to_toml()?)?;
     fs::write(corpus("masks")?.join("list"), "1,0,1,1")?;
-    fs::write(corpus("masks")?.join("plan"), r#"{"kept":[1,0],"scores":[0.5,-1.0],"nested":[{"keep":1,"kept":[1,0]}]}"#)?;
+    fs::write(
+        corpus("masks")?.join("plan"),
+        r#"{"kept":[1,0],"scores":[0.5,-1.0],"nested":[{"keep":1,"kept":[1,0]}]}"#,
+    )?;
 
     let images = [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3][..], &[7; 12]].concat();
     let labels = [0, 0, 8, 1, 0, 0, 0, 2, 3, 9];
