@@ -185,7 +185,7 @@ impl Engine {
 
     /// Bytes of the planned activation and gradient buffers of a whole batch.
     pub fn planned_bytes(&self) -> u64 {
-        (self.layout.sizes.iter().sum::<usize>() * self.options.batch * size_of::<f32>()) as u64
+        (self.layout.sizes.iter().sum::<usize>() * self.options.batch * self.device.precision().bytes()) as u64
     }
 
     /// Bytes of all buffers held now, those of micro-batches included.
