@@ -1,8 +1,9 @@
 //! The roofline: the least time a network can take on a machine of given bandwidth and peak rates.
 //!
 //! A network is counted as the steps of its fused plan: a convolution with everything per-element behind it (batch-norm,
-//! residual, activation) reads its input `x`, its weights `w` and the residual once and writes its output `y` once. Bytes = e·(N·(x + y [+ residual]) + w), FLOP = 2·MACs·N, time = max(bytes / bandwidth, FLOP / peak), e the bytes
-//! of an element and N the batch. Everything here is a pure function of the graph.
+//! residual, activation) reads its input `x`, its weights `w` and the residual once and writes its output `y` once.
+//! Bytes = e·(N·(x + y [+ residual]) + w), FLOP = 2·MACs·N, time = max(bytes / bandwidth, FLOP / peak), e the bytes of an
+//! element and N the batch. Everything here is a pure function of the graph.
 
 use std::collections::HashMap;
 
