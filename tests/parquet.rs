@@ -77,6 +77,19 @@ fn shards_that_cannot_be_used_are_named() {
     }
 }
 
+/// Small files that claim much: a class per label up to four billion, a million rows of one picture.
+#[test]
+fn shards_that_claim_more_than_they_hold_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let hostile = |name: &str| fixtures().parent().unwrap().join(name);
+    let whole = fixtures().join("train-00000-of-00002.parquet");
+    fs::copy(whole, folder.path().join("validation-0.parquet")).unwrap();
+    fs::copy(hostile("label-out-of-range.parquet"), folder.path().join("train-0.parquet")).unwrap();
+    refused(open(folder.path()), &["train-0.parquet", "has label", "labels count from 0"]);
+    fs::copy(hostile("repeated-rows.parquet"), folder.path().join("train-0.parquet")).unwrap();
+    refused(open(folder.path()), &["train-0.parquet", "claims 1000000 rows in"]);
+}
+
 /// Whatever a byte of a shard is changed to, there is an error in one line or a picture, never a panic.
 #[test]
 fn damaged_shards_do_not_panic() {

@@ -25,6 +25,10 @@ use crate::{Error, Result};
 const WINDOW: usize = 16;
 /// Largest row group that is read, in bytes.
 const MAX_GROUP: i64 = 256 << 20;
+/// Most classes; a label beyond them is none.
+const MAX_CLASSES: u32 = 1 << 20;
+/// Fewest bytes of a file to a row: equal numbers take next to no room, but a picture does.
+const MIN_ROW_BYTES: u64 = 16;
 /// Where the files lie below the given folder.
 const FOLDERS: [&str; 2] = ["", "data"];
 const IMAGE: &str = "image.bytes";
@@ -165,6 +169,12 @@ fn split(files: &[PathBuf], classes: &mut Option<Vec<String>>) -> Result<(ShardR
         }
         column(&reader, file, IMAGE)?;
         let label = column(&reader, file, LABEL)?;
+        let bytes = std::fs::metadata(file).map_err(|e| Error::io(file, e))?.len();
+        let claimed =
+            metadata.row_groups().iter().map(|group| group.num_rows().max(0) as u64).fold(0, u64::saturating_add);
+        if claimed > bytes / MIN_ROW_BYTES {
+            return Err(unreadable(file, &format!("claims {claimed} rows in {bytes} bytes")));
+        }
         for number in 0..metadata.num_row_groups() {
             let (group, count) = (metadata.row_group(number), metadata.row_group(number).num_rows() as usize);
             if group.total_byte_size() > MAX_GROUP || group.num_rows() < 0 || group.num_rows() > MAX_GROUP {
@@ -222,8 +232,10 @@ fn read_labels(reader: ColumnReader, count: usize, file: &Path) -> Result<Vec<u3
         return Err(unreadable(file, &format!("has {} labels for {count} rows", values.len())));
     }
     let label = |value: i64| {
-        u32::try_from(value)
-            .map_err(|_| unreadable(file, &format!("has label {value}; labels count from 0 (-1 means unknown)")))
+        u32::try_from(value).ok().filter(|label| *label < MAX_CLASSES).ok_or_else(|| {
+            let problem = format!("has label {value}; labels count from 0 (-1 means unknown) to {}", MAX_CLASSES - 1);
+            unreadable(file, &problem)
+        })
     };
     values.into_iter().map(label).collect()
 }
