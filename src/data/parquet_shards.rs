@@ -7,12 +7,14 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use super::dataset::{Data, Dataset};
@@ -64,7 +66,7 @@ impl ShardRows {
         let (group, row) = self.rows[index];
         let place = &self.shards.groups[group as usize];
         let read = self.shards.group(group as usize);
-        let pictures = read.get_or_init(|| pictures(place).map_err(|e| e.to_string()));
+        let pictures = read.get_or_init(|| guarded(&place.path, || pictures(place)).map_err(|e| e.to_string()));
         match pictures {
             Ok(pictures) => {
                 let name = format!("{} (row group {}, row {row})", place.path.display(), place.number);
@@ -157,41 +159,57 @@ fn shards(folder: &Path, kinds: &[&str]) -> Result<Option<Vec<PathBuf>>> {
 fn split(files: &[PathBuf], classes: &mut Option<Vec<String>>) -> Result<(ShardRows, Vec<u32>)> {
     let (mut groups, mut rows, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     for file in files {
-        let wrong = |e: ParquetError| unreadable(file, &e.to_string());
-        let reader = open_shard(file)?;
-        let path = Arc::new(file.clone());
-        let metadata = reader.metadata();
-        if classes.is_none() {
-            *classes = metadata
-                .file_metadata()
-                .key_value_metadata()
-                .and_then(|pairs| class_names(pairs.iter().find(|pair| pair.key == "huggingface")?.value.as_deref()?));
-        }
-        column(&reader, file, IMAGE)?;
-        let label = column(&reader, file, LABEL)?;
-        let bytes = std::fs::metadata(file).map_err(|e| Error::io(file, e))?.len();
-        let claimed =
-            metadata.row_groups().iter().map(|group| group.num_rows().max(0) as u64).fold(0, u64::saturating_add);
-        if claimed > bytes / MIN_ROW_BYTES {
-            return Err(unreadable(file, &format!("claims {claimed} rows in {bytes} bytes")));
-        }
-        for number in 0..metadata.num_row_groups() {
-            let (group, count) = (metadata.row_group(number), metadata.row_group(number).num_rows() as usize);
-            if group.total_byte_size() > MAX_GROUP || group.num_rows() < 0 || group.num_rows() > MAX_GROUP {
-                let size = group.total_byte_size();
-                return Err(unreadable(
-                    file,
-                    &format!("row group {number} has {size} bytes, at most {MAX_GROUP} are read"),
-                ));
-            }
-            let reader = reader.get_row_group(number).map_err(wrong)?;
-            labels.extend(read_labels(reader.get_column_reader(label).map_err(wrong)?, count, file)?);
-            rows.extend((0..count as u32).map(|row| (groups.len() as u32, row)));
-            groups.push(Place { path: Arc::clone(&path), number, rows: count });
-        }
+        guarded(file, || list(file, &mut groups, &mut rows, &mut labels, classes))?;
     }
     let shards = Arc::new(Shards { groups, recent: Mutex::default() });
     Ok((ShardRows { shards, rows }, labels))
+}
+
+/// Adds the row groups, rows and labels of a shard; and the class names, where it is the first to tell them.
+fn list(
+    file: &Path,
+    groups: &mut Vec<Place>,
+    rows: &mut Vec<(u32, u32)>,
+    labels: &mut Vec<u32>,
+    classes: &mut Option<Vec<String>>,
+) -> Result<()> {
+    let wrong = |e: ParquetError| unreadable(file, &e.to_string());
+    let reader = open_shard(file)?;
+    let path = Arc::new(file.to_owned());
+    let metadata = reader.metadata();
+    if classes.is_none() {
+        *classes = metadata
+            .file_metadata()
+            .key_value_metadata()
+            .and_then(|pairs| class_names(pairs.iter().find(|pair| pair.key == "huggingface")?.value.as_deref()?));
+    }
+    column(&reader, file, IMAGE)?;
+    let label = column(&reader, file, LABEL)?;
+    let bytes = std::fs::metadata(file).map_err(|e| Error::io(file, e))?.len();
+    let claimed = metadata.row_groups().iter().map(|group| group.num_rows().max(0) as u64).fold(0, u64::saturating_add);
+    if claimed > bytes / MIN_ROW_BYTES {
+        return Err(unreadable(file, &format!("claims {claimed} rows in {bytes} bytes")));
+    }
+    for number in 0..metadata.num_row_groups() {
+        let (group, count) = (metadata.row_group(number), metadata.row_group(number).num_rows() as usize);
+        if group.total_byte_size() > MAX_GROUP || group.num_rows() < 0 || group.num_rows() > MAX_GROUP {
+            let size = group.total_byte_size();
+            return Err(unreadable(
+                file,
+                &format!("row group {number} has {size} bytes, at most {MAX_GROUP} are read"),
+            ));
+        }
+        let reader = reader.get_row_group(number).map_err(wrong)?;
+        labels.extend(read_labels(reader.get_column_reader(label).map_err(wrong)?, count, file)?);
+        rows.extend((0..count as u32).map(|row| (groups.len() as u32, row)));
+        groups.push(Place { path: Arc::clone(&path), number, rows: count });
+    }
+    Ok(())
+}
+
+/// Reads a file. The crate that does so asserts what a damaged one may break; that is an error like any other.
+fn guarded<T>(file: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(unreadable(file, "is damaged")))
 }
 
 fn unreadable(file: &Path, problem: &str) -> Error {
@@ -200,7 +218,14 @@ fn unreadable(file: &Path, problem: &str) -> Error {
 
 fn open_shard(file: &Path) -> Result<SerializedFileReader<File>> {
     let handle = File::open(file).map_err(|e| Error::io(file, e))?;
-    SerializedFileReader::new(handle).map_err(|e| unreadable(file, &format!("is no Parquet file: {e}")))
+    let reader =
+        SerializedFileReader::new(handle).map_err(|e| unreadable(file, &format!("is no Parquet file: {e}")))?;
+    let mut chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
+    let is_placed = |chunk: &ColumnChunkMetaData| {
+        let start = chunk.dictionary_page_offset().unwrap_or(0).min(chunk.data_page_offset());
+        start >= 0 && chunk.compressed_size() >= 0
+    };
+    if chunks.all(is_placed) { Ok(reader) } else { Err(unreadable(file, "has columns at no place")) }
 }
 
 /// The number of a column.
