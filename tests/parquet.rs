@@ -90,6 +90,8 @@ fn shards_that_claim_more_than_they_hold_are_refused() {
     refused(open(folder.path()), &["train-0.parquet", "claims 1000000 rows in"]);
     fs::copy(hostile("negative-offset.parquet"), folder.path().join("train-0.parquet")).unwrap();
     refused(open(folder.path()), &["train-0.parquet", "columns at no place"]);
+    fs::copy(hostile("missing-dictionary.parquet"), folder.path().join("train-0.parquet")).unwrap();
+    refused(open(folder.path()), &["train-0.parquet", "is damaged; replace or remove it"]);
 }
 
 /// Whatever a byte of a shard is changed to, there is an error in one line or a picture, never a panic.
