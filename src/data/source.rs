@@ -38,6 +38,28 @@ impl Default for DataSource {
 
 /// Opens a data set: reads it whole, or lists its pictures. Whatever is wrong with its files is told in one line.
 pub fn open(source: &DataSource) -> Result<Data> {
+    if let Some(data) = open_pair(source)? {
+        return Ok(data);
+    }
+    let (root, image_size) = pictures(source)?;
+    image_folder::open(&root, &source.name, image_size)
+}
+
+/// The test set alone, which is all that an evaluation needs: a folder of pictures need not have training images, and
+/// they are not listed.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_test(source: &DataSource) -> Result<Dataset> {
+    if let Some(data) = open_pair(source)? {
+        return Ok(data.test);
+    }
+    let (root, image_size) = pictures(source)?;
+    image_folder::open_test(&root, &source.name, image_size)
+}
+
+/// A set whose two parts are opened together; `None` if `source` is a folder of pictures.
+fn open_pair(source: &DataSource) -> Result<Option<Data>> {
     let dir = source.dir.as_deref();
     let data = match source.name.as_str() {
         "embedded" if dir.is_some() => {
@@ -50,10 +72,9 @@ pub fn open(source: &DataSource) -> Result<Data> {
         "mnist" => fashion_mnist::open_mnist(dir)?,
         "cifar10" => cifar::open_cifar10(dir)?,
         "cifar100" => cifar::open_cifar100(dir)?,
-        name if name.starts_with(SHARDS) => return open_shards(&name[SHARDS.len()..], dir, source.image_size),
         name => {
-            let (root, image_size) = pictures(source)?;
-            return image_folder::open(&root, name, image_size);
+            let Some(folder) = name.strip_prefix(SHARDS) else { return Ok(None) };
+            return open_shards(folder, dir, source.image_size).map(Some);
         }
     };
     let shape = data.train.shape();
@@ -62,23 +83,8 @@ pub fn open(source: &DataSource) -> Result<Data> {
             "image size {size} is for folders of pictures; the images of {} are {}x{}",
             source.name, shape.height, shape.width
         ))),
-        _ => Ok(data),
+        _ => Ok(Some(data)),
     }
-}
-
-/// The test set alone, which is all that an evaluation needs: a folder of pictures need not have training images, and
-/// they are not listed.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_test(source: &DataSource) -> Result<Dataset> {
-    const SETS: [&str; 5] = ["embedded", "fashion-mnist", "mnist", "cifar10", "cifar100"];
-    let name = source.name.as_str();
-    if SETS.contains(&name) || name.starts_with(SHARDS) {
-        return Ok(open(source)?.test);
-    }
-    let (root, image_size) = pictures(source)?;
-    image_folder::open_test(&root, name, image_size)
 }
 
 /// The folder of pictures that is meant, and the side that they are brought to.
