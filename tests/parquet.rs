@@ -77,21 +77,83 @@ fn shards_that_cannot_be_used_are_named() {
     }
 }
 
-/// Small files that claim much: a class per label up to four billion, a million rows of one picture.
+/// Small files that claim much: a class per label up to four billion, a million rows of one picture,
+/// a page of two gigabytes.
 #[test]
 fn shards_that_claim_more_than_they_hold_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let hostile = |name: &str| fixtures().parent().unwrap().join(name);
     let whole = fixtures().join("train-00000-of-00002.parquet");
     fs::copy(whole, folder.path().join("validation-0.parquet")).unwrap();
-    fs::copy(hostile("label-out-of-range.parquet"), folder.path().join("train-0.parquet")).unwrap();
-    refused(open(folder.path()), &["train-0.parquet", "has label", "labels count from 0"]);
-    fs::copy(hostile("repeated-rows.parquet"), folder.path().join("train-0.parquet")).unwrap();
-    refused(open(folder.path()), &["train-0.parquet", "claims 1000000 rows in"]);
-    fs::copy(hostile("negative-offset.parquet"), folder.path().join("train-0.parquet")).unwrap();
-    refused(open(folder.path()), &["train-0.parquet", "columns at no place"]);
-    fs::copy(hostile("missing-dictionary.parquet"), folder.path().join("train-0.parquet")).unwrap();
-    refused(open(folder.path()), &["train-0.parquet", "is damaged; replace or remove it"]);
+    for (name, parts) in [
+        ("label-out-of-range", ["has label", "labels count from 0"]),
+        ("repeated-rows", ["claims 1000000 rows in", "replace or remove it"]),
+        ("negative-offset", ["row group 0 is not within the file", "replace or remove it"]),
+        ("missing-dictionary", ["is damaged", "replace or remove it"]),
+        ("page-size", ["row group 0", "Invalid page header"]),
+        ("delta-lengths", ["row group 0", "DELTA_LENGTH_BYTE_ARRAY"]),
+        ("gzip", ["is compressed with", "Snappy's and none are read"]),
+    ] {
+        let hostile = fixtures().with_file_name(format!("{name}.parquet"));
+        fs::copy(hostile, folder.path().join("train-0.parquet")).unwrap();
+        // Pictures are read when they are asked for.
+        let outcome = open(folder.path()).and_then(|data| data.train.image(0, &mut vec![0; data.train.shape().size()]));
+        refused(outcome, &["train-0.parquet", parts[0], parts[1]]);
+    }
+}
+
+/// What the reading crate asserts is the one line that the program prints, too.
+#[test]
+fn a_damaged_shard_is_one_line_on_stderr() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["train-0.parquet", "validation-0.parquet"] {
+        fs::copy(fixtures().with_file_name("missing-dictionary.parquet"), folder.path().join(name)).unwrap();
+    }
+    let mut shrink = assert_cmd::Command::cargo_bin("depthshrinker").unwrap();
+    shrink.current_dir(folder.path()).args(["shrink", "--net", "mobilenetv2-0.25", "--data"]);
+    let failed = shrink.arg(format!("parquet:{}", folder.path().display())).assert().code(1);
+    let stderr = String::from_utf8_lossy(&failed.get_output().stderr);
+    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{stderr}");
+    assert!(stderr.contains("train-0.parquet: is damaged; replace or remove it"), "{stderr}");
+}
+
+/// A file of nothing but a footer whose schema has these elements, each a group by its number of children.
+fn footer_alone(children: &[i32]) -> Vec<u8> {
+    fn varint(out: &mut Vec<u8>, mut value: u64) {
+        while value >= 0x80 {
+            out.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        out.push(value as u8);
+    }
+    // Thrift's compact protocol: (difference of field numbers, type) in a byte each, then the value.
+    let mut footer = vec![0x15, 2, 0x19, 0xfc];
+    varint(&mut footer, children.len() as u64);
+    for children in children {
+        footer.extend([0x48, 1, b'g', 0x15]);
+        varint(&mut footer, *children as u64 * 2);
+        footer.push(0);
+    }
+    footer.extend([0x16, 0, 0x19, 0x0c, 0]);
+    let length = (footer.len() as u32).to_le_bytes();
+    [b"PAR1", &footer[..], &length, b"PAR1"].concat()
+}
+
+/// Schemas that the crate `parquet` would recurse into, or reserve room for, without end.
+#[test]
+fn schemas_that_claim_more_than_they_hold_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = fixtures().join("train-00000-of-00002.parquet");
+    fs::copy(whole, folder.path().join("validation-0.parquet")).unwrap();
+    for (children, problem) in [
+        (vec![1; 600_000], "has a bad footer: "),
+        (vec![1; 60_000], "60000 elements of a schema"),
+        ([vec![1; 1000], vec![0]].concat(), "levels deep"),
+        (vec![i32::MAX, 0], "element 0 of 2 of the schema has 2147483647 children"),
+        (vec![0], "has no column `image.bytes`"),
+    ] {
+        fs::write(folder.path().join("train-0.parquet"), footer_alone(&children)).unwrap();
+        refused(open(folder.path()), &["train-0.parquet", problem]);
+    }
 }
 
 /// Whatever a byte of a shard is changed to, there is an error in one line or a picture, never a panic.

@@ -7,7 +7,7 @@
 //! | `dataset` | [`Dataset`]: images, labels, class names, normalisation |
 //! | `embedded` | the cut of Fashion-MNIST inside the binary |
 //! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
-//! | `parquet_shards` | pictures in Parquet files; with the feature `parquet` |
+//! | `parquet_shards` | pictures in Parquet files, which `parquet_file` reads; with the feature `parquet` |
 //! | `preprocess` | [`Preprocessing`]: a picture of any size → a network's input |
 //! | `imagenet` | names of ImageNet's classes |
 //! | `augment` | [`Augment`]: shift, flip, erase and normalise, one pass per row |
@@ -38,6 +38,8 @@ mod image_folder;
 mod imagenet;
 mod loader;
 mod locate;
+#[cfg(feature = "parquet")]
+mod parquet_file;
 #[cfg(feature = "parquet")]
 mod parquet_shards;
 mod picture;

@@ -6,18 +6,14 @@
 //! alone, like any other. What is in memory are the row groups of two such runs at most.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use parquet::column::reader::ColumnReader;
-use parquet::data_type::ByteArray;
-use parquet::errors::ParquetError;
-use parquet::file::metadata::ColumnChunkMetaData;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{ByteArray, DataType};
 
 use super::dataset::{Data, Dataset};
+use super::parquet_file::{ParquetFile, guarded};
 use super::picture::Picture;
 use super::preprocess::Preprocessing;
 use super::random;
@@ -25,12 +21,8 @@ use crate::{Error, Result};
 
 /// Row groups whose images are shuffled together.
 const WINDOW: usize = 16;
-/// Largest row group that is read, in bytes.
-const MAX_GROUP: i64 = 256 << 20;
 /// Most classes; a label beyond them is none.
 const MAX_CLASSES: u32 = 1 << 20;
-/// Fewest bytes of a file to a row: equal numbers take next to no room, but a picture does.
-const MIN_ROW_BYTES: u64 = 16;
 /// Where the files lie below the given folder.
 const FOLDERS: [&str; 2] = ["", "data"];
 const IMAGE: &str = "image.bytes";
@@ -50,7 +42,6 @@ pub(super) struct Shards {
 struct Place {
     path: Arc<PathBuf>,
     number: usize,
-    rows: usize,
 }
 
 /// The images of a data set: row groups and rows in them.
@@ -173,68 +164,26 @@ fn list(
     labels: &mut Vec<u32>,
     classes: &mut Option<Vec<String>>,
 ) -> Result<()> {
-    let wrong = |e: ParquetError| unreadable(file, &e.to_string());
-    let reader = open_shard(file)?;
-    let path = Arc::new(file.to_owned());
-    let metadata = reader.metadata();
+    let shard = ParquetFile::open(file)?;
     if classes.is_none() {
-        *classes = metadata
-            .file_metadata()
-            .key_value_metadata()
-            .and_then(|pairs| class_names(pairs.iter().find(|pair| pair.key == "huggingface")?.value.as_deref()?));
+        *classes = shard.value("huggingface").and_then(class_names);
     }
-    column(&reader, file, IMAGE)?;
-    let label = column(&reader, file, LABEL)?;
-    let bytes = std::fs::metadata(file).map_err(|e| Error::io(file, e))?.len();
-    let claimed = metadata.row_groups().iter().map(|group| group.num_rows().max(0) as u64).fold(0, u64::saturating_add);
-    if claimed > bytes / MIN_ROW_BYTES {
-        return Err(unreadable(file, &format!("claims {claimed} rows in {bytes} bytes")));
-    }
-    for number in 0..metadata.num_row_groups() {
-        let (group, count) = (metadata.row_group(number), metadata.row_group(number).num_rows() as usize);
-        if group.total_byte_size() > MAX_GROUP || group.num_rows() < 0 || group.num_rows() > MAX_GROUP {
-            let size = group.total_byte_size();
-            return Err(unreadable(
-                file,
-                &format!("row group {number} has {size} bytes, at most {MAX_GROUP} are read"),
-            ));
-        }
-        let reader = reader.get_row_group(number).map_err(wrong)?;
-        labels.extend(read_labels(reader.get_column_reader(label).map_err(wrong)?, count, file)?);
+    column(&shard, IMAGE)?;
+    let label = column(&shard, LABEL)?;
+    let path = Arc::new(file.to_owned());
+    for number in 0..shard.groups() {
+        let count = shard.rows(number);
+        labels.extend(read_labels(&shard, number, label)?);
         rows.extend((0..count as u32).map(|row| (groups.len() as u32, row)));
-        groups.push(Place { path: Arc::clone(&path), number, rows: count });
+        groups.push(Place { path: Arc::clone(&path), number });
     }
     Ok(())
 }
 
-/// Reads a file. The crate that does so asserts what a damaged one may break; that is an error like any other.
-fn guarded<T>(file: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(unreadable(file, "is damaged")))
-}
-
-fn unreadable(file: &Path, problem: &str) -> Error {
-    Error::file(file, format!("{}; replace or remove it", problem.replace('\n', " ")))
-}
-
-fn open_shard(file: &Path) -> Result<SerializedFileReader<File>> {
-    let handle = File::open(file).map_err(|e| Error::io(file, e))?;
-    let reader =
-        SerializedFileReader::new(handle).map_err(|e| unreadable(file, &format!("is no Parquet file: {e}")))?;
-    let mut chunks = reader.metadata().row_groups().iter().flat_map(|group| group.columns());
-    let is_placed = |chunk: &ColumnChunkMetaData| {
-        let start = chunk.dictionary_page_offset().unwrap_or(0).min(chunk.data_page_offset());
-        start >= 0 && chunk.compressed_size() >= 0
-    };
-    if chunks.all(is_placed) { Ok(reader) } else { Err(unreadable(file, "has columns at no place")) }
-}
-
 /// The number of a column.
-fn column(reader: &SerializedFileReader<File>, file: &Path, name: &str) -> Result<usize> {
-    let columns = reader.metadata().file_metadata().schema_descr().columns();
-    columns
-        .iter()
-        .position(|column| column.path().string() == name)
-        .ok_or_else(|| unreadable(file, &format!("has no column `{name}`; shards need image (bytes, path) and label")))
+fn column(shard: &ParquetFile, name: &str) -> Result<usize> {
+    let missing = || shard.unreadable(&format!("has no column `{name}`; shards need image (bytes, path) and label"));
+    shard.column(name).ok_or_else(missing)
 }
 
 /// The names of the labels in the description that Hugging Face puts into every shard.
@@ -247,41 +196,37 @@ fn class_names(description: &str) -> Option<Vec<String>> {
         .collect()
 }
 
-fn read_labels(reader: ColumnReader, count: usize, file: &Path) -> Result<Vec<u32>> {
-    let ColumnReader::Int64ColumnReader(mut reader) = reader else {
-        return Err(unreadable(file, "has labels that are not 64-bit integers"));
+/// The labels of a row group.
+fn read_labels(shard: &ParquetFile, group: usize, column: usize) -> Result<Vec<u32>> {
+    let ColumnReader::Int64ColumnReader(reader) = shard.reader(group, column)? else {
+        return Err(shard.unreadable("has labels that are not 64-bit integers"));
     };
-    let (mut values, mut levels) = (Vec::new(), Vec::new());
-    reader.read_records(count, Some(&mut levels), None, &mut values).map_err(|e| unreadable(file, &e.to_string()))?;
-    if values.len() != count {
-        return Err(unreadable(file, &format!("has {} labels for {count} rows", values.len())));
-    }
     let label = |value: i64| {
         u32::try_from(value).ok().filter(|label| *label < MAX_CLASSES).ok_or_else(|| {
             let problem = format!("has label {value}; labels count from 0 (-1 means unknown) to {}", MAX_CLASSES - 1);
-            unreadable(file, &problem)
+            shard.unreadable(&problem)
         })
     };
-    values.into_iter().map(label).collect()
+    read_rows(shard, group, reader)?.into_iter().map(label).collect()
 }
 
 /// The encoded pictures of a row group.
 fn pictures(place: &Place) -> Result<Vec<ByteArray>> {
-    let file = place.path.as_path();
-    let wrong = |e: ParquetError| unreadable(file, &e.to_string());
-    let reader = open_shard(file)?;
-    let image = column(&reader, file, IMAGE)?;
-    let group = reader.get_row_group(place.number).map_err(wrong)?;
-    let ColumnReader::ByteArrayColumnReader(mut reader) = group.get_column_reader(image).map_err(wrong)? else {
-        return Err(unreadable(file, "has images that are not bytes"));
+    let shard = ParquetFile::open(&place.path)?;
+    let ColumnReader::ByteArrayColumnReader(reader) = shard.reader(place.number, column(&shard, IMAGE)?)? else {
+        return Err(shard.unreadable("has images that are not bytes"));
     };
+    read_rows(&shard, place.number, reader)
+}
+
+/// The values of a column in all rows of a row group.
+fn read_rows<T: DataType>(shard: &ParquetFile, group: usize, mut reader: ColumnReaderImpl<T>) -> Result<Vec<T::T>> {
     let (mut values, mut levels) = (Vec::new(), Vec::new());
-    reader.read_records(place.rows, Some(&mut levels), None, &mut values).map_err(wrong)?;
-    if values.len() != place.rows {
-        return Err(unreadable(
-            file,
-            &format!("row group {} has {} pictures for {} rows", place.number, values.len(), place.rows),
-        ));
+    let rows = shard.rows(group);
+    let read = reader.read_records(rows, Some(&mut levels), None, &mut values);
+    read.map_err(|e| shard.unreadable(&format!("row group {group}: {e}")))?;
+    if values.len() != rows {
+        return Err(shard.unreadable(&format!("row group {group} has {} values for {rows} rows", values.len())));
     }
     Ok(values)
 }
