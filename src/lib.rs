@@ -2,7 +2,7 @@
 //! linear into dense convolutions, exactly.
 //!
 //! Layers, top down; a module imports only from those below it: [`cli`], [`pipeline`] and [`config`], [`report`],
-//! [`shrink`], [`train`], [`measure`] and [`check`], then [`models`], [`io`] and [`data`], [`engine`], [`model`],
+//! [`shrink`], [`train`], [`measure`] and [`check`], then [`io`], [`models`], [`data`], [`engine`], [`model`],
 //! [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`dtype`] and [`error`].
 #![deny(missing_docs)]
 
