@@ -1,14 +1,13 @@
-//! Dense and grouped k×k convolution on the CPU: im2col of a few lines into the core's cache, then a GEMM per group.
+//! Backward pass: im2col of a few lines into the core's cache, then a GEMM per group and gradient.
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::batch_norm::GradientSums;
-use super::conv::ConvProblem;
-use super::conv_input::Source;
-use super::gemm::{Matrix, gemm};
-use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+use super::super::batch_norm::GradientSums;
+use super::super::conv::ConvProblem;
+use super::super::conv_input::Source;
+use super::super::gemm::{Matrix, gemm};
+use super::super::parallel::{slab_range, slabs, sum_slabs, with_scratch};
+use super::stored;
 
 /// Elements of one im2col piece: what fits beside its GEMM operands in a core's second-level cache.
 const COLUMN_ELEMENTS: usize = 1 << 15;
@@ -34,41 +33,8 @@ impl Geometry {
     }
 }
 
-/// y = im2col(x)·Wᵀ.
-pub(super) fn forward<R: Send>(
-    p: &ConvProblem,
-    x: &Source<'_>,
-    w: &[f32],
-    y: &mut [f32],
-    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
-) -> Vec<R> {
-    let (g, x) = (Geometry::new(p), stored(x));
-    let (lines, width, c) = p.output_lines();
-    let chunks = Chunks::new(lines, width, c);
-    y.par_chunks_mut(chunks.chunk_len())
-        .enumerate()
-        .map(|(chunk, y)| {
-            let lines = chunks.line_range(chunk);
-            with_scratch(g.piece * width * g.k, |columns| {
-                for (start, y) in (lines.start..).step_by(g.piece).zip(y.chunks_mut(g.piece * chunks.line_len)) {
-                    let pixels = y.len() / c;
-                    let piece = start..start + pixels / width;
-                    for group in 0..p.groups {
-                        im2col(p, &g, x, piece.clone(), group, columns);
-                        let weights = &w[group * g.c_out * g.k..][..g.c_out * g.k];
-                        let columns = Matrix::rows(columns, g.k);
-                        let y = &mut y[group * g.c_out..];
-                        gemm((pixels, g.c_out, g.k), columns, Matrix::transposed(weights, g.k), y, c, false);
-                    }
-                }
-            });
-            finish(chunks.range(chunk), y)
-        })
-        .collect()
-}
-
 /// dw = dyᵀ·im2col(x), dx (+)= col2im(dy·W), piece by piece.
-pub(super) fn backward(
+pub(in super::super) fn backward(
     p: &ConvProblem,
     x: &Source<'_>,
     w: &[f32],
@@ -112,14 +78,6 @@ pub(super) fn backward(
         });
     });
     None
-}
-
-/// A dense kernel reads every input pixel many times over, so its input is always stored.
-fn stored<'a>(x: &Source<'a>) -> &'a [f32] {
-    match x {
-        Source::Stored(x) => x,
-        Source::Normalised(_) => unreachable!("the planner stores what a dense convolution reads"),
-    }
 }
 
 /// For one output pixel the taps that lie inside the image: rows, and for each row the columns.
