@@ -33,7 +33,7 @@ use thrift::protocol::{TCompactInputProtocol, TInputProtocol, TType};
 
 use crate::{Error, Result};
 
-/// Largest footer that is read, in bytes; the crate takes up to a hundred times as much for what it lists.
+/// Largest footer that is read, in bytes; in memory the elements of its lists take many times what they take there.
 const MAX_FOOTER: usize = 4 << 20;
 /// Most elements of a schema.
 const MAX_FIELDS: usize = 1 << 10;

@@ -7,7 +7,7 @@ use super::super::conv::ConvProblem;
 use super::super::conv_input::Source;
 use super::super::gemm::{Matrix, gemm};
 use super::super::parallel::{slab_range, slabs, sum_slabs, with_scratch};
-use super::stored;
+use super::{copy_group, stored};
 
 /// Elements of one im2col piece: what fits beside its GEMM operands in a core's second-level cache.
 const COLUMN_ELEMENTS: usize = 1 << 15;
@@ -109,14 +109,7 @@ fn im2col(p: &ConvProblem, g: &Geometry, x: &[f32], lines: Range<usize>, group: 
                 let from = ((image * p.input.h + ih) * p.input.w + iw) * c + group * g.c_in;
                 out[..taps.start * g.c_in].fill(0.0);
                 out[taps.end * g.c_in..].fill(0.0);
-                let out = &mut out[taps.start * g.c_in..taps.end * g.c_in];
-                if p.groups == 1 {
-                    out.copy_from_slice(&x[from..from + out.len()]);
-                } else {
-                    for (out, x) in out.chunks_exact_mut(g.c_in).zip(x[from..].chunks(c)) {
-                        out.copy_from_slice(&x[..g.c_in]);
-                    }
-                }
+                copy_group(&x[from..], c, &mut out[taps.start * g.c_in..taps.end * g.c_in], g.c_in);
             }
         }
     }

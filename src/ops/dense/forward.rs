@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::super::conv::ConvProblem;
 use super::super::conv_input::Source;
 use super::super::parallel::{Chunks, with_scratch};
-use super::stored;
+use super::{copy_group, stored};
 
 /// Vectors of channels of a tile at most.
 const MAX_VECTORS: usize = 3;
@@ -37,9 +37,10 @@ pub(in super::super) fn forward<R: Send>(
     let panels = Panels::pack(p, w);
     let patch = Patch::new(p);
     let sum = |lines: Range<usize>, y: &mut [f32]| {
+        let pixels = patch.pixels(lines.clone());
         with_scratch(patch.len(lines.clone()), |rows| {
             for group in 0..p.groups {
-                let pixels = patch.copy(x, lines.clone(), group, rows);
+                patch.copy(x, lines.clone(), group, rows);
                 Arch::new().dispatch(Tiles { patch: &patch, panels: &panels, group, rows, pixels: &pixels, y });
             }
         });
@@ -185,19 +186,28 @@ impl<'a> Patch<'a> {
         self.parts(lines).map(|(_, _, count)| self.rows(count)).sum::<usize>() * self.row_len()
     }
 
-    /// Copies it, and tells where the first tap of every output pixel lies.
-    fn copy(&self, x: &[f32], lines: Range<usize>, group: usize, mut rows: &mut [f32]) -> Vec<usize> {
+    /// Where in it the first tap of every output pixel lies.
+    fn pixels(&self, lines: Range<usize>) -> Vec<usize> {
+        let (window, width) = (self.p.window, self.p.output.w);
+        let mut pixels = Vec::with_capacity(lines.len() * width);
+        let mut start = 0;
+        for (_, _, count) in self.parts(lines) {
+            for line in 0..count {
+                let line = start + line * window.stride_h * self.row_len();
+                pixels.extend((0..width).map(|ow| line + ow * window.stride_w * self.c_in));
+            }
+            start += self.rows(count) * self.row_len();
+        }
+        pixels
+    }
+
+    /// Copies it.
+    fn copy(&self, x: &[f32], lines: Range<usize>, group: usize, mut rows: &mut [f32]) {
         let (p, c, c_in, row_len) = (self.p, self.p.input.c, self.c_in, self.row_len());
         let window = p.window;
-        // What of a row the image covers, and from where on.
+        // What of a row the image covers.
         let covered = window.pad.left.min(self.width)..(window.pad.left + p.input.w).min(self.width);
-        let mut pixels = Vec::with_capacity(lines.len() * p.output.w);
-        let mut start = 0;
         for (image, first, count) in self.parts(lines) {
-            for line in 0..count {
-                let line = start + line * window.stride_h * row_len;
-                pixels.extend((0..p.output.w).map(|ow| line + ow * window.stride_w * c_in));
-            }
             let (part, tail) = rows.split_at_mut(self.rows(count) * row_len);
             for (r, row) in part.chunks_exact_mut(row_len).enumerate() {
                 let ih = (first * window.stride_h + r).checked_sub(window.pad.top).filter(|ih| *ih < p.input.h);
@@ -207,20 +217,11 @@ impl<'a> Patch<'a> {
                 };
                 row[..covered.start * c_in].fill(0.0);
                 row[covered.end * c_in..].fill(0.0);
-                let row = &mut row[covered.start * c_in..covered.end * c_in];
                 let from = &x[(image * p.input.h + ih) * p.input.w * c + group * c_in..];
-                if p.groups == 1 {
-                    row.copy_from_slice(&from[..row.len()]);
-                } else {
-                    for (to, from) in row.chunks_exact_mut(c_in).zip(from.chunks(c)) {
-                        to.copy_from_slice(&from[..c_in]);
-                    }
-                }
+                copy_group(from, c, &mut row[covered.start * c_in..covered.end * c_in], c_in);
             }
-            start += part.len();
             rows = tail;
         }
-        pixels
     }
 }
 

@@ -15,3 +15,15 @@ fn stored<'a>(x: &Source<'a>) -> &'a [f32] {
         Source::Normalised(_) => unreachable!("the planner stores what a dense convolution reads"),
     }
 }
+
+/// Copies the `c_in` channels of a group out of consecutive pixels of `c` channels; `x` starts at the first one's group.
+#[inline]
+fn copy_group(x: &[f32], c: usize, out: &mut [f32], c_in: usize) {
+    if c_in == c {
+        out.copy_from_slice(&x[..out.len()]);
+    } else {
+        for (out, x) in out.chunks_exact_mut(c_in).zip(x.chunks(c)) {
+            out.copy_from_slice(&x[..c_in]);
+        }
+    }
+}
