@@ -11,7 +11,7 @@ use depthshrinker::device::cuda::Cuda;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::measure::{Layer, LayerBench, LayerPass};
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::pipeline::{Limits, fully_merged};
 use depthshrinker::shape::Shape;
 use serde_json::Value;

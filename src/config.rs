@@ -11,7 +11,7 @@ use crate::data::{Augment, DataSource};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::graph::Graph;
-use crate::models::{self, NetworkOptions};
+use crate::networks::{self, NetworkOptions};
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
@@ -283,7 +283,7 @@ impl NetworkConfig {
             head_channels: self.head_channels,
             ..NetworkOptions::new(input, classes)
         };
-        models::build(&self.name, &options)
+        networks::build(&self.name, &options)
     }
 }
 

@@ -2,7 +2,7 @@
 //! linear into dense convolutions, exactly.
 //!
 //! Layers, top down; a module imports only from those below it: [`cli`], [`pipeline`] and [`config`], [`report`],
-//! [`shrink`], [`train`], [`measure`] and [`check`], then [`io`], [`models`], [`data`], [`engine`], [`model`],
+//! [`shrink`], [`train`], [`measure`] and [`check`], then [`io`], [`networks`], [`data`], [`engine`], [`model`],
 //! [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`dtype`] and [`error`].
 #![deny(missing_docs)]
 
@@ -18,7 +18,7 @@ pub mod graph;
 pub mod io;
 pub mod measure;
 pub mod model;
-pub mod models;
+pub mod networks;
 pub mod ops;
 pub mod pipeline;
 pub mod report;

@@ -14,7 +14,7 @@ use depthshrinker::dtype::Dtype;
 use depthshrinker::graph::{ConvFamily, Graph};
 use depthshrinker::measure::{ComputeUnit, DataSheet, Layer, LayerPass, peak_memory};
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::pipeline::{Bench, Limits, Record, network_cases};
 use depthshrinker::shape::Shape;
 use serde_json::Value;

@@ -17,7 +17,7 @@ use depthshrinker::device::source::Unit;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::add;
 use depthshrinker::shape::Shape;
 use depthshrinker::train::{Metrics, NoHook, Reporter, Session, Stage, TrainConfig, train};

@@ -9,7 +9,7 @@ use depthshrinker::graph::{ConvFamily, ParamRole};
 use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::conv::{self, ConvBias, ConvProblem};
 use depthshrinker::shape::{Padding, Shape, Window};
 use depthshrinker::tensor::Tensor;

@@ -14,7 +14,7 @@ use depthshrinker::io::layout::{file_shape, nchw_to_nhwc};
 use depthshrinker::io::names::Foreign;
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::torch::{parse_torch, read_torch};
-use depthshrinker::models::{NetworkOptions, Project, build, default_weights};
+use depthshrinker::networks::{NetworkOptions, Project, build, default_weights};
 use depthshrinker::pipeline::{Imported, import, logits};
 use depthshrinker::shape::Shape;
 use depthshrinker::tensor::Tensor;

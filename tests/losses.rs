@@ -9,7 +9,7 @@ use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::loss::{self, Gradient, LossRecord, LossSum, SoftTarget};
 use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, StepSize, clip_coefficient};
 use depthshrinker::shape::Shape;

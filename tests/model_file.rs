@@ -12,7 +12,7 @@ use depthshrinker::io::atomic::remove_leftovers;
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::{Checkpoint, DataInfo, ModelInfo, Position, Sums, read_model, write_atomic, write_model};
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::tensor::Tensor;
 use serde_json::json;

@@ -9,7 +9,7 @@ use depthshrinker::graph::{Graph, Op, ParamRole};
 use depthshrinker::io::layout::{file_shape, from_file, nchw_to_nhwc, to_file};
 use depthshrinker::measure::{Roofline, block_costs, without_batch_norm};
 use depthshrinker::model::{Model, Weights};
-use depthshrinker::models::{NetworkOptions, build, image_size};
+use depthshrinker::networks::{NetworkOptions, build, image_size};
 use depthshrinker::shape::Shape;
 use depthshrinker::tensor::Tensor;
 use serde_json::Value;

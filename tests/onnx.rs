@@ -12,7 +12,7 @@ use depthshrinker::io::ModelInfo;
 use depthshrinker::io::layout::nchw_to_nhwc;
 use depthshrinker::io::onnx::{to_onnx, write_onnx};
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::pipeline::logits;
 use depthshrinker::shape::{Padding, Shape, Window};
 use depthshrinker::shrink::merge::{MergeOptions, merge};

@@ -8,7 +8,7 @@ use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::io::tensors::read_tensors;
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, Project};
+use depthshrinker::networks::{NetworkOptions, Project};
 use depthshrinker::pipeline::{Imported, import, logits, top_classes};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge};

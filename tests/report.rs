@@ -11,7 +11,7 @@ use depthshrinker::measure::{
     measure_peaks, network_latency, network_time, paired, plan_costs, utilization, without_batch_norm,
 };
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::report::{
     BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage, Page,
     RunResult, SCHEMA, StageTime, network_table,

@@ -9,7 +9,7 @@ use depthshrinker::config::Config;
 use depthshrinker::graph::{BlockState, Graph};
 use depthshrinker::io::{Checkpoint, ModelInfo, Position, Sums, write_model};
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use serde_json::Value;
 

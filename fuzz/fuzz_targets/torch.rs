@@ -5,7 +5,7 @@ use std::path::Path;
 
 use depthshrinker::io::names::Foreign;
 use depthshrinker::io::torch::parse_torch;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use libfuzzer_sys::fuzz_target;
 

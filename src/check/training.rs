@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, Op};
 use crate::model::Model;
-use crate::models::{NetworkOptions, build};
+use crate::networks::{NetworkOptions, build};
 use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
 use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
 use crate::shape::{Shape, Window};

@@ -10,7 +10,7 @@ use super::settings::{refuse_same, sizes};
 use super::{Common, print};
 use crate::data::Resize;
 use crate::io::write_model;
-use crate::models::{NetworkOptions, image_size};
+use crate::networks::{NetworkOptions, image_size};
 use crate::pipeline::{Entry, Imported, import};
 use crate::shape::Shape;
 

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::device::cache::Cache;
 use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};
 use crate::device::source::Unit;
-use crate::models::image_size;
+use crate::networks::image_size;
 use crate::report::{Align, Table};
 
 /// Options of `kernels`.

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::io::read_model;
 use crate::model::Model;
-use crate::models::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
+use crate::networks::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
 use crate::shape::Shape;
 
 /// A network as it was published, or changed by options.

@@ -9,7 +9,7 @@ use super::Common;
 use crate::Error;
 use crate::config::{Config, NetworkConfig};
 use crate::model::Model;
-use crate::models::KNOWN_NETWORKS;
+use crate::networks::KNOWN_NETWORKS;
 use crate::pipeline::{Entry, Plan, RunFolder, RunSpec};
 use crate::shrink::{Budget, Mask, published_mask};
 use crate::train::{Session, TrainConfig};

@@ -187,7 +187,7 @@ impl Preprocessing {
     }
 
     /// The same for square inputs of another size: the crop keeps its share of the resized picture, as far as whole pixels
-    /// tell it; [`crate::models::preprocessing_at`] knows the share that was published.
+    /// tell it; [`crate::networks::preprocessing_at`] knows the share that was published.
     pub fn at(mut self, size: usize) -> Self {
         let old = self.shape.height.min(self.shape.width);
         self.resize.shorter_side = self.resize.shorter_side * size / old;

@@ -10,7 +10,7 @@ use super::tensors::{TensorFile, parse_tensors, read_tensors, short, write_tenso
 use crate::data::{Dataset, IMAGENET_CLASSES, ImageShape, Normalisation, Preprocessing, Resize, imagenet_class_names};
 use crate::graph::{Graph, ParamRole, ParamSpec};
 use crate::model::{Model, Weights};
-use crate::models;
+use crate::networks;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -68,11 +68,11 @@ impl From<&Dataset> for DataInfo {
 }
 
 impl DataInfo {
-    /// What is known of a published ImageNet network, by its name as in [`models::preprocessing`], used for `input` and
+    /// What is known of a published ImageNet network, by its name as in [`networks::preprocessing`], used for `input` and
     /// `classes`: names of the classes, if they are ImageNet's 1 000, and how images are made. `None` for a name that is
     /// not known and for inputs that are not RGB.
     pub fn pretrained(network: &str, input: Shape, classes: usize) -> Option<Self> {
-        let known = models::preprocessing_at(network, input.h.min(input.w));
+        let known = networks::preprocessing_at(network, input.h.min(input.w));
         let known = known.filter(|known| known.shape.channels == input.c)?;
         let Preprocessing { resize, normalisation: Normalisation { mean, std }, .. } = known;
         let names = if classes == IMAGENET_CLASSES { imagenet_class_names() } else { Vec::new() };

@@ -11,7 +11,7 @@ use super::tensors::{parse_tensors, read_bounded};
 use super::torch::parse_torch;
 use crate::graph::{Graph, Node, Op, ParamRole, ParamSpec};
 use crate::model::Model;
-use crate::models::{Family, Project, family};
+use crate::networks::{Family, Project, family};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::io::names::Foreign;
 use crate::io::{DataInfo, ModelInfo};
 use crate::model::Model;
-use crate::models::{self, NetworkOptions, Project, build, default_weights};
+use crate::networks::{self, NetworkOptions, Project, build, default_weights};
 use crate::{Error, Result};
 
 /// A network with another project's weights.
@@ -18,7 +18,7 @@ pub struct Imported {
 }
 
 impl Imported {
-    /// How images are made for these weights: as for `asked`, a name that [`models::preprocessing`] knows, or else as for
+    /// How images are made for these weights: as for `asked`, a name that [`networks::preprocessing`] knows, or else as for
     /// the weights that `net` names, or else as for the default weights of the project whose names the file has. Also the
     /// name that decided; `None` where nothing is known.
     ///
@@ -33,7 +33,7 @@ impl Imported {
         };
         let data = DataInfo::pretrained(&name, input, classes);
         match (asked, &data) {
-            (Some(asked), None) if models::preprocessing(asked).is_none() => Err(Error::Config(format!(
+            (Some(asked), None) if networks::preprocessing(asked).is_none() => Err(Error::Config(format!(
                 "no preprocessing is published as {asked:?}; give a network of timm or torchvision, with its weights where \
                  it has several, such as resnet18.tv_in1k or resnet50.IMAGENET1K_V2"
             ))),

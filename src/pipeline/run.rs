@@ -13,7 +13,7 @@ use crate::graph::Graph;
 use crate::io::{DataInfo, ModelInfo, write_atomic};
 use crate::measure::{Roofline, block_costs};
 use crate::model::Model;
-use crate::models;
+use crate::networks;
 use crate::shape::Shape;
 use crate::shrink::surgery::{check_linearise, drop_linear_activations, prepare_finetune};
 use crate::shrink::{Budget, Finetune, Mask, ScoreConfig, Search, nested, relative_savings};
@@ -123,8 +123,8 @@ fn preprocessing(network: &str, image_size: Option<usize>, model: Option<(&Model
         }
     });
     let published = || match image_size {
-        Some(size) => models::preprocessing_at(network, size),
-        None => models::preprocessing(network),
+        Some(size) => networks::preprocessing_at(network, size),
+        None => networks::preprocessing(network),
     };
     let known = own.or_else(published).unwrap_or_else(|| Preprocessing::imagenet(IMAGENET_SIZE));
     match image_size {

@@ -8,7 +8,7 @@ use depthshrinker::graph::{Bias, BlockState, Conv, Graph, GraphBuilder, Op};
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::{DataInfo, ModelInfo, read_model, write_model};
 use depthshrinker::model::Model;
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::tensor::Tensor;
 use serde_json::Value;

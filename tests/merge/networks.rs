@@ -1,7 +1,7 @@
 //! Small networks to merge.
 
 use depthshrinker::graph::{Activation, BatchNorm, Bias, BlockState, Conv, Graph, GraphBuilder, NodeId, Op};
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::{Padding, Shape, Window};
 
 pub const BN_EPS: f32 = 1e-5;

@@ -1,7 +1,7 @@
 //! The masks that were published, and the operations that were counted for them.
 
 use depthshrinker::graph::{Graph, Op};
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge};
 use depthshrinker::shrink::padding::PaddingMode;

@@ -1,7 +1,7 @@
 //! Blocks of ResNet and VGG: shortcuts with a projection, chains of several padded convolutions; and whole networks.
 
 use depthshrinker::graph::{Activation, BlockState, Graph, Op};
-use depthshrinker::models::{NetworkOptions, build};
+use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, TOLERANCE, merge, verify_random};
 use depthshrinker::shrink::padding::PaddingMode;

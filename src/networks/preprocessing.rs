@@ -10,7 +10,7 @@ const TABLE: &str = include_str!("../../data/imagenet/preprocessing.tsv");
 /// (`mobilenetv2-1.4`). `None` for a name that is none of them.
 ///
 /// ```
-/// use depthshrinker::models::preprocessing;
+/// use depthshrinker::networks::preprocessing;
 ///
 /// let known = preprocessing("tf_efficientnet_lite1").expect("timm has it");
 /// assert_eq!((known.shape.height, known.resize.shorter_side), (240, 272));
@@ -35,7 +35,7 @@ pub fn preprocessing_at(network: &str, size: usize) -> Option<Preprocessing> {
 /// weights, the name itself.
 ///
 /// ```
-/// use depthshrinker::models::{Project, default_weights};
+/// use depthshrinker::networks::{Project, default_weights};
 ///
 /// assert_eq!(default_weights("mobilenetv2-1.0", Project::Torchvision), "mobilenet_v2");
 /// assert_eq!(default_weights("resnet18", Project::Torchvision), "resnet18.IMAGENET1K_V1");
