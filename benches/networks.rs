@@ -49,7 +49,7 @@ fn networks(c: &mut Criterion) {
             group.measurement_time(Duration::from_secs(4)).sample_size(10);
             group.throughput(Throughput::Elements(batch as u64));
             for case in network_cases(&model, merged.as_ref()).expect("the graph is well formed") {
-                let costs = case.costs().expect("the graph is well formed");
+                let costs = case.costs(device.backend()).expect("the graph is well formed");
                 let mut run = NetworkRun::new(&device, &case, batch).expect("it can be planned");
                 let mut launches = run.launches().expect("the device works");
                 let (mut time, mut count) = (Duration::ZERO, 0u64);

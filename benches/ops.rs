@@ -40,7 +40,8 @@ fn layers(device: &Device) -> Vec<Layer> {
     let model = Model::initialise(graph, 0).expect("the graph is well formed");
     let merged = fully_merged(&model, None, &Config::default()).expect("blocks merge").expect("there are blocks");
     let passes = LayerPass::on(device, &LayerPass::ALL);
-    let mut layers = Layer::of_networks(&[&model.graph, &merged.graph], BATCH, &passes).expect("well formed");
+    let mut layers =
+        Layer::of_networks(&[&model.graph, &merged.graph], BATCH, &passes, device.backend()).expect("well formed");
     layers.retain(|layer| BLOCKS.iter().any(|block| layer.name.starts_with(block)));
     layers
 }

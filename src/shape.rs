@@ -42,6 +42,39 @@ impl std::fmt::Display for Shape {
     }
 }
 
+/// A batch of activations as lines of pixels, `[lines, w, c]`: all that work which looks at one pixel at a time knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lines {
+    /// Rows of all images.
+    pub lines: usize,
+    /// Pixels per line.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+}
+
+impl Lines {
+    /// A batch of `n` images.
+    pub const fn of(image: Shape, n: usize) -> Self {
+        Self { lines: n * image.h, w: image.w, c: image.c }
+    }
+
+    /// Number of pixels.
+    pub const fn pixels(self) -> usize {
+        self.lines * self.w
+    }
+
+    /// Number of elements.
+    pub const fn len(self) -> usize {
+        self.pixels() * self.c
+    }
+
+    /// Whether there is no element at all.
+    pub const fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Zero padding of each side, in pixels. Asymmetric for TensorFlow's "same" padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

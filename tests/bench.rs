@@ -6,15 +6,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use assert_cmd::Command;
-use depthshrinker::device::Device;
 use depthshrinker::device::cache::Cache;
 use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
 use depthshrinker::device::gpu::Gpu;
+use depthshrinker::device::{Backend, Device};
 use depthshrinker::dtype::Dtype;
 use depthshrinker::graph::{ConvFamily, Graph};
-use depthshrinker::measure::{ComputeUnit, DataSheet, Layer, LayerPass, peak_memory};
+use depthshrinker::measure::{DataSheet, Layer, LayerPass, peak_memory};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
+use depthshrinker::ops::step::ComputeUnit;
 use depthshrinker::pipeline::{Bench, Limits, Record, network_cases};
 use depthshrinker::shape::Shape;
 use serde_json::Value;
@@ -54,8 +55,12 @@ fn layers_cost_what_a_hand_computes() {
     let options = NetworkOptions::new(Shape::new(224, 224, 3), 1000);
     let graph = build("mobilenetv2-1.0", &options).unwrap();
     let passes = [LayerPass::ALL.as_slice(), &[LayerPass::BothGradients]].concat();
-    let layers = Layer::of_networks(&[&graph], 128, &passes).unwrap();
-    let find = |name: &str, pass| layers.iter().find(|l| l.name == name && l.pass == pass).expect(name);
+    let of = |backend| Layer::of_networks(&[&graph], 128, &passes, backend).unwrap();
+    let (layers, host) = (of(Backend::Cuda), of(Backend::Host));
+    let among = |layers: &[Layer], name: &str, pass| {
+        layers.iter().find(|l| l.name == name && l.pass == pass).expect(name).clone()
+    };
+    let find = |name: &str, pass| among(&layers, name, pass);
     let gigaflops = |layer: &Layer| (layer.flops() as f64 / 1e7).round() / 100.0;
     let megabytes = |layer: &Layer| (layer.bytes(2) as f64 / 1e5).round() / 10.0;
     // Table (a) of the kernel notes at 16 bits: expand of the second block, its depthwise, a projection with residual.
@@ -68,27 +73,32 @@ fn layers_cost_what_a_hand_computes() {
         ("conv_head", 5.14, 20.9),
     ] {
         let layer = find(name, LayerPass::Forward);
-        assert_eq!((gigaflops(layer), megabytes(layer)), (flops, bytes), "{name}");
+        assert_eq!((gigaflops(&layer), megabytes(&layer)), (flops, bytes), "{name}");
     }
-    // blocks.1.0.conv_pw, batch 128: x = 112·112·16 = 200704, y = 112·112·96 = 1204224 an image, w = 1536.
-    let (n, x, y, w) = (128, 200_704, 1_204_224, 1_536);
+    // blocks.1.0.conv_pw, batch 128: x = 112·112·16 = 200704, y = 112·112·96 = 1204224 an image, w = 1536, and pairs of 96
+    // channels' numbers: statistics, running ones, γ and β, their gradients.
+    let (n, x, y, w, pair) = (128, 200_704, 1_204_224, 1_536, 192);
     let macs = 112 * 112 * w;
-    for (pass, flops, elements) in [
-        (LayerPass::Forward, 2 * macs, n * (x + y) + w + 96),
-        (LayerPass::InputGradient, 2 * macs, n * (x + y) + w),
-        (LayerPass::WeightGradient, 2 * macs, n * (x + y) + w),
-        (LayerPass::BothGradients, 4 * macs, n * (2 * x + y) + 2 * w),
-        (LayerPass::StepForward, 2 * macs, n * (x + 2 * y) + w + 192),
-        (LayerPass::StepBackward, 4 * macs, n * (2 * x + 2 * y) + 2 * (w + 192)),
+    for (layers, pass, flops, elements) in [
+        (&layers, LayerPass::Forward, 2 * macs, n * (x + y) + w + 96),
+        (&layers, LayerPass::InputGradient, 2 * macs, n * (x + y) + w),
+        (&layers, LayerPass::WeightGradient, 2 * macs, n * (x + y) + w),
+        (&host, LayerPass::BothGradients, 4 * macs, n * (2 * x + y) + 2 * w),
+        // Convolution x, y; statistics y, on the host in the convolution; normalisation y, z.
+        (&layers, LayerPass::StepForward, 2 * macs, n * (x + 4 * y) + w + 5 * pair),
+        (&host, LayerPass::StepForward, 2 * macs, n * (x + 3 * y) + w + 5 * pair),
+        // Sums y, dz; then dy from y, dz, and both gradients from dy, where the host stores none.
+        (&layers, LayerPass::StepBackward, 4 * macs, n * (2 * x + 7 * y) + 2 * w + 9 * pair),
+        (&host, LayerPass::StepBackward, 4 * macs, n * (2 * x + 4 * y) + 2 * w + 7 * pair),
     ] {
-        let layer = find("blocks.1.0.conv_pw", pass);
+        let layer = among(layers, "blocks.1.0.conv_pw", pass);
         assert_eq!((layer.flops(), layer.bytes(4)), (n * flops, 4 * elements), "{pass}");
         assert_eq!(layer.cost.unit, ComputeUnit::Matrix);
     }
     // A residual is read forward; backward it is read under an activation only, its gradient is written.
     let (x, y) = (56 * 56 * 144, 56 * 56 * 24);
     let step = find("blocks.1.1.conv_pwl", LayerPass::StepForward);
-    assert_eq!(step.bytes(2), 2 * (128 * (x + 3 * y) + 144 * 24 + 48));
+    assert_eq!(step.bytes(4), 4 * (128 * (x + 5 * y) + 144 * 24 + 5 * 48));
     // The image needs no gradient.
     assert!(!layers.iter().any(|l| l.name == "conv_stem" && l.pass == LayerPass::InputGradient));
     let stem = find("conv_stem", LayerPass::StepBackward);
@@ -216,7 +226,7 @@ fn layers_without_memory_are_told_and_the_others_are_timed() {
     let graph = tiny();
     // Room for the noise that operands are filled from and for small layers.
     let device = emulator((8 << 20) + (256 << 10));
-    let layers = Layer::of_networks(&[&graph], 2, &[LayerPass::Forward]).unwrap();
+    let layers = Layer::of_networks(&[&graph], 2, &[LayerPass::Forward], Backend::Cuda).unwrap();
     let limits = Limits::measure(&Device::Cpu, Duration::ZERO).unwrap();
     let kept = RefCell::new(Vec::new());
     let keep = |records: &[Record], _: &Value| {

@@ -18,7 +18,7 @@ use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
-use depthshrinker::ops::add;
+use depthshrinker::ops::copy;
 use depthshrinker::shape::Shape;
 use depthshrinker::train::{Metrics, NoHook, Reporter, Session, Stage, TrainConfig, train};
 use depthshrinker::{Error, Result};
@@ -46,7 +46,7 @@ fn model() -> Model {
 }
 
 fn training_engine(device: &Device, batch: usize) -> Result<Engine> {
-    Engine::new(device, &model(), &EngineOptions { batch, fusion: Fusion::Fused, training: true, taps: Vec::new() })
+    Engine::new(device, &model(), &EngineOptions { batch, fusion: Fusion::OnLoad, training: true, taps: Vec::new() })
 }
 
 fn assert_one_line(error: &Error, parts: &[&str]) {
@@ -171,7 +171,7 @@ fn memory_that_is_used_again_changes_no_bit() {
         let device = emulator(options, Dtype::F16).unwrap();
         // The second takes over what the first gave back.
         [true, true]
-            .map(|recorded| training::train(&device, Fusion::Fused, training::pooled().unwrap(), 4, recorded).unwrap())
+            .map(|recorded| training::train(&device, Fusion::OnLoad, training::pooled().unwrap(), 4, recorded).unwrap())
     };
     assert_eq!(run(true), run(false));
 }
@@ -213,7 +213,7 @@ fn without_a_place_to_keep_kernels_they_run_all_the_same() {
     // Not prepared: only the kernels of one file are compiled, when they are needed.
     let device = Device::Gpu(Gpu::new(Box::new(emulator)), Dtype::F32);
     let (a, mut b) = (device.upload(&[1.0, 2.0, 3.0]).unwrap(), device.upload(&[10.0; 3]).unwrap());
-    add::backward(a.view(0..3), b.view_mut(0..3), true);
+    copy::accumulate(a.view(0..3), b.view_mut(0..3));
     let mut sum = [0.0; 3];
     b.read(&mut sum).unwrap();
     assert_eq!(sum, [11.0, 12.0, 13.0]);

@@ -10,7 +10,8 @@ use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::networks::{NetworkOptions, build};
-use depthshrinker::ops::conv::{self, ConvBias, ConvProblem};
+use depthshrinker::ops::conv::{self, ConvGradient, ConvInput, ConvProblem, GradientsOut};
+use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
 use depthshrinker::shape::{Padding, Shape, Window};
 use depthshrinker::tensor::Tensor;
 use reference::{compare, numbers, widen};
@@ -72,7 +73,7 @@ fn step(engine: &mut Engine, images: &[f32], labels: &[usize], lr: f32) -> f64 {
 fn the_fused_plan_trains_as_the_reference_plan_does() {
     let model = Model::initialise(tiny_graph(), 3).expect("a well-formed graph");
     let (n, len) = (8, model.graph.input_shape().len());
-    let mut engines = [Fusion::Reference, Fusion::Fused].map(|fusion| engine(&model, n, fusion, true));
+    let mut engines = [Fusion::PerNode, Fusion::OnLoad].map(|fusion| engine(&model, n, fusion, true));
     assert!(engines[1].plan().steps.len() * 2 < engines[0].plan().steps.len(), "the fused plan fuses");
     assert!(engines[1].planned_bytes() < engines[0].planned_bytes(), "and needs less memory");
     for at in 0..50 {
@@ -106,14 +107,14 @@ fn inference_folds_fuses_and_splits_without_changing_the_answer() {
     }
     let (n, len) = (37, model.graph.input_shape().len());
     let images = numbers(9, n * len);
-    let reference = logits(&mut engine(&model, n, Fusion::Reference, false), &images, n);
-    let mut fused = engine(&model, 64, Fusion::Fused, false);
+    let reference = logits(&mut engine(&model, n, Fusion::PerNode, false), &images, n);
+    let mut fused = engine(&model, 64, Fusion::OnLoad, false);
     let together = logits(&mut fused, &images, n);
     compare("logits", &together, &widen(&reference), 1e-5).unwrap();
     // New weights replace the old ones, folded again.
     let other = Model::initialise(tiny_graph(), 6).expect("a well-formed graph");
     fused.load(&other.weights).expect("weights of the same network");
-    let expected = logits(&mut engine(&other, n, Fusion::Reference, false), &images, n);
+    let expected = logits(&mut engine(&other, n, Fusion::PerNode, false), &images, n);
     compare("logits after loading", &logits(&mut fused, &images, n), &widen(&expected), 1e-5).unwrap();
 }
 
@@ -121,12 +122,12 @@ fn inference_folds_fuses_and_splits_without_changing_the_answer() {
 fn wrong_batches_are_refused() {
     let model = Model::initialise(tiny_graph(), 1).expect("a well-formed graph");
     let len = model.graph.input_shape().len();
-    let mut training = engine(&model, 4, Fusion::Fused, true);
+    let mut training = engine(&model, 4, Fusion::OnLoad, true);
     assert!(training.forward(&vec![0.0; 3 * len]).is_err(), "batch statistics need the whole batch");
     assert!(training.forward(&vec![0.0; 4 * len - 1]).is_err());
     assert!(training.set_slopes(&[0.0]).is_err());
     assert!(training.tap(3).is_err());
-    let mut inference = engine(&model, 4, Fusion::Fused, false);
+    let mut inference = engine(&model, 4, Fusion::OnLoad, false);
     assert!(inference.forward(&vec![0.0; 5 * len]).is_err());
     assert!(inference.backward(&Device::Cpu.zeros(40).unwrap()).is_err());
     assert!(inference.load(&Weights::new()).is_err());
@@ -161,7 +162,7 @@ fn pytorch_agrees_on_logits_loss_every_gradient_and_running_statistics() {
     let n = input.shape[0];
     let images = nhwc(&input);
 
-    for fusion in [Fusion::Reference, Fusion::Fused] {
+    for fusion in [Fusion::PerNode, Fusion::OnLoad] {
         let eval = logits(&mut engine(&model, n, fusion, false), &images, n);
         compare("logits_eval", &eval, &widen(&fixture(&tensors, "logits_eval").data), 1e-5).unwrap();
 
@@ -243,13 +244,18 @@ fn pytorch_agrees_on_every_convolution_and_its_gradients() {
         let (x, w, dy) = (nhwc("x"), weight("w"), nhwc("dy"));
         let b = fixture(&tensors, &format!("{name}/b")).data;
         let mut y = vec![f32::NAN; dy.len()];
-        let bias = ConvBias::Channel(View::Host(&b));
-        conv::forward(&p, (View::Host(&x), View::Host(&w)), bias, None, None, ViewMut::Host(&mut y));
+        let epilogue = Epilogue { bias: BiasOperand::Channel(View::Host(&b)), ..Epilogue::default() };
+        conv::forward(&p, View::Host(&x), View::Host(&w), &epilogue, ViewMut::Host(&mut y));
         compare(&format!("{name} y"), &y, &widen(&nhwc("y")), 1e-5).unwrap();
         let (mut dx, mut dw, mut db) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()], vec![f32::NAN; b.len()]);
-        let read = (View::Host(&x[..]), View::Host(&w[..]), View::Host(&dy[..]));
-        let into = (ViewMut::Host(&mut dw), ViewMut::Host(&mut db));
-        conv::backward(&p, read, Some((ViewMut::Host(&mut dx), false)), into.0, Some(into.1));
+        let out = GradientsOut {
+            dx: Some((ViewMut::Host(&mut dx), false)),
+            dw: ViewMut::Host(&mut dw),
+            db: Some(ViewMut::Host(&mut db)),
+            sums: None,
+        };
+        let (input, dy) = (ConvInput::Stored(View::Host(&x)), ConvGradient::Stored(View::Host(&dy)));
+        conv::backward(&p, input, View::Host(&w), dy, out);
         compare(&format!("{name} dx"), &dx, &widen(&nhwc("dx")), 1e-5).unwrap();
         compare(&format!("{name} dw"), &dw, &widen(&weight("dw")), 1e-5).unwrap();
         compare(&format!("{name} db"), &db, &widen(&fixture(&tensors, &format!("{name}/db")).data), 1e-5).unwrap();

@@ -123,11 +123,11 @@ fn main() {
     }
     for mode in MODES.into_iter().filter(|mode| mode.order_seed == 0) {
         let name = format!("{}/train/fused", mode.name());
-        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::Fused, mobilenet)));
+        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::OnLoad, mobilenet)));
         let name = format!("{}/train/pooled", mode.name());
-        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::Fused, pooled)));
+        trials.push(Trial::test(name, move || trains_as_the_host_does(mode, Fusion::OnLoad, pooled)));
     }
-    let reference = || trains_as_the_host_does(MODES[0], Fusion::Reference, mobilenet);
+    let reference = || trains_as_the_host_does(MODES[0], Fusion::PerNode, mobilenet);
     trials.push(Trial::test("sm_80/f32/train/reference", reference));
     let whole = arguments.filter.is_none() && arguments.skip.is_empty();
     let conclusion = libtest_mimic::run(&arguments, trials);

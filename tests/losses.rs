@@ -335,7 +335,7 @@ fn training_steps_are_pytorch_s() {
     let sgd = StepSize { lr: 0.05, weight_decay: 1e-4, scale: 1.0 };
     for (run, optimizer, size) in [("steps", SGD, sgd), ("adamw", ADAMW, adamw)] {
         let model = recorded_network(&file);
-        let options = EngineOptions { batch: labels.len(), fusion: Fusion::Fused, training: true, taps: Vec::new() };
+        let options = EngineOptions { batch: labels.len(), fusion: Fusion::OnLoad, training: true, taps: Vec::new() };
         let mut engine = Engine::new(&Device::Cpu, &model, &options).unwrap();
         let params = engine.params().to_vec();
         let ranges = engine.trainable_ranges().to_vec();

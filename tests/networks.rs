@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use depthshrinker::config::Config;
+use depthshrinker::device::Backend;
 use depthshrinker::device::Device;
-use depthshrinker::engine::{Engine, EngineOptions, Fusion, Plan, StepKind};
+use depthshrinker::engine::{Engine, EngineOptions, Fusion, Plan, Target};
 use depthshrinker::graph::{Graph, Op, ParamRole};
 use depthshrinker::io::layout::{file_shape, from_file, nchw_to_nhwc, to_file};
 use depthshrinker::measure::{Roofline, block_costs, without_batch_norm};
@@ -189,10 +190,13 @@ fn plans_fuse_residuals_and_activations() {
         ("vgg19_bn", 18 + 7),
     ] {
         let graph = imagenet(name, 224);
-        let plan = Plan::new(&without_batch_norm(&graph).unwrap(), Fusion::Fused, false, false, &[]).unwrap();
-        assert_eq!(plan.steps.len(), steps, "{name}");
-        let alone = plan.steps.iter().find(|s| matches!(s.kind, StepKind::Add | StepKind::Activation(_)));
-        assert_eq!(alone, None, "{name}");
+        let graph = without_batch_norm(&graph).unwrap();
+        for backend in [Backend::Host, Backend::Cuda] {
+            let plan = Plan::new(&graph, &Target::inference(backend)).unwrap();
+            assert_eq!(plan.steps.len(), steps, "{name}");
+            let alone = plan.steps.iter().find(|s| ["add", "activation"].contains(&s.step.describe().as_str()));
+            assert!(alone.is_none(), "{name}: {alone:?}");
+        }
     }
 }
 
@@ -272,7 +276,7 @@ fn logits_are_pytorchs() {
         let images = images(2, row["size"].as_u64().unwrap());
         let expected: Vec<f64> = row["logits"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
         let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        for fusion in [Fusion::Fused, Fusion::Reference] {
+        for fusion in [Fusion::OnLoad, Fusion::PerNode] {
             let got = run(&mut engine(&model, 2, fusion, false), &images, 2);
             let worst = got.iter().zip(&expected).map(|(g, e)| (g - e).abs()).fold(0.0, f64::max) / scale;
             assert!(worst <= 1e-4, "{} {fusion:?}: logits differ by {worst:.1e} of their scale", row["name"]);
@@ -288,7 +292,7 @@ fn training_steps_are_pytorchs() {
     for row in values()["training"].as_array().unwrap() {
         let model = filled(row);
         let images = images(BATCH, row["size"].as_u64().unwrap());
-        for fusion in [Fusion::Fused, Fusion::Reference] {
+        for fusion in [Fusion::OnLoad, Fusion::PerNode] {
             let mut engine = engine(&model, BATCH, fusion, true);
             let logits = run(&mut engine, &images, BATCH);
             let (mut loss, mut gradient) = (0.0, Vec::new());

@@ -8,15 +8,15 @@ mod reference;
 use depthshrinker::check::{CONVOLUTIONS, NORMS, NormRow, problem};
 use depthshrinker::device::{Device, View, ViewMut};
 use depthshrinker::graph::{Bias, Conv};
-use depthshrinker::ops::activation::{self, Clamp};
-use depthshrinker::ops::batch_norm::{BackwardInputs, BatchNormProblem, BatchNormState, Tail};
-use depthshrinker::ops::conv::{ConvBias, ConvProblem};
-use depthshrinker::ops::conv_input::ConvInput;
+use depthshrinker::ops::activation::{self, Act, Clamp};
+use depthshrinker::ops::batch_norm::{BatchNormProblem, Normalised, StatisticsOut, SumsOut};
+use depthshrinker::ops::conv::{ConvGradient, ConvInput, ConvProblem, GradientsOut};
 use depthshrinker::ops::dropout::DropoutStream;
+use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
 use depthshrinker::ops::linear::LinearProblem;
-use depthshrinker::ops::pool::PoolProblem;
-use depthshrinker::ops::{add, batch_norm, conv, conv_bn, dropout, linear, pool};
-use depthshrinker::shape::{Padding, Shape, Window};
+use depthshrinker::ops::pool::{self, PoolProblem};
+use depthshrinker::ops::{add, batch_norm, conv, dropout, linear};
+use depthshrinker::shape::{Lines, Padding, Shape, Window};
 use libtest_mimic::{Arguments, Failed, Trial};
 use reference::{check_gradient, clamp, compare, dot, numbers, widen};
 
@@ -47,15 +47,20 @@ fn conv_data(p: &ConvProblem) -> ConvData {
 fn conv_gradients(p: &ConvProblem, d: &ConvData, seed: Option<f32>) -> (Vec<f32>, Vec<f32>) {
     let mut dx = vec![seed.unwrap_or(f32::NAN); d.x.len()];
     let mut dw = vec![f32::NAN; d.w.len()];
-    let read = (View::Host(&d.x), View::Host(&d.w), View::Host(&d.dy));
-    conv::backward(p, read, Some((ViewMut::Host(&mut dx), seed.is_some())), ViewMut::Host(&mut dw), None);
+    let out = GradientsOut {
+        dx: Some((ViewMut::Host(&mut dx), seed.is_some())),
+        dw: ViewMut::Host(&mut dw),
+        db: None,
+        sums: None,
+    };
+    let dy = ConvGradient::Stored(View::Host(&d.dy));
+    conv::backward(p, ConvInput::Stored(View::Host(&d.x)), View::Host(&d.w), dy, out);
     (dx, dw)
 }
 
 fn conv_forward(p: &ConvProblem, d: &ConvData) -> Vec<f32> {
     let mut y = vec![f32::NAN; d.dy.len()];
-    let operands = (View::Host(&d.x[..]), View::Host(&d.w[..]));
-    conv::forward(p, operands, ConvBias::None, None, None, ViewMut::Host(&mut y));
+    conv::forward(p, View::Host(&d.x), View::Host(&d.w), &Epilogue::default(), ViewMut::Host(&mut y));
     y
 }
 
@@ -73,10 +78,12 @@ fn conv_trials(p: ConvProblem) -> Vec<Trial> {
             // Bias map, residual and activation on each piece, against the same by hand.
             let (map, residual) = (numbers(4, p.output.len()), numbers(5, d.dy.len()));
             let mut y = vec![f32::NAN; d.dy.len()];
-            let act = Clamp::new(Some(1.5), 0.25);
-            let operands = (View::Host(&d.x[..]), View::Host(&d.w[..]));
-            let bias = ConvBias::Map(View::Host(&map));
-            conv::forward(p, operands, bias, Some(View::Host(&residual)), Some(act), ViewMut::Host(&mut y));
+            let epilogue = Epilogue {
+                bias: BiasOperand::Map(View::Host(&map)),
+                residual: Some(View::Host(&residual)),
+                act: Some(Act::new(Some(1.5), 0.25)),
+            };
+            conv::forward(p, View::Host(&d.x), View::Host(&d.w), &epilogue, ViewMut::Host(&mut y));
             let expected: Vec<f64> = reference::conv(p, &widen(&d.x), &widen(&d.w))
                 .iter()
                 .enumerate()
@@ -149,7 +156,7 @@ impl Norm {
         // A mean far from zero, where naive variances lose their digits.
         let y = numbers(11, len).iter().enumerate().map(|(i, v)| v + (i % c % 5) as f32 * 3.0).collect();
         Self {
-            p: BatchNormProblem { lines, w, c, eps: 1e-5, momentum: 0.1 },
+            p: BatchNormProblem { shape: Lines { lines, w, c }, eps: 1e-5, momentum: 0.1 },
             y,
             dz: numbers(12, len),
             residual: residual.then(|| numbers(13, len)),
@@ -170,47 +177,56 @@ impl Norm {
         z
     }
 
-    /// Through the fused step: the batch-norm behind an identity-like pointwise convolution, so that dw is seen too.
+    /// What is normalised, with what follows.
+    fn normalised<'a>(&'a self, y: &'a [f32], statistics: &'a [f32]) -> Normalised<'a> {
+        Normalised {
+            y: View::Host(y),
+            gamma: View::Host(&self.gamma),
+            beta: View::Host(&self.beta),
+            statistics: View::Host(statistics),
+            residual: self.residual.as_deref().map(View::Host),
+            act: self.clamp.map(Act::from),
+        }
+    }
+
+    /// As it is fused in training: the batch-norm behind an identity-like pointwise convolution, so that dw is seen too.
     fn run(&self) -> NormGradients {
         let p = &self.p;
-        let (c, len) = (p.c, self.y.len());
+        let (Lines { lines, w, c }, len) = (p.shape, self.y.len());
         let window = Window::square(1, 1, 0);
         let conv = Conv { c_in: c, c_out: c, window, groups: 1, bias: Bias::None };
-        let conv = ConvProblem::new(&conv, Shape::new(p.lines, p.w, c), 1).expect("fits");
+        let conv = ConvProblem::new(&conv, Shape::new(lines, w, c), 1).expect("fits");
         let mut identity = vec![0.0; c * c];
         (0..c).for_each(|i| identity[i * c + i] = 1.0);
-        let tail = Tail { residual: self.residual.as_deref().map(View::Host), clamp: self.clamp };
         let mut running = [vec![0.5; c], vec![2.0; c]];
         let (mut saved, mut raw, mut z) = (vec![f32::NAN; 2 * c], vec![f32::NAN; len], vec![f32::NAN; len]);
         let [mean, var] = &mut running;
-        let state = BatchNormState {
-            gamma: View::Host(&self.gamma),
-            beta: View::Host(&self.beta),
-            running: [ViewMut::Host(mean), ViewMut::Host(var)],
-            saved: ViewMut::Host(&mut saved),
-        };
-        let operands = (ConvInput::Stored(View::Host(&self.y[..])), View::Host(&identity[..]));
-        let out = Some((tail, ViewMut::Host(&mut z)));
-        conv_bn::forward((&conv, p), operands, state, ViewMut::Host(&mut raw), out);
-        let inputs = BackwardInputs {
-            y: View::Host(&raw),
-            dz: View::Host(&self.dz),
-            gamma: View::Host(&self.gamma),
-            beta: View::Host(&self.beta),
-            saved: View::Host(&saved),
-            tail,
-        };
+        let out =
+            StatisticsOut { statistics: ViewMut::Host(&mut saved), running: [ViewMut::Host(mean), ViewMut::Host(var)] };
+        let x = ConvInput::Stored(View::Host(&self.y));
+        conv::forward_with_statistics(&conv, x, View::Host(&identity), ViewMut::Host(&mut raw), p, out);
+        let of = self.normalised(&raw, &saved);
+        batch_norm::normalise(p, &of, ViewMut::Host(&mut z));
         let nan = |n: usize| vec![f32::NAN; n];
         let (mut dy, mut dw, mut d_gamma, mut d_beta) = (nan(len), nan(c * c), nan(c), nan(c));
         let mut d_residual = nan(self.residual.as_ref().map_or(0, Vec::len));
-        let out = conv_bn::Gradients {
-            dx: Some((ViewMut::Host(&mut dy), false)),
-            d_residual: self.residual.is_some().then_some((ViewMut::Host(&mut d_residual), false)),
-            dw: ViewMut::Host(&mut dw),
-            d_bn: [ViewMut::Host(&mut d_gamma), ViewMut::Host(&mut d_beta)],
+        let (mut score, mut sums) = ([0.0], vec![f64::NAN; 2 * c]);
+        let out = SumsOut {
+            sums: ViewMut::HostSums(&mut sums),
+            d_gamma: ViewMut::Host(&mut d_gamma),
+            d_beta: ViewMut::Host(&mut d_beta),
+            score: Some(ViewMut::Host(&mut score)),
         };
-        let mut score = [0.0];
-        let _ = conv_bn::backward((&conv, p), operands, inputs, None, out, Some(ViewMut::Host(&mut score)), None);
+        let into = self.residual.is_some().then_some((ViewMut::Host(&mut d_residual[..]), false));
+        batch_norm::gradient_sums(p, &of, View::Host(&self.dz), into, out);
+        let gradient = ConvGradient::Formed { problem: *p, of, dz: View::Host(&self.dz), sums: View::HostSums(&sums) };
+        let out = GradientsOut {
+            dx: Some((ViewMut::Host(&mut dy), false)),
+            dw: ViewMut::Host(&mut dw),
+            db: None,
+            sums: None,
+        };
+        conv::backward(&conv, x, View::Host(&identity), gradient, out);
         let score = f64::from(score[0]);
         NormGradients { z, dy, d_gamma, d_beta, d_residual, dw, score, running }
     }
@@ -229,7 +245,7 @@ fn norm_trials(row: &'static NormRow) -> Vec<Trial> {
             let got = norm.run();
             compare("z", &got.z, &expected, 1e-5)?;
             // Running statistics: a tenth of the batch's mean and unbiased variance.
-            let c = norm.p.c;
+            let c = norm.p.shape.c;
             let pixels = norm.y.len() / c;
             let column = |i: usize| norm.y.iter().skip(i).step_by(c).map(|&v| f64::from(v));
             let mean: Vec<f64> = (0..c).map(|i| column(i).sum::<f64>() / pixels as f64).collect();
@@ -253,7 +269,7 @@ fn norm_trials(row: &'static NormRow) -> Vec<Trial> {
                 check_gradient("dr", &got.d_residual, residual, loss, 2e-3)?;
             }
             // dw of the identity convolution is Σ dy·xᵀ over the pixels.
-            let c = norm.p.c;
+            let c = norm.p.shape.c;
             let expected: Vec<f64> = (0..c * c)
                 .map(|i| (0..y.len() / c).map(|p| f64::from(got.dy[p * c + i / c]) * y[p * c + i % c]).sum())
                 .collect();
@@ -305,17 +321,15 @@ impl Norm {
 fn unfused(norm: &Norm) -> Result<(), String> {
     let fused = norm.run();
     let (p, len) = (&norm.p, norm.y.len());
-    let shape = (p.lines, p.w, p.c);
+    let c = p.shape.c;
     let nan = || vec![f32::NAN; len];
-    let (mut z, mut saved) = (nan(), vec![0.0; 2 * p.c]);
-    let (mut mean, mut var) = (vec![0.5; p.c], vec![2.0; p.c]);
-    let state = BatchNormState {
-        gamma: View::Host(&norm.gamma),
-        beta: View::Host(&norm.beta),
-        running: [ViewMut::Host(&mut mean), ViewMut::Host(&mut var)],
-        saved: ViewMut::Host(&mut saved),
-    };
-    batch_norm::forward(p, View::Host(&norm.y), state, Tail::NONE, ViewMut::Host(&mut z));
+    let (mut z, mut saved) = (nan(), vec![0.0; 2 * c]);
+    let (mut mean, mut var) = (vec![0.5; c], vec![2.0; c]);
+    let running = [ViewMut::Host(&mut mean[..]), ViewMut::Host(&mut var[..])];
+    let out = StatisticsOut { statistics: ViewMut::Host(&mut saved), running };
+    batch_norm::statistics(p, View::Host(&norm.y), out);
+    let of = Normalised { residual: None, act: None, ..norm.normalised(&norm.y, &saved) };
+    batch_norm::normalise(p, &of, ViewMut::Host(&mut z));
     if let Some(residual) = &norm.residual {
         let mut sum = nan();
         add::forward(View::Host(&z), View::Host(residual), ViewMut::Host(&mut sum));
@@ -326,24 +340,23 @@ fn unfused(norm: &Norm) -> Result<(), String> {
     let mut score = [0.0];
     if let Some(clamp) = norm.clamp {
         let mut y = nan();
-        activation::forward(clamp, shape, View::Host(&before), ViewMut::Host(&mut y));
+        activation::forward(clamp.into(), p.shape, View::Host(&before), ViewMut::Host(&mut y));
         z = y;
-        let read = (View::Host(&before[..]), View::Host(&norm.dz[..]));
+        let inputs = activation::BackwardInputs { x: View::Host(&before), dy: View::Host(&norm.dz) };
         let into = Some(ViewMut::Host(&mut score[..]));
-        activation::backward(clamp, shape, read, (ViewMut::Host(&mut dv), false), into);
+        activation::backward(clamp.into(), p.shape, inputs, (ViewMut::Host(&mut dv), false), into);
     }
-    let inputs = BackwardInputs {
-        y: View::Host(&norm.y),
-        dz: View::Host(&dv),
-        gamma: View::Host(&norm.gamma),
-        beta: View::Host(&norm.beta),
-        saved: View::Host(&saved),
-        tail: Tail::NONE,
-    };
     // Added to ones, to see accumulation.
-    let (mut dy, mut d_gamma, mut d_beta) = (vec![1.0; len], vec![0.0; p.c], vec![0.0; p.c]);
-    let d_params = [ViewMut::Host(&mut d_gamma), ViewMut::Host(&mut d_beta)];
-    batch_norm::backward(p, inputs, (ViewMut::Host(&mut dy), true), d_params);
+    let (mut dy, mut d_gamma, mut d_beta) = (vec![1.0; len], vec![0.0; c], vec![0.0; c]);
+    let mut sums = vec![f64::NAN; 2 * c];
+    let out = SumsOut {
+        sums: ViewMut::HostSums(&mut sums),
+        d_gamma: ViewMut::Host(&mut d_gamma),
+        d_beta: ViewMut::Host(&mut d_beta),
+        score: None,
+    };
+    batch_norm::gradient_sums(p, &of, View::Host(&dv), None, out);
+    batch_norm::gradient(p, &of, View::Host(&dv), View::HostSums(&sums), (ViewMut::Host(&mut dy), true));
     let plus_one: Vec<f64> = fused.dy.iter().map(|v| f64::from(*v) + 1.0).collect();
     compare("z", &z, &widen(&fused.z), 1e-6)?;
     compare("dy", &dy, &plus_one, 1e-5)?;
@@ -364,16 +377,17 @@ fn small_trials() -> Vec<Trial> {
         trial("linear/130x64_to_3", || linear_case(LinearProblem { n: 130, c_in: 64, c_out: 3 })),
         trial("pool/3x20x24", || {
             let (n, pixels, c) = (3, 20, 24);
+            let input = Shape::new(4, 5, c);
             let (x, dy) = (numbers(1, n * pixels * c), numbers(2, n * c));
             let mut y = vec![f32::NAN; n * c];
-            pool::forward((pixels, c), View::Host(&x), ViewMut::Host(&mut y));
+            pool::global::forward(input, View::Host(&x), ViewMut::Host(&mut y));
             let mean = |i: usize| {
                 let (n, c_index) = (i / c, i % c);
                 (0..pixels).map(|p| f64::from(x[(n * pixels + p) * c + c_index])).sum::<f64>() / pixels as f64
             };
             compare("y", &y, &(0..n * c).map(mean).collect::<Vec<_>>(), 1e-6)?;
             let mut dx = vec![2.0; x.len()];
-            pool::backward((pixels, c), View::Host(&dy), ViewMut::Host(&mut dx), true);
+            pool::global::backward(input, View::Host(&dy), (ViewMut::Host(&mut dx), true));
             let expected: Vec<f64> =
                 (0..x.len()).map(|i| 2.0 + f64::from(dy[i / (pixels * c) * c + i % c]) / pixels as f64).collect();
             compare("dx", &dx, &expected, 1e-6)
@@ -389,14 +403,14 @@ fn small_trials() -> Vec<Trial> {
             let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
             let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
             let mut y = [0.0f32];
-            pool::max_forward(&p, View::Host(&[1.0, f32::NAN, 3.0, f32::NEG_INFINITY]), ViewMut::Host(&mut y));
+            pool::max::forward(&p, View::Host(&[1.0, f32::NAN, 3.0, f32::NEG_INFINITY]), ViewMut::Host(&mut y));
             if y[0].is_nan() { Ok(()) } else { Err(format!("{y:?}")) }
         }),
         trial("max_pool/infinitely_small_has_a_winner", || {
             let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
             let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
             let (x, mut dx) = ([f32::NEG_INFINITY; 4], [f32::NAN; 4]);
-            pool::max_backward(&p, (View::Host(&x), View::Host(&[2.0])), ViewMut::Host(&mut dx), false);
+            pool::max::backward(&p, View::Host(&x), View::Host(&[2.0]), (ViewMut::Host(&mut dx), false));
             if dx == [2.0, 0.0, 0.0, 0.0] { Ok(()) } else { Err(format!("{dx:?}")) }
         }),
         trial("dropout/keeps_its_share_and_repeats", || {
@@ -405,7 +419,7 @@ fn small_trials() -> Vec<Trial> {
                 let mut y = vec![f32::NAN; x.len()];
                 let mut stream = DropoutStream::new(&Device::Cpu).expect("host memory");
                 stream.set(7, step).expect("a host");
-                dropout::apply(0.2, &stream, View::Host(&x), ViewMut::Host(&mut y), false);
+                dropout::apply(0.2, &stream, View::Host(&x), (ViewMut::Host(&mut y), false));
                 y
             };
             let (a, b) = (run(3), run(4));
@@ -417,10 +431,10 @@ fn small_trials() -> Vec<Trial> {
             Ok(())
         }),
         trial("activation/not_a_number_stays_and_nothing_becomes_one", || {
-            let clamp = Clamp::new(Some(6.0), 0.0);
+            let relu6 = Act::new(Some(6.0), 0.0);
             let x = [f32::NAN, -1.0, 3.0, 7.0, f32::INFINITY, f32::NEG_INFINITY];
             let mut y = [0.0f32; 6];
-            activation::forward(clamp, (1, 6, 1), View::Host(&x), ViewMut::Host(&mut y));
+            activation::forward(relu6, Lines { lines: 1, w: 6, c: 1 }, View::Host(&x), ViewMut::Host(&mut y));
             if y[0].is_nan() && y[1..] == [0.0, 3.0, 6.0, 6.0, 0.0] { Ok(()) } else { Err(format!("{y:?}")) }
         }),
         trial("buffer/round_trip", || {
@@ -455,12 +469,12 @@ fn max_pool_case((n, input): (usize, Shape), window: Window) -> Result<(), Strin
         gradient[*first] += f64::from(*dy);
     }
     let mut y = vec![f32::NAN; dy.len()];
-    pool::max_forward(&p, View::Host(&x), ViewMut::Host(&mut y));
+    pool::max::forward(&p, View::Host(&x), ViewMut::Host(&mut y));
     compare("y", &y, &expected, 0.0)?;
     let (mut dx, mut added) = (vec![f32::NAN; x.len()], vec![2.0; x.len()]);
-    let read = (View::Host(&x[..]), View::Host(&dy[..]));
-    pool::max_backward(&p, read, ViewMut::Host(&mut dx), false);
-    pool::max_backward(&p, read, ViewMut::Host(&mut added), true);
+    let (x, dy) = (View::Host(&x), View::Host(&dy));
+    pool::max::backward(&p, x, dy, (ViewMut::Host(&mut dx), false));
+    pool::max::backward(&p, x, dy, (ViewMut::Host(&mut added), true));
     compare("dx", &dx, &gradient, 1e-6)?;
     compare("dx, added", &added, &gradient.iter().map(|v| v + 2.0).collect::<Vec<_>>(), 1e-6)
 }
@@ -478,8 +492,13 @@ fn linear_case(p: LinearProblem) -> Result<(), String> {
     let (x64, w64, b64, dy64) = (widen(&x), widen(&w), widen(&b), widen(&dy));
     compare("y", &y, &forward(&x64, &w64, &b64), tolerance(p.c_in))?;
     let (mut dx, mut dw, mut db) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()], vec![f32::NAN; b.len()]);
-    let read = (View::Host(&x[..]), View::Host(&w[..]), View::Host(&dy[..]));
-    linear::backward(p, read, Some((ViewMut::Host(&mut dx), false)), (ViewMut::Host(&mut dw), ViewMut::Host(&mut db)));
+    let inputs = linear::BackwardInputs { x: View::Host(&x), w: View::Host(&w), dy: View::Host(&dy) };
+    let out = linear::GradientsOut {
+        dx: Some((ViewMut::Host(&mut dx), false)),
+        dw: ViewMut::Host(&mut dw),
+        db: ViewMut::Host(&mut db),
+    };
+    linear::backward(p, inputs, out);
     check_gradient("dx", &dx, &x64, |x| dot(&dy64, &forward(x, &w64, &b64)), 1e-4)?;
     check_gradient("dw", &dw, &w64, |w| dot(&dy64, &forward(&x64, w, &b64)), 1e-4)?;
     check_gradient("db", &db, &b64, |b| dot(&dy64, &forward(&x64, &w64, b)), 1e-4)

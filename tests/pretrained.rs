@@ -112,7 +112,7 @@ struct Run {
 
 fn run(model: &Model, block: usize, images: &[f32]) -> Result<Run, Failed> {
     let output = model.graph.blocks[block].output();
-    let (batch, fusion) = (PHOTOGRAPHS.len(), Fusion::Fused);
+    let (batch, fusion) = (PHOTOGRAPHS.len(), Fusion::OnLoad);
     let options = EngineOptions { batch, fusion, training: false, taps: vec![output] };
     let mut engine = Engine::new(&Device::Cpu, model, &options)?;
     let mut logits = vec![0.0; batch * CLASSES];

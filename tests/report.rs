@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use depthshrinker::device::Backend;
 use depthshrinker::device::Device;
 use depthshrinker::dtype::Dtype;
-use depthshrinker::engine::{Fusion, Plan};
+use depthshrinker::engine::{Plan, Target};
 use depthshrinker::graph::{Activation, Bias, BlockState, Conv, Emitter, Graph, Node, Op};
 use depthshrinker::measure::{
-    ComputeUnit, KernelCost, Roofline, Summary, Utilization, block_costs, block_latencies, compare, kernel_costs,
-    measure_peaks, network_latency, network_time, paired, plan_costs, utilization, without_batch_norm,
+    KernelCost, Roofline, Summary, Utilization, block_costs, block_latencies, compare, kernel_costs, measure_peaks,
+    network_latency, network_time, paired, plan_costs, utilization, without_batch_norm,
 };
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
+use depthshrinker::ops::step::ComputeUnit;
 use depthshrinker::report::{
     BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage, Page,
     RunResult, SCHEMA, StageTime, network_table,
@@ -113,8 +115,8 @@ fn a_training_step_moves_what_the_table_says() {
     // table adds the optimizer's 22 bytes a parameter.
     for (width, gigabytes) in [("1.0", 24.0), ("1.4", 34.4)] {
         let graph = imagenet(width);
-        let plan = Plan::new(&graph, Fusion::Fused, true, false, &[]).unwrap();
-        let costs = plan_costs(&graph, &plan).unwrap();
+        let plan = Plan::new(&graph, &Target::training(Backend::Cuda)).unwrap();
+        let costs = plan_costs(&graph, &plan);
         let bytes: u64 = costs.iter().map(|k| k.bytes(BATCH, 2)).sum();
         let optimizer = 22 * graph.cost().unwrap().params();
         close((bytes + optimizer) as f64 / 1e9, gigabytes, 0.3);

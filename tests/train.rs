@@ -9,7 +9,7 @@ use std::time::Duration;
 use depthshrinker::data::{Augment, Dataset, ImageShape, Loader};
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{Activation, BatchNorm, GraphBuilder, Op};
+use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::train::{
@@ -62,7 +62,7 @@ fn model(seed: u64) -> Model {
         b.block(format!("blocks.{block}"), input, first);
     }
     x = b.push("pool", Op::GlobalAvgPool, &[x]);
-    x = b.push("drop", Op::Dropout { p: 0.2 }, &[x]);
+    x = b.push("drop", Op::Dropout(Dropout { p: 0.2 }), &[x]);
     b.linear("classifier", 8, CLASSES, x);
     Model::initialise(b.finish().unwrap(), seed).unwrap()
 }
@@ -222,7 +222,7 @@ fn training_learns_and_writes_a_record_per_epoch() {
     assert_eq!(records[3]["step"], json!(4 * STEPS));
     assert_eq!(records[3]["stage"], json!("search"));
 
-    let options = EngineOptions { batch: 8, fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    let options = EngineOptions { batch: 8, fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
     let mut engine = Engine::new(&Device::Cpu, &trained, &options).unwrap();
     let Evaluation { top1, loss, images } = evaluate(&mut engine, &Loader::eval(dataset(30, 2), 8).unwrap()).unwrap();
     assert_eq!((Some(top1), Some(loss), images), (number(11, "test_top1"), number(11, "test_loss"), 30));
@@ -413,7 +413,7 @@ fn logits_that_are_not_finite_have_no_accuracy() {
     for tensor in broken.weights.values_mut().filter(|tensor| tensor.shape == [CLASSES, 8]) {
         tensor.data.fill(f32::MAX);
     }
-    let options = EngineOptions { batch: 8, fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    let options = EngineOptions { batch: 8, fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
     let mut engine = Engine::new(&Device::Cpu, &broken, &options).unwrap();
     let error = evaluate(&mut engine, &Loader::eval(dataset(30, 2), 8).unwrap()).unwrap_err();
     let text = error.to_string();

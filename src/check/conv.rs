@@ -2,8 +2,11 @@
 
 use super::{Case, On, Output};
 use crate::Result;
-use crate::ops::activation::Clamp;
-use crate::ops::conv::{self, Bias, Conv, ConvBias, ConvProblem};
+use crate::engine::{Backpropagated, Sequence, SequenceRun};
+use crate::ops::activation::Activation;
+use crate::ops::conv::{Bias, Conv, ConvProblem, ConvStep};
+use crate::ops::epilogue::{BiasOperand, PlannedEpilogue};
+use crate::ops::step::{Operand, Place, ValueId, Values};
 use crate::shape::{Padding, Shape, Window};
 
 /// n, (h, w, c_in), c_out, (k_h, k_w), (stride_h, stride_w), padding top/left/bottom/right, groups.
@@ -53,8 +56,8 @@ pub const CONVOLUTIONS: &[ConvRow] = &[
     (1, (4, 4, 8), 8, (1, 3), (1, 1), [0, 1, 0, 1], 1),
 ];
 
-/// Multiply-accumulates of a row from which on it is there for its tiles alone: what else there is to a convolution does
-/// not depend on them, and smaller rows see to it.
+/// Rows with more multiply-accumulates than this run only two modes: they test the choice of tiles, and smaller rows test
+/// all else.
 const MANY_MACS: u64 = 10_000_000;
 
 /// The problem of a row.
@@ -81,60 +84,99 @@ pub(super) fn cases(row: &ConvRow) -> Vec<Case> {
         Case::new(format!("conv/{}/{mode}", name(&p)), move |on| run(&p, on))
     };
     let mut cases = vec![
-        case("finish", |p, on| forward(p, on, Some(Bias::Channel), Some(Clamp::new(Some(1.5), 0.25)))),
+        case("finish", |p, on| forward(p, on, Some(Bias::Channel), Some(act(1.5, 0.25)))),
         case("gradient", |p, on| backward(p, on, Bias::Channel, None)),
     ];
     if p.macs() <= MANY_MACS {
         cases.extend([
             case("forward", |p, on| forward(p, on, None, None)),
-            case("bias_map", |p, on| forward(p, on, Some(Bias::Map), Some(Clamp::new(Some(6.0), 0.0)))),
+            case("bias_map", |p, on| forward(p, on, Some(Bias::Map), Some(act(6.0, 0.0)))),
             case("add", |p, on| backward(p, on, Bias::Map, Some(0.5))),
         ]);
     }
     cases
 }
 
+fn act(limit: f32, slope: f32) -> Activation {
+    Activation { limit: Some(limit), mask: None, slope }
+}
+
 fn terms(p: &ConvProblem) -> usize {
     p.weight_len() / p.output.c
 }
 
-fn forward(p: &ConvProblem, on: &On<'_>, bias: Option<Bias>, clamp: Option<Clamp>) -> Result<Vec<Output>> {
-    let len = p.n * p.output.len();
-    let x = on.put(&on.numbers(1, p.n * p.input.len()))?;
-    let w = on.put(&on.numbers(2, p.weight_len()))?;
-    let map = on.put_float(&numbers_for(bias, p))?;
-    let residual = on.put(&on.numbers(5, len))?;
-    let mut y = on.room(len)?;
-    let bias = match bias {
-        None => ConvBias::None,
-        Some(Bias::Map) => ConvBias::Map(map.view(0..map.len())),
-        Some(_) => ConvBias::Channel(map.view(0..map.len())),
-    };
-    let residual = clamp.map(|_| residual.view(0..len));
-    let operands = (x.view(0..x.len()), w.view(0..w.len()));
-    conv::forward(p, operands, bias, residual, clamp, y.view_mut(0..len));
-    Ok(vec![Output::rounded("y", on.get(&y)?, terms(p))])
+/// The convolution in a plan of its own, with the values that its operands are.
+struct Planned {
+    values: Values,
+    x: ValueId,
+    w: ValueId,
+    bias: Option<ValueId>,
+    residual: Option<ValueId>,
+    y: ValueId,
+    step: ConvStep,
 }
 
-fn numbers_for(bias: Option<Bias>, p: &ConvProblem) -> Vec<f32> {
-    super::numbers(4, if bias == Some(Bias::Map) { p.output.len() } else { p.output.c })
+impl Planned {
+    fn new(p: &ConvProblem, bias: Option<Bias>, act: Option<Activation>) -> Self {
+        let mut values = Values::default();
+        let (x, y) = (values.activation(p.input), values.activation(p.output));
+        let w = values.pinned(Place::Weight(0), p.weight_len());
+        let len = if bias == Some(Bias::Map) { p.output.len() } else { p.output.c };
+        let bias_value = bias.map(|_| values.pinned(Place::Param(1), len));
+        // Behind an activation comes a residual too, so that the order of both shows.
+        let residual = act.map(|_| values.activation(p.output));
+        let operand = match (bias, bias_value) {
+            (Some(Bias::Map), Some(bias)) => BiasOperand::Map(bias),
+            (Some(_), Some(bias)) => BiasOperand::Channel(bias),
+            _ => BiasOperand::None,
+        };
+        let epilogue = PlannedEpilogue { bias: operand, residual, act };
+        let problem = p.batch(1);
+        let step = ConvStep { problem, x: Operand::Stored(x), w, epilogue, y, statistics: None };
+        Self { values, x, w, bias: bias_value, residual, y, step }
+    }
 }
 
+fn forward(p: &ConvProblem, on: &On<'_>, bias: Option<Bias>, act: Option<Activation>) -> Result<Vec<Output>> {
+    let Planned { values, x, w, bias, residual, y, step } = Planned::new(p, bias, act);
+    let sequence = Sequence::new(values, vec![Box::new(step)]);
+    let mut run = SequenceRun::new(on.device, &sequence, p.n)?;
+    on.fill(&mut run, x, 1)?;
+    on.fill(&mut run, w, 2)?;
+    bias.map_or(Ok(()), |bias| on.fill_floats(&mut run, bias, 4))?;
+    residual.map_or(Ok(()), |residual| on.fill(&mut run, residual, 5))?;
+    on.spoil(&mut run, y)?;
+    run.run();
+    Ok(vec![Output::rounded("y", on.get(run.buffer(y))?, terms(p))])
+}
+
+/// All gradients; that of x is added to `seed` where there is one.
 fn backward(p: &ConvProblem, on: &On<'_>, bias: Bias, seed: Option<f32>) -> Result<Vec<Output>> {
-    let (len_in, len) = (p.n * p.input.len(), p.n * p.output.len());
-    let x = on.put(&on.numbers(1, len_in))?;
-    let w = on.put(&on.numbers(2, p.weight_len()))?;
-    let dy = on.put(&on.numbers(3, len))?;
-    let mut dx = on.put(&vec![seed.unwrap_or(f32::NAN); len_in])?;
-    let (mut dw, mut db) = (on.float_room(p.weight_len())?, on.float_room(numbers_for(Some(bias), p).len())?);
-    let read = (x.view(0..len_in), w.view(0..w.len()), dy.view(0..len));
-    let (dw_len, db_len) = (dw.len(), db.len());
-    let into = Some((dx.view_mut(0..len_in), seed.is_some()));
-    conv::backward(p, read, into, dw.view_mut(0..dw_len), Some(db.view_mut(0..db_len)));
+    let Planned { values, x, w, bias, y, step, .. } = Planned::new(p, Some(bias), None);
+    let forward = Sequence::new(values, vec![Box::new(step)]);
+    let added_to: Vec<ValueId> = seed.map(|_| x).into_iter().collect();
+    let Backpropagated { steps, given, gradients } = forward.backward(on.device.backend(), &[y], &added_to);
+    let mut run = SequenceRun::new(on.device, &steps, p.n)?;
+    on.fill(&mut run, x, 1)?;
+    on.fill(&mut run, w, 2)?;
+    on.fill(&mut run, given[0], 3)?;
+    let of = |value: Option<ValueId>| value.and_then(|value| gradients.of(value));
+    let names = ["dx", "dw", "db"].into_iter().zip([of(Some(x)), of(Some(w)), of(bias)]);
+    let written: Vec<(&'static str, ValueId)> = names.filter_map(|(name, id)| Some((name, id?))).collect();
+    for &(_, id) in &written {
+        on.spoil(&mut run, id)?;
+    }
+    if let (Some(seed), Some(dx)) = (seed, of(Some(x))) {
+        on.set(&mut run, dx, |len| vec![seed; len])?;
+    }
+    run.run();
     let pixels = p.n * p.output.pixels();
-    Ok(vec![
-        Output::rounded("dx", on.get(&dx)?, terms(p) * p.output.c / p.input.c.max(1) + 1),
-        Output::float("dw", on.get(&dw)?, pixels),
-        Output::float("db", on.get(&db)?, pixels),
-    ])
+    let output = |(name, id): (&'static str, ValueId)| {
+        let values = on.get(run.buffer(id))?;
+        Ok(match name {
+            "dx" => Output::rounded(name, values, terms(p) * p.output.c / p.input.c.max(1) + 1),
+            _ => Output::float(name, values, pixels),
+        })
+    };
+    written.into_iter().map(output).collect()
 }

@@ -16,6 +16,8 @@ use serde::Serialize;
 
 use crate::device::{Buffer, Device};
 use crate::dtype::Dtype;
+use crate::engine::SequenceRun;
+use crate::ops::step::ValueId;
 use crate::{Error, Result};
 
 /// Runs a case on one device.
@@ -144,8 +146,24 @@ impl On<'_> {
         self.put(&vec![f32::NAN; len])
     }
 
-    fn float_room(&self, len: usize) -> Result<Buffer> {
-        self.put_float(&vec![f32::NAN; len])
+    /// Sets a value of a run, where a step uses it.
+    fn set(&self, run: &mut SequenceRun, id: ValueId, values: impl FnOnce(usize) -> Vec<f32>) -> Result<()> {
+        run.buffer_mut(id).map_or(Ok(()), |buffer| buffer.write(&values(buffer.len())))
+    }
+
+    /// Fills an activation or a weight of a run with [`numbers`](Self::numbers).
+    fn fill(&self, run: &mut SequenceRun, id: ValueId, seed: u64) -> Result<()> {
+        self.set(run, id, |len| self.numbers(seed, len))
+    }
+
+    /// Fills a parameter of a run, which no device rounds.
+    fn fill_floats(&self, run: &mut SequenceRun, id: ValueId, seed: u64) -> Result<()> {
+        self.set(run, id, |len| numbers(seed, len))
+    }
+
+    /// Fills a value that is to be written with what no result is.
+    fn spoil(&self, run: &mut SequenceRun, id: ValueId) -> Result<()> {
+        self.set(run, id, |len| vec![f32::NAN; len])
     }
 
     fn get(&self, buffer: &Buffer) -> Result<Vec<f32>> {

@@ -2,12 +2,15 @@
 
 use super::{Case, On, Output};
 use crate::Result;
-use crate::device::Buffer;
-use crate::ops::activation::Clamp;
-use crate::ops::batch_norm::{self, BackwardInputs, BatchNormProblem, BatchNormState, Tail};
-use crate::ops::conv::{Bias, Conv, ConvProblem};
-use crate::ops::conv_bn;
-use crate::ops::conv_input::ConvInput;
+use crate::device::Backend;
+use crate::engine::{Backpropagated, Sequence, SequenceRun};
+use crate::ops::activation::Activation;
+use crate::ops::batch_norm::{
+    BatchNorm, BatchNormProblem, Normalisation, NormaliseStep, PlannedStatistics, RunningStatisticsStep, StatisticsStep,
+};
+use crate::ops::conv::{Bias, Conv, ConvProblem, ConvStep};
+use crate::ops::epilogue::PlannedEpilogue;
+use crate::ops::step::{Operand, Place, Step, ValueId, Values};
 use crate::shape::{Shape, Window};
 
 /// lines, w, c, whether a residual follows, limit and slope of an activation.
@@ -34,119 +37,187 @@ pub(super) fn cases(row: &NormRow) -> Vec<Case> {
     ]
 }
 
-/// What a batch-norm needs besides its activations.
-struct Parameters {
-    gamma: Buffer,
-    beta: Buffer,
-    running: Buffer,
-    saved: Buffer,
-}
-
-impl Parameters {
-    fn new(c: usize, on: &On<'_>) -> Result<Self> {
-        let gamma: Vec<f32> = super::numbers(14, c).iter().map(|v| 1.0 + 0.3 * v).collect();
-        Ok(Self {
-            gamma: on.put_float(&gamma)?,
-            beta: on.put_float(&super::numbers(15, c))?,
-            running: on.put_float(&[vec![0.5; c], vec![2.0; c]].concat())?,
-            saved: on.float_room(2 * c)?,
-        })
-    }
-
-    fn state(&mut self) -> BatchNormState<'_> {
-        let c = self.gamma.len();
-        BatchNormState {
-            gamma: self.gamma.view(0..c),
-            beta: self.beta.view(0..c),
-            running: self.running.view_mut_disjoint([0..c, c..2 * c]),
-            saved: self.saved.view_mut(0..2 * c),
-        }
-    }
-}
-
 /// A mean far from zero, where naive variances lose their digits.
 fn activations(c: usize, len: usize, on: &On<'_>) -> Vec<f32> {
     on.round(super::numbers(11, len).iter().enumerate().map(|(i, v)| v + (i % c % 5) as f32 * 3.0).collect())
 }
 
-/// Behind an identity-like pointwise convolution, so that the whole step runs.
-fn fused((lines, w, c, with_residual, act): NormRow, on: &On<'_>) -> Result<Vec<Output>> {
-    let len = lines * w * c;
-    let p = BatchNormProblem { lines, w, c, eps: 1e-5, momentum: 0.1 };
-    let conv = Conv { c_in: c, c_out: c, window: Window::square(1, 1, 0), groups: 1, bias: Bias::None };
-    let conv = ConvProblem::new(&conv, Shape::new(lines, w, c), 1).expect("a pointwise kernel fits");
-    let mut identity = vec![0.0; c * c];
-    (0..c).for_each(|i| identity[i * c + i] = 1.0);
-    let (x, identity) = (on.put(&activations(c, len, on))?, on.put(&identity)?);
-    let (residual, dz) = (on.put(&on.numbers(13, len))?, on.put(&on.numbers(12, len))?);
-    let mut parameters = Parameters::new(c, on)?;
-    let (mut raw, mut z) = (on.room(len)?, on.room(len)?);
-    let clamp = act.map(|(limit, slope)| Clamp::new(Some(limit), slope));
-    let tail = Tail { residual: with_residual.then(|| residual.view(0..len)), clamp };
-    let operands = (ConvInput::Stored(x.view(0..len)), identity.view(0..c * c));
-    let out = Some((tail, z.view_mut(0..len)));
-    conv_bn::forward((&conv, &p), operands, parameters.state(), raw.view_mut(0..len), out);
-    let inputs = BackwardInputs {
-        y: raw.view(0..len),
-        dz: dz.view(0..len),
-        gamma: parameters.gamma.view(0..c),
-        beta: parameters.beta.view(0..c),
-        saved: parameters.saved.view(0..2 * c),
-        tail,
-    };
-    let (mut dx, mut dy, mut dw) = (on.room(len)?, on.room(len)?, on.float_room(c * c)?);
-    // Added to ones, to see accumulation.
-    let mut d_residual = on.put(&vec![1.0; len])?;
-    let (mut d_bn, mut score) = (on.float_room(2 * c)?, on.put_float(&[0.25])?);
-    let out = conv_bn::Gradients {
-        dx: Some((dx.view_mut(0..len), false)),
-        d_residual: with_residual.then(|| (d_residual.view_mut(0..len), true)),
-        dw: dw.view_mut(0..c * c),
-        d_bn: d_bn.view_mut_disjoint([0..c, c..2 * c]),
-    };
-    let (score_view, dy_view) = (score.view_mut(0..1), dy.view_mut(0..len));
-    conv_bn::backward((&conv, &p), operands, inputs, None, out, clamp.map(|_| score_view), Some(dy_view));
-    let pixels = lines * w;
-    Ok(vec![
-        Output::rounded("z", on.get(&z)?, pixels),
-        Output::float("statistics", on.get(&parameters.saved)?, pixels),
-        Output::float("running statistics", on.get(&parameters.running)?, pixels),
-        Output::rounded("dx", on.get(&dx)?, pixels),
-        Output::rounded("residual's gradient", on.get(&d_residual)?, 1),
-        // Products of the rounded dy with x, whose mean is large while that of dy is 0.
-        Output::derived("dw", on.get(&dw)?, 100 * pixels, 8.0 * (pixels as f64).sqrt()),
-        Output::float("dγ and dβ", on.get(&d_bn)?, pixels),
-        Output::float("score", on.get(&score)?, len),
-    ])
+/// A batch-norm in a plan of its own, where it normalises `y`.
+struct Planned {
+    values: Values,
+    of: Normalisation,
+    to: PlannedStatistics,
 }
 
-fn alone((lines, w, c, _, act): NormRow, on: &On<'_>) -> Result<Vec<Output>> {
-    let len = lines * w * c;
-    let p = BatchNormProblem { lines, w, c, eps: 1e-5, momentum: 0.1 };
-    let (y, dz) = (on.put(&activations(c, len, on))?, on.put(&on.numbers(12, len))?);
-    let mut parameters = Parameters::new(c, on)?;
-    let (mut z, mut inferred) = (on.room(len)?, on.room(len)?);
-    batch_norm::forward(&p, y.view(0..len), parameters.state(), Tail::NONE, z.view_mut(0..len));
-    let running = [parameters.running.view(0..c), parameters.running.view(c..2 * c)];
-    let read = [parameters.gamma.view(0..c), parameters.beta.view(0..c), running[0], running[1]];
-    let tail = Tail { residual: None, clamp: act.map(|(limit, slope)| Clamp::new(Some(limit), slope)) };
-    batch_norm::forward_inference(&p, y.view(0..len), read, tail, inferred.view_mut(0..len));
-    let inputs = BackwardInputs {
-        y: y.view(0..len),
-        dz: dz.view(0..len),
-        gamma: parameters.gamma.view(0..c),
-        beta: parameters.beta.view(0..c),
-        saved: parameters.saved.view(0..2 * c),
-        tail: Tail::NONE,
+impl Planned {
+    /// With what follows it; the residual is a value of its own.
+    fn new(mut values: Values, y: ValueId, row: NormRow) -> Self {
+        let (lines, w, c, with_residual, act) = row;
+        let shape = Shape::new(lines, w, c);
+        let problem = BatchNormProblem::new(&BatchNorm { channels: c, eps: 1e-5, momentum: 0.1 }, shape, 1);
+        let statistics = values.floats(2 * c);
+        let of = Normalisation {
+            problem,
+            y,
+            gamma: values.pinned(Place::Param(1), c),
+            beta: values.pinned(Place::Param(2), c),
+            statistics,
+            residual: with_residual.then(|| values.activation(shape)),
+            act: act.map(|(limit, slope)| Activation { limit: Some(limit), mask: Some(0), slope }),
+            z: values.activation(shape),
+        };
+        let running = [values.pinned(Place::Running(3), c), values.pinned(Place::Running(4), c)];
+        Self { values, of, to: PlannedStatistics { problem, statistics, running } }
+    }
+
+    /// Fills γ, β and the running statistics.
+    fn fill(&self, on: &On<'_>, run: &mut SequenceRun) -> Result<()> {
+        on.set(run, self.of.gamma, |c| super::numbers(14, c).iter().map(|v| 1.0 + 0.3 * v).collect())?;
+        on.fill_floats(run, self.of.beta, 15)?;
+        on.set(run, self.to.running[0], |c| vec![0.5; c])?;
+        on.set(run, self.to.running[1], |c| vec![2.0; c])?;
+        self.of.residual.map_or(Ok(()), |residual| on.fill(run, residual, 13))
+    }
+}
+
+/// Behind an identity-like pointwise convolution, so that the whole step runs as the backend fuses it.
+fn fused(row: NormRow, on: &On<'_>) -> Result<Vec<Output>> {
+    let (lines, w, c, ..) = row;
+    let conv = Conv { c_in: c, c_out: c, window: Window::square(1, 1, 0), groups: 1, bias: Bias::None };
+    let shape = Shape::new(lines, w, c);
+    let problem = ConvProblem::new(&conv, shape, 1).expect("a pointwise kernel fits");
+    let mut values = Values::default();
+    let (x, raw) = (values.activation(shape), values.activation(shape));
+    let weight = values.pinned(Place::Weight(0), c * c);
+    let planned = Planned::new(values, raw, row);
+    let backend = on.device.backend();
+    let on_host = backend == Backend::Host;
+    let conv = ConvStep {
+        problem,
+        x: Operand::Stored(x),
+        w: weight,
+        epilogue: PlannedEpilogue::default(),
+        y: raw,
+        statistics: on_host.then_some(planned.to),
     };
-    let (mut dy, mut d_bn) = (on.put(&vec![1.0; len])?, on.float_room(2 * c)?);
-    let d_params = d_bn.view_mut_disjoint([0..c, c..2 * c]);
-    batch_norm::backward(&p, inputs, (dy.view_mut(0..len), true), d_params);
+    let mut steps: Vec<Box<dyn Step>> = vec![Box::new(conv)];
+    if !on_host {
+        steps.push(Box::new(StatisticsStep { y: raw, to: planned.to }));
+    }
+    steps.push(Box::new(NormaliseStep { of: planned.of, forms_gradient: on_host }));
+    let forward = Sequence::new(planned.values.clone(), steps);
+    let mut run = SequenceRun::new(on.device, &forward, 1)?;
+    on.set(&mut run, x, |len| activations(c, len, on))?;
+    on.set(&mut run, weight, |len| (0..len).map(|i| if i % (c + 1) == 0 { 1.0 } else { 0.0 }).collect())?;
+    planned.fill(on, &mut run)?;
+    on.spoil(&mut run, planned.of.z)?;
+    run.run();
+    let z = on.get(run.buffer(planned.of.z))?;
+    let statistics = on.get(run.buffer(planned.of.statistics))?;
+    let running = [on.get(run.buffer(planned.to.running[0]))?, on.get(run.buffer(planned.to.running[1]))?].concat();
     let pixels = lines * w;
-    Ok(vec![
-        Output::rounded("z", on.get(&z)?, pixels),
-        Output::rounded("z at inference", on.get(&inferred)?, pixels),
-        Output::rounded("dy", on.get(&dy)?, pixels),
-        Output::float("dγ and dβ", on.get(&d_bn)?, pixels),
-    ])
+    let mut outputs = vec![
+        Output::rounded("z", z, pixels),
+        Output::float("statistics", statistics, pixels),
+        Output::float("running statistics", running, pixels),
+    ];
+    let added_to: Vec<ValueId> = planned.of.residual.into_iter().collect();
+    let back = forward.backward(backend, &[planned.of.z], &added_to);
+    outputs.extend(gradients(&planned, back, &mut run, on)?);
+    Ok(outputs)
+}
+
+/// The gradients behind a forward run, whose values are taken over. The residual's is added to ones, and the score's to a
+/// quarter, to see accumulation.
+fn gradients(planned: &Planned, back: Backpropagated, forward: &mut SequenceRun, on: &On<'_>) -> Result<Vec<Output>> {
+    let Backpropagated { steps, given, gradients } = back;
+    let mut run = SequenceRun::new(on.device, &steps, 1)?;
+    for (id, _) in planned.values.iter() {
+        run.take_from(forward, id);
+    }
+    on.fill(&mut run, given[0], 12)?;
+    if let Some(&d_residual) = given.get(1) {
+        on.set(&mut run, d_residual, |len| vec![1.0; len])?;
+    }
+    let score = steps.values.iter().find(|(_, value)| matches!(value.place, Place::Score(_))).map(|(id, _)| id);
+    if let Some(score) = score {
+        on.set(&mut run, score, |len| vec![0.25; len])?;
+    }
+    run.run();
+    let (len, pixels) = (planned.of.problem.shape.len(), planned.of.problem.shape.pixels());
+    let of = |place: Place| steps.values.iter().find(|(_, value)| value.place == place).map(|(id, _)| id);
+    let mut outputs = Vec::new();
+    for (id, _) in planned.values.iter() {
+        let Some(gradient) = gradients.of(id).filter(|gradient| !given.contains(gradient)) else { continue };
+        if run.buffer_mut(gradient).is_none() {
+            continue;
+        }
+        let values = on.get(run.buffer(gradient))?;
+        outputs.push(match steps.values.get(gradient).place {
+            // Products of the rounded dy with x, whose mean is large while that of dy is 0.
+            Place::ParamGradient(0) => Output::derived("dw", values, 100 * pixels, 8.0 * (pixels as f64).sqrt()),
+            Place::ParamGradient(1) => Output::float("dγ", values, pixels),
+            Place::ParamGradient(_) => Output::float("dβ", values, pixels),
+            // The host forms the gradient of the raw result on load, and stores none.
+            _ if id == planned.of.y && of(Place::ParamGradient(0)).is_some() => continue,
+            _ => Output::rounded("dx", values, pixels),
+        });
+    }
+    if let Some(&d_residual) = given.get(1) {
+        outputs.push(Output::rounded("residual's gradient", on.get(run.buffer(d_residual))?, 1));
+    }
+    if let Some(score) = score {
+        outputs.push(Output::float("score", on.get(run.buffer(score))?, len));
+    }
+    Ok(outputs)
+}
+
+/// Statistics and normalised value of a stored input, its gradient added to ones, and inference with running statistics.
+fn alone((lines, w, c, _, act): NormRow, on: &On<'_>) -> Result<Vec<Output>> {
+    let shape = Shape::new(lines, w, c);
+    let mut values = Values::default();
+    let y = values.activation(shape);
+    let planned = Planned::new(values, y, (lines, w, c, false, None));
+    let steps: Vec<Box<dyn Step>> = vec![
+        Box::new(StatisticsStep { y, to: planned.to }),
+        Box::new(NormaliseStep { of: planned.of, forms_gradient: false }),
+    ];
+    let forward = Sequence::new(planned.values.clone(), steps);
+    let mut run = SequenceRun::new(on.device, &forward, 1)?;
+    on.set(&mut run, y, |len| activations(c, len, on))?;
+    planned.fill(on, &mut run)?;
+    run.run();
+    let pixels = lines * w;
+    let mut outputs = vec![Output::rounded("z", on.get(run.buffer(planned.of.z))?, pixels)];
+    let running = [0, 1].map(|i| on.get(run.buffer(planned.to.running[i])));
+    let back = forward.backward(on.device.backend(), &[planned.of.z], &[y]);
+    let [running_mean, running_var] = running;
+    let (running, inputs) = ([running_mean?, running_var?], on.get(run.buffer(y))?);
+    outputs.extend(gradients(&planned, back, &mut run, on)?);
+    outputs.push(inference(&planned, act, (&running, &inputs), on)?);
+    Ok(outputs)
+}
+
+/// The same batch-norm with its running statistics and an activation.
+fn inference(
+    planned: &Planned,
+    act: Option<(f32, f32)>,
+    (running, y): (&[Vec<f32>; 2], &[f32]),
+    on: &On<'_>,
+) -> Result<Output> {
+    let act = act.map(|(limit, slope)| Activation { limit: Some(limit), mask: None, slope });
+    let of = Normalisation { act, ..planned.of };
+    let PlannedStatistics { problem, statistics, running: ids } = planned.to;
+    let steps: Vec<Box<dyn Step>> = vec![
+        Box::new(RunningStatisticsStep { problem, running: ids, statistics }),
+        Box::new(NormaliseStep { of, forms_gradient: false }),
+    ];
+    let mut run = SequenceRun::new(on.device, &Sequence::new(planned.values.clone(), steps), 1)?;
+    planned.fill(on, &mut run)?;
+    on.set(&mut run, of.y, |_| y.to_vec())?;
+    for (id, values) in ids.into_iter().zip(running) {
+        on.set(&mut run, id, |_| values.clone())?;
+    }
+    run.run();
+    Ok(Output::rounded("z at inference", on.get(run.buffer(of.z))?, planned.of.problem.shape.pixels()))
 }

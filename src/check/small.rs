@@ -3,23 +3,27 @@
 use super::{Case, On, Output};
 use crate::Result;
 use crate::device::Device;
-use crate::ops::activation::{self, Clamp};
+use crate::engine::{Sequence, SequenceRun};
+use crate::ops::activation::{self, Act, Activation, ActivationStep};
 use crate::ops::augment::{ByteImages, ByteTables, ImageView};
 use crate::ops::dropout::DropoutStream;
-use crate::ops::linear::{self, LinearProblem};
+use crate::ops::linear::{Linear, LinearProblem, LinearStep};
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, cross_entropy, distillation, feature_mse};
 use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
 use crate::ops::pool::PoolProblem;
-use crate::ops::{add, dropout, pool};
-use crate::shape::{Padding, Shape, Window};
+use crate::ops::pool::global::GlobalPoolStep;
+use crate::ops::pool::max::MaxPoolStep;
+use crate::ops::step::{Place, Step, ValueId, Values};
+use crate::ops::{add, copy, dropout};
+use crate::shape::{Lines, Padding, Shape, Window};
 
 pub(super) fn cases() -> Vec<Case> {
     let case = |name: &str, run: fn(&On<'_>) -> Result<Vec<Output>>| Case::new(name.to_owned(), run);
     let mut cases = vec![
         case("linear/7x33_to_10", |on| linear_case(LinearProblem { n: 7, c_in: 33, c_out: 10 }, on)),
         case("linear/130x64_to_16", |on| linear_case(LinearProblem { n: 130, c_in: 64, c_out: 16 }, on)),
-        case("pool/3x20x24", |on| pool_case((3, 20, 24), on)),
-        case("pool/2x49x13", |on| pool_case((2, 49, 13), on)),
+        case("pool/3x20x24", |on| pool_case(3, Shape::new(4, 5, 24), on)),
+        case("pool/2x49x13", |on| pool_case(2, Shape::new(7, 7, 13), on)),
         case("max_pool/3x3_s2", |on| max_pool_case((2, Shape::new(9, 12, 16)), Window::square(3, 2, 1), on)),
         case("max_pool/3x3_s1_odd", |on| max_pool_case((1, Shape::new(7, 5, 13)), Window::square(3, 1, 1), on)),
         case("max_pool/2x2_s2", |on| max_pool_case((3, Shape::new(8, 7, 40)), Window::square(2, 2, 0), on)),
@@ -27,8 +31,8 @@ pub(super) fn cases() -> Vec<Case> {
         case("dropout/5000", dropout_case),
         case("augment/5x9x8x4", |on| augment_case(Shape::new(9, 8, 4), on)),
         case("augment/3x7x5x3", |on| augment_case(Shape::new(7, 5, 3), on)),
-        case("activation/relu6", |on| activation_case(Clamp::new(Some(0.7), 0.0), 4999, on)),
-        case("activation/leaky", |on| activation_case(Clamp::new(Some(0.5), 0.3), 70_001, on)),
+        case("activation/relu6", |on| activation_case(act(0.7, 0.0), 4999, on)),
+        case("activation/leaky", |on| activation_case(act(0.5, 0.3), 70_001, on)),
         case("activation/infinite", infinite_case),
         case("cross_entropy/9x10", |on| cross_entropy_case((9, 10), on)),
         case("cross_entropy/3x1000", |on| cross_entropy_case((3, 1000), on)),
@@ -48,36 +52,85 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-fn linear_case(p: LinearProblem, on: &On<'_>) -> Result<Vec<Output>> {
-    let (x_len, w_len, y_len) = (p.n * p.c_in, p.c_in * p.c_out, p.n * p.c_out);
-    let (x, w) = (on.put(&on.numbers(1, x_len))?, on.put(&on.numbers(2, w_len))?);
-    let (b, dy) = (on.put_float(&super::numbers(3, p.c_out))?, on.put(&on.numbers(4, y_len))?);
-    let mut y = on.room(y_len)?;
-    linear::forward(p, x.view(0..x_len), w.view(0..w_len), b.view(0..p.c_out), y.view_mut(0..y_len));
-    let (mut dx, mut dw, mut db) = (on.room(x_len)?, on.float_room(w_len)?, on.float_room(p.c_out)?);
-    let read = (x.view(0..x_len), w.view(0..w_len), dy.view(0..y_len));
-    let d_params = (dw.view_mut(0..w_len), db.view_mut(0..p.c_out));
-    linear::backward(p, read, Some((dx.view_mut(0..x_len), false)), d_params);
-    Ok(vec![
-        Output::rounded("y", on.get(&y)?, p.c_in),
-        Output::rounded("dx", on.get(&dx)?, p.c_out),
-        Output::float("dw", on.get(&dw)?, p.n),
-        Output::float("db", on.get(&db)?, p.n),
-    ])
+/// A step from x to y alone.
+struct Unary {
+    values: Values,
+    step: Box<dyn Step>,
+    x: ValueId,
+    y: ValueId,
+    n: usize,
 }
 
-fn pool_case((n, pixels, c): (usize, usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
-    let len = n * pixels * c;
-    let (x, dy) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, n * c))?);
-    let (mut y, mut written, mut added) = (on.room(n * c)?, on.room(len)?, on.put(&vec![2.0; len])?);
-    pool::forward((pixels, c), x.view(0..len), y.view_mut(0..n * c));
-    pool::backward((pixels, c), dy.view(0..n * c), written.view_mut(0..len), false);
-    pool::backward((pixels, c), dy.view(0..n * c), added.view_mut(0..len), true);
-    Ok(vec![
-        Output::rounded("y", on.get(&y)?, pixels),
-        Output::rounded("dx", on.get(&written)?, 1),
-        Output::rounded("dx, added", on.get(&added)?, 1),
-    ])
+/// Lengths of the sums behind what a step gives.
+#[derive(Clone, Copy)]
+struct Terms {
+    y: usize,
+    dx: usize,
+}
+
+/// The step's result, and the gradient of x, written and added to twos.
+fn unary_case(unary: Unary, input: &[f32], terms: Terms, on: &On<'_>) -> Result<Vec<Output>> {
+    let Unary { values, step, x, y, n } = unary;
+    let forward = Sequence::new(values, vec![step]);
+    let fill = |run: &mut SequenceRun| {
+        for (id, value) in forward.values.iter() {
+            match value.place {
+                Place::Weight(_) => on.fill(run, id, 2)?,
+                Place::Param(_) => on.fill_floats(run, id, 3)?,
+                _ => {}
+            }
+        }
+        on.set(run, x, |_| input.to_vec())
+    };
+    let mut run = SequenceRun::new(on.device, &forward, n)?;
+    fill(&mut run)?;
+    on.spoil(&mut run, y)?;
+    run.run();
+    let mut outputs = vec![Output::rounded("y", on.get(run.buffer(y))?, terms.y)];
+    for added_to in [&[][..], &[x]] {
+        let back = forward.backward(on.device.backend(), &[y], added_to);
+        let mut run = SequenceRun::new(on.device, &back.steps, n)?;
+        fill(&mut run)?;
+        on.fill(&mut run, back.given[0], 4)?;
+        let dx = back.gradients.of(x).expect("every input has a gradient");
+        on.set(&mut run, dx, |len| vec![if added_to.is_empty() { f32::NAN } else { 2.0 }; len])?;
+        for (id, value) in back.steps.values.iter() {
+            match value.place {
+                Place::ParamGradient(_) => on.spoil(&mut run, id)?,
+                Place::Score(_) => on.set(&mut run, id, |len| vec![0.5; len])?,
+                _ => {}
+            }
+        }
+        run.run();
+        let name = if added_to.is_empty() { "dx" } else { "dx, added" };
+        outputs.push(Output::rounded(name, on.get(run.buffer(dx))?, terms.dx));
+        for (id, value) in back.steps.values.iter() {
+            match value.place {
+                Place::ParamGradient(_) => outputs.push(Output::float("dw or db", on.get(run.buffer(id))?, n)),
+                Place::Score(_) => outputs.push(Output::float("score", on.get(run.buffer(id))?, input.len())),
+                _ => {}
+            }
+        }
+    }
+    Ok(outputs)
+}
+
+fn linear_case(p: LinearProblem, on: &On<'_>) -> Result<Vec<Output>> {
+    let LinearProblem { n, c_in, c_out } = p;
+    let mut values = Values::default();
+    let (x, y) = (values.activation(Shape::new(1, 1, c_in)), values.activation(Shape::new(1, 1, c_out)));
+    let (w, b) = (values.pinned(Place::Weight(0), c_in * c_out), values.pinned(Place::Param(1), c_out));
+    let step = Box::new(LinearStep { layer: Linear { c_in, c_out }, x, w, b, y });
+    let terms = Terms { y: c_in, dx: c_out };
+    unary_case(Unary { values, step, x, y, n }, &on.numbers(1, n * c_in), terms, on)
+}
+
+fn pool_case(n: usize, input: Shape, on: &On<'_>) -> Result<Vec<Output>> {
+    let mut values = Values::default();
+    let (x, y) = (values.activation(input), values.activation(Shape::new(1, 1, input.c)));
+    let step = Box::new(GlobalPoolStep { input, x, y });
+    let terms = Terms { y: input.pixels(), dx: 1 };
+    unary_case(Unary { values, step, x, y, n }, &on.numbers(1, n * input.len()), terms, on)
 }
 
 /// A window without symmetry, whose stride leaves pixels that no window holds.
@@ -88,21 +141,13 @@ fn asymmetric() -> Window {
 
 fn max_pool_case((n, input): (usize, Shape), window: Window, on: &On<'_>) -> Result<Vec<Output>> {
     let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
-    let p = PoolProblem { n, input, output: Shape::new(h, w, input.c), window };
-    let (x_len, y_len) = (n * input.len(), n * p.output.len());
+    let problem = PoolProblem { n: 1, input, output: Shape::new(h, w, input.c), window };
+    let mut values = Values::default();
+    let (x, y) = (values.activation(input), values.activation(problem.output));
+    let step = Box::new(MaxPoolStep { problem, x, y });
     // Few different values, so that windows have ties.
-    let x: Vec<f32> = super::numbers(1, x_len).iter().map(|v| (v * 3.0).round()).collect();
-    let (x, dy) = (on.put(&x)?, on.put(&on.numbers(2, y_len))?);
-    let (mut y, mut written, mut added) = (on.room(y_len)?, on.room(x_len)?, on.put(&vec![2.0; x_len])?);
-    pool::max_forward(&p, x.view(0..x_len), y.view_mut(0..y_len));
-    let read = (x.view(0..x_len), dy.view(0..y_len));
-    pool::max_backward(&p, read, written.view_mut(0..x_len), false);
-    pool::max_backward(&p, read, added.view_mut(0..x_len), true);
-    Ok(vec![
-        Output::rounded("y", on.get(&y)?, 1),
-        Output::rounded("dx", on.get(&written)?, window.taps()),
-        Output::rounded("dx, added", on.get(&added)?, window.taps()),
-    ])
+    let numbers: Vec<f32> = super::numbers(1, n * input.len()).iter().map(|v| (v * 3.0).round()).collect();
+    unary_case(Unary { values, step, x, y, n }, &numbers, Terms { y: 1, dx: window.taps() }, on)
 }
 
 fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {
@@ -111,8 +156,8 @@ fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {
     let (mut y, mut added) = (on.room(len)?, on.put(&vec![1.0; len])?);
     let mut stream = DropoutStream::new(on.device)?;
     stream.set(7, 3)?;
-    dropout::apply(0.2, &stream, x.view(0..len), y.view_mut(0..len), false);
-    dropout::apply(0.2, &stream, x.view(0..len), added.view_mut(0..len), true);
+    dropout::apply(0.2, &stream, x.view(0..len), (y.view_mut(0..len), false));
+    dropout::apply(0.2, &stream, x.view(0..len), (added.view_mut(0..len), true));
     Ok(vec![Output::rounded("y", on.get(&y)?, 1), Output::rounded("added", on.get(&added)?, 1)])
 }
 
@@ -132,28 +177,24 @@ fn augment_case(shape: Shape, on: &On<'_>) -> Result<Vec<Output>> {
     Ok(vec![Output::rounded("y", on.get(&y)?, 1)])
 }
 
-fn activation_case(clamp: Clamp, len: usize, on: &On<'_>) -> Result<Vec<Output>> {
-    let (x, dy) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, len))?);
-    let (mut y, mut written, mut added) = (on.room(len)?, on.room(len)?, on.put(&vec![1.0; len])?);
-    let mut score = on.put_float(&[0.5])?;
-    let shape = (1, len, 1);
-    activation::forward(clamp, shape, x.view(0..len), y.view_mut(0..len));
-    let read = (x.view(0..len), dy.view(0..len));
-    activation::backward(clamp, shape, read, (written.view_mut(0..len), false), None);
-    activation::backward(clamp, shape, read, (added.view_mut(0..len), true), Some(score.view_mut(0..1)));
-    Ok(vec![
-        Output::rounded("y", on.get(&y)?, 1),
-        Output::rounded("dx", on.get(&written)?, 1),
-        Output::rounded("dx, added", on.get(&added)?, 1),
-        Output::float("score", on.get(&score)?, len),
-    ])
+fn activation_case(act: Activation, len: usize, on: &On<'_>) -> Result<Vec<Output>> {
+    let shape = Shape::new(1, len, 1);
+    let mut values = Values::default();
+    let (x, y) = (values.activation(shape), values.activation(shape));
+    let step = Box::new(ActivationStep { shape, act, x, y });
+    unary_case(Unary { values, step, x, y, n: 1 }, &on.numbers(1, len), Terms { y: 1, dx: 1 }, on)
+}
+
+fn act(limit: f32, slope: f32) -> Activation {
+    Activation { limit: Some(limit), mask: Some(0), slope }
 }
 
 /// What a 16-bit sum that is too large becomes is brought back between the bounds.
 fn infinite_case(on: &On<'_>) -> Result<Vec<Output>> {
     let x = on.put(&[f32::INFINITY, f32::NEG_INFINITY, 3.0, 6e4, -6e4])?;
     let mut y = on.room(5)?;
-    activation::forward(Clamp::new(Some(6.0), 0.0), (1, 5, 1), x.view(0..5), y.view_mut(0..5));
+    let shape = Lines { lines: 1, w: 5, c: 1 };
+    activation::forward(Act::new(Some(6.0), 0.0), shape, x.view(0..5), y.view_mut(0..5));
     Ok(vec![Output::rounded("y", on.get(&y)?, 1)])
 }
 
@@ -163,17 +204,17 @@ fn add_case(start: usize, on: &On<'_>) -> Result<Vec<Output>> {
     let mut z = on.put(&vec![0.0; len])?;
     let (mut copied, mut summed) = (on.put(&vec![0.0; len])?, on.put(&vec![1.0; len])?);
     add::forward(a.view(start..len), b.view(start..len), z.view_mut(start..len));
-    add::backward(a.view(start..len), copied.view_mut(start..len), false);
-    add::backward(b.view(start..len), summed.view_mut(start..len), true);
+    copy::copy(a.view(start..len), copied.view_mut(start..len));
+    copy::accumulate(b.view(start..len), summed.view_mut(start..len));
     // Parameters are copied into the network's type the same way.
     let parameters = on.put_float(&super::numbers(3, len))?;
-    let mut copy = on.put(&vec![0.0; len])?;
-    add::backward(parameters.view(start..len), copy.view_mut(start..len), false);
+    let mut own = on.put(&vec![0.0; len])?;
+    copy::copy(parameters.view(start..len), own.view_mut(start..len));
     Ok(vec![
         Output::rounded("z", on.get(&z)?, 1),
         Output::rounded("copy", on.get(&copied)?, 1),
         Output::rounded("sum", on.get(&summed)?, 1),
-        Output::rounded("copy of parameters", on.get(&copy)?, 1),
+        Output::rounded("copy of parameters", on.get(&own)?, 1),
     ])
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::device::{Device, Recording, View};
 use crate::dtype::Dtype;
 use crate::engine::{Engine, EngineOptions, Fusion};
-use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, Op};
+use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, MaxPool, Op};
 use crate::model::Model;
 use crate::networks::{NetworkOptions, build};
 use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
@@ -24,7 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// The losses and score gradients, and how far those of a recorded run are from them, which is not at all.
 fn training_case(graph: Graph, on: &On<'_>) -> Result<Vec<Output>> {
-    let run = |recorded| train(on.device, Fusion::Fused, graph.clone(), STEPS, recorded);
+    let run = |recorded| train(on.device, Fusion::OnLoad, graph.clone(), STEPS, recorded);
     let (plain, recorded) = (run(false)?, run(true)?);
     let losses = |trained: &Trained| trained.losses.iter().map(|&loss| loss as f32).collect::<Vec<f32>>();
     let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a - b).collect();
@@ -69,7 +69,7 @@ pub fn pooled() -> Result<Graph> {
     let mut x = b.push("stem", Op::Conv(biased), &[0]);
     x = b.push("stem_bn", Op::BatchNorm(bn(8)), &[x]);
     x = b.activation(Activation::RELU, x);
-    let input = b.push("pool", Op::MaxPool { window: Window::square(3, 2, 1) }, &[x]);
+    let input = b.push("pool", Op::MaxPool(MaxPool { window: Window::square(3, 2, 1) }), &[x]);
     let first = b.next_node();
     let shortcut = GraphBuilder::conv(8, 12, Window::square(1, 2, 0), 1);
     let shortcut = b.conv_bn(("shortcut", shortcut), ("shortcut_bn", bn(12)), input);
@@ -79,7 +79,7 @@ pub fn pooled() -> Result<Graph> {
     x = b.push("add", Op::Add, &[shortcut, x]);
     x = b.activation(Activation::RELU, x);
     b.block("block", input, first);
-    x = b.push("second_pool", Op::MaxPool { window: Window::square(2, 2, 0) }, &[x]);
+    x = b.push("second_pool", Op::MaxPool(MaxPool { window: Window::square(2, 2, 0) }), &[x]);
     x = b.push("mean", Op::GlobalAvgPool, &[x]);
     b.linear("classifier", 12, CLASSES, x);
     b.finish()

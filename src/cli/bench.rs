@@ -192,7 +192,7 @@ fn kernels(args: &KernelArgs, common: &Common) -> Result<()> {
     networks.extend(merged.is_some().then_some("merged"));
     let graphs: Vec<_> = [Some(&model), merged.as_ref()].into_iter().flatten().map(|m| &m.graph).collect();
     let passes = LayerPass::on(&setting.device, &asked);
-    let mut layers = Layer::of_networks(&graphs, setting.batch(), &passes)?;
+    let mut layers = Layer::of_networks(&graphs, setting.batch(), &passes, setting.device.backend())?;
     if let Some(name) = &args.layer {
         layers.retain(|layer| layer.name.contains(name.as_str()));
         if layers.is_empty() {

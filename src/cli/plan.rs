@@ -7,12 +7,11 @@ use serde_json::json;
 
 use super::network::NetArgs;
 use super::{Common, print};
+use crate::device::Backend;
 use crate::dtype::Dtype;
-use crate::engine::{Fusion, Plan};
+use crate::engine::{Fusion, Pass, Plan, Target};
 use crate::graph::Graph;
-use crate::measure::{
-    DATA_SHEETS, KernelCost, NetworkCase, Pass, Roofline, launch_counts, plan_costs, without_batch_norm,
-};
+use crate::measure::{DATA_SHEETS, KernelCost, NetworkCase, Roofline, launch_counts, plan_costs, without_batch_norm};
 use crate::report::{Align, Table};
 
 /// Options of `plan`.
@@ -37,7 +36,7 @@ pub struct Args {
 /// An unknown network, an unreadable model, options that do not fit it, or standard output that cannot be written.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let model = args.net.model(common.seed.unwrap_or(0))?;
-    let fusion = if args.reference { Fusion::Reference } else { Fusion::Fused };
+    let fusion = if args.reference { Fusion::PerNode } else { Fusion::OnLoad };
     // Bytes of an element in the table; the known devices count with their own.
     let precision = common.precision.as_deref().map_or(Ok(Dtype::F32), str::parse::<Dtype>)?;
     let case = NetworkCase { name: "plan", model, fusion, training: args.training };
@@ -45,7 +44,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     // Inference runs with batch-norm folded, as every engine does.
     let graph = case.model.graph;
     let graph = if args.training || args.reference { graph } else { without_batch_norm(&graph)? };
-    let costs = plan_costs(&graph, &Plan::new(&graph, fusion, args.training, false, &[])?)?;
+    // The steps whose kernels are counted, a GPU's.
+    let target = Target { backend: Backend::Cuda, fusion, training: args.training, taps: Vec::new() };
+    let costs = plan_costs(&graph, &Plan::new(&graph, &target)?);
     let planned =
         Planned { graph: &graph, args, element_bytes: precision.bytes() as u64, costs: &costs, launches: &launches };
     let text = if common.json { planned.json() } else { planned.text() };

@@ -423,6 +423,16 @@ impl GpuBuffer {
         let shared = &*self;
         ranges.map(|range| GpuViewMut { view: shared.view(range), exclusive: PhantomData })
     }
+
+    /// Any number of ranges that do not overlap, to be written, in the order given.
+    pub fn view_mut_all(&mut self, ranges: &[Range<usize>]) -> Vec<GpuViewMut<'_>> {
+        for (i, a) in ranges.iter().enumerate() {
+            let apart = |b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+            assert!(ranges[..i].iter().all(apart), "ranges planned apart from each other");
+        }
+        let shared = &*self;
+        ranges.iter().map(|range| GpuViewMut { view: shared.view(range.clone()), exclusive: PhantomData }).collect()
+    }
 }
 
 impl Drop for GpuBuffer {
@@ -449,6 +459,12 @@ impl<'a> GpuView<'a> {
     /// Where it lies.
     pub fn address(&self) -> Address {
         self.address
+    }
+
+    /// Part of it.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "range past the end of a view");
+        Self { address: self.address + (range.start * self.dtype.bytes()) as Address, len: range.len(), ..self }
     }
 
     /// Number of elements.

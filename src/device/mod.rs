@@ -27,6 +27,15 @@ pub use recording::Recording;
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
+/// Which code runs an operation: operations differ in what they can take in at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The host's cores.
+    Host,
+    /// CUDA kernels, on a GPU or emulated.
+    Cuda,
+}
+
 /// A device that computes, and the precision it does so in.
 #[derive(Debug, Clone)]
 pub enum Device {
@@ -101,6 +110,14 @@ impl Device {
         Ok(Self::Gpu(gpu, precision))
     }
 
+    /// Which code runs on it.
+    pub fn backend(&self) -> Backend {
+        match self {
+            Self::Cpu => Backend::Host,
+            Self::Gpu(..) => Backend::Cuda,
+        }
+    }
+
     /// The type of activations.
     pub fn precision(&self) -> Dtype {
         match self {
@@ -131,6 +148,17 @@ impl Device {
     /// When the device is out of memory.
     pub fn activations(&self, len: usize) -> Result<Buffer> {
         self.zeros_of(self.precision(), len)
+    }
+
+    /// Allocates `len` sums over a batch: `f64` on the host, `f32` on a GPU.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn sums(&self, len: usize) -> Result<Buffer> {
+        match self {
+            Self::Cpu => Ok(Buffer::HostSums(vec![0.0; len])),
+            Self::Gpu(..) => self.zeros(len),
+        }
     }
 
     fn zeros_of(&self, dtype: Dtype, len: usize) -> Result<Buffer> {
@@ -177,6 +205,8 @@ fn ordinal(name: &str) -> Option<usize> {
 pub enum Buffer {
     /// In the host's memory.
     Host(Vec<f32>),
+    /// Sums over a batch in the host's memory.
+    HostSums(Vec<f64>),
     /// In a GPU's memory.
     Gpu(GpuBuffer),
 }
@@ -192,6 +222,8 @@ impl Default for Buffer {
 pub enum View<'a> {
     /// In the host's memory.
     Host(&'a [f32]),
+    /// Sums over a batch in the host's memory.
+    HostSums(&'a [f64]),
     /// In a GPU's memory.
     Gpu(GpuView<'a>),
 }
@@ -201,6 +233,8 @@ pub enum View<'a> {
 pub enum ViewMut<'a> {
     /// In the host's memory.
     Host(&'a mut [f32]),
+    /// Sums over a batch in the host's memory.
+    HostSums(&'a mut [f64]),
     /// In a GPU's memory.
     Gpu(GpuViewMut<'a>),
 }
@@ -210,6 +244,7 @@ impl Buffer {
     pub fn len(&self) -> usize {
         match self {
             Self::Host(data) => data.len(),
+            Self::HostSums(data) => data.len(),
             Self::Gpu(buffer) => buffer.len(),
         }
     }
@@ -223,6 +258,7 @@ impl Buffer {
     pub fn bytes(&self) -> u64 {
         let element = match self {
             Self::Host(_) => size_of::<f32>(),
+            Self::HostSums(_) => size_of::<f64>(),
             Self::Gpu(buffer) => buffer.dtype().bytes(),
         };
         (self.len() * element) as u64
@@ -232,6 +268,7 @@ impl Buffer {
     pub fn view(&self, range: Range<usize>) -> View<'_> {
         match self {
             Self::Host(data) => View::Host(&data[range]),
+            Self::HostSums(data) => View::HostSums(&data[range]),
             Self::Gpu(buffer) => View::Gpu(buffer.view(range)),
         }
     }
@@ -240,6 +277,7 @@ impl Buffer {
     pub fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
         match self {
             Self::Host(data) => ViewMut::Host(&mut data[range]),
+            Self::HostSums(data) => ViewMut::HostSums(&mut data[range]),
             Self::Gpu(buffer) => ViewMut::Gpu(buffer.view_mut(range)),
         }
     }
@@ -253,7 +291,22 @@ impl Buffer {
             Self::Host(data) => {
                 data.get_disjoint_mut(ranges).expect("ranges planned apart from each other").map(ViewMut::Host)
             }
+            Self::HostSums(data) => {
+                data.get_disjoint_mut(ranges).expect("ranges planned apart from each other").map(ViewMut::HostSums)
+            }
             Self::Gpu(buffer) => buffer.view_mut_disjoint(ranges).map(ViewMut::Gpu),
+        }
+    }
+
+    /// The elements of any number of ranges that do not overlap, to be written, in the order given.
+    ///
+    /// # Panics
+    /// As [`view_mut_disjoint`](Self::view_mut_disjoint).
+    pub fn view_mut_all(&mut self, ranges: &[Range<usize>]) -> Vec<ViewMut<'_>> {
+        match self {
+            Self::Host(data) => split(data, ranges).into_iter().map(ViewMut::Host).collect(),
+            Self::HostSums(data) => split(data, ranges).into_iter().map(ViewMut::HostSums).collect(),
+            Self::Gpu(buffer) => buffer.view_mut_all(ranges).into_iter().map(ViewMut::Gpu).collect(),
         }
     }
 
@@ -267,6 +320,10 @@ impl Buffer {
                 out.copy_from_slice(&data[..out.len()]);
                 Ok(())
             }
+            Self::HostSums(data) => {
+                out.iter_mut().zip(data).for_each(|(out, sum)| *out = *sum as f32);
+                Ok(())
+            }
             Self::Gpu(buffer) => buffer.read(out),
         }
     }
@@ -278,6 +335,7 @@ impl Buffer {
     pub fn clear(&mut self) -> Result<()> {
         match self {
             Self::Host(data) => data.fill(0.0),
+            Self::HostSums(data) => data.fill(0.0),
             Self::Gpu(buffer) => buffer.clear()?,
         }
         Ok(())
@@ -293,9 +351,27 @@ impl Buffer {
                 own[..data.len()].copy_from_slice(data);
                 Ok(())
             }
+            Self::HostSums(own) => {
+                own.iter_mut().zip(data).for_each(|(own, value)| *own = f64::from(*value));
+                Ok(())
+            }
             Self::Gpu(buffer) => buffer.write(data),
         }
     }
+}
+
+/// Ranges of a slice, in the order given.
+fn split<'a, T>(mut rest: &'a mut [T], ranges: &[Range<usize>]) -> Vec<&'a mut [T]> {
+    let mut order: Vec<usize> = (0..ranges.len()).collect();
+    order.sort_by_key(|&i| ranges[i].start);
+    let mut parts: Vec<Option<&'a mut [T]>> = ranges.iter().map(|_| None).collect();
+    let mut start = 0;
+    for i in order {
+        let skipped = ranges[i].start.checked_sub(start).expect("ranges planned apart from each other");
+        let (part, tail) = std::mem::take(&mut rest)[skipped..].split_at_mut(ranges[i].len());
+        (parts[i], rest, start) = (Some(part), tail, ranges[i].end);
+    }
+    parts.into_iter().flatten().collect()
 }
 
 impl<'a> View<'a> {
@@ -303,6 +379,7 @@ impl<'a> View<'a> {
     pub fn len(&self) -> usize {
         match self {
             Self::Host(data) => data.len(),
+            Self::HostSums(data) => data.len(),
             Self::Gpu(view) => view.len(),
         }
     }
@@ -319,7 +396,27 @@ impl<'a> View<'a> {
     pub fn host(self) -> &'a [f32] {
         match self {
             Self::Host(data) => data,
-            Self::Gpu(_) => panic!("an operand on a GPU among operands on the host"),
+            Self::HostSums(_) | Self::Gpu(_) => panic!("an operand on a GPU, or of sums, among operands on the host"),
+        }
+    }
+
+    /// The sums, where they are on the host.
+    ///
+    /// # Panics
+    /// When they are not: a plan is made for one device.
+    pub fn sums(self) -> &'a [f64] {
+        match self {
+            Self::HostSums(data) => data,
+            Self::Host(_) | Self::Gpu(_) => panic!("an operand that is not the host's sums"),
+        }
+    }
+
+    /// Part of it.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        match self {
+            Self::Host(data) => Self::Host(&data[range]),
+            Self::HostSums(data) => Self::HostSums(&data[range]),
+            Self::Gpu(view) => Self::Gpu(view.slice(range)),
         }
     }
 
@@ -329,7 +426,7 @@ impl<'a> View<'a> {
     /// When it is not: operands of one operation lie on one device.
     pub fn gpu(self) -> GpuView<'a> {
         match self {
-            Self::Host(_) => panic!("an operand on the host among operands on a GPU"),
+            Self::Host(_) | Self::HostSums(_) => panic!("an operand on the host among operands on a GPU"),
             Self::Gpu(view) => view,
         }
     }
@@ -340,6 +437,7 @@ impl<'a> ViewMut<'a> {
     pub fn len(&self) -> usize {
         match self {
             Self::Host(data) => data.len(),
+            Self::HostSums(data) => data.len(),
             Self::Gpu(view) => view.view().len(),
         }
     }
@@ -356,7 +454,18 @@ impl<'a> ViewMut<'a> {
     pub fn host(self) -> &'a mut [f32] {
         match self {
             Self::Host(data) => data,
-            Self::Gpu(_) => panic!("a result on a GPU among operands on the host"),
+            Self::HostSums(_) | Self::Gpu(_) => panic!("a result on a GPU, or of sums, among operands on the host"),
+        }
+    }
+
+    /// The sums, where they are on the host.
+    ///
+    /// # Panics
+    /// When they are not: a plan is made for one device.
+    pub fn sums(self) -> &'a mut [f64] {
+        match self {
+            Self::HostSums(data) => data,
+            Self::Host(_) | Self::Gpu(_) => panic!("a result that is not the host's sums"),
         }
     }
 
@@ -366,7 +475,7 @@ impl<'a> ViewMut<'a> {
     /// When it is not: operands of one operation lie on one device.
     pub fn gpu(self) -> GpuViewMut<'a> {
         match self {
-            Self::Host(_) => panic!("a result on the host among operands on a GPU"),
+            Self::Host(_) | Self::HostSums(_) => panic!("a result on the host among operands on a GPU"),
             Self::Gpu(view) => view,
         }
     }
@@ -375,6 +484,7 @@ impl<'a> ViewMut<'a> {
     pub fn reborrow(&mut self) -> ViewMut<'_> {
         match self {
             Self::Host(data) => ViewMut::Host(data),
+            Self::HostSums(data) => ViewMut::HostSums(data),
             Self::Gpu(view) => ViewMut::Gpu(view.reborrow()),
         }
     }

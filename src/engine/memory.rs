@@ -1,166 +1,144 @@
-//! Planning which values share memory: every value lives from the step that writes it to the last that reads it.
+//! Planning which values share memory: every value lives from the first step that writes it to the last that uses it.
 
 use crate::Result;
 use crate::device::{Buffer, Device};
-use crate::graph::NodeId;
+use crate::ops::step::{Extent, Place, Store, ValueId};
 
-use super::plan::{Plan, StepKind};
+use super::plan::Plan;
 
 /// Index of a buffer that several values use one after the other.
-pub(super) type Slot = usize;
+type Slot = usize;
 
-/// Where each value and gradient lies.
+/// What values of a slot have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    store: Store,
+    per_image: bool,
+}
+
+/// Where each planned value lies.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
-    /// Slot of a node's value; `None` for values inside a fused step or formed on load.
-    pub value: Vec<Option<Slot>>,
-    /// Slot of a node's gradient.
-    pub gradient: Vec<Option<Slot>>,
-    /// Slot of a fused training step's convolution result, by step.
-    pub raw: Vec<Option<Slot>>,
-    /// Elements per image of every slot.
-    pub sizes: Vec<usize>,
-    /// Elements per image of the gradient of a convolution's result, for devices that store it.
-    pub dy: usize,
+    /// Slot of each value; `None` for those that lie elsewhere or are never used.
+    slot: Vec<Option<Slot>>,
+    /// Kind of every slot, and its elements per image or in all.
+    slots: Vec<(Kind, usize)>,
 }
 
 /// The buffers of one pass.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    pub slots: Vec<Buffer>,
-    /// Gradient of a convolution's result on its way through the fused backward pass.
-    pub dy: Buffer,
-}
-
-impl Memory {
-    pub fn new(device: &Device, layout: &Layout, batch: usize) -> Result<Self> {
-        let slots = layout.sizes.iter().map(|len| device.activations(len * batch)).collect::<Result<_>>()?;
-        let dy = match device {
-            Device::Cpu => Buffer::default(),
-            Device::Gpu(..) => device.activations(layout.dy * batch)?,
-        };
-        Ok(Self { slots, dy })
-    }
-
-    /// Bytes of all buffers.
-    pub fn bytes(&self) -> u64 {
-        self.slots.iter().chain([&self.dy]).map(Buffer::bytes).sum()
-    }
-
-    /// Takes a buffer out, so that it can be written while others are read.
-    pub fn take(&mut self, slot: Slot) -> Buffer {
-        std::mem::take(&mut self.slots[slot])
-    }
+    slots: Vec<Buffer>,
 }
 
 /// Something that needs memory from one time to another.
 struct Item {
+    value: ValueId,
+    kind: Kind,
     len: usize,
     from: usize,
     to: usize,
-    target: Target,
-}
-
-#[derive(Clone, Copy)]
-enum Target {
-    Value(NodeId),
-    Gradient(NodeId),
-    Raw(usize),
 }
 
 impl Layout {
-    /// Plans memory. Time runs 0 for the input, i + 1 for step i, then the loss, then the steps backwards.
-    pub fn new(plan: &Plan, taps: &[NodeId]) -> Self {
-        let count = plan.steps.len();
-        let (loss, nodes) = (count + 1, plan.shapes.len());
-        let backward = |step: usize| 2 * count + 1 - step;
-        let output = nodes - 1;
-        // When each value is written and last read, and when its gradient is first written.
-        let (mut from, mut to, mut gradient_from) = (vec![None; nodes], vec![0; nodes], vec![usize::MAX; nodes]);
-        from[0] = Some(0);
-        for &node in taps.iter().chain([&output]) {
-            to[node] = loss;
-            gradient_from[node] = loss;
+    /// Plans memory. Time runs 0 for the image, i + 1 for forward step i, then the loss, then the backward steps.
+    pub fn new(plan: &Plan) -> Self {
+        let loss = plan.forward + 1;
+        let mut lives: Vec<Option<(usize, usize)>> = vec![None; plan.values.len()];
+        let mut touch = |value: ValueId, time: usize| {
+            let (from, to) = lives[value.index()].unwrap_or((time, time));
+            lives[value.index()] = Some((from.min(time), to.max(time)));
+        };
+        touch(plan.value(0), 0);
+        // Whoever runs the plan reads the output and the taps, and gives their gradients.
+        for node in plan.target.taps.iter().copied().chain([plan.shapes.len() - 1]) {
+            touch(plan.value(node), loss);
         }
-        let (mut items, mut dy) = (Vec::new(), 0);
+        plan.given().iter().for_each(|&(_, gradient)| touch(gradient, loss));
         for (index, step) in plan.steps.iter().enumerate() {
-            from[step.output] = Some(index + 1);
-            for (position, &input) in step.inputs.iter().enumerate() {
-                to[input] = to[input].max(index + 1);
-                gradient_from[input] = gradient_from[input].min(backward(index));
-                if plan.training && saves(&step.kind, position) {
-                    to[input] = to[input].max(backward(index));
-                }
-            }
-            if plan.training && matches!(step.kind, StepKind::ConvBatchNorm { .. }) {
-                let len = plan.shapes[step.output].len();
-                items.push(Item { len, from: index + 1, to: backward(index), target: Target::Raw(index) });
-                dy = dy.max(len);
-            }
+            let time = if index < plan.forward { index + 1 } else { index + 2 };
+            step.uses.all().for_each(|value| touch(value, time));
         }
-        let writer: std::collections::HashMap<NodeId, usize> =
-            plan.steps.iter().enumerate().map(|(i, s)| (s.output, i)).collect();
-        for node in 0..nodes {
-            let Some(from) = from[node] else { continue };
-            let len = plan.shapes[node].len();
-            if writer.get(&node).is_none_or(|&step| plan.steps[step].stored) {
-                items.push(Item { len, from, to: to[node].max(from), target: Target::Value(node) });
-            }
-            if let Some(&step) = writer.get(&node)
-                && plan.training
-                && gradient_from[node] != usize::MAX
-            {
-                let (from, to) = (gradient_from[node], backward(step));
-                items.push(Item { len, from, to, target: Target::Gradient(node) });
-            }
-        }
-        Self { dy, ..Self::assign(items, nodes, count) }
+        let items = plan.values.iter().filter_map(|(id, value)| {
+            let (from, to) = lives[id.index()].filter(|_| value.place == Place::Planned)?;
+            let (per_image, len) = match value.extent {
+                Extent::PerImage(len) => (true, len),
+                Extent::Fixed(len) => (false, len),
+            };
+            Some(Item { value: id, kind: Kind { store: value.store, per_image }, len, from, to })
+        });
+        Self::assign(items.collect(), plan.values.len())
     }
 
-    /// Gives every item the free slot that fits best.
-    fn assign(mut items: Vec<Item>, nodes: usize, steps: usize) -> Self {
-        let mut layout = Self {
-            value: vec![None; nodes],
-            gradient: vec![None; nodes],
-            raw: vec![None; steps],
-            sizes: Vec::new(),
-            dy: 0,
-        };
+    /// Gives every item the free slot of its kind that fits best.
+    fn assign(mut items: Vec<Item>, values: usize) -> Self {
+        let mut layout = Self { slot: vec![None; values], slots: Vec::new() };
         items.sort_by_key(|item| (item.from, std::cmp::Reverse(item.len)));
         let mut busy_until: Vec<usize> = Vec::new();
         for item in items {
-            let free = (0..layout.sizes.len()).filter(|&slot| busy_until[slot] < item.from);
+            let is_free = |&slot: &usize| busy_until[slot] < item.from && layout.slots[slot].0 == item.kind;
             // The smallest that is large enough, else the largest, which then grows.
             let fit = |slot: &usize| {
-                let size = layout.sizes[*slot];
+                let size = layout.slots[*slot].1;
                 if size >= item.len { (0, size) } else { (1, usize::MAX - size) }
             };
-            let slot = free.min_by_key(fit).unwrap_or_else(|| {
-                layout.sizes.push(0);
+            let slot = (0..layout.slots.len()).filter(is_free).min_by_key(fit).unwrap_or_else(|| {
+                layout.slots.push((item.kind, 0));
                 busy_until.push(0);
-                layout.sizes.len() - 1
+                layout.slots.len() - 1
             });
-            layout.sizes[slot] = layout.sizes[slot].max(item.len);
+            layout.slots[slot].1 = layout.slots[slot].1.max(item.len);
             busy_until[slot] = item.to;
-            match item.target {
-                Target::Value(node) => layout.value[node] = Some(slot),
-                Target::Gradient(node) => layout.gradient[node] = Some(slot),
-                Target::Raw(step) => layout.raw[step] = Some(slot),
-            }
+            layout.slot[item.value.index()] = Some(slot);
         }
         layout
     }
+
+    /// Elements of activations per image.
+    pub fn elements_per_image(&self) -> usize {
+        self.slots.iter().filter(|(kind, _)| kind.per_image).map(|(_, len)| len).sum()
+    }
+
+    fn slot(&self, value: ValueId) -> Slot {
+        self.slot[value.index()].unwrap_or_else(|| panic!("{value:?} was not given memory"))
+    }
 }
 
-/// Whether the backward pass of a step reads its input at a position.
-fn saves(kind: &StepKind, position: usize) -> bool {
-    match kind {
-        StepKind::Conv { .. }
-        | StepKind::BatchNorm(_)
-        | StepKind::Activation(_)
-        | StepKind::MaxPool(_)
-        | StepKind::Linear { .. } => true,
-        StepKind::ConvBatchNorm { act, .. } => position == 0 || act.is_some(),
-        StepKind::Add | StepKind::GlobalAvgPool | StepKind::Dropout(_) => false,
+impl Memory {
+    pub fn new(device: &Device, layout: &Layout, batch: usize) -> Result<Self> {
+        let buffer = |&(kind, len): &(Kind, usize)| {
+            let len = if kind.per_image { len * batch } else { len };
+            match kind.store {
+                Store::Activation => device.activations(len),
+                Store::Float => device.zeros(len),
+                Store::Sum => device.sums(len),
+            }
+        };
+        Ok(Self { slots: layout.slots.iter().map(buffer).collect::<Result<_>>()? })
+    }
+
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> u64 {
+        self.slots.iter().map(Buffer::bytes).sum()
+    }
+
+    /// The buffer that holds a value.
+    pub fn of(&self, layout: &Layout, value: ValueId) -> &Buffer {
+        &self.slots[layout.slot(value)]
+    }
+
+    /// The same, to be written.
+    pub fn of_mut(&mut self, layout: &Layout, value: ValueId) -> &mut Buffer {
+        &mut self.slots[layout.slot(value)]
+    }
+
+    /// Takes the buffer of a value out, so that it can be written while others are read.
+    pub fn take(&mut self, layout: &Layout, value: ValueId) -> Buffer {
+        std::mem::take(&mut self.slots[layout.slot(value)])
+    }
+
+    /// Puts it back.
+    pub fn put(&mut self, layout: &Layout, value: ValueId, buffer: Buffer) {
+        self.slots[layout.slot(value)] = buffer;
     }
 }

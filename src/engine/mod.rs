@@ -2,44 +2,39 @@
 //!
 //! Autograd is the reverse walk of the plan. The fused plan is checked against the reference plan (one step per node).
 
-mod backward;
-mod forward;
+mod gradients;
+mod lower;
 mod memory;
 mod params;
+mod pass;
 mod plan;
+mod sequence;
 
 use std::ops::Range;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-pub use plan::{BatchNormParams, ParamId, Plan, Step, StepKind};
+pub use gradients::GradientTable;
+pub use plan::{Cost, Fusion, Pass, Plan, PlannedStep, Target};
+pub use sequence::{Backpropagated, Sequence, SequenceRun};
 
 use crate::device::{Buffer, Device, View, ViewMut};
 use crate::graph::{Graph, NodeId, ParamSpec};
 use crate::model::{Model, Weights};
-use crate::ops::add;
+use crate::ops::copy::copy;
 use crate::ops::dropout::DropoutStream;
 use crate::ops::optimizer::Span;
+use crate::ops::step::{ParamId, Slopes};
 use crate::{Error, Result};
-use backward::Backward;
-use forward::{Pass, Slopes};
 use memory::{Layout, Memory};
 use params::Params;
+use pass::{Lent, Pass as Running};
 
 /// Activations of one inference micro-batch that should stay in a core's cache, in elements.
 const MICRO_BATCH_ELEMENTS: usize = 1 << 18;
 /// Images of an inference micro-batch at most: beyond this nothing is gained by reusing weights from the cache.
 const MICRO_BATCH_IMAGES: usize = 16;
-
-/// Whether steps are single nodes or fused runs of nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fusion {
-    /// One step per node: the oracle.
-    Reference,
-    /// Convolution, batch-norm, residual and activation in one step; batch-norm folded away for inference.
-    Fused,
-}
 
 /// What an engine is planned for.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,8 +62,6 @@ pub struct Engine {
     plan: Plan,
     layout: Layout,
     params: Params,
-    /// Batch statistics kept for the backward pass, by step.
-    saved: Vec<Buffer>,
     memory: Memory,
     /// Memories of inference micro-batches, one per thread that ever ran one.
     micro: Mutex<Vec<Memory>>,
@@ -86,6 +79,18 @@ pub struct Engine {
     n: usize,
     /// Tapped values whose gradient was given since the forward pass.
     tapped: Vec<NodeId>,
+}
+
+impl EngineOptions {
+    /// Whether batch-norm is folded away first.
+    fn folds(&self) -> bool {
+        !self.training && self.fusion > Fusion::PerNode
+    }
+}
+
+/// Slopes as steps take them.
+fn slopes<'a>(values: &'a Option<Vec<f32>>, at: Option<&'a Buffer>) -> Slopes<'a> {
+    Slopes { values: values.as_deref(), at: at.map(|at| at.view(0..at.len())) }
 }
 
 /// Refuses a pass that a GPU's kernels cannot be launched on: they count pixels in 31 bits, and images along a dimension
@@ -113,27 +118,22 @@ impl Engine {
         if let Some(tap) = options.taps.iter().find(|&&tap| tap >= model.graph.nodes.len()) {
             return Err(Error::Graph(format!("tap {tap} is no node of {}", model.graph.name)));
         }
-        let folds = !options.training && options.fusion == Fusion::Fused;
-        let (planned, map) =
-            if folds { model.folded_with_map()? } else { (model.clone(), (0..model.graph.nodes.len()).collect()) };
-        let taps: Vec<NodeId> = options.taps.iter().map(|&tap| map[tap]).collect();
-        let on_load = options.training && options.fusion == Fusion::Fused && *device == Device::Cpu;
-        let plan = Plan::new(&planned.graph, options.fusion, options.training, on_load, &taps)?;
+        let (planned, map) = match options.folds() {
+            true => model.folded_with_map()?,
+            false => (model.clone(), (0..model.graph.nodes.len()).collect()),
+        };
+        let target = Target {
+            backend: device.backend(),
+            fusion: options.fusion,
+            training: options.training,
+            taps: options.taps.iter().map(|&tap| map[tap]).collect(),
+        };
+        let plan = Plan::new(&planned.graph, &target)?;
         if matches!(device, Device::Gpu(..)) {
             fits_launches(&plan, options.batch)?;
         }
-        let layout = Layout::new(&plan, &taps);
+        let layout = Layout::new(&plan);
         let params = Params::new(device, planned.graph.params()?, &planned.weights, options.training)?;
-        let saved = plan
-            .steps
-            .iter()
-            .map(|step| match step.kind {
-                StepKind::ConvBatchNorm { .. } | StepKind::BatchNorm(_) if options.training => {
-                    device.zeros(2 * plan.shapes[step.output].c)
-                }
-                _ => Ok(Buffer::default()),
-            })
-            .collect::<Result<_>>()?;
         let mut engine = Self {
             device: device.clone(),
             options: options.clone(),
@@ -142,7 +142,6 @@ impl Engine {
             plan,
             layout,
             params,
-            saved,
             memory: Memory::default(),
             micro: Mutex::default(),
             logits: device.activations(options.batch * planned.graph.classes())?,
@@ -185,14 +184,14 @@ impl Engine {
 
     /// Bytes of the planned activation and gradient buffers of a whole batch.
     pub fn planned_bytes(&self) -> u64 {
-        (self.layout.sizes.iter().sum::<usize>() * self.options.batch * self.device.precision().bytes()) as u64
+        (self.layout.elements_per_image() * self.options.batch * self.device.precision().bytes()) as u64
     }
 
     /// Bytes of all buffers held now, those of micro-batches included.
     pub fn allocated_bytes(&self) -> u64 {
         let micro = self.micro.lock().unwrap_or_else(|e| e.into_inner());
         let memories = micro.iter().chain([&self.memory]).map(Memory::bytes).sum::<u64>();
-        let own = self.saved.iter().chain([&self.logits, &self.scores]).map(Buffer::bytes).sum::<u64>();
+        let own = [&self.logits, &self.scores].into_iter().map(Buffer::bytes).sum::<u64>();
         memories + own + self.params.bytes()
     }
 
@@ -207,8 +206,7 @@ impl Engine {
     /// When they do not fit it.
     pub fn load(&mut self, weights: &Weights) -> Result<()> {
         let model = Model::new(self.source.clone(), weights.clone())?;
-        let folds = !self.options.training && self.options.fusion == Fusion::Fused;
-        let planned = if folds { model.folded()? } else { model };
+        let planned = if self.options.folds() { model.folded()? } else { model };
         self.params.load(&planned.weights)
     }
 
@@ -286,11 +284,11 @@ impl Engine {
         self.begin(images.len() / len)?;
         match images {
             View::Host(images) if self.runs_whole_batches() => {
-                let input = self.layout.value[0].expect("the input is a value");
-                self.memory.slots[input].write(images)?;
+                self.memory.of_mut(&self.layout, self.plan.value(0)).write(images)?;
             }
             View::Host(images) => self.images.copy_from_slice(images),
-            View::Gpu(_) => add::backward(images, self.images_mut(), false),
+            View::Gpu(_) => copy(images, self.images_mut()),
+            View::HostSums(_) => return Err(Error::Config("images are numbers in f32".into())),
         }
         Ok(())
     }
@@ -317,8 +315,8 @@ impl Engine {
     /// Where the images of the passes begun lie, `[n, h, w, c]`.
     pub fn images_mut(&mut self) -> ViewMut<'_> {
         if self.runs_whole_batches() {
-            let input = self.layout.value[0].expect("the input is a value");
-            self.memory.slots[input].view_mut(0..self.n * self.graph.input_shape().len())
+            let len = self.n * self.graph.input_shape().len();
+            self.memory.of_mut(&self.layout, self.plan.value(0)).view_mut(0..len)
         } else {
             ViewMut::Host(&mut self.images)
         }
@@ -327,8 +325,7 @@ impl Engine {
     /// The images of the last pass `[n, h, w, c]` on the engine's device.
     pub fn images(&self) -> View<'_> {
         if self.runs_whole_batches() {
-            let input = self.layout.value[0].expect("the input is a value");
-            self.memory.slots[input].view(0..self.n * self.graph.input_shape().len())
+            self.running().view(&self.memory, self.plan.value(0))
         } else {
             View::Host(&self.images)
         }
@@ -343,20 +340,17 @@ impl Engine {
             return Err(Error::Config("a pass needs images; set them first".into()));
         }
         self.tapped.clear();
+        let training_slopes = self.options.training.then_some(&self.slopes_at);
         if !self.runs_whole_batches() {
             self.forward_in_micro_batches()?;
             return Ok(&self.logits);
         }
-        let slopes = Slopes { values: self.slopes.as_deref(), at: self.options.training.then_some(&self.slopes_at) };
-        let pass = Pass { plan: &self.plan, layout: &self.layout, n: self.n, slopes, dropout: &self.dropout };
-        if self.options.training {
-            pass.forward_training(&mut self.params, &mut self.saved, &mut self.memory)?;
-        } else {
-            pass.forward_inference(&self.params, &mut self.memory);
-        }
-        let pass_len = self.n * self.graph.classes();
-        let output = self.layout.value[self.graph.output()].expect("the logits are a value");
-        add::backward(self.memory.slots[output].view(0..pass_len), self.logits.view_mut(0..pass_len), false);
+        let Self { plan, layout, dropout, params, memory, .. } = self;
+        let running = Running { plan, layout, n: self.n, slopes: slopes(&self.slopes, training_slopes), dropout };
+        let params = if plan.target.training { Lent::Exclusive(params, None) } else { Lent::Shared(params) };
+        running.run(&plan.steps[..plan.forward], params, memory);
+        let output = running.view(memory, plan.value(self.graph.output()));
+        copy(output, self.logits.view_mut(0..output.len()));
         self.device.check()?;
         Ok(&self.logits)
     }
@@ -375,27 +369,22 @@ impl Engine {
         if !self.options.training || self.n == 0 {
             return Err(Error::Config("backward needs an engine planned for training and a forward pass".into()));
         }
-        let mut written = vec![false; self.graph.nodes.len()];
-        for node in self.tapped.drain(..) {
-            written[node] = true;
-        }
-        let output = self.graph.output();
-        let slot = self.layout.gradient[output].expect("the logits have a gradient");
-        let len = self.n * self.graph.classes();
-        add::backward(d_logits.view(0..len), self.memory.slots[slot].view_mut(0..len), false);
-        written[output] = true;
         self.scores.clear()?;
-        let slopes = Slopes { values: self.slopes.as_deref(), at: Some(&self.slopes_at) };
-        Backward {
-            pass: Pass { plan: &self.plan, layout: &self.layout, n: self.n, slopes, dropout: &self.dropout },
-            params: &mut self.params,
-            saved: &self.saved,
-            memory: &mut self.memory,
-            written,
-            sums: vec![None; self.plan.shapes.len()],
-            scores: self.collect_scores.then_some(&mut self.scores),
+        let output = self.graph.output();
+        let Self { plan, layout, dropout, params, memory, .. } = self;
+        let running = Running { plan, layout, n: self.n, slopes: slopes(&self.slopes, Some(&self.slopes_at)), dropout };
+        for &(node, gradient) in plan.given() {
+            if node == output {
+                let to = running.view_mut(memory, gradient);
+                copy(d_logits.view(0..to.len()), to);
+            } else if !self.tapped.contains(&node) {
+                // Nothing was given, and the steps add to what is there.
+                memory.of_mut(layout, gradient).clear()?;
+            }
         }
-        .run()?;
+        self.tapped.clear();
+        let scores = self.collect_scores.then_some(&mut self.scores);
+        running.run(&plan.steps[plan.forward..], Lent::Exclusive(params, scores), memory);
         self.device.check()
     }
 
@@ -405,8 +394,7 @@ impl Engine {
     /// When the node was not tapped.
     pub fn tap(&self, node: NodeId) -> Result<View<'_>> {
         let planned = self.tapped_node(node)?;
-        let slot = self.layout.value[planned].expect("a tap is never fused away");
-        Ok(self.memory.slots[slot].view(0..self.n * self.plan.shapes[planned].len()))
+        Ok(self.running().view(&self.memory, self.plan.value(planned)))
     }
 
     /// Calls `give` with a tapped value `[n, h, w, c]` of the last forward pass and a gradient of that shape, which it is
@@ -424,13 +412,12 @@ impl Engine {
             let got = format!("a second one for node {node}, or a plan without gradients");
             return Err(Error::shape("a tap's gradient", "one per training pass", got));
         }
-        let (value, slot) = (self.layout.value[planned], self.layout.gradient[planned]);
-        let slot = slot.expect("a tap has a gradient");
-        let len = self.n * self.plan.shapes[planned].len();
-        let mut gradient = self.memory.take(slot);
-        let value = self.memory.slots[value.expect("a tap is never fused away")].view(0..len);
-        let outcome = give(value, gradient.view_mut(0..len));
-        self.memory.slots[slot] = gradient;
+        let gradient = self.plan.given_gradient(planned);
+        let mut taken = self.memory.take(&self.layout, gradient);
+        let running = self.running();
+        let value = running.view(&self.memory, self.plan.value(planned));
+        let outcome = give(value, taken.view_mut(0..value.len()));
+        self.memory.put(&self.layout, gradient, taken);
         self.tapped.push(planned);
         outcome
     }
@@ -469,16 +456,22 @@ impl Engine {
         spans
     }
 
+    /// The pass as far as its sizes go.
+    fn running(&self) -> Running<'_> {
+        let Self { plan, layout, dropout, .. } = self;
+        Running { plan, layout, n: self.n, slopes: Slopes::default(), dropout }
+    }
+
     /// Micro-batches pay only where a pass keeps nothing and steps need no batch statistics.
     fn runs_whole_batches(&self) -> bool {
         let host = self.device == Device::Cpu;
-        !host || self.options.training || self.options.fusion == Fusion::Reference || !self.options.taps.is_empty()
+        !host || self.options.training || self.options.fusion == Fusion::PerNode || !self.options.taps.is_empty()
     }
 
     /// Inference on the CPU: each thread takes a few images through the whole network, so that activations never
     /// leave its cache. The split depends on the network alone, so results do not depend on the threads.
     fn forward_in_micro_batches(&mut self) -> Result<()> {
-        let per_image: usize = self.layout.sizes.iter().sum();
+        let per_image = self.layout.elements_per_image();
         let micro = (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch);
         let (len, classes) = (self.graph.input_shape().len(), self.graph.classes());
         let logits = self.logits.view_mut(0..self.logits.len()).host();
@@ -490,12 +483,12 @@ impl Engine {
                 None => Memory::new(&self.device, &self.layout, micro)?,
             };
             let n = images.len() / len;
-            let slopes = Slopes { values: self.slopes.as_deref(), at: None };
-            let pass = Pass { plan: &self.plan, layout: &self.layout, n, slopes, dropout: &self.dropout };
-            memory.slots[self.layout.value[0].expect("the input is a value")].write(images)?;
-            pass.forward_inference(&self.params, &mut memory);
-            let slot = self.layout.value[self.graph.output()].expect("the logits are a value");
-            memory.slots[slot].read(&mut logits[..n * classes])?;
+            let slopes = slopes(&self.slopes, None);
+            let (plan, layout) = (&self.plan, &self.layout);
+            let running = Running { plan, layout, n, slopes, dropout: &self.dropout };
+            memory.of_mut(layout, plan.value(0)).write(images)?;
+            running.run(&plan.steps, Lent::Shared(&self.params), &mut memory);
+            memory.of(layout, plan.value(self.graph.output())).read(&mut logits[..n * classes])?;
             self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
             Ok(())
         })

@@ -7,10 +7,9 @@ use crate::device::{Buffer, Device, View};
 use crate::dtype::Dtype;
 use crate::graph::ParamSpec;
 use crate::model::Weights;
-use crate::ops::add;
+use crate::ops::copy::copy;
+use crate::ops::step::{ParamId, Place};
 use crate::tensor::Tensor;
-
-use super::plan::{BatchNormParams, ParamId};
 
 /// Parameters, their gradients and where each lies.
 #[derive(Debug)]
@@ -77,10 +76,10 @@ impl Params {
     /// Brings the copy that kernels read up to date.
     pub fn refresh(&mut self) {
         if std::mem::take(&mut self.stale)
-            && let Some(copy) = &mut self.copy
+            && let Some(own) = &mut self.copy
         {
             let len = self.values.len();
-            add::backward(self.values.view(0..len), copy.view_mut(0..len), false);
+            copy(self.values.view(0..len), own.view_mut(0..len));
         }
     }
 
@@ -110,30 +109,51 @@ impl Params {
         self.ranges[id].clone()
     }
 
-    /// The weights of a convolution or a linear layer, in the type of activations.
-    pub fn weight(&self, id: ParamId) -> View<'_> {
-        self.copy.as_ref().unwrap_or(&self.values).view(self.range(id))
+    /// A parameter or a running statistic, to be read.
+    pub fn read(&self, place: Place) -> View<'_> {
+        Readable { ranges: &self.ranges, values: &self.values, copy: self.copy.as_ref() }.view(place).unwrap_or_else(
+            || match place {
+                Place::Running(id) => self.running.view(self.range(id)),
+                other => panic!("{other:?} is no parameter that a step reads"),
+            },
+        )
     }
 
-    /// A trained parameter, in `f32`.
-    pub fn value(&self, id: ParamId) -> View<'_> {
-        self.values.view(self.range(id))
-    }
-
-    /// A running statistic.
-    pub fn statistic(&self, id: ParamId) -> View<'_> {
-        self.running.view(self.range(id))
+    /// What is read, and apart from it what is written.
+    pub fn parts(&mut self) -> Parts<'_> {
+        let read = Readable { ranges: &self.ranges, values: &self.values, copy: self.copy.as_ref() };
+        Parts { read, running: &mut self.running, gradients: &mut self.gradients }
     }
 }
 
-impl BatchNormParams {
-    /// Ranges of running mean and variance.
-    pub(super) fn running(&self, ranges: &[Range<usize>]) -> [Range<usize>; 2] {
-        [ranges[self.mean].clone(), ranges[self.var].clone()]
-    }
+/// Trained parameters, to be read.
+#[derive(Clone, Copy)]
+struct Readable<'a> {
+    ranges: &'a [Range<usize>],
+    values: &'a Buffer,
+    copy: Option<&'a Buffer>,
+}
 
-    /// Ranges of γ and β.
-    pub(super) fn affine(&self, ranges: &[Range<usize>]) -> [Range<usize>; 2] {
-        [ranges[self.gamma].clone(), ranges[self.beta].clone()]
+impl<'a> Readable<'a> {
+    fn view(self, place: Place) -> Option<View<'a>> {
+        match place {
+            Place::Param(id) => Some(self.values.view(self.ranges[id].clone())),
+            Place::Weight(id) => Some(self.copy.unwrap_or(self.values).view(self.ranges[id].clone())),
+            _ => None,
+        }
+    }
+}
+
+/// Parameters during a training pass.
+pub(super) struct Parts<'a> {
+    read: Readable<'a>,
+    pub running: &'a mut Buffer,
+    pub gradients: &'a mut Buffer,
+}
+
+impl<'a> Parts<'a> {
+    /// A trained parameter, to be read.
+    pub fn read(&self, place: Place) -> View<'a> {
+        self.read.view(place).unwrap_or_else(|| panic!("{place:?} is no parameter that a training step reads"))
     }
 }

@@ -1,324 +1,221 @@
-//! Lowering a graph to steps: one per node, or one per fusable run of nodes.
+//! A network as a list of steps: the forward pass, and behind it the backward pass.
 
-use crate::graph::{Activation, Bias, ConvFamily, Graph, NodeId, Op, ParamRole, ParamSpec};
-use crate::ops::conv::ConvProblem;
-use crate::ops::pool::PoolProblem;
+use crate::dtype::Dtype;
+use crate::graph::{Graph, NodeId};
+use crate::ops::step::{Backend, ComputeUnit, Place, Step, Store, Uses, ValueId, Values};
 use crate::shape::Shape;
 use crate::{Error, Result};
 
-use super::Fusion;
+use super::gradients::Gradients;
+use super::lower::Lowering;
 
-/// Index into [`Graph::params`].
-pub type ParamId = usize;
-
-/// The four tensors and two constants of a batch-norm.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BatchNormParams {
-    /// γ.
-    pub gamma: ParamId,
-    /// β.
-    pub beta: ParamId,
-    /// Running mean.
-    pub mean: ParamId,
-    /// Running variance.
-    pub var: ParamId,
-    /// Added to the variance.
-    pub eps: f32,
-    /// Share of the new batch in the running statistics.
-    pub momentum: f32,
+/// How much of a network one step takes in. Each level has the rules of those below it ([`super::lower`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fusion {
+    /// One step a node: the oracle.
+    PerNode,
+    /// Convolution, batch-norm, residual and activation together; batch-norm folded away for inference.
+    Epilogue,
+    /// Values which the convolution behind them can form on load are not stored.
+    OnLoad,
+    /// Whole inverted residuals, whose hidden values are not stored.
+    Block,
 }
 
-/// What a step computes. A step's `inputs` are, in order, what the kind reads: x, then a residual where there is one.
-#[derive(Debug, Clone, PartialEq)]
-pub enum StepKind {
-    /// Convolution with bias; in a fused inference plan with residual and activation too.
-    Conv {
-        /// The convolution, for one image.
-        problem: ConvProblem,
-        /// Its weights.
-        weight: ParamId,
-        /// Its bias.
-        bias: Option<(ParamId, Bias)>,
-        /// Activation at the end.
-        act: Option<Activation>,
-    },
-    /// Convolution, batch-norm, residual and activation: the fused training step.
-    ConvBatchNorm {
-        /// The convolution, for one image.
-        problem: ConvProblem,
-        /// Its weights.
-        weight: ParamId,
-        /// The batch-norm.
-        bn: BatchNormParams,
-        /// Activation at the end.
-        act: Option<Activation>,
-    },
-    /// Batch-norm alone.
-    BatchNorm(BatchNormParams),
-    /// Activation alone.
-    Activation(Activation),
-    /// Sum of two values.
-    Add,
-    /// Mean over pixels.
-    GlobalAvgPool,
-    /// Largest value of a window.
-    MaxPool(PoolProblem),
-    /// Fully connected layer.
-    Linear {
-        /// Its weights.
-        weight: ParamId,
-        /// Its bias.
-        bias: ParamId,
-    },
-    /// Dropout; the identity at inference.
-    Dropout(f32),
+/// What a plan is made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Who runs it. A rule whose step a backend does not have is passed over.
+    pub backend: Backend,
+    /// Level of fusion.
+    pub fusion: Fusion,
+    /// Whether batch statistics are used and there is a backward pass.
+    pub training: bool,
+    /// Values that must be stored, and may be given a gradient of their own.
+    pub taps: Vec<NodeId>,
 }
 
-/// One step of a plan.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Step {
-    /// Name of the last node it covers.
+impl Target {
+    /// Inference, with everything fused that always pays.
+    pub fn inference(backend: Backend) -> Self {
+        Self { backend, fusion: Fusion::OnLoad, training: false, taps: Vec::new() }
+    }
+
+    /// A training step, with everything fused that always pays.
+    pub fn training(backend: Backend) -> Self {
+        Self { training: true, ..Self::inference(backend) }
+    }
+}
+
+/// Which way a step goes through the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pass {
+    /// From the image to the output.
+    Forward,
+    /// Gradients of a step's inputs and parameters.
+    Backward,
+}
+
+/// A step in its place.
+#[derive(Debug)]
+pub struct PlannedStep {
+    /// Name of the last node of its group.
     pub name: String,
-    /// Nodes it covers, in order.
+    /// Nodes that its group covers, in order. Steps of one group stand for one run of nodes.
     pub nodes: Vec<NodeId>,
-    /// Values it reads.
-    pub inputs: Vec<NodeId>,
-    /// The value it writes.
-    pub output: NodeId,
-    /// Whether that value is stored. A fused training step leaves its normalised value out where the one convolution that
-    /// reads it forms it on load (`kernels.md` a, level C).
-    pub stored: bool,
-    /// What it computes.
-    pub kind: StepKind,
+    /// Its direction.
+    pub pass: Pass,
+    /// What it does.
+    pub step: Box<dyn Step>,
+    /// What it reads and writes.
+    pub uses: Uses,
+}
+
+/// What a step must move and compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// The unit it computes on.
+    pub unit: ComputeUnit,
+    /// Floating-point operations per image, a multiply-accumulate counted as two.
+    pub flops: u64,
+    /// Elements per image in the type of activations that are read and written.
+    pub activations: u64,
+    /// Elements in the type of activations, whatever the batch: weights.
+    pub weights: u64,
+    /// Elements in `f32`, whatever the batch: biases, statistics, gradients of parameters.
+    pub floats: u64,
 }
 
 /// The steps of a network in order of execution.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Plan {
-    /// Steps.
-    pub steps: Vec<Step>,
-    /// Shape of every value, by node.
+    /// Everything that steps read and write.
+    pub values: Values,
+    /// Forward steps, then those of the backward pass.
+    pub steps: Vec<PlannedStep>,
+    /// How many of them are the forward pass.
+    pub forward: usize,
+    /// Shape of every node's value.
     pub shapes: Vec<Shape>,
-    /// Whether steps compute batch statistics and have a backward pass.
-    pub training: bool,
+    /// What it was made for.
+    pub target: Target,
+    /// The value of every node that is stored.
+    stored: Vec<Option<ValueId>>,
+    /// Output and taps, each with its gradient.
+    given: Vec<(NodeId, ValueId)>,
 }
 
 impl Plan {
-    /// Lowers a graph. `on_load` leaves out values which the convolution after them can form on load, `taps` are values
-    /// that must exist, so nothing is fused across them. An inference plan fuses
-    /// batch-norm only if it was folded before ([`crate::model::Model::folded`]).
+    /// Lowers a graph. An inference plan fuses batch-norm only if it was folded before
+    /// ([`crate::model::Model::folded`]).
     ///
     /// # Errors
     /// As [`Graph::shapes`].
-    pub fn new(graph: &Graph, fusion: Fusion, training: bool, on_load: bool, taps: &[NodeId]) -> Result<Self> {
-        let shapes = graph.shapes()?;
-        let params = graph.params()?;
-        let lowering =
-            Lowering { graph, params: &params, shapes: &shapes, users: graph.users(), taps, fusion, training };
-        let mut steps: Vec<Step> = Vec::new();
-        let mut covered = vec![false; graph.nodes.len()];
-        for id in 1..graph.nodes.len() {
-            if !covered[id] {
-                let step = lowering.step(id)?;
-                for &node in &step.nodes {
-                    covered[node] = true;
+    pub fn new(graph: &Graph, target: &Target) -> Result<Self> {
+        let mut lowering = Lowering::new(graph, target)?;
+        let groups = lowering.groups()?;
+        let (stored, mut values, shapes) = lowering.finish();
+        let mut steps = Vec::new();
+        let mut backward = Vec::new();
+        let mut given = Vec::new();
+        if target.training {
+            let image = stored[0].ok_or_else(|| Error::Graph("the image is not stored".into()))?;
+            let mut gradients = Gradients::new(target.backend, &mut values, image);
+            for &node in target.taps.iter().chain([&graph.output()]).collect::<std::collections::BTreeSet<_>>() {
+                let value = stored[node].ok_or_else(|| Error::Graph(format!("node {node} is not stored")))?;
+                given.push((node, gradients.give(value)));
+            }
+            for group in groups.iter().rev() {
+                for step in group.steps.iter().rev() {
+                    step.gradient(&mut gradients);
+                    backward.extend(gradients.take().into_iter().map(|step| (group.nodes.clone(), step)));
                 }
-                steps.push(step);
             }
         }
-        // A fused step stands where its last node stood: only there all that it reads is known to exist.
-        steps.sort_by_key(|s| s.output);
-        let mut plan = Self { steps, shapes, training };
-        if on_load {
-            plan.form_on_load(taps);
-        }
-        Ok(plan)
-    }
-
-    /// Finds the values that need not be stored.
-    fn form_on_load(&mut self, taps: &[NodeId]) {
-        for index in 0..self.steps.len() {
-            let step = &self.steps[index];
-            let plain = matches!(step.kind, StepKind::ConvBatchNorm { .. }) && step.inputs.len() == 1;
-            let mut readers = self.steps.iter().filter(|reader| reader.inputs.contains(&step.output));
-            let only = readers.next().filter(|_| readers.next().is_none());
-            let on_load = only.is_some_and(|reader| match &reader.kind {
-                StepKind::ConvBatchNorm { problem, .. } => {
-                    reader.inputs[0] == step.output
-                        && reader.inputs.get(1) != Some(&step.output)
-                        && problem.family() != ConvFamily::Dense
-                }
-                _ => false,
-            });
-            self.steps[index].stored = !(plain && on_load && !taps.contains(&step.output));
-        }
-    }
-
-    /// The step that writes a value.
-    pub(super) fn writer(&self, node: NodeId) -> Option<usize> {
-        self.steps.iter().position(|step| step.output == node)
-    }
-}
-
-impl Step {
-    /// Multiply-accumulates of the forward pass per image.
-    pub fn macs(&self) -> u64 {
-        match &self.kind {
-            StepKind::Conv { problem, .. } | StepKind::ConvBatchNorm { problem, .. } => problem.macs(),
-            _ => 0,
-        }
-    }
-}
-
-struct Lowering<'a> {
-    graph: &'a Graph,
-    params: &'a [ParamSpec],
-    shapes: &'a [Shape],
-    users: Vec<Vec<NodeId>>,
-    taps: &'a [NodeId],
-    fusion: Fusion,
-    training: bool,
-}
-
-impl Lowering<'_> {
-    fn param(&self, node: NodeId, role: impl Fn(ParamRole) -> bool) -> Option<ParamId> {
-        self.params.iter().position(|p| p.node == node && role(p.role))
-    }
-
-    fn required(&self, node: NodeId, role: impl Fn(ParamRole) -> bool) -> ParamId {
-        self.param(node, role).expect("Graph::params lists every parameter of a node")
-    }
-
-    fn batch_norm(&self, id: NodeId, bn: crate::graph::BatchNorm) -> BatchNormParams {
-        let param = |role| self.required(id, |r| r == role);
-        BatchNormParams {
-            gamma: param(ParamRole::BnWeight),
-            beta: param(ParamRole::BnBias),
-            mean: param(ParamRole::RunningMean),
-            var: param(ParamRole::RunningVar),
-            eps: bn.eps,
-            momentum: bn.momentum,
-        }
-    }
-
-    /// The step that starts at a node.
-    fn step(&self, id: NodeId) -> Result<Step> {
-        let node = &self.graph.nodes[id];
-        let kind = match node.op {
-            Op::Input { .. } => return Err(Error::Graph("a second input".into())),
-            Op::Conv(conv) => return self.conv_step(id, conv),
-            Op::BatchNorm(bn) => StepKind::BatchNorm(self.batch_norm(id, bn)),
-            Op::Activation(act) => StepKind::Activation(act),
-            Op::Add => StepKind::Add,
-            Op::GlobalAvgPool => StepKind::GlobalAvgPool,
-            Op::MaxPool { window } => {
-                let (input, output) = (self.shapes[node.inputs[0]], self.shapes[id]);
-                StepKind::MaxPool(PoolProblem { n: 1, input, output, window })
-            }
-            Op::Linear(_) => StepKind::Linear {
-                weight: self.required(id, |r| r == ParamRole::LinearWeight),
-                bias: self.required(id, |r| r == ParamRole::LinearBias),
-            },
-            Op::Dropout { p } => StepKind::Dropout(p),
+        let name = |nodes: &[NodeId]| nodes.last().map_or_else(String::new, |&last| graph.nodes[last].name.clone());
+        let planned = |nodes: Vec<NodeId>, step: Box<dyn Step>, pass| {
+            let uses = step.uses();
+            PlannedStep { name: name(&nodes), nodes, pass, step, uses }
         };
-        Ok(Step {
-            name: node.name.clone(),
-            nodes: vec![id],
-            inputs: node.inputs.clone(),
-            output: id,
-            stored: true,
-            kind,
-        })
+        for group in groups {
+            let nodes = group.nodes;
+            steps.extend(group.steps.into_iter().map(|step| planned(nodes.clone(), step, Pass::Forward)));
+        }
+        let forward = steps.len();
+        steps.extend(backward.into_iter().map(|(nodes, step)| planned(nodes, step, Pass::Backward)));
+        Ok(Self { values, steps, forward, shapes, target: target.clone(), stored, given })
     }
 
-    fn conv_step(&self, id: NodeId, conv: crate::graph::Conv) -> Result<Step> {
-        let node = &self.graph.nodes[id];
-        let input = node.inputs[0];
-        let problem = ConvProblem::new(&conv, self.shapes[input], 1)
-            .ok_or_else(|| Error::Graph(format!("{}: the kernel does not fit", node.name)))?;
-        let weight = self.required(id, |r| matches!(r, ParamRole::ConvWeight(_)));
-        let bias = self
-            .param(id, |r| matches!(r, ParamRole::ConvBias | ParamRole::ConvBiasMap))
-            .map(|param| (param, conv.bias));
-        let mut nodes = vec![id];
-        let mut inputs = vec![input];
-        let mut bn = None;
-        let mut act = None;
-        if self.fusion == Fusion::Fused {
-            if self.training {
-                bn = self.next(id).and_then(|next| match self.graph.nodes[next].op {
-                    Op::BatchNorm(op) if bias.is_none() => {
-                        nodes.push(next);
-                        Some(self.batch_norm(next, op))
-                    }
-                    _ => None,
-                });
-            }
-            // Without batch-norm the training step has no room for a tail: its backward would need the sum before it.
-            if bn.is_some() || !self.training {
-                self.fuse_tail(&mut nodes, &mut inputs, &mut act);
-            }
-        }
-        let output = nodes[nodes.len() - 1];
-        let kind = match bn {
-            Some(bn) => StepKind::ConvBatchNorm { problem, weight, bn, act },
-            None => StepKind::Conv { problem, weight, bias, act },
-        };
-        Ok(Step { name: self.graph.nodes[output].name.clone(), nodes, inputs, output, stored: true, kind })
+    /// The stored value of a node.
+    ///
+    /// # Panics
+    /// When the node's value is not stored; that of the image, of the output and of a tap always is.
+    pub fn value(&self, node: NodeId) -> ValueId {
+        self.stored[node].unwrap_or_else(|| panic!("the value of node {node} is not stored"))
     }
 
-    /// The only reader of a value that nobody else needs.
-    fn next(&self, id: NodeId) -> Option<NodeId> {
-        match self.users[id][..] {
-            [next] if !self.taps.contains(&id) => Some(next),
-            _ => None,
-        }
+    /// Output and taps of a training plan, each with its gradient, which whoever runs it gives.
+    pub fn given(&self) -> &[(NodeId, ValueId)] {
+        &self.given
     }
 
-    /// Takes in a residual addition and an activation that follow.
-    fn fuse_tail(&self, nodes: &mut Vec<NodeId>, inputs: &mut Vec<NodeId>, act: &mut Option<Activation>) {
-        let last = nodes[nodes.len() - 1];
-        if let Some(add) = self.next(last)
-            && self.graph.nodes[add].op == Op::Add
-        {
-            let other = self.graph.nodes[add].inputs.iter().copied().find(|&i| i != last);
-            // Two additions of two convolutions must not both take the other in; the later one does.
-            if let Some(other) = other.filter(|&other| other < nodes[0] && other != inputs[0]) {
-                nodes.push(add);
-                inputs.push(other);
-            }
-        }
-        if let Some(next) = self.next(nodes[nodes.len() - 1])
-            && let Op::Activation(op) = self.graph.nodes[next].op
-        {
-            nodes.push(next);
-            *act = Some(op);
-        }
+    /// The gradient that is given to the output or to a tap.
+    ///
+    /// # Panics
+    /// For any other node, and where nothing is trained.
+    pub fn given_gradient(&self, node: NodeId) -> ValueId {
+        let found = self.given.iter().find(|(given, _)| *given == node);
+        found.unwrap_or_else(|| panic!("node {node} is given no gradient")).1
+    }
+
+    /// What a step must move and compute: each of its values is read once and written once.
+    pub fn cost(&self, step: &PlannedStep) -> Cost {
+        Cost::of(step.step.as_ref(), &step.uses, &self.values)
     }
 }
 
-impl StepKind {
-    /// A word for printouts.
-    pub fn describe(&self) -> String {
-        let conv = |problem: &ConvProblem| {
-            let family = match problem.family() {
-                ConvFamily::Depthwise => "depthwise",
-                ConvFamily::Pointwise => "pointwise",
-                ConvFamily::Dense => "conv",
-            };
-            format!("{family} {}x{}", problem.window.k_h, problem.window.k_w)
-        };
-        let tail = |act: &Option<Activation>| if act.is_some() { " + activation" } else { "" };
-        match self {
-            Self::Conv { problem, act, .. } => format!("{}{}", conv(problem), tail(act)),
-            Self::ConvBatchNorm { problem, act, .. } => format!("{} + batch_norm{}", conv(problem), tail(act)),
-            Self::BatchNorm(_) => "batch_norm".into(),
-            Self::Activation(_) => "activation".into(),
-            Self::Add => "add".into(),
-            Self::GlobalAvgPool => "global_avg_pool".into(),
-            Self::MaxPool(problem) => format!("max_pool {}x{}", problem.window.k_h, problem.window.k_w),
-            Self::Linear { .. } => "linear".into(),
-            Self::Dropout(_) => "dropout".into(),
+impl Cost {
+    /// What a step over some values must move and compute.
+    pub fn of(step: &dyn Step, uses: &Uses, values: &Values) -> Self {
+        let work = step.work();
+        let mut cost = Self { unit: work.unit, flops: work.flops, activations: 0, weights: 0, floats: 0 };
+        for &id in uses.reads.iter().chain(&uses.writes).chain(&uses.adds) {
+            let value = values.get(id);
+            // Scores are there only during a search.
+            if matches!(value.place, Place::Score(_)) {
+                continue;
+            }
+            let per_image = value.len(1) as u64;
+            match (value.extent, value.store) {
+                (crate::ops::step::Extent::PerImage(_), _) => cost.activations += per_image,
+                (_, Store::Activation) => cost.weights += per_image,
+                (_, Store::Float | Store::Sum) => cost.floats += per_image,
+            }
         }
+        cost
+    }
+
+    /// Both together, one behind the other. Operations are those of the matrix units where either uses them: they limit,
+    /// and what the vector units add is not of their kind.
+    pub fn and(self, other: Self) -> Self {
+        let (unit, flops) = match (self.unit, other.unit) {
+            (a, b) if a == b => (a, self.flops + other.flops),
+            (ComputeUnit::Matrix, _) => (self.unit, self.flops),
+            _ => (other.unit, other.flops),
+        };
+        Self {
+            unit,
+            flops,
+            activations: self.activations + other.activations,
+            weights: self.weights + other.weights,
+            floats: self.floats + other.floats,
+        }
+    }
+
+    /// Least bytes that a batch moves.
+    pub fn bytes(&self, batch: usize, precision: Dtype) -> u64 {
+        precision.bytes() as u64 * (self.activations * batch as u64 + self.weights)
+            + size_of::<f32>() as u64 * self.floats
     }
 }

@@ -1,8 +1,12 @@
 //! Builds a graph node by node.
 
-use super::node::{Activation, BatchNorm, Block, BlockState, Graph, Linear, Node, NodeId, Op};
+use super::node::{Block, BlockState, Graph, Node, NodeId};
+use super::op::{Input, Op};
 use crate::Result;
+use crate::ops::activation::Activation;
+use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv::{Bias, Conv};
+use crate::ops::linear::Linear;
 use crate::shape::{Shape, Window};
 
 /// Appends nodes in order; [`finish`](Self::finish) checks the whole.
@@ -14,7 +18,7 @@ pub struct GraphBuilder {
 impl GraphBuilder {
     /// Starts a graph with its input; the input is node 0.
     pub fn new(name: impl Into<String>, input: Shape) -> Self {
-        let node = Node { name: "input".into(), inputs: Vec::new(), op: Op::Input { shape: input } };
+        let node = Node { name: "input".into(), inputs: Vec::new(), op: Op::Input(Input { shape: input }) };
         Self { graph: Graph { name: name.into(), nodes: vec![node], blocks: Vec::new() } }
     }
 

@@ -1,6 +1,6 @@
 //! Exact counts: multiply-accumulates, parameters, and the least bytes a node must move.
 
-use super::node::{Graph, NodeId, Op};
+use super::node::{Graph, NodeId};
 use crate::Result;
 
 /// What one node costs per image.
@@ -49,11 +49,7 @@ impl Graph {
         let shapes = self.shapes()?;
         let mut nodes = vec![NodeCost::default(); self.nodes.len()];
         for (id, node) in self.nodes.iter().enumerate() {
-            let macs = match node.op {
-                Op::Conv(conv) => conv.macs_per_pixel() * shapes[id].pixels() as u64,
-                Op::Linear(linear) => (linear.c_in * linear.c_out) as u64,
-                _ => 0,
-            };
+            let macs = node.op.operation().macs(shapes[id]);
             let reads = node.inputs.iter().map(|&i| shapes[i].len() as u64).sum();
             nodes[id] = NodeCost { macs, reads, writes: shapes[id].len() as u64, params: 0 };
         }

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use super::node::{Graph, Op};
-use crate::ops::conv::{Bias, ConvFamily};
+use super::node::Graph;
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -24,44 +23,5 @@ impl fmt::Display for Graph {
             writeln!(f)?;
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Op::Input { .. } => write!(f, "input"),
-            Op::Conv(conv) => {
-                let kind = match conv.family() {
-                    ConvFamily::Depthwise => "depthwise",
-                    ConvFamily::Pointwise => "pointwise",
-                    ConvFamily::Dense => "conv",
-                };
-                write!(f, "{kind} {}x{}", conv.window.k_h, conv.window.k_w)?;
-                if conv.window.stride_h != 1 || conv.window.stride_w != 1 {
-                    write!(f, " s{}", conv.window.stride_h.max(conv.window.stride_w))?;
-                }
-                if conv.groups > 1 && conv.family() != ConvFamily::Depthwise {
-                    write!(f, " g{}", conv.groups)?;
-                }
-                match conv.bias {
-                    Bias::None => Ok(()),
-                    Bias::Channel => write!(f, " +bias"),
-                    Bias::Map => write!(f, " +bias map"),
-                }
-            }
-            Op::BatchNorm(_) => write!(f, "batch_norm"),
-            Op::Activation(act) => match act.limit {
-                Some(limit) => write!(f, "relu{limit}"),
-                None => write!(f, "relu"),
-            },
-            Op::Add => write!(f, "add"),
-            Op::GlobalAvgPool => write!(f, "global_avg_pool"),
-            Op::MaxPool { window } => {
-                write!(f, "max_pool {}x{} s{}", window.k_h, window.k_w, window.stride_h.max(window.stride_w))
-            }
-            Op::Linear(_) => write!(f, "linear"),
-            Op::Dropout { p } => write!(f, "dropout {p}"),
-        }
     }
 }

@@ -6,13 +6,21 @@ mod builder;
 mod cost;
 mod display;
 mod node;
+mod op;
 mod params;
 mod rewrite;
 
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
 // A node holds the operation's own description.
+pub use crate::ops::activation::Activation;
+pub use crate::ops::batch_norm::BatchNorm;
 pub use crate::ops::conv::{Bias, Conv, ConvFamily};
-pub use node::{Activation, BatchNorm, Block, BlockState, Graph, Linear, Node, NodeId, Op};
-pub use params::{ParamRole, ParamSpec};
+pub use crate::ops::dropout::Dropout;
+pub use crate::ops::linear::Linear;
+pub use crate::ops::operation::ParamRole;
+pub use crate::ops::pool::max::MaxPool;
+pub use node::{Block, BlockState, Graph, Node, NodeId};
+pub use op::{Input, Op};
+pub use params::ParamSpec;
 pub use rewrite::Emitter;

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ops::conv::Conv;
-use crate::shape::{Shape, Window};
+use super::op::Op;
+use crate::ops::activation::Activation;
+use crate::shape::Shape;
 use crate::{Error, Result};
 
 /// Index of a node, and of the one value it produces.
@@ -17,87 +18,10 @@ pub type NodeId = usize;
 const MAX_ACTIVATION: usize = 1 << 26;
 /// Largest height and width.
 const MAX_SIDE: usize = 1 << 15;
-/// Largest number of elements of one parameter; a file must hold them too.
-const MAX_ELEMENTS: usize = 1 << 28;
 /// Longest name of a graph, a node or a block, in bytes.
 const MAX_NAME_BYTES: usize = 512;
 /// Largest number of nodes of a graph that comes from a file.
 const MAX_NODES: usize = 10_000;
-
-/// Batch normalisation over pixels and images, per channel.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BatchNorm {
-    /// Channels.
-    pub channels: usize,
-    /// Added to the variance.
-    pub eps: f32,
-    /// Share of the new batch in the running statistics.
-    pub momentum: f32,
-}
-
-/// A clamp to `[0, limit]` with a slope outside it: 0 is the plain activation, 1 is the identity
-/// (DepthShrinker's removal by slope; `methods.md` 1.3).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Activation {
-    /// Upper bound: `Some(6.0)` is ReLU6, `None` is ReLU.
-    pub limit: Option<f32>,
-    /// The block whose mask switches this activation, if any.
-    pub mask: Option<usize>,
-    /// Slope outside the bounds while no mask overrides it.
-    pub slope: f32,
-}
-
-impl Activation {
-    /// Plain ReLU6.
-    pub const RELU6: Self = Self { limit: Some(6.0), mask: None, slope: 0.0 };
-    /// Plain ReLU.
-    pub const RELU: Self = Self { limit: None, mask: None, slope: 0.0 };
-}
-
-/// A fully connected layer with bias; weights `[c_out, c_in]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Linear {
-    /// Features in.
-    pub c_in: usize,
-    /// Features out.
-    pub c_out: usize,
-}
-
-/// What a node computes.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub enum Op {
-    /// The image that goes in.
-    Input {
-        /// Its shape.
-        shape: Shape,
-    },
-    /// Convolution.
-    Conv(Conv),
-    /// Batch normalisation.
-    BatchNorm(BatchNorm),
-    /// ReLU-like activation.
-    Activation(Activation),
-    /// Sum of two values of one shape.
-    Add,
-    /// Mean over all pixels.
-    GlobalAvgPool,
-    /// Largest value of a window per channel; padding is −∞, so it never wins.
-    MaxPool {
-        /// Kernel, stride and padding; the padding is smaller than the kernel.
-        window: Window,
-    },
-    /// Fully connected layer.
-    Linear(Linear),
-    /// Zeroes features with probability `p` while training, scaling the rest.
-    Dropout {
-        /// Probability of a zero.
-        p: f32,
-    },
-}
 
 /// One operation and where its inputs come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -160,7 +84,7 @@ impl Graph {
     /// The shape of the image.
     pub fn input_shape(&self) -> Shape {
         match self.nodes[0].op {
-            Op::Input { shape } => shape,
+            Op::Input(input) => input.shape,
             _ => unreachable!("checked when the graph was made: node 0 is the input"),
         }
     }
@@ -222,17 +146,14 @@ impl Graph {
             if let Some(&late) = node.inputs.iter().find(|&&i| i >= id) {
                 return Err(Error::Graph(format!("{} reads node {late}, which does not come before it", node.name)));
             }
-            let expected = match node.op {
-                Op::Input { .. } => 0,
-                Op::Add => 2,
-                _ => 1,
-            };
+            let operation = node.op.operation();
+            let expected = operation.arity();
             if node.inputs.len() != expected || (expected == 0) != (id == 0) {
                 let got = node.inputs.len();
                 return Err(Error::Graph(format!("{} has {got} inputs, its operation takes {expected}", node.name)));
             }
             let inputs: Vec<Shape> = node.inputs.iter().map(|&i| shapes[i]).collect();
-            let shape = node.op.output_shape(&node.name, &inputs)?;
+            let shape = operation.output_shape(&node.name, &inputs)?;
             let elements = shape.h.checked_mul(shape.w).and_then(|p| p.checked_mul(shape.c)).unwrap_or(usize::MAX);
             if elements == 0 || elements > MAX_ACTIVATION || shape.h.max(shape.w) > MAX_SIDE {
                 return Err(Error::Graph(format!(
@@ -277,83 +198,5 @@ impl Graph {
             }
         }
         Ok(())
-    }
-}
-
-/// Whether a window, which may come from a file, is one that networks have.
-fn is_sane(Window { k_h, k_w, stride_h, stride_w, pad }: Window) -> bool {
-    [k_h, k_w, stride_h, stride_w].iter().all(|v| (1..=1024).contains(v))
-        && [pad.top, pad.left, pad.bottom, pad.right].iter().all(|&v| v <= 1024)
-}
-
-fn too_small(window: Window) -> String {
-    format!("at least {}x{} with padding", window.k_h, window.k_w)
-}
-
-impl Op {
-    fn output_shape(&self, name: &str, inputs: &[Shape]) -> Result<Shape> {
-        let mismatch = |expected: String, got: String| Err(Error::shape(name, expected, got));
-        let bad = |what: &str| Err(Error::Graph(format!("{name}: {what}")));
-        match *self {
-            Op::Input { shape } => Ok(shape),
-            Op::Conv(conv) => {
-                let Conv { c_in, c_out, window, groups, .. } = conv;
-                if groups == 0 || c_in == 0 || c_out == 0 || c_in % groups != 0 || c_out % groups != 0 {
-                    return bad("channels must be multiples of the groups, all above 0");
-                }
-                if !is_sane(window) {
-                    return bad("kernel, stride and padding must lie in 1..=1024 (padding from 0)");
-                }
-                let weights = (c_in / groups).checked_mul(c_out).and_then(|n| n.checked_mul(window.taps()));
-                if weights.is_none_or(|n| n > MAX_ELEMENTS) {
-                    return bad("the weights are unreasonably large");
-                }
-                if inputs[0].c != c_in {
-                    return mismatch(format!("{c_in} channels"), inputs[0].to_string());
-                }
-                match window.output(inputs[0].h, inputs[0].w) {
-                    Some((h, w)) => Ok(Shape::new(h, w, c_out)),
-                    None => mismatch(too_small(window), inputs[0].to_string()),
-                }
-            }
-            Op::BatchNorm(bn) => {
-                if !(bn.eps > 0.0 && bn.eps.is_finite() && bn.momentum > 0.0 && bn.momentum <= 1.0) {
-                    return bad("batch-norm needs eps > 0 and momentum in (0, 1]");
-                }
-                if inputs[0].c != bn.channels {
-                    return mismatch(format!("{} channels", bn.channels), inputs[0].to_string());
-                }
-                Ok(inputs[0])
-            }
-            Op::Activation(act) => {
-                if !(0.0..=1.0).contains(&act.slope) || act.limit.is_some_and(|l| !(l > 0.0 && l.is_finite())) {
-                    return bad("an activation needs a slope in 0..=1 and a limit above 0");
-                }
-                Ok(inputs[0])
-            }
-            Op::Add if inputs[0] != inputs[1] => mismatch(inputs[0].to_string(), inputs[1].to_string()),
-            Op::Dropout { p } if !(0.0..1.0).contains(&p) => bad("dropout needs a probability in 0..1"),
-            Op::Add | Op::Dropout { .. } => Ok(inputs[0]),
-            Op::GlobalAvgPool => Ok(Shape::new(1, 1, inputs[0].c)),
-            Op::MaxPool { window } => {
-                let Window { k_h, k_w, pad, .. } = window;
-                if !is_sane(window) || pad.top.max(pad.bottom) >= k_h || pad.left.max(pad.right) >= k_w {
-                    return bad("a pool's kernel and stride must lie in 1..=1024, its padding below the kernel");
-                }
-                match window.output(inputs[0].h, inputs[0].w) {
-                    Some((h, w)) => Ok(Shape::new(h, w, inputs[0].c)),
-                    None => mismatch(too_small(window), inputs[0].to_string()),
-                }
-            }
-            Op::Linear(Linear { c_in, c_out }) => {
-                if c_in.checked_mul(c_out).is_none_or(|n| n > MAX_ELEMENTS) {
-                    return bad("the weights are unreasonably large");
-                }
-                if inputs[0] != Shape::new(1, 1, c_in) {
-                    return mismatch(format!("1x1x{c_in}"), inputs[0].to_string());
-                }
-                Ok(Shape::new(1, 1, c_out))
-            }
-        }
     }
 }

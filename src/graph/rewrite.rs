@@ -1,6 +1,7 @@
 //! Rewriting a graph node by node, carrying the blocks along.
 
-use super::node::{Block, BlockState, Graph, Node, NodeId, Op};
+use super::node::{Block, BlockState, Graph, Node, NodeId};
+use super::op::Op;
 use crate::Result;
 
 /// Collects the nodes of the new graph while the old one is walked.

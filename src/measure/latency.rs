@@ -7,7 +7,7 @@ use super::launches::sample_in_turns;
 use super::network_run::NetworkRun;
 use super::timer::{Summary, median};
 use crate::device::Device;
-use crate::graph::{Activation, BlockState, Graph, Linear, Node, NodeId, Op};
+use crate::graph::{Activation, BlockState, Graph, Input, Linear, Node, NodeId, Op};
 use crate::model::{Model, Weights};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -160,7 +160,7 @@ fn tail_model(output: NodeId, graph: &Graph) -> Result<Model> {
 }
 
 fn input_node(shape: Shape) -> Node {
-    Node { name: "input".into(), inputs: Vec::new(), op: Op::Input { shape } }
+    Node { name: "input".into(), inputs: Vec::new(), op: Op::Input(Input { shape }) }
 }
 
 /// Ends `nodes` with a pool and a one-class linear layer and gathers the weights the nodes need.

@@ -5,11 +5,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::roofline::{ComputeUnit, KernelCost, Pass, plan_costs, without_batch_norm};
-use crate::device::Device;
-use crate::engine::{Fusion, Plan, Step, StepKind};
-use crate::graph::{Activation, Bias, ConvFamily, Graph};
-use crate::ops::conv::ConvProblem;
+use std::sync::Arc;
+
+use super::roofline::{KernelCost, without_batch_norm};
+use crate::device::{Backend, Device};
+use crate::engine::{Fusion, Pass, Plan, PlannedStep, Sequence, Target};
+use crate::graph::{Activation, Bias, ConvFamily, Graph, NodeId, Op};
+use crate::ops::conv::{ConvProblem, LoneGradients};
+use crate::ops::epilogue::{BiasOperand, Epilogue};
+use crate::ops::step::Step;
 use crate::{Error, Result};
 
 /// What is computed of a layer.
@@ -72,19 +76,11 @@ impl FromStr for LayerPass {
     }
 }
 
-/// What follows a convolution within its step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LayerTail {
-    /// Its bias; none before a batch-norm.
-    pub bias: Bias,
-    /// Whether a residual is added.
-    pub residual: bool,
-    /// The activation, without the mask that may switch it.
-    pub act: Option<Activation>,
-}
+/// What follows a convolution within its step; the activation without the mask that may switch it.
+pub type LayerEpilogue = Epilogue<(), Activation>;
 
 /// One thing to be timed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Layer {
     /// The convolution's name where it first occurs.
     pub name: String,
@@ -93,34 +89,27 @@ pub struct Layer {
     /// The convolution over a whole batch.
     pub problem: ConvProblem,
     /// What follows it; nothing for the gradients of the convolution alone.
-    pub tail: LayerTail,
+    pub epilogue: LayerEpilogue,
     /// Whether it reads the image, which needs no gradient.
     pub reads_image: bool,
     /// How often it occurs in each of the networks.
     pub counts: Vec<usize>,
-    /// What it must move and compute, per image.
+    /// The steps that do it.
+    pub steps: Sequence,
+    /// What they must move and compute, per image.
     pub cost: KernelCost,
 }
 
-const BARE: LayerTail = LayerTail { bias: Bias::None, residual: false, act: None };
-
 impl Layer {
-    /// The distinct layers of networks: pass by pass as asked for, each in network order.
+    /// The distinct layers of networks as a backend computes them: pass by pass as asked for, each in network order.
     ///
     /// # Errors
     /// As [`Graph::shapes`].
-    pub fn of_networks(networks: &[&Graph], batch: usize, passes: &[LayerPass]) -> Result<Vec<Self>> {
+    pub fn of_networks(networks: &[&Graph], batch: usize, passes: &[LayerPass], backend: Backend) -> Result<Vec<Self>> {
         let mut layers: Vec<Self> = Vec::new();
         for (index, graph) in networks.iter().enumerate() {
-            let mut found = Vec::new();
-            for training in [false, true] {
-                let planned = if training { (*graph).clone() } else { without_batch_norm(graph)? };
-                let plan = Plan::new(&planned, Fusion::Fused, training, false, &[])?;
-                let costs = plan_costs(&planned, &plan)?;
-                for step in &plan.steps {
-                    found.extend(of_step(&planned, step, &costs, training, batch));
-                }
-            }
+            let mut found = of_inference(&without_batch_norm(graph)?, batch, backend)?;
+            found.extend(of_training(graph, batch, backend)?);
             for mut layer in found.into_iter().filter(|layer| passes.contains(&layer.pass)) {
                 match layers.iter_mut().find(|known| known.same_work(&layer)) {
                     Some(known) => known.counts[index] += 1,
@@ -137,8 +126,8 @@ impl Layer {
     }
 
     fn same_work(&self, other: &Self) -> bool {
-        (self.pass, self.problem, self.tail, self.reads_image)
-            == (other.pass, other.problem, other.tail, other.reads_image)
+        (self.pass, self.problem, self.epilogue, self.reads_image)
+            == (other.pass, other.problem, other.epilogue, other.reads_image)
     }
 
     /// The kernel family.
@@ -167,73 +156,133 @@ impl Layer {
     }
 }
 
-/// What there is to time of a convolution's step.
-fn of_step(graph: &Graph, step: &Step, costs: &[KernelCost], training: bool, batch: usize) -> Vec<Layer> {
-    let (problem, bias, act) = match &step.kind {
-        StepKind::Conv { problem, bias, act, .. } if !training => {
-            (problem, bias.map_or(Bias::None, |(_, bias)| bias), act)
+/// The steps of a plan that stand for one run of nodes, those of its backward pass apart.
+struct Group {
+    nodes: Vec<NodeId>,
+    forward: Sequence,
+    backward: Option<Sequence>,
+}
+
+/// A plan cut into its groups.
+fn groups(plan: Plan) -> Vec<Group> {
+    let values = Arc::new(plan.values);
+    let mut nodes: Vec<Vec<NodeId>> = Vec::new();
+    let mut steps: Vec<[Vec<Box<dyn Step>>; 2]> = Vec::new();
+    for PlannedStep { nodes: own, pass, step, .. } in plan.steps {
+        let index = nodes.iter().position(|known| *known == own).unwrap_or_else(|| {
+            nodes.push(own);
+            steps.push(Default::default());
+            nodes.len() - 1
+        });
+        steps[index][usize::from(pass == Pass::Backward)].push(step);
+    }
+    let sequence = |steps| Sequence { values: values.clone(), steps: Arc::new(steps) };
+    let group = |(nodes, [forward, backward]): (_, [Vec<_>; 2])| {
+        let backward = (!backward.is_empty()).then(|| sequence(backward));
+        Group { nodes, forward: sequence(forward), backward }
+    };
+    nodes.into_iter().zip(steps).map(group).collect()
+}
+
+/// What makes a layer of the steps that stand for some nodes of a graph.
+struct Maker<'a> {
+    graph: &'a Graph,
+    batch: usize,
+}
+
+impl Maker<'_> {
+    fn layer(&self, nodes: &[NodeId], problem: ConvProblem, pass: LayerPass, steps: Sequence) -> Option<Layer> {
+        let cost = steps.cost()?;
+        let name = self.graph.nodes[nodes[0]].name.clone();
+        let direction = match pass {
+            LayerPass::Forward | LayerPass::StepForward => Pass::Forward,
+            _ => Pass::Backward,
+        };
+        let words: Vec<String> = steps.steps.iter().map(|step| step.describe()).collect();
+        let kind = words.join(", ");
+        let bare = !matches!(pass, LayerPass::Forward | LayerPass::StepForward | LayerPass::StepBackward);
+        Some(Layer {
+            cost: KernelCost::new(name.clone(), kind, direction, nodes.to_vec(), None, cost),
+            name,
+            pass,
+            problem: problem.batch(self.batch),
+            epilogue: if bare { LayerEpilogue::default() } else { epilogue(self.graph, nodes) },
+            reads_image: self.reads_image(nodes),
+            counts: Vec::new(),
+            steps,
+        })
+    }
+
+    /// Whether the run begins with the image, which needs no gradient.
+    fn reads_image(&self, nodes: &[NodeId]) -> bool {
+        self.graph.nodes[nodes[0]].inputs[0] == 0
+    }
+}
+
+/// What follows the convolution with which a run of nodes begins.
+fn epilogue(graph: &Graph, nodes: &[NodeId]) -> LayerEpilogue {
+    let mut epilogue = LayerEpilogue::default();
+    for &node in nodes {
+        match graph.nodes[node].op {
+            Op::Conv(conv) => {
+                epilogue.bias = match conv.bias {
+                    Bias::None => BiasOperand::None,
+                    Bias::Channel => BiasOperand::Channel(()),
+                    Bias::Map => BiasOperand::Map(()),
+                };
+            }
+            Op::Add => epilogue.residual = Some(()),
+            Op::Activation(act) => epilogue.act = Some(Activation { mask: None, ..act }),
+            _ => {}
         }
-        StepKind::ConvBatchNorm { problem, act, .. } => (problem, Bias::None, act),
-        _ => return Vec::new(),
-    };
-    let act = act.map(|act| Activation { mask: None, ..act });
-    let tail = LayerTail { bias, residual: step.inputs.len() > 1, act };
-    let cost_of = |pass: Pass| {
-        let of = costs.iter().find(|cost| cost.pass == pass && cost.nodes == step.nodes);
-        of.expect("every step has a cost").clone()
-    };
-    let layer = |pass, tail, cost| Layer {
-        name: graph.nodes[step.nodes[0]].name.clone(),
-        pass,
-        problem: ConvProblem { n: batch, ..*problem },
-        tail,
-        reads_image: step.inputs[0] == 0,
-        counts: Vec::new(),
-        cost,
-    };
-    if training {
-        return vec![
-            layer(LayerPass::StepForward, tail, step_cost(problem, step, &cost_of(Pass::Forward))),
-            layer(LayerPass::StepBackward, tail, step_cost(problem, step, &cost_of(Pass::Backward))),
-        ];
     }
-    let gradient = |pass| layer(pass, BARE, gradient_cost(problem, pass, &cost_of(Pass::Forward)));
-    let mut layers = vec![layer(LayerPass::Forward, tail, cost_of(Pass::Forward)), gradient(LayerPass::WeightGradient)];
-    // The image needs no gradient.
-    if step.inputs[0] != 0 {
-        layers.extend([LayerPass::InputGradient, LayerPass::BothGradients].map(gradient));
-    }
-    layers
+    epilogue
 }
 
-/// What a training step alone must move: forward it reads x, w and the residual and writes y, which is kept, and z;
-/// backward it reads x, w, y, dz and the residual and writes the gradients. What it moves more often than once is lost.
-fn step_cost(problem: &ConvProblem, step: &Step, planned: &KernelCost) -> KernelCost {
-    let (x, y) = (problem.input.len() as u64, problem.output.len() as u64);
-    let residual = if step.inputs.len() > 1 { y } else { 0 };
-    let dx = if step.inputs[0] == 0 { 0 } else { x };
-    let activations = match planned.pass {
-        Pass::Forward => x + 2 * y + residual,
-        Pass::Backward => x + dx + 2 * y + 2 * residual,
-    };
-    KernelCost { activations, ..planned.clone() }
+/// The convolution that a group computes, if it computes one.
+fn convolution(group: &Group) -> Option<ConvProblem> {
+    group.forward.steps.iter().find_map(|step| step.convolution().copied())
 }
 
-/// Either gradient alone reads two of x, w and dy and writes the third's; together they read all three once.
-fn gradient_cost(problem: &ConvProblem, pass: LayerPass, forward: &KernelCost) -> KernelCost {
-    let (x, y, w) = (problem.input.len() as u64, problem.output.len() as u64, problem.weight_len() as u64);
-    let both = pass == LayerPass::BothGradients;
-    let unit = match problem.family() {
-        ConvFamily::Depthwise => ComputeUnit::Vector,
-        ConvFamily::Pointwise | ConvFamily::Dense => ComputeUnit::Matrix,
-    };
-    KernelCost {
-        kind: pass.name().to_owned(),
-        pass: Pass::Backward,
-        unit,
-        flops: if both { 4 } else { 2 } * problem.macs(),
-        activations: if both { 2 * x + y } else { x + y },
-        params: if both { 2 * w } else { w },
-        ..forward.clone()
+/// Every convolution of a network whose batch-norm is folded away, and its gradients alone.
+fn of_inference(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<Layer>> {
+    let make = Maker { graph, batch };
+    let mut layers = Vec::new();
+    for group in groups(Plan::new(graph, &Target::inference(backend))?) {
+        let Some(problem) = convolution(&group) else { continue };
+        let nodes = &group.nodes;
+        layers.extend(make.layer(nodes, problem, LayerPass::Forward, group.forward.clone()));
+        let LoneGradients { values, weights, input } = LoneGradients::new(problem, backend);
+        let values = Arc::new(values);
+        let mut gradient = |pass, step: Box<dyn Step>| {
+            let steps = Sequence { values: values.clone(), steps: Arc::new(vec![step]) };
+            layers.extend(make.layer(nodes, problem, pass, steps));
+        };
+        gradient(LayerPass::WeightGradient, weights);
+        // The image needs no gradient.
+        if !make.reads_image(nodes) {
+            let pass = match backend {
+                Backend::Host => LayerPass::BothGradients,
+                Backend::Cuda => LayerPass::InputGradient,
+            };
+            gradient(pass, input);
+        }
     }
+    Ok(layers)
+}
+
+/// Every convolution of a network's training step with what is fused around it, forward and backward, its operands
+/// stored.
+fn of_training(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<Layer>> {
+    let make = Maker { graph, batch };
+    let target = Target { fusion: Fusion::Epilogue, ..Target::training(backend) };
+    let mut layers = Vec::new();
+    for group in groups(Plan::new(graph, &target)?) {
+        let (Some(problem), true) = (convolution(&group), group.forward.steps.len() > 1) else { continue };
+        layers.extend(make.layer(&group.nodes, problem, LayerPass::StepForward, group.forward.clone()));
+        if let Some(backward) = &group.backward {
+            layers.extend(make.layer(&group.nodes, problem, LayerPass::StepBackward, backward.clone()));
+        }
+    }
+    Ok(layers)
 }

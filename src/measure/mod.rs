@@ -15,13 +15,13 @@ mod timer;
 pub use latency::{BlockLatency, Comparison, Latency, block_latencies, compare, network_latency};
 pub use launches::Launches;
 pub use layer_run::LayerBench;
-pub use layers::{Layer, LayerPass, LayerTail};
+pub use layers::{Layer, LayerEpilogue, LayerPass};
 pub use machine::{Cache, Machine};
 pub use network_run::{NetworkCase, NetworkRun, launch_counts, peak_memory, sample_networks};
 pub use peaks::{Peaks, measure_peaks};
 pub use peer::{Peer, PeerScript};
 pub use roofline::{
-    BlockCost, ComputeUnit, DATA_SHEETS, DataSheet, KernelCost, Pass, Roofline, Utilization, block_costs, kernel_costs,
-    network_time, plan_costs, utilization, without_batch_norm,
+    BlockCost, DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, block_costs, kernel_costs, network_time,
+    plan_costs, utilization, without_batch_norm,
 };
 pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};

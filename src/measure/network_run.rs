@@ -8,9 +8,9 @@ use super::noise::normal;
 use super::roofline::{KernelCost, kernel_costs, plan_costs};
 use crate::device::dry_run::DryRun;
 use crate::device::gpu::Gpu;
-use crate::device::{Buffer, Device};
+use crate::device::{Backend, Buffer, Device};
 use crate::dtype::Dtype;
-use crate::engine::{Engine, EngineOptions, Fusion, Plan};
+use crate::engine::{Engine, EngineOptions, Fusion, Plan, Target};
 use crate::model::Model;
 use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
 use crate::ops::optimizer::{Optimizer, OptimizerState, Update};
@@ -30,15 +30,15 @@ pub struct NetworkCase {
 }
 
 impl NetworkCase {
-    /// What an image must move and compute at the highest level of fusion the planner knows, however the case is run:
+    /// What an image must move and compute at the highest level of fusion that a backend has, however the case is run:
     /// fusion that is missing shows as utilization that is lost.
     ///
     /// # Errors
     /// As [`crate::graph::Graph::shapes`].
-    pub fn costs(&self) -> Result<Vec<KernelCost>> {
+    pub fn costs(&self, backend: Backend) -> Result<Vec<KernelCost>> {
         let graph = &self.model.graph;
         match self.training {
-            true => plan_costs(graph, &Plan::new(graph, Fusion::Fused, true, false, &[])?),
+            true => Ok(plan_costs(graph, &Plan::new(graph, &Target::training(backend))?)),
             false => kernel_costs(graph),
         }
     }
@@ -73,7 +73,7 @@ impl NetworkRun {
 
     /// Inference, fused.
     pub(super) fn inference(device: &Device, model: &Model, batch: usize) -> Result<Self> {
-        Self::with_engine(device, model, (Fusion::Fused, false), batch)
+        Self::with_engine(device, model, (Fusion::OnLoad, false), batch)
     }
 
     fn with_engine(device: &Device, model: &Model, (fusion, training): (Fusion, bool), batch: usize) -> Result<Self> {

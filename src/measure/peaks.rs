@@ -13,7 +13,7 @@ use crate::Result;
 use crate::device::gpu::Gpu;
 use crate::device::{Buffer, Device, View, ViewMut};
 use crate::dtype::Dtype;
-use crate::ops::add;
+use crate::ops::copy;
 use crate::ops::linear::{self, LinearProblem};
 
 /// Bytes of each of the two copied arrays where the cache size is unknown or smaller; far beyond most last-level caches.
@@ -88,8 +88,9 @@ fn gemm_rate(budget: Duration) -> Result<f64> {
     let products = || {
         gradients.par_iter_mut().for_each(|(dw, db)| {
             for _ in 0..PRODUCTS_PER_THREAD {
-                let read = (View::Host(&x), View::Host(&x), View::Host(&dy));
-                linear::backward(problem, read, None, (ViewMut::Host(dw), ViewMut::Host(db)));
+                let read = linear::BackwardInputs { x: View::Host(&x), w: View::Host(&x), dy: View::Host(&dy) };
+                let out = linear::GradientsOut { dx: None, dw: ViewMut::Host(dw), db: ViewMut::Host(db) };
+                linear::backward(problem, read, out);
             }
         });
         std::hint::black_box(&mut gradients);
@@ -107,7 +108,7 @@ fn gpu_copy_rate(device: &Device, gpu: &Gpu, budget: Duration) -> Result<f64> {
     let len = bytes / size_of::<f32>();
     let (from, mut to) = (device.upload(&normal(0, len))?, device.zeros(len)?);
     let copy = move |_| {
-        add::backward(from.view(0..len), to.view_mut(0..len), false);
+        copy::copy(from.view(0..len), to.view_mut(0..len));
         Ok(())
     };
     Ok(2.0 * bytes as f64 / fastest(&Launches::new(device, 1, copy)?.sample(budget)?))

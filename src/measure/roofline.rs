@@ -1,9 +1,10 @@
 //! The roofline: the least time a network can take on a machine of given bandwidth and peak rates.
 //!
-//! A network is counted as the steps of its fused plan: a convolution with everything per-element behind it (batch-norm,
-//! residual, activation) reads its input `x`, its weights `w` and the residual once and writes its output `y` once.
-//! Bytes = e·(N·(x + y [+ residual]) + w), FLOP = 2·MACs·N, time = max(bytes / bandwidth, FLOP / peak), e the bytes of an
-//! element and N the batch. Everything here is a pure function of the graph.
+//! A network is counted as the steps of its plan, each of which reads and writes every value that it names once. In a
+//! fused inference plan a convolution with everything per-element behind it (residual, activation) moves
+//! e·(N·(x + y [+ residual]) + w) + 4·bias bytes and computes 2·MACs·N FLOP; its least time is
+//! max(bytes / bandwidth, FLOP / peak), e the bytes of an element and N the batch. Everything here is a pure function of
+//! the graph.
 
 use std::collections::HashMap;
 
@@ -12,29 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::peaks::Peaks;
 use crate::Result;
 use crate::dtype::Dtype;
-use crate::engine::{Fusion, Plan, Step, StepKind};
-use crate::graph::{Bias, Block, Conv, ConvFamily, Emitter, Graph, Node, NodeId, Op, ParamSpec};
-use crate::ops::conv::ConvProblem;
+use crate::engine::{Cost, Pass, Plan, PlannedStep, Target};
+use crate::graph::{Bias, Block, Conv, Emitter, Graph, Node, NodeId, Op};
+use crate::ops::step::{Backend, ComputeUnit};
 use crate::shape::Shape;
-
-/// Which arithmetic unit a kernel runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ComputeUnit {
-    /// Matrix units where the machine has them: dense and pointwise convolutions, linear layers.
-    Matrix,
-    /// Plain vector arithmetic: depthwise convolutions and everything per-element.
-    Vector,
-}
-
-/// Which way a kernel goes through the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pass {
-    /// From the image to the logits.
-    Forward,
-    /// Gradients of a step's inputs and parameters.
-    Backward,
-}
 
 /// What one step of a plan must move and compute in one pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,16 +35,24 @@ pub struct KernelCost {
     pub unit: ComputeUnit,
     /// Floating-point operations per image, a multiply-accumulate counted as two.
     pub flops: u64,
-    /// Activation elements read and written per image.
+    /// Elements per image in the type of activations, read and written.
     pub activations: u64,
-    /// Parameter elements read or written once a batch.
-    pub params: u64,
+    /// Elements in the type of activations, read or written once a batch: weights.
+    pub weights: u64,
+    /// Elements in `f32`, read or written once a batch: biases, statistics, gradients of parameters.
+    pub floats: u64,
 }
 
 impl KernelCost {
+    /// The cost of a step, or of several, that stand for some nodes.
+    pub fn new(name: String, kind: String, pass: Pass, nodes: Vec<NodeId>, block: Option<usize>, cost: Cost) -> Self {
+        let Cost { unit, flops, activations, weights, floats } = cost;
+        Self { name, kind, pass, nodes, block, unit, flops, activations, weights, floats }
+    }
+
     /// Least bytes a batch moves.
     pub fn bytes(&self, batch: usize, element_bytes: u64) -> u64 {
-        element_bytes * (self.activations * batch as u64 + self.params)
+        element_bytes * (self.activations * batch as u64 + self.weights) + size_of::<f32>() as u64 * self.floats
     }
 }
 
@@ -188,7 +178,8 @@ impl Roofline {
 /// As [`Graph::shapes`].
 pub fn kernel_costs(graph: &Graph) -> Result<Vec<KernelCost>> {
     let folded = without_batch_norm(graph)?;
-    plan_costs(&folded, &Plan::new(&folded, Fusion::Fused, false, false, &[])?)
+    // Without batch statistics every backend has the same steps.
+    Ok(plan_costs(&folded, &Plan::new(&folded, &Target::inference(Backend::Host))?))
 }
 
 /// The graph [`crate::model::Model::folded`] gives, without the weights: a batch-norm that alone follows a convolution
@@ -213,69 +204,15 @@ pub fn without_batch_norm(graph: &Graph) -> Result<Graph> {
     graph.rewrite(emit, |_, state| state)
 }
 
-/// The cost of every step of a plan of `graph`; a training plan's backward steps follow in reverse order.
-///
-/// Elements per image, x and y those of a step's input and output (model B of the training roofline: statistics,
-/// normalisation and activation in two passes over y): a convolution moves x + y, with batch-norm 3y more; backward x + y
-/// for each of its two gradients (one where x is the image), with batch-norm 5y more. A residual is one more y. The
-/// optimizer is not counted.
-///
-/// # Errors
-/// As [`Graph::shapes`].
-pub fn plan_costs(graph: &Graph, plan: &Plan) -> Result<Vec<KernelCost>> {
-    let params = graph.params()?;
-    let forward = plan.steps.iter().map(|step| step_cost(graph, plan, step, &params, Pass::Forward));
-    let backward = plan.steps.iter().rev().map(|step| step_cost(graph, plan, step, &params, Pass::Backward));
-    Ok(if plan.training { forward.chain(backward).collect() } else { forward.collect() })
-}
-
-fn step_cost(graph: &Graph, plan: &Plan, step: &Step, params: &[ParamSpec], pass: Pass) -> KernelCost {
-    let x = plan.shapes[step.inputs[0]].len() as u64;
-    let y = plan.shapes[step.output].len() as u64;
-    let residual_y = y * (step.inputs.len() as u64 - 1);
-    // The image needs no gradient.
-    let gradients = if step.inputs[0] == 0 { 1 } else { 2 };
-    let len = |id: usize| params[id].len() as u64;
-    let backward = pass == Pass::Backward;
-    let of_conv = |problem: &ConvProblem, weights: u64, forward_y: u64, backward_y: u64| {
-        let unit = match problem.family() {
-            ConvFamily::Depthwise => ComputeUnit::Vector,
-            ConvFamily::Pointwise | ConvFamily::Dense => ComputeUnit::Matrix,
-        };
-        let (times, extra) = if backward { (gradients, backward_y) } else { (1, forward_y) };
-        (unit, 2 * times * problem.macs(), times * (x + y) + extra * y + residual_y, times * weights)
+/// The cost of every step of a plan of `graph`, those of a training plan's backward pass behind. The optimizer is not
+/// counted.
+pub fn plan_costs(graph: &Graph, plan: &Plan) -> Vec<KernelCost> {
+    let of = |step: &PlannedStep| {
+        let block = graph.blocks.iter().position(|b| b.nodes.contains(&step.nodes[0]));
+        let kind = step.step.describe();
+        KernelCost::new(step.name.clone(), kind, step.pass, step.nodes.clone(), block, plan.cost(step))
     };
-    let per_element = |forward_y: u64, backward_y: u64| {
-        let elements = y * if backward { backward_y } else { forward_y };
-        (ComputeUnit::Vector, elements, elements, 0)
-    };
-    let (unit, flops, activations, params) = match &step.kind {
-        StepKind::Conv { problem, weight, bias, .. } => {
-            of_conv(problem, len(*weight) + bias.map_or(0, |(bias, _)| len(bias)), 0, 0)
-        }
-        StepKind::ConvBatchNorm { problem, weight, bn, .. } => {
-            of_conv(problem, len(*weight) + len(bn.gamma) + len(bn.beta), 3, 5)
-        }
-        StepKind::BatchNorm(_) if plan.training => per_element(3, 5),
-        StepKind::BatchNorm(_) | StepKind::Activation(_) => per_element(2, 3),
-        StepKind::Add => per_element(3, 3),
-        StepKind::GlobalAvgPool => (ComputeUnit::Vector, x, x + y, 0),
-        // Backward reads x and dy to find the winners, and writes dx.
-        StepKind::MaxPool(problem) => {
-            let compared = y * problem.window.taps() as u64;
-            (ComputeUnit::Vector, compared, if backward { 2 * x + y } else { x + y }, 0)
-        }
-        StepKind::Linear { weight, bias } => {
-            let times = if backward { 2 } else { 1 };
-            (ComputeUnit::Matrix, 2 * times * len(*weight), times * (x + y), times * (len(*weight) + len(*bias)))
-        }
-        StepKind::Dropout(_) if plan.training => per_element(2, 2),
-        StepKind::Dropout(_) => per_element(0, 0),
-    };
-    let block = graph.blocks.iter().position(|b| b.nodes.contains(&step.nodes[0]));
-    let residual = if step.inputs.len() > 1 && step.kind != StepKind::Add { " + residual" } else { "" };
-    let (name, kind) = (step.name.clone(), format!("{}{residual}", step.kind.describe()));
-    KernelCost { name, kind, pass, nodes: step.nodes.clone(), block, unit, flops, activations, params }
+    plan.steps.iter().map(of).collect()
 }
 
 /// Least seconds of a network for a batch: the sum over its fused kernels.
@@ -375,6 +312,7 @@ fn merged_cost(graph: &Graph, block: &Block, x: Shape, y: Shape) -> KernelCost {
         unit: ComputeUnit::Matrix,
         flops: 2 * weights * y.pixels() as u64,
         activations: (x.len() + y.len()) as u64,
-        params: weights + y.c as u64,
+        weights,
+        floats: y.c as u64,
     }
 }

@@ -6,7 +6,7 @@
 //! front; a bottleneck is 1×1 ∘ 3×3 ∘ 1×1. A projection shortcut is folded with it.
 
 use super::{Family, Network, NetworkOptions};
-use crate::graph::{Activation, BatchNorm, Graph, GraphBuilder, NodeId, Op};
+use crate::graph::{Activation, BatchNorm, Graph, GraphBuilder, MaxPool, NodeId, Op};
 use crate::shape::Window;
 use crate::{Error, Result};
 
@@ -42,7 +42,7 @@ impl Network for ResNet {
         let stem = Window::square(7, options.input_stride.unwrap_or(2), 3);
         let mut x = conv_bn(&mut b, ("conv1", "bn1"), (options.input.c, STEM_CHANNELS), stem, 0);
         x = b.activation(Activation::RELU, x);
-        x = b.push("maxpool", Op::MaxPool { window: Window::square(3, 2, 1) }, &[x]);
+        x = b.push("maxpool", Op::MaxPool(MaxPool { window: Window::square(3, 2, 1) }), &[x]);
         let mut c = STEM_CHANNELS;
         for (stage, (&channels, &stride)) in STAGE_CHANNELS.iter().zip(&strides).enumerate() {
             for repeat in 0..self.repeats[stage] {

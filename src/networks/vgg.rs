@@ -7,7 +7,7 @@
 //! has moved to the front. Whole stages of four would merge into 9×9, which more than doubles their arithmetic.
 
 use super::{Family, Network, NetworkOptions};
-use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, NodeId, Op};
+use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, MaxPool, NodeId, Op};
 use crate::shape::Window;
 use crate::{Error, Result};
 
@@ -49,7 +49,7 @@ impl Network for Vgg19 {
             }
             if stride == 2 {
                 let window = Window::square(2, 2, 0);
-                x = b.push(format!("features.{index}"), Op::MaxPool { window }, &[x]);
+                x = b.push(format!("features.{index}"), Op::MaxPool(MaxPool { window }), &[x]);
                 (h, w) = (h / 2, w / 2);
             }
             index += 1;

@@ -4,43 +4,100 @@
 //! (`methods.md` 1.3). The derivative is 1 strictly inside the bounds and q elsewhere, as in PyTorch's hardtanh.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::cuda;
+use super::operation::{LoweredNode, Operation, bad};
 use super::parallel::Chunks;
 use super::simd::vectorised;
-use crate::device::driver::{Address, Argument};
+use super::step::{Backward, Io, Sink, SiteId, Step, Uses, ValueId, Work};
+use crate::Result;
+use crate::device::driver::Argument;
 use crate::device::gpu::GpuView;
 use crate::device::{View, ViewMut};
+use crate::shape::{Lines, Shape};
 
-/// An activation with its present slope.
+/// A clamp to `[0, limit]` with a slope outside it: 0 is the plain activation, 1 is the identity
+/// (DepthShrinker's removal by slope; `methods.md` 1.3).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activation {
+    /// Upper bound: `Some(6.0)` is ReLU6, `None` is ReLU.
+    pub limit: Option<f32>,
+    /// The block whose mask switches this activation, if any.
+    pub mask: Option<SiteId>,
+    /// Slope outside the bounds while no mask overrides it.
+    pub slope: f32,
+}
+
+impl Activation {
+    /// Plain ReLU6.
+    pub const RELU6: Self = Self { limit: Some(6.0), mask: None, slope: 0.0 };
+    /// Plain ReLU.
+    pub const RELU: Self = Self { limit: None, mask: None, slope: 0.0 };
+}
+
+/// The arithmetic of an activation with its present slope.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clamp {
     /// Upper bound; infinite for ReLU.
     pub limit: f32,
     /// Slope outside the bounds.
     pub slope: f32,
-    /// Where a GPU finds the slope of the moment; 0 where it is `slope`.
-    slope_at: Address,
 }
 
-impl Clamp {
-    /// No activation.
-    pub const NONE: Self = Self { limit: f32::INFINITY, slope: 1.0, slope_at: 0 };
+/// An activation as it is applied in one pass.
+#[derive(Debug, Clone, Copy)]
+pub struct Act<'a> {
+    /// Its arithmetic, with the slope that the host knows.
+    pub clamp: Clamp,
+    /// That slope in a GPU's memory, `[1]`, where work that was recorded reads it anew.
+    slope_at: Option<GpuView<'a>>,
+}
 
+impl<'a> Act<'a> {
     /// An activation of a limit, `None` for ReLU, and a slope.
     pub fn new(limit: Option<f32>, slope: f32) -> Self {
-        Self { limit: limit.unwrap_or(f32::INFINITY), slope, slope_at: 0 }
+        Clamp::new(limit, slope).into()
     }
 
-    /// The same with its slope in a GPU's memory, `[1]`, where work that was recorded reads it anew. The memory outlives
-    /// all work that is given this activation.
-    pub(crate) fn with_slope_at(self, at: GpuView<'_>) -> Self {
-        Self { slope_at: at.address(), ..self }
+    /// The same with its slope also on a GPU, where it is.
+    pub fn at(self, slope: Option<View<'a>>) -> Self {
+        let slope_at = match slope {
+            Some(View::Gpu(at)) => Some(at),
+            _ => None,
+        };
+        Self { slope_at, ..self }
     }
 
     /// Limit, slope and where the slope lies, as kernels take them.
     pub(super) fn arguments(self) -> [Argument; 3] {
-        [self.limit.into(), self.slope.into(), self.slope_at.into()]
+        [self.clamp.limit.into(), self.clamp.slope.into(), self.slope_at.into()]
+    }
+
+    /// Limit and slope, for kernels that know no slope in memory.
+    ///
+    /// # Panics
+    /// Where the slope may change under recorded work: a plan puts such an activation behind a batch-norm.
+    pub(super) fn fixed_arguments(self) -> [Argument; 2] {
+        assert!(self.slope_at.is_none(), "this kernel cannot read a slope from memory");
+        [self.clamp.limit.into(), self.clamp.slope.into()]
+    }
+}
+
+impl From<Clamp> for Act<'_> {
+    fn from(clamp: Clamp) -> Self {
+        Self { clamp, slope_at: None }
+    }
+}
+
+impl Clamp {
+    /// No activation.
+    pub const NONE: Self = Self { limit: f32::INFINITY, slope: 1.0 };
+
+    /// An activation of a limit, `None` for ReLU, and a slope.
+    pub fn new(limit: Option<f32>, slope: f32) -> Self {
+        Self { limit: limit.unwrap_or(f32::INFINITY), slope }
     }
 
     /// The value. Not-a-number stays so; a distance from the bounds is taken as finite, since slope 0 would make
@@ -67,12 +124,13 @@ impl Clamp {
 }
 
 /// y = φ(x); `x` and `y` are `[lines, w, c]`.
-pub fn forward(clamp: Clamp, (lines, w, c): (usize, usize, usize), x: View<'_>, y: ViewMut<'_>) {
+pub fn forward(act: Act<'_>, shape: Lines, x: View<'_>, y: ViewMut<'_>) {
+    assert!(x.len() == shape.len() && y.len() == shape.len(), "an activation's operands have its shape");
     if let View::Gpu(x) = x {
-        return cuda::activation::forward(clamp, x, &y.gpu());
+        return cuda::activation::forward(act, x, &y.gpu());
     }
-    let (x, y) = (x.host(), y.host());
-    let chunks = Chunks::new(lines, w, c);
+    let (x, y, clamp) = (x.host(), y.host(), act.clamp);
+    let chunks = Chunks::new(shape);
     y.par_chunks_mut(chunks.chunk_len()).zip(x.par_chunks(chunks.chunk_len())).for_each(|(y, x)| {
         vectorised(
             #[inline(always)]
@@ -81,21 +139,32 @@ pub fn forward(clamp: Clamp, (lines, w, c): (usize, usize, usize), x: View<'_>, 
     });
 }
 
+/// What the backward pass of an activation reads: x and the gradient of y.
+#[derive(Debug, Clone, Copy)]
+pub struct BackwardInputs<'a> {
+    /// The input of the forward pass.
+    pub x: View<'a>,
+    /// Gradient of its output.
+    pub dy: View<'a>,
+}
+
 /// dx (+)= dy·φ'(x); adds ⟨dy, x − φ(x)⟩ to `score` `[1]` where given.
 pub fn backward(
-    clamp: Clamp,
-    (lines, w, c): (usize, usize, usize),
-    (x, dy): (View<'_>, View<'_>),
+    act: Act<'_>,
+    shape: Lines,
+    inputs: BackwardInputs<'_>,
     (dx, accumulate): (ViewMut<'_>, bool),
     score: Option<ViewMut<'_>>,
 ) {
+    let BackwardInputs { x, dy } = inputs;
+    assert!([x.len(), dy.len(), dx.len()] == [shape.len(); 3], "an activation's operands have its shape");
     if let View::Gpu(x) = x {
         let score = score.map(ViewMut::gpu);
-        return cuda::activation::backward(clamp, (x, dy.gpu()), (&dx.gpu(), accumulate), score.as_ref());
+        return cuda::activation::backward(act, (x, dy.gpu()), (&dx.gpu(), accumulate), score.as_ref());
     }
-    let (x, dy, dx) = (x.host(), dy.host(), dx.host());
+    let (x, dy, dx, clamp) = (x.host(), dy.host(), dx.host(), act.clamp);
     let wanted = score.is_some();
-    let chunks = Chunks::new(lines, w, c);
+    let chunks = Chunks::new(shape);
     let scores: Vec<f64> = dx
         .par_chunks_mut(chunks.chunk_len())
         .zip(x.par_chunks(chunks.chunk_len()).zip(dy.par_chunks(chunks.chunk_len())))
@@ -132,4 +201,92 @@ pub(super) fn excess_dot(clamp: Clamp, x: &[f32], dy: &[f32]) -> f64 {
         }
     }
     sums.iter().map(|&s| f64::from(s)).sum::<f64>() + f64::from(tail)
+}
+
+/// An activation alone.
+#[derive(Debug)]
+pub struct ActivationStep {
+    /// Shape of one image of x and y.
+    pub shape: Shape,
+    /// The activation.
+    pub act: Activation,
+    /// Input.
+    pub x: ValueId,
+    /// Output.
+    pub y: ValueId,
+}
+
+/// Its backward pass.
+#[derive(Debug)]
+struct ActivationBackward {
+    shape: Shape,
+    act: Activation,
+    x: ValueId,
+    dy: ValueId,
+    dx: Sink,
+    score: Option<ValueId>,
+}
+
+impl Step for ActivationStep {
+    fn describe(&self) -> String {
+        "activation".into()
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::new([self.x], [self.y])
+    }
+
+    fn work(&self) -> Work {
+        Work::vector(2 * self.shape.len() as u64)
+    }
+
+    fn run(&self, io: &mut Io<'_>) {
+        forward(io.act(&self.act), Lines::of(self.shape, io.n()), io.read(self.x), io.write(self.y));
+    }
+
+    fn gradient(&self, to: &mut dyn Backward) {
+        let (Some(dy), Some(dx)) = (to.stored(self.y), to.sink(self.x)) else { return };
+        let score = to.score(Some(&self.act));
+        to.push(Box::new(ActivationBackward { shape: self.shape, act: self.act, x: self.x, dy, dx, score }));
+    }
+}
+
+impl Step for ActivationBackward {
+    fn describe(&self) -> String {
+        "activation gradient".into()
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::new([self.x, self.dy], self.score).with([self.dx])
+    }
+
+    fn work(&self) -> Work {
+        Work::vector(3 * self.shape.len() as u64)
+    }
+
+    fn run(&self, io: &mut Io<'_>) {
+        let inputs = BackwardInputs { x: io.read(self.x), dy: io.read(self.dy) };
+        let score = self.score.and_then(|score| io.write_if_lent(score));
+        backward(io.act(&self.act), Lines::of(self.shape, io.n()), inputs, io.write_into(self.dx), score);
+    }
+
+    fn gradient(&self, _: &mut dyn Backward) {}
+}
+
+impl Operation for Activation {
+    fn output_shape(&self, name: &str, inputs: &[Shape]) -> Result<Shape> {
+        if !(0.0..=1.0).contains(&self.slope) || self.limit.is_some_and(|l| !(l > 0.0 && l.is_finite())) {
+            return bad(name, "an activation needs a slope in 0..=1 and a limit above 0");
+        }
+        Ok(inputs[0])
+    }
+
+    fn describe(&self) -> String {
+        self.limit.map_or_else(|| "relu".into(), |limit| format!("relu{limit}"))
+    }
+
+    fn lower(&self, node: &mut dyn LoweredNode) -> Result<Vec<Box<dyn Step>>> {
+        let (shape, x, y) = (node.output_shape(), node.input(0), node.output());
+        Ok(vec![Box::new(ActivationStep { shape, act: *self, x, y })])
+    }
 }

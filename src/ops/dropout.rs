@@ -1,11 +1,17 @@
 //! Dropout whose mask is a function of (seed, step, element), so that nothing needs saving and a resumed run repeats it.
 
+use serde::{Deserialize, Serialize};
+
+use super::copy::CopyStep;
 use super::cuda;
+use super::operation::{LoweredNode, Operation, bad};
 use super::random::mix;
+use super::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
 use crate::device::gpu::GpuBuffer;
 use crate::device::{Device, View, ViewMut};
 use crate::dtype::Dtype;
+use crate::shape::Shape;
 
 /// The stream of random numbers of a step. A GPU keeps it in its memory, where work that was recorded reads it anew.
 #[derive(Debug)]
@@ -40,7 +46,8 @@ impl DropoutStream {
 }
 
 /// y (+)= x·mask/(1 − p), and likewise the gradient: dx (+)= dy·mask/(1 − p).
-pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
+pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, (y, accumulate): (ViewMut<'_>, bool)) {
+    assert_eq!(x.len(), y.len(), "dropout keeps its operand's length");
     if let View::Gpu(x) = x {
         let stream = from.gpu.as_ref().expect("a stream of the operands' device");
         return cuda::elementwise::dropout(p, stream.view(0..stream.len()), x, &y.gpu(), accumulate);
@@ -54,5 +61,69 @@ pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, y: ViewMut<'_>, accumula
         let kept = mix(stream.wrapping_add(i as u64)) >> 32 >= threshold;
         let value = if kept { x * scale } else { 0.0 };
         *y = if accumulate { *y + value } else { value };
+    }
+}
+
+/// Dropout in a training plan; its gradient is the same with the gradients.
+#[derive(Debug)]
+pub struct DropoutStep {
+    /// Probability of a zero.
+    pub p: f32,
+    /// Elements per image.
+    pub len: usize,
+    /// Input.
+    pub x: ValueId,
+    /// Output.
+    pub y: Sink,
+}
+
+impl Step for DropoutStep {
+    fn describe(&self) -> String {
+        "dropout".into()
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::new([self.x], []).with([self.y])
+    }
+
+    fn work(&self) -> Work {
+        Work::vector(2 * self.len as u64)
+    }
+
+    fn run(&self, io: &mut Io<'_>) {
+        let y = io.write_into(self.y);
+        apply(self.p, io.dropout(), io.read(self.x), y);
+    }
+
+    fn gradient(&self, to: &mut dyn Backward) {
+        let (Some(x), Some(y)) = (to.stored(self.y.value), to.sink(self.x)) else { return };
+        to.push(Box::new(Self { p: self.p, len: self.len, x, y }));
+    }
+}
+
+/// Zeroes features with probability `p` while training, scaling the rest; the identity at inference.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dropout {
+    /// Probability of a zero.
+    pub p: f32,
+}
+
+impl Operation for Dropout {
+    fn output_shape(&self, name: &str, inputs: &[Shape]) -> Result<Shape> {
+        if (0.0..1.0).contains(&self.p) { Ok(inputs[0]) } else { bad(name, "dropout needs a probability in 0..1") }
+    }
+
+    fn describe(&self) -> String {
+        format!("dropout {}", self.p)
+    }
+
+    fn lower(&self, node: &mut dyn LoweredNode) -> Result<Vec<Box<dyn Step>>> {
+        let (len, x) = (node.output_shape().len(), node.input(0));
+        let y = Sink { value: node.output(), add: false };
+        Ok(match node.training() {
+            true => vec![Box::new(DropoutStep { p: self.p, len, x, y })],
+            false => vec![Box::new(CopyStep { from: x, to: y, len })],
+        })
     }
 }

@@ -2,14 +2,30 @@
 
 use rayon::prelude::*;
 
+use serde::{Deserialize, Serialize};
+
 use super::cuda;
 use super::gemm::{Matrix, gemm};
+use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch};
+use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
+use crate::Result;
 use crate::device::{View, ViewMut};
+use crate::shape::Shape;
 
 /// Images per task.
 const ROWS: usize = 64;
 
-/// Sizes of a linear layer.
+/// A fully connected layer with bias; weights `[c_out, c_in]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Linear {
+    /// Features in.
+    pub c_in: usize,
+    /// Features out.
+    pub c_out: usize,
+}
+
+/// A linear layer over one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinearProblem {
     /// Images.
@@ -20,8 +36,17 @@ pub struct LinearProblem {
     pub c_out: usize,
 }
 
-/// Forward.
+impl LinearProblem {
+    /// Operands have the problem's sizes.
+    fn check(&self, x: usize, w: usize, b: usize, y: usize) {
+        let Self { n, c_in, c_out } = *self;
+        assert_eq!([x, w, b, y], [n * c_in, c_in * c_out, c_out, n * c_out], "operands of a linear layer: x, w, b, y");
+    }
+}
+
+/// y `[n, c_out]` = x `[n, c_in]`·Wᵀ + b.
 pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewMut<'_>) {
+    p.check(x.len(), w.len(), b.len(), y.len());
     if let View::Gpu(x) = x {
         let epilogue = cuda::conv::Epilogue { bias: Some((b.gpu(), 1)), ..Default::default() };
         return cuda::conv::product_forward((p.n, p.c_in, p.c_out), x, w.gpu(), epilogue, &y.gpu());
@@ -34,13 +59,36 @@ pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewM
     });
 }
 
-/// dx = dy·W (where asked for), dw = dyᵀ·x, db = Σ dy.
-pub fn backward(
-    p: LinearProblem,
-    (x, w, dy): (View<'_>, View<'_>, View<'_>),
-    dx: Option<(ViewMut<'_>, bool)>,
-    (dw, db): (ViewMut<'_>, ViewMut<'_>),
-) {
+/// What the backward pass reads.
+#[derive(Debug, Clone, Copy)]
+pub struct BackwardInputs<'a> {
+    /// The input of the forward pass.
+    pub x: View<'a>,
+    /// Weights.
+    pub w: View<'a>,
+    /// Gradient of the output.
+    pub dy: View<'a>,
+}
+
+/// What the backward pass writes.
+#[derive(Debug)]
+pub struct GradientsOut<'a> {
+    /// dx (+)= dy·W, where it is asked for.
+    pub dx: Option<(ViewMut<'a>, bool)>,
+    /// dw = dyᵀ·x.
+    pub dw: ViewMut<'a>,
+    /// db = Σ dy.
+    pub db: ViewMut<'a>,
+}
+
+/// All gradients.
+pub fn backward(p: LinearProblem, inputs: BackwardInputs<'_>, out: GradientsOut<'_>) {
+    let (BackwardInputs { x, w, dy }, GradientsOut { dx, dw, db }) = (inputs, out);
+    p.check(x.len(), dw.len(), db.len(), dy.len());
+    assert!(
+        w.len() == dw.len() && dx.as_ref().is_none_or(|(dx, _)| dx.len() == x.len()),
+        "gradients have their shapes"
+    );
     if let View::Gpu(x) = x {
         let (sizes, dy) = ((p.n, p.c_in, p.c_out), dy.gpu());
         if let Some((dx, accumulate)) = dx {
@@ -65,5 +113,124 @@ pub fn backward(
     db.fill(0.0);
     for row in dy[..n * c_out].chunks_exact(c_out) {
         db.iter_mut().zip(row).for_each(|(db, dy)| *db += dy);
+    }
+}
+
+/// A linear layer in a plan.
+#[derive(Debug)]
+pub struct LinearStep {
+    /// The layer.
+    pub layer: Linear,
+    /// Input.
+    pub x: ValueId,
+    /// Weights.
+    pub w: ValueId,
+    /// Bias.
+    pub b: ValueId,
+    /// Output.
+    pub y: ValueId,
+}
+
+/// Its backward pass.
+#[derive(Debug)]
+struct LinearBackward {
+    layer: Linear,
+    x: ValueId,
+    w: ValueId,
+    dy: ValueId,
+    dx: Option<Sink>,
+    dw: ValueId,
+    db: ValueId,
+}
+
+impl Linear {
+    fn batch(&self, n: usize) -> LinearProblem {
+        LinearProblem { n, c_in: self.c_in, c_out: self.c_out }
+    }
+
+    fn macs_per_image(&self) -> u64 {
+        (self.c_in * self.c_out) as u64
+    }
+}
+
+impl Step for LinearStep {
+    fn describe(&self) -> String {
+        "linear".into()
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::new([self.x, self.w, self.b], [self.y])
+    }
+
+    fn work(&self) -> Work {
+        Work { flops: 2 * self.layer.macs_per_image(), unit: ComputeUnit::Matrix }
+    }
+
+    fn run(&self, io: &mut Io<'_>) {
+        forward(self.layer.batch(io.n()), io.read(self.x), io.read(self.w), io.read(self.b), io.write(self.y));
+    }
+
+    fn gradient(&self, to: &mut dyn Backward) {
+        let Some(dy) = to.stored(self.y) else { return };
+        let (dw, db) = (to.param_gradient(self.w), to.param_gradient(self.b));
+        let dx = to.sink(self.x);
+        to.push(Box::new(LinearBackward { layer: self.layer, x: self.x, w: self.w, dy, dx, dw, db }));
+    }
+}
+
+impl Step for LinearBackward {
+    fn describe(&self) -> String {
+        "linear gradients".into()
+    }
+
+    fn uses(&self) -> Uses {
+        Uses::new([self.x, self.w, self.dy], [self.dw, self.db]).with(self.dx)
+    }
+
+    fn work(&self) -> Work {
+        let gradients = if self.dx.is_some() { 2 } else { 1 };
+        Work { flops: 2 * gradients * self.layer.macs_per_image(), unit: ComputeUnit::Matrix }
+    }
+
+    fn run(&self, io: &mut Io<'_>) {
+        let out =
+            GradientsOut { dx: self.dx.map(|dx| io.write_into(dx)), dw: io.write(self.dw), db: io.write(self.db) };
+        let inputs = BackwardInputs { x: io.read(self.x), w: io.read(self.w), dy: io.read(self.dy) };
+        backward(self.layer.batch(io.n()), inputs, out);
+    }
+
+    fn gradient(&self, _: &mut dyn Backward) {}
+}
+
+impl Operation for Linear {
+    fn output_shape(&self, name: &str, inputs: &[Shape]) -> Result<Shape> {
+        if self.c_in.checked_mul(self.c_out).is_none_or(|n| n > MAX_PARAM_ELEMENTS) {
+            return bad(name, "the weights are unreasonably large");
+        }
+        if inputs[0] != Shape::new(1, 1, self.c_in) {
+            return mismatch(name, format!("1x1x{}", self.c_in), inputs[0]);
+        }
+        Ok(Shape::new(1, 1, self.c_out))
+    }
+
+    fn params(&self, _: Shape) -> Vec<OperationParam> {
+        vec![
+            OperationParam::new("weight", ParamRole::LinearWeight, vec![self.c_out, self.c_in]),
+            OperationParam::new("bias", ParamRole::LinearBias, vec![self.c_out]),
+        ]
+    }
+
+    fn macs(&self, _: Shape) -> u64 {
+        self.macs_per_image()
+    }
+
+    fn describe(&self) -> String {
+        "linear".into()
+    }
+
+    fn lower(&self, node: &mut dyn LoweredNode) -> Result<Vec<Box<dyn Step>>> {
+        let w = node.param(Place::Weight, ParamRole::LinearWeight)?;
+        let b = node.param(Place::Param, ParamRole::LinearBias)?;
+        Ok(vec![Box::new(LinearStep { layer: *self, x: node.input(0), w, b, y: node.output() })])
     }
 }

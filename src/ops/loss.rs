@@ -144,13 +144,14 @@ pub fn cross_entropy(
         (View::Gpu(logits), gradient) => {
             cuda::loss::cross_entropy(record.gpu(), logits, (record.images(), classes), smoothing, gradient);
         }
-        (View::Host(logits), Some(gradient)) => {
+        (logits, Some(gradient)) => {
+            let logits = logits.host();
             let scale = gradient.host_scale();
             let d = gradient.to.host();
             record.add(cpu::cross_entropy(logits, &record.labels, classes, smoothing, scale, d));
         }
-        (View::Host(logits), None) => {
-            record.add(cpu::cross_entropy_value(logits, &record.labels, classes, smoothing));
+        (logits, None) => {
+            record.add(cpu::cross_entropy_value(logits.host(), &record.labels, classes, smoothing));
         }
     }
     Ok(())
@@ -175,8 +176,8 @@ pub fn distillation(
         View::Gpu(student) => {
             cuda::loss::distillation(record.gpu(), student, target, (record.images(), classes), gradient);
         }
-        View::Host(student) => {
-            let (scale, logits) = (gradient.host_scale(), (student, teacher.host()));
+        student => {
+            let (scale, logits) = (gradient.host_scale(), (student.host(), teacher.host()));
             let d = gradient.to.host();
             record.add(cpu::distillation(logits, (alpha, temperature), &record.labels, classes, scale, d));
         }
@@ -204,9 +205,9 @@ pub fn feature_mse(
         View::Gpu(student) => {
             cuda::loss::feature_mse(record.gpu(), (student, teacher.gpu()), weight, record.images(), gradient);
         }
-        View::Host(student) => {
+        student => {
             let scale = gradient.host_scale();
-            let loss = cpu::feature_mse(student, teacher.host(), weight, scale, gradient.to.host());
+            let loss = cpu::feature_mse(student.host(), teacher.host(), weight, scale, gradient.to.host());
             record.add(LossSum { loss: loss * record.images() as f64, correct: 0 });
         }
     }

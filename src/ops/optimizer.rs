@@ -279,8 +279,8 @@ impl OptimizerState {
     pub fn gradient_norm(&self, gradients: &Buffer) -> Result<f64> {
         self.check_len(gradients.len())?;
         match gradients.view(0..self.len) {
-            View::Host(g) => Ok(cpu::norm(g, &self.spans)),
             View::Gpu(_) => Err(Error::Device("a GPU takes the norm within its update".into())),
+            g => Ok(cpu::norm(g.host(), &self.spans)),
         }
     }
 

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::shape::Lines;
+
 /// Elements of an activation chunk: small enough to stay in a core's cache between the convolution that writes it and
 /// the epilogue that reads it again.
 const CHUNK_ELEMENTS: usize = 1 << 13;
@@ -27,8 +29,8 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// Cuts an activation of `lines` lines of `w` pixels of `c` channels.
-    pub fn new(lines: usize, w: usize, c: usize) -> Self {
+    /// Cuts an activation.
+    pub fn new(Lines { lines, w, c }: Lines) -> Self {
         let pixels = (CHUNK_ELEMENTS / c.max(1)).max(CHUNK_MIN_PIXELS);
         Self { lines, lines_per_chunk: pixels.div_ceil(w).clamp(1, lines.max(1)), line_len: w * c }
     }

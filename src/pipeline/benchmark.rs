@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::engine::Fusion;
-use crate::graph::{Bias, BlockState};
+use crate::graph::BlockState;
 use crate::measure::{
     DataSheet, Layer, LayerBench, NetworkCase, Peaks, Peer, PeerScript, Roofline, Summary, WARM_UP, measure_peaks,
     peak_memory, sample_networks,
@@ -247,9 +247,9 @@ impl Bench<'_> {
         let turn = self.own_budget() / (2 * TURNS * cases.len() as u32);
         for (index, case) in cases.iter().enumerate() {
             // PyTorch's counterpart of fusion is its compiler.
-            let compile = case.fusion == Fusion::Fused;
+            let compile = case.fusion == Fusion::OnLoad;
             let graph = match (case.training, case.fusion) {
-                (false, Fusion::Fused) => case.model.folded()?.graph,
+                (false, Fusion::OnLoad) => case.model.folded()?.graph,
                 _ => case.model.graph.clone(),
             };
             let question = json!({ "graph": graph, "batch": batch, "training": case.training, "compile": compile,
@@ -303,7 +303,7 @@ impl Bench<'_> {
     }
 
     fn case_record(&self, case: &NetworkCase, batch: usize) -> Result<Record> {
-        let (costs, element) = (case.costs()?, self.limits.roofline.element_bytes);
+        let (costs, element) = (case.costs(self.device.backend())?, self.limits.roofline.element_bytes);
         let sum = |of: &dyn Fn(&crate::measure::KernelCost) -> u64| costs.iter().map(of).sum::<u64>();
         let value = json!({
             "name": case.name, "pass": if case.training { "training" } else { "inference" },
@@ -321,7 +321,7 @@ impl Bench<'_> {
         batch: usize,
         (summary, memory): (&Summary, u64),
     ) -> Result<()> {
-        let used = self.limits.roofline.utilization(&case.costs()?, batch, summary.median);
+        let used = self.limits.roofline.utilization(&case.costs(self.device.backend())?, batch, summary.median);
         record.extend(object(json!({
             "images_per_s": batch as f64 / summary.median, "time_us": summary.median * 1e6,
             "iqr_us": summary.iqr * 1e6, "samples": summary.count, "warm_up": WARM_UP,
@@ -382,8 +382,8 @@ fn layer_record(layer: &Layer, networks: &[&str], device: &Device) -> Record {
         "n": p.n, "h": p.input.h, "w": p.input.w, "c_in": p.input.c, "c_out": p.output.c,
         "kernel": [p.window.k_h, p.window.k_w], "stride": [p.window.stride_h, p.window.stride_w],
         "padding": [pad.top, pad.left, pad.bottom, pad.right], "groups": p.groups,
-        "bias": layer.tail.bias != Bias::None, "residual": layer.tail.residual,
-        "activation": layer.tail.act.is_some(), "activation_limit": layer.tail.act.and_then(|act| act.limit),
+        "bias": layer.epilogue.bias.operand().is_some(), "residual": layer.epilogue.residual.is_some(),
+        "activation": layer.epilogue.act.is_some(), "activation_limit": layer.epilogue.act.and_then(|act| act.limit),
         "reads_image": layer.reads_image,
     }))
 }
@@ -449,11 +449,11 @@ pub fn network_cases(model: &Model, merged: Option<&Model>) -> Result<Vec<Networ
     let folded = model.folded()?;
     let case = |name, model: &Model, fusion, training| NetworkCase { name, model: model.clone(), fusion, training };
     let mut cases = vec![
-        case("original", model, Fusion::Reference, false),
-        case("folded", &folded, Fusion::Reference, false),
-        case("fused", model, Fusion::Fused, false),
+        case("original", model, Fusion::PerNode, false),
+        case("folded", &folded, Fusion::PerNode, false),
+        case("fused", model, Fusion::OnLoad, false),
     ];
-    cases.extend(merged.map(|merged| case("merged", merged, Fusion::Fused, false)));
-    cases.extend([case("original", model, Fusion::Reference, true), case("fused", model, Fusion::Fused, true)]);
+    cases.extend(merged.map(|merged| case("merged", merged, Fusion::OnLoad, false)));
+    cases.extend([case("original", model, Fusion::PerNode, true), case("fused", model, Fusion::OnLoad, true)]);
     Ok(cases)
 }

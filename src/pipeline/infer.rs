@@ -61,7 +61,7 @@ fn run<'a>(
     batches: impl Iterator<Item = Result<Cow<'a, [f32]>>>,
 ) -> Result<Vec<f32>> {
     let batch = BATCH.min(count);
-    let options = EngineOptions { batch, fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    let options = EngineOptions { batch, fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
     let mut engine = Engine::new(device, model, &options)?;
     let classes = model.graph.classes();
     let mut out = vec![0.0; count * classes];

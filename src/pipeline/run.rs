@@ -366,7 +366,7 @@ pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
 /// # Errors
 /// Images that do not fit the network, logits that are not finite, a failing device, or [`Error::Interrupted`].
 pub fn evaluate_model(device: &Device, model: &Model, test: &Loader, interrupt: &Interrupt) -> Result<Evaluation> {
-    let options = EngineOptions { batch: test.batch_size(), fusion: Fusion::Fused, training: false, taps: Vec::new() };
+    let options = EngineOptions { batch: test.batch_size(), fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
     evaluate_until(&mut Engine::new(device, model, &options)?, test, interrupt)
 }
 

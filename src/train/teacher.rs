@@ -53,7 +53,7 @@ impl<'a> Teacher<'a> {
         let mut taps: Vec<NodeId> = pairs.iter().map(|pair| pair.1).collect();
         taps.sort_unstable();
         taps.dedup();
-        let options = EngineOptions { batch, fusion: Fusion::Fused, training: false, taps };
+        let options = EngineOptions { batch, fusion: Fusion::OnLoad, training: false, taps };
         Ok(Self { settings, engine: Engine::new(device, &settings.teacher, &options)?, pairs })
     }
 

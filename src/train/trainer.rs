@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
         let teacher =
             stage.distillation.map(|d| Teacher::new(stage.device, d, &stage.model.graph, config.batch)).transpose()?;
         let taps = teacher.as_ref().map_or_else(Vec::new, Teacher::student_taps);
-        let options = EngineOptions { batch: config.batch, fusion: Fusion::Fused, training: true, taps };
+        let options = EngineOptions { batch: config.batch, fusion: Fusion::OnLoad, training: true, taps };
         let mut engine = Engine::new(stage.device, model, &options)?;
         let options = EngineOptions { batch: stage.test.batch_size(), training: false, taps: Vec::new(), ..options };
         let evaluator = Engine::new(stage.device, model, &options)?;

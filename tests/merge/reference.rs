@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use depthshrinker::graph::{BlockState, Conv, ConvFamily, Graph, Op};
+use depthshrinker::graph::{BlockState, Conv, ConvFamily, Graph, MaxPool, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{Folded, MergeOptions, MergedSegment, TOLERANCE, fold_block, merge};
@@ -75,7 +75,7 @@ impl Reference {
                     let pixels = x.len() / channels;
                     (0..channels).map(|c| x.iter().skip(c).step_by(channels).sum::<f64>() / pixels as f64).collect()
                 }
-                Op::MaxPool { window } => {
+                Op::MaxPool(MaxPool { window }) => {
                     let (input, output) = (shapes[node.inputs[0]], shapes[id]);
                     let at = |i: usize, v: usize| {
                         let (pixel, c) = (i / channels, i % channels);

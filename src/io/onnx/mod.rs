@@ -30,7 +30,7 @@ use super::model::{ModelInfo, data_metadata};
 use crate::dtype::Dtype;
 use crate::graph::{Activation, Bias, Conv, Node, NodeId, Op, ParamRole};
 use crate::model::Model;
-use crate::shape::Window;
+use crate::ops::operation::{OnnxAttribute, OnnxOperator};
 use crate::{Error, Result};
 
 /// ONNX 1.12 of 2022, the oldest version whose operators are all that is needed.
@@ -162,9 +162,6 @@ impl<'a> Exporter<'a> {
                 self.push("BatchNormalization", name, &[&inputs[0], &w, &b, &mean, &var], None, epsilon)
             }
             Op::Activation(activation) => self.add_activation(&activation, name, &inputs[0])?,
-            Op::Add => self.push("Add", name, &[&inputs[0], &inputs[1]], None, Vec::new()),
-            Op::MaxPool { window } => self.push("MaxPool", name, &[&inputs[0]], None, window_attributes(&window)),
-            Op::GlobalAvgPool => self.push("GlobalAveragePool", name, &[&inputs[0]], None, Vec::new()),
             Op::Linear(_) if id != self.model.graph.output() => {
                 return Err(Error::Graph(format!("{name} is linear but not the last layer, which is not exported")));
             }
@@ -174,14 +171,22 @@ impl<'a> Exporter<'a> {
                 let output = (self.precision == Dtype::F32).then_some(LOGITS);
                 self.push("Gemm", name, &[&flat, &w, &b], output, vec![int("transB", 1)])
             }
-            Op::Dropout { .. } => inputs[0].clone(),
+            Op::Dropout(_) => inputs[0].clone(),
+            op => {
+                let operator = op.operation().onnx();
+                let operator = operator.ok_or_else(|| Error::Graph(format!("{name}: {op} is not exported")))?;
+                let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+                let attributes = operator.attributes.into_iter().map(attribute_of).collect();
+                self.push(operator.op_type, name, &inputs, None, attributes)
+            }
         })
     }
 
     fn add_conv(&mut self, conv: &Conv, node: &Node, x: &str) -> String {
         let name = &node.name;
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        let mut attributes = window_attributes(&conv.window);
+        let window = OnnxOperator::window_attributes(&conv.window);
+        let mut attributes: Vec<AttributeProto> = window.into_iter().map(attribute_of).collect();
         attributes.push(int("group", conv.groups as i64));
         match conv.bias {
             Bias::None => self.push("Conv", name, &[x, &weight], None, attributes),
@@ -238,14 +243,11 @@ impl<'a> Exporter<'a> {
     }
 }
 
-/// A window's attributes; ONNX lists the padding above, left, below, right.
-fn window_attributes(window: &Window) -> Vec<AttributeProto> {
-    let Window { k_h, k_w, stride_h, stride_w, pad } = *window;
-    vec![
-        ints("kernel_shape", &[k_h, k_w]),
-        ints("strides", &[stride_h, stride_w]),
-        ints("pads", &[pad.top, pad.left, pad.bottom, pad.right]),
-    ]
+fn attribute_of((name, value): (&'static str, OnnxAttribute)) -> AttributeProto {
+    match value {
+        OnnxAttribute::Int(value) => int(name, value),
+        OnnxAttribute::Ints(ints) => AttributeProto { ints, ..attribute(name, AttributeType::Ints) },
+    }
 }
 
 fn int(name: &str, value: i64) -> AttributeProto {
@@ -254,10 +256,6 @@ fn int(name: &str, value: i64) -> AttributeProto {
 
 fn float(name: &str, value: f32) -> AttributeProto {
     AttributeProto { f: Some(value), ..attribute(name, AttributeType::Float) }
-}
-
-fn ints(name: &str, values: &[usize]) -> AttributeProto {
-    AttributeProto { ints: values.iter().map(|&v| v as i64).collect(), ..attribute(name, AttributeType::Ints) }
 }
 
 fn attribute(name: &str, kind: AttributeType) -> AttributeProto {

@@ -3,7 +3,7 @@
 use super::{grid, int, long, vector_len};
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut};
 use crate::dtype::Dtype;
-use crate::ops::activation::Clamp;
+use crate::ops::activation::Act;
 
 /// Blocks that walk `n` elements and sum on the way: a number that depends on `n` alone.
 pub(super) fn walking_blocks(dtype: Dtype, n: usize) -> usize {
@@ -11,9 +11,9 @@ pub(super) fn walking_blocks(dtype: Dtype, n: usize) -> usize {
 }
 
 /// y = φ(x).
-pub fn forward(clamp: Clamp, x: GpuView<'_>, y: &GpuViewMut<'_>) {
+pub fn forward(act: Act<'_>, x: GpuView<'_>, y: &GpuViewMut<'_>) {
     let (t, n) = (x.dtype(), x.len());
-    let [limit, slope, slope_at] = clamp.arguments();
+    let [limit, slope, slope_at] = act.arguments();
     let arguments = [x.into(), limit, slope, slope_at, y.into(), long(n).into()];
     let name = format!("activation_forward<{}>", t.kernel_name());
     // SAFETY: arguments as the kernel's header says; x and y have one length.
@@ -22,7 +22,7 @@ pub fn forward(clamp: Clamp, x: GpuView<'_>, y: &GpuViewMut<'_>) {
 
 /// dx (+)= dy·φ'(x); adds ⟨dy, x − φ(x)⟩ to `score` where given.
 pub fn backward(
-    clamp: Clamp,
+    act: Act<'_>,
     (x, dy): (GpuView<'_>, GpuView<'_>),
     (dx, accumulate): (&GpuViewMut<'_>, bool),
     score: Option<&GpuViewMut<'_>>,
@@ -32,7 +32,7 @@ pub fn backward(
     let scores = score.map_or(0, |_| x.gpu().workspace(count));
     let name = format!("activation_backward<{}>", t.kernel_name());
     let flag = i32::from(accumulate).into();
-    let [limit, slope, slope_at] = clamp.arguments();
+    let [limit, slope, slope_at] = act.arguments();
     let arguments = [x.into(), dy.into(), limit, slope, slope_at, dx.into(), flag, scores.into(), long(n).into()];
     // SAFETY: arguments as the kernel's header says; all tensors have one length, the workspace a float per block.
     unsafe { x.gpu().launch(&name, grid(count, 1, 1), &arguments) }

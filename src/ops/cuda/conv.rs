@@ -4,7 +4,7 @@ use super::{Tiles, blocks, grid, int, long, vectors};
 use crate::device::driver::{Argument, ConvGeometry};
 use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::dtype::Dtype;
-use crate::ops::activation::Clamp;
+use crate::ops::activation::{Act, Clamp};
 use crate::ops::conv::{ConvFamily, ConvProblem};
 
 /// What is added to the sums of a forward pass, and the activation after it.
@@ -15,13 +15,12 @@ pub struct Epilogue<'a> {
     /// Added after the bias.
     pub residual: Option<GpuView<'a>>,
     /// Applied last.
-    pub clamp: Option<Clamp>,
+    pub act: Option<Act<'a>>,
 }
 
 impl Epilogue<'_> {
     fn arguments(&self) -> [Argument; 5] {
-        // Masked activations follow a batch-norm wherever their slope changes between passes.
-        let [limit, slope, _] = self.clamp.unwrap_or(Clamp::NONE).arguments();
+        let [limit, slope] = self.act.unwrap_or(Clamp::NONE.into()).fixed_arguments();
         let (bias, bias_pixels) = (self.bias.map(|b| b.0).into(), int(self.bias.map_or(1, |b| b.1)).into());
         [bias, bias_pixels, self.residual.into(), limit, slope]
     }

@@ -78,7 +78,8 @@ pub fn check(graph: &Graph, shapes: &[Shape], block: usize, padding: PaddingMode
                 let why = "is an activation inside the linear part; remove it, or end the block before it";
                 return Err(refuse(id, why.into()));
             }
-            Op::Input { .. } | Op::GlobalAvgPool | Op::MaxPool { .. } | Op::Linear(_) | Op::Dropout { .. } => {
+            // Whatever is not affine, or not known to be.
+            _ => {
                 return Err(refuse(id, "is neither convolution, batch-norm nor sum; keep this block".into()));
             }
         };

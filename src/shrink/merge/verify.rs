@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::Serialize;
 
-use crate::device::Device;
-use crate::engine::{Engine, EngineOptions, Fusion, Plan};
+use crate::device::{Backend, Device};
+use crate::engine::{Engine, EngineOptions, Fusion, Plan, Target};
 use crate::graph::{BlockState, Graph, NodeId};
 use crate::measure::without_batch_norm;
 use crate::model::Model;
@@ -140,7 +140,7 @@ impl Verifier {
             .collect();
         let engine = |model: &Model, side: usize| {
             let taps = blocks.iter().map(|(_, outputs, _)| outputs[side]).collect();
-            Engine::new(&Device::Cpu, model, &EngineOptions { batch, fusion: Fusion::Fused, training: false, taps })
+            Engine::new(&Device::Cpu, model, &EngineOptions { batch, fusion: Fusion::OnLoad, training: false, taps })
         };
         let (unmerged, merged) = (engine(unmerged, 0)?, engine(merged, 1)?);
         Ok(Self { unmerged, merged, batch, blocks, logits: Difference::default() })
@@ -223,7 +223,8 @@ pub fn verify_random(unmerged: &Model, merged: &Model, n: usize, seed: u64) -> R
 /// Bytes that one image takes in a network at most: its own, and the result of every step of the plan.
 fn activation_bytes(graph: &Graph) -> Result<u64> {
     let folded = without_batch_norm(graph)?;
-    let plan = Plan::new(&folded, Fusion::Fused, false, false, &[])?;
-    let numbers = plan.steps.iter().map(|step| plan.shapes[step.output].len() as u64).sum::<u64>();
+    let plan = Plan::new(&folded, &Target::inference(Backend::Host))?;
+    let written = plan.steps.iter().flat_map(|step| &step.uses.writes);
+    let numbers = written.map(|&value| plan.values.get(value).len(1) as u64).sum::<u64>();
     Ok((numbers + graph.input_shape().len() as u64) * size_of::<f32>() as u64)
 }

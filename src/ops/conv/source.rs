@@ -6,36 +6,10 @@
 
 use std::ops::Range;
 
-use super::activation::Clamp;
-use super::batch_norm::{Affine, GradientSums, Tail, TailGradient, affine_rows};
-use super::simd::vectorised;
-use crate::device::View;
-
-/// What a fused training step reads.
-#[derive(Debug, Clone, Copy)]
-pub enum ConvInput<'a> {
-    /// x `[n, h, w, c]`.
-    Stored(View<'a>),
-    /// x = φ(γ·ŷ + β), formed on load.
-    Normalised(Normalised<'a>),
-}
-
-/// A value that the step before did not store.
-#[derive(Debug, Clone, Copy)]
-pub struct Normalised<'a> {
-    /// That step's convolution result `[n, h, w, c]`.
-    pub y: View<'a>,
-    /// Its γ `[c]`.
-    pub gamma: View<'a>,
-    /// Its β `[c]`.
-    pub beta: View<'a>,
-    /// Its batch's μ and 1/√(σ² + ε) `[2·c]`.
-    pub saved: View<'a>,
-    /// Its activation.
-    pub clamp: Option<Clamp>,
-    /// Whether the backward pass also collects that activation's score gradient.
-    pub score: bool,
-}
+use super::ConvInput;
+use crate::ops::activation::Clamp;
+use crate::ops::batch_norm::{Affine, GradientSums, MaskedGradient, affine_rows};
+use crate::ops::simd::vectorised;
 
 /// The host's side of an input.
 pub(super) enum Source<'a> {
@@ -48,32 +22,30 @@ pub(super) struct NormalisedSource<'a> {
     y: &'a [f32],
     affine: Affine,
     clamp: Option<Clamp>,
-    gradient: TailGradient<'a>,
+    gradient: MaskedGradient<'a>,
     c: usize,
 }
 
 impl<'a> Source<'a> {
-    /// `w` is the pixels per line of the input.
+    /// What the forward pass reads; `w` is the pixels per line of the input.
     pub fn new(input: ConvInput<'a>, w: usize) -> Self {
-        match input {
-            ConvInput::Stored(x) => Self::Stored(x.host()),
-            ConvInput::Normalised(Normalised { y, gamma, beta, saved, clamp, score }) => {
-                Self::Normalised(Box::new(NormalisedSource {
-                    y: y.host(),
-                    affine: Affine::new(gamma.host(), beta.host(), saved.host()),
-                    clamp: clamp.filter(|clamp| clamp.slope != 1.0),
-                    gradient: TailGradient::new(w, y, [gamma, beta, saved], Tail { residual: None, clamp }, score),
-                    c: gamma.host().len(),
-                }))
-            }
-        }
+        Self::new_with(input, w, false)
     }
 
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Stored(data) => data.len(),
-            Self::Normalised(of) => of.y.len(),
+    /// What the backward pass reads; `score` asks for the score gradient of an activation on load.
+    pub fn new_with(input: ConvInput<'a>, w: usize, score: bool) -> Self {
+        match input {
+            ConvInput::Stored(x) => Self::Stored(x.host()),
+            ConvInput::Normalised(of) => {
+                assert!(of.residual.is_none(), "no residual is added on load");
+                Self::Normalised(Box::new(NormalisedSource {
+                    y: of.y.host(),
+                    affine: of.affine(),
+                    clamp: of.act.map(|act| act.clamp).filter(|clamp| clamp.slope != 1.0),
+                    gradient: MaskedGradient::new(w, &of, score),
+                    c: of.gamma.len(),
+                }))
+            }
         }
     }
 

@@ -8,11 +8,11 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::batch_norm::GradientSums;
-use super::conv::ConvProblem;
-use super::conv_input::Source;
-use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
-use super::simd::{vectorised, with_simd};
+use super::ConvProblem;
+use super::source::Source;
+use crate::ops::batch_norm::GradientSums;
+use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+use crate::ops::simd::{vectorised, with_simd};
 
 /// Output pixels whose sums are in registers at once: with a row of three weights and one input they fill the 16
 /// vector registers of AVX2.
@@ -28,8 +28,7 @@ pub(super) fn forward<R: Send>(
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
-    let (lines, width, c) = p.output_lines();
-    let chunks = Chunks::new(lines, width, c);
+    let chunks = Chunks::new(p.output_lines());
     y.par_chunks_mut(chunks.chunk_len())
         .enumerate()
         .map(|(chunk, y)| {

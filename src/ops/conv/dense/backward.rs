@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::super::batch_norm::GradientSums;
-use super::super::conv::ConvProblem;
-use super::super::conv_input::Source;
-use super::super::gemm::{Matrix, gemm};
-use super::super::parallel::{slab_range, slabs, sum_slabs, with_scratch};
+use super::super::ConvProblem;
+use super::super::source::Source;
 use super::{copy_group, stored};
+use crate::ops::batch_norm::GradientSums;
+use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
 
 /// Elements of one im2col piece: what fits beside its GEMM operands in a core's second-level cache.
 const COLUMN_ELEMENTS: usize = 1 << 15;
@@ -34,7 +34,7 @@ impl Geometry {
 }
 
 /// dw = dyᵀ·im2col(x), dx (+)= col2im(dy·W), piece by piece.
-pub(in super::super) fn backward(
+pub(in crate::ops) fn backward(
     p: &ConvProblem,
     x: &Source<'_>,
     w: &[f32],
@@ -43,7 +43,7 @@ pub(in super::super) fn backward(
     dw: &mut [f32],
 ) -> Option<GradientSums> {
     let (g, x) = (Geometry::new(p), stored(x));
-    let (_, width, c) = p.output_lines();
+    let (width, c) = (p.output.w, p.output.c);
     let slab_count = slabs(p.n, dw.len());
     let ends: Vec<usize> = (0..slab_count).map(|slab| slab_range(p.n, slab_count, slab).end * p.input.len()).collect();
     sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::batch_norm::GradientSums;
-use super::conv::ConvProblem;
-use super::conv_input::Source;
-use super::gemm::{Matrix, gemm};
-use super::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+use super::ConvProblem;
+use super::source::Source;
+use crate::ops::batch_norm::GradientSums;
+use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+use crate::shape::Lines;
 
 /// y = x·Wᵀ.
 pub(super) fn forward<R: Send>(
@@ -18,9 +19,8 @@ pub(super) fn forward<R: Send>(
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
-    let (lines, width, c_out) = p.output_lines();
-    let c_in = p.input.c;
-    let chunks = Chunks::new(lines, width, c_out);
+    let (c_in, c_out) = (p.input.c, p.output.c);
+    let chunks = Chunks::new(p.output_lines());
     y.par_chunks_mut(chunks.chunk_len())
         .enumerate()
         .map(|(chunk, y)| {
@@ -45,10 +45,9 @@ pub(super) fn backward(
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
 ) -> Option<GradientSums> {
-    let (lines, width, c_out) = p.output_lines();
-    let c_in = p.input.c;
+    let (c_in, c_out, width) = (p.input.c, p.output.c, p.output.w);
     // dy, x and dx of a chunk should stay in cache together.
-    let chunks = Chunks::new(lines, width, c_out.max(c_in));
+    let chunks = Chunks::new(Lines { c: c_out.max(c_in), ..p.output_lines() });
     let slab_count = slabs(chunks.count(), dw.len());
     let line_in = width * c_in;
     let ends: Vec<usize> = (0..slab_count)

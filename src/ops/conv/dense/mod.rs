@@ -6,13 +6,13 @@ mod forward;
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
-use super::conv_input::Source;
+use super::source::Source;
 
 /// A dense kernel reads every input pixel many times over, so its input is always stored.
 fn stored<'a>(x: &Source<'a>) -> &'a [f32] {
     match x {
         Source::Stored(x) => x,
-        Source::Normalised(_) => unreachable!("the planner stores what a dense convolution reads"),
+        Source::Normalised(_) => panic!("a dense convolution reads stored values; no rule plans anything else for it"),
     }
 }
 

@@ -10,10 +10,11 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::super::conv::ConvProblem;
-use super::super::conv_input::Source;
-use super::super::parallel::{Chunks, with_scratch};
+use super::super::ConvProblem;
+use super::super::source::Source;
 use super::{copy_group, stored};
+use crate::ops::parallel::{Chunks, with_scratch};
+use crate::shape::Lines;
 
 /// Vectors of channels of a tile at most.
 const MAX_VECTORS: usize = 3;
@@ -24,7 +25,7 @@ const BANDS: usize = 16;
 const BAND_PIXELS: usize = 48;
 
 /// y = x ∗ w.
-pub(in super::super) fn forward<R: Send>(
+pub(in crate::ops) fn forward<R: Send>(
     p: &ConvProblem,
     x: &Source<'_>,
     w: &[f32],
@@ -32,8 +33,8 @@ pub(in super::super) fn forward<R: Send>(
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
     let x = stored(x);
-    let (lines, width, c) = p.output_lines();
-    let chunks = Chunks::new(lines, width, c);
+    let Lines { lines, w: width, .. } = p.output_lines();
+    let chunks = Chunks::new(p.output_lines());
     let panels = Panels::pack(p, w);
     let patch = Patch::new(p);
     let sum = |lines: Range<usize>, y: &mut [f32]| {

@@ -1,0 +1,133 @@
+//! Running steps: lends each the values it names.
+
+use std::ops::Range;
+
+use crate::device::{Buffer, View, ViewMut};
+use crate::ops::dropout::DropoutStream;
+use crate::ops::step::{Io, Place, Slopes, ValueId};
+
+use super::memory::{Layout, Memory};
+use super::params::Params;
+use super::plan::{Plan, PlannedStep};
+
+/// What is fixed during one pass.
+pub(super) struct Pass<'a> {
+    pub plan: &'a Plan,
+    pub layout: &'a Layout,
+    /// Images in this pass.
+    pub n: usize,
+    /// Slopes of masked activations.
+    pub slopes: Slopes<'a>,
+    /// What dropout draws from.
+    pub dropout: &'a DropoutStream,
+}
+
+/// Parameters as a pass may use them.
+pub(super) enum Lent<'a> {
+    /// To be read, as several threads do at once.
+    Shared(&'a Params),
+    /// Running statistics and gradients to be written too, and the score gradients where they are asked for.
+    Exclusive(&'a mut Params, Option<&'a mut Buffer>),
+}
+
+impl Lent<'_> {
+    fn reborrow(&mut self) -> Lent<'_> {
+        match self {
+            Self::Shared(params) => Lent::Shared(params),
+            Self::Exclusive(params, scores) => Lent::Exclusive(params, scores.as_deref_mut()),
+        }
+    }
+}
+
+/// Values of one buffer that a step writes.
+#[derive(Default)]
+struct Written {
+    ids: Vec<ValueId>,
+    ranges: Vec<Range<usize>>,
+}
+
+impl Written {
+    fn lend<'a>(self, io: &mut Io<'a>, buffer: &'a mut Buffer) {
+        for (id, view) in self.ids.into_iter().zip(buffer.view_mut_all(&self.ranges)) {
+            io.lend_mut(id, view);
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Runs some steps, one behind the other.
+    pub fn run(&self, steps: &[PlannedStep], mut params: Lent<'_>, memory: &mut Memory) {
+        for step in steps {
+            self.run_step(step, params.reborrow(), memory);
+        }
+    }
+
+    fn run_step(&self, step: &PlannedStep, params: Lent<'_>, memory: &mut Memory) {
+        let place = |id: ValueId| self.plan.values.get(id).place;
+        let planned = step.uses.writes.iter().copied().filter(|&id| place(id) == Place::Planned);
+        let mut taken: Vec<(ValueId, Buffer)> = planned.map(|id| (id, memory.take(self.layout, id))).collect();
+        let mut io = Io::new(self.n, self.slopes, self.dropout);
+        for (id, buffer) in &mut taken {
+            let len = self.len(*id);
+            io.lend_mut(*id, buffer.view_mut(0..len));
+        }
+        match params {
+            Lent::Shared(params) => {
+                for &id in &step.uses.reads {
+                    io.lend(id, self.read(id, memory, |place| params.read(place)));
+                }
+                step.step.run(&mut io);
+            }
+            Lent::Exclusive(params, scores) => {
+                let (mut running, mut gradients) = (Written::default(), Written::default());
+                let mut of_scores = Written::default();
+                for &id in &step.uses.writes {
+                    let (to, range) = match place(id) {
+                        Place::Running(param) => (&mut running, params.range(param)),
+                        Place::ParamGradient(param) => (&mut gradients, params.range(param)),
+                        Place::Score(site) => (&mut of_scores, site..site + 1),
+                        _ => continue,
+                    };
+                    to.ids.push(id);
+                    to.ranges.push(range);
+                }
+                let parts = params.parts();
+                for &id in &step.uses.reads {
+                    io.lend(id, self.read(id, memory, |place| parts.read(place)));
+                }
+                running.lend(&mut io, parts.running);
+                gradients.lend(&mut io, parts.gradients);
+                if let Some(scores) = scores {
+                    of_scores.lend(&mut io, scores);
+                }
+                step.step.run(&mut io);
+            }
+        }
+        for (id, buffer) in taken {
+            memory.put(self.layout, id, buffer);
+        }
+    }
+
+    fn read<'m>(&self, id: ValueId, memory: &'m Memory, of_params: impl FnOnce(Place) -> View<'m>) -> View<'m> {
+        match self.plan.values.get(id).place {
+            Place::Planned => memory.of(self.layout, id).view(0..self.len(id)),
+            place => of_params(place),
+        }
+    }
+
+    /// Elements of a value for the images of this pass.
+    pub fn len(&self, id: ValueId) -> usize {
+        self.plan.values.get(id).len(self.n)
+    }
+
+    /// A stored value.
+    pub fn view<'m>(&self, memory: &'m Memory, id: ValueId) -> View<'m> {
+        memory.of(self.layout, id).view(0..self.len(id))
+    }
+
+    /// The same, to be written.
+    pub fn view_mut<'m>(&self, memory: &'m mut Memory, id: ValueId) -> ViewMut<'m> {
+        let len = self.len(id);
+        memory.of_mut(self.layout, id).view_mut(0..len)
+    }
+}

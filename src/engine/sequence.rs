@@ -1,0 +1,140 @@
+//! Steps outside a network, each value in a buffer of its own: what benches time and `check` compares.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::device::{Buffer, Device};
+use crate::ops::dropout::DropoutStream;
+use crate::ops::step::{Backend, Io, Slopes, Step, Store, ValueId, Values};
+
+use super::gradients::{GradientTable, Gradients};
+use super::plan::Cost;
+
+/// A few steps and the values they use.
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    /// What the steps use.
+    pub values: Arc<Values>,
+    /// The steps, in order.
+    pub steps: Arc<Vec<Box<dyn Step>>>,
+}
+
+impl Sequence {
+    /// Some steps.
+    pub fn new(values: Values, steps: Vec<Box<dyn Step>>) -> Self {
+        Self { values: Arc::new(values), steps: Arc::new(steps) }
+    }
+
+    /// The backward pass of these steps. `outputs` are the values whose gradients are given, and `added_to` those whose
+    /// gradients hold something already.
+    pub fn backward(&self, backend: Backend, outputs: &[ValueId], added_to: &[ValueId]) -> Backpropagated {
+        let mut values = (*self.values).clone();
+        // Nothing is the image here, so that every operand has its gradient.
+        let image = values.floats(0);
+        let mut gradients = Gradients::new(backend, &mut values, image);
+        let given = outputs.iter().chain(added_to).map(|&value| gradients.give(value)).collect();
+        for step in self.steps.iter().rev() {
+            step.gradient(&mut gradients);
+        }
+        let (steps, known) = (gradients.take(), gradients.known());
+        Backpropagated { steps: Self::new(values, steps), given, gradients: known }
+    }
+
+    /// The values that some step uses, each once, in order.
+    pub fn used(&self) -> Vec<ValueId> {
+        let mut used: Vec<ValueId> = self.steps.iter().flat_map(|step| step.uses().all().collect::<Vec<_>>()).collect();
+        used.sort();
+        used.dedup();
+        used
+    }
+
+    /// What all of them must move and compute.
+    pub fn cost(&self) -> Option<Cost> {
+        let costs = self.steps.iter().map(|step| Cost::of(step.as_ref(), &step.uses(), &self.values));
+        costs.reduce(Cost::and)
+    }
+}
+
+/// The backward pass of a sequence.
+#[derive(Debug)]
+pub struct Backpropagated {
+    /// Its steps.
+    pub steps: Sequence,
+    /// The gradients that are given, in the order asked for.
+    pub given: Vec<ValueId>,
+    /// Where the gradients lie that the steps write.
+    pub gradients: GradientTable,
+}
+
+/// A sequence on a device, over one set of buffers for a batch.
+#[derive(Debug)]
+pub struct SequenceRun {
+    sequence: Sequence,
+    n: usize,
+    buffers: Vec<Option<Buffer>>,
+    dropout: DropoutStream,
+}
+
+impl SequenceRun {
+    /// Allocates the values that some step uses, all zeros.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn new(device: &Device, sequence: &Sequence, n: usize) -> Result<Self> {
+        let mut buffers: Vec<Option<Buffer>> = sequence.values.iter().map(|_| None).collect();
+        for id in sequence.used() {
+            let value = sequence.values.get(id);
+            let len = value.len(n);
+            buffers[id.index()] = Some(match value.store {
+                Store::Activation => device.activations(len)?,
+                Store::Float => device.zeros(len)?,
+                Store::Sum => device.sums(len)?,
+            });
+        }
+        Ok(Self { sequence: sequence.clone(), n, buffers, dropout: DropoutStream::new(device)? })
+    }
+
+    /// A value that some step uses.
+    ///
+    /// # Panics
+    /// When none does.
+    pub fn buffer(&self, id: ValueId) -> &Buffer {
+        self.buffers[id.index()].as_ref().unwrap_or_else(|| panic!("no step uses {id:?}"))
+    }
+
+    /// The same, to be written; `None` where no step uses it.
+    pub fn buffer_mut(&mut self, id: ValueId) -> Option<&mut Buffer> {
+        self.buffers[id.index()].as_mut()
+    }
+
+    /// Takes over a value from a run before this one, such as what a forward pass kept.
+    pub fn take_from(&mut self, other: &mut Self, id: ValueId) {
+        if self.buffers[id.index()].is_some() {
+            self.buffers[id.index()] = other.buffers[id.index()].take();
+        }
+    }
+
+    /// Runs the steps, each over all of the batch.
+    pub fn run(&mut self) {
+        for step in self.sequence.steps.iter() {
+            let uses = step.uses();
+            let take = |id: &ValueId| (*id, self.buffers[id.index()].take());
+            let mut taken: Vec<(ValueId, Option<Buffer>)> = uses.writes.iter().map(take).collect();
+            let mut io = Io::new(self.n, Slopes::default(), &self.dropout);
+            for &id in &uses.reads {
+                let buffer = self.buffers[id.index()].as_ref();
+                let buffer = buffer.unwrap_or_else(|| panic!("a step reads {id:?} while it writes it"));
+                io.lend(id, buffer.view(0..buffer.len()));
+            }
+            for (id, buffer) in &mut taken {
+                let buffer = buffer.as_mut().unwrap_or_else(|| panic!("a step writes {id:?} twice"));
+                let len = buffer.len();
+                io.lend_mut(*id, buffer.view_mut(0..len));
+            }
+            step.run(&mut io);
+            for (id, buffer) in taken {
+                self.buffers[id.index()] = buffer;
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Statistics of a batch, and the normalised value.
+
+use rayon::prelude::*;
+
+use super::{BatchNormProblem, Normalised};
+use crate::device::{View, ViewMut};
+use crate::ops::cuda;
+use crate::ops::parallel::{fold_tile, tile_len, tiled};
+use crate::ops::simd::vectorised;
+
+/// Where the statistics of a batch go.
+#[derive(Debug)]
+pub struct StatisticsOut<'a> {
+    /// μ and 1/√(σ² + ε) of this batch `[2·c]`.
+    pub statistics: ViewMut<'a>,
+    /// Running mean and variance `[c]`, which are updated.
+    pub running: [ViewMut<'a>; 2],
+}
+
+impl StatisticsOut<'_> {
+    fn check(&self, c: usize) {
+        let lengths = [self.statistics.len(), self.running[0].len(), self.running[1].len()];
+        assert_eq!(lengths, [2 * c, c, c], "statistics of {c} channels");
+    }
+}
+
+/// Statistics of the pixels of one chunk.
+pub(in crate::ops) struct Moments {
+    pixels: usize,
+    /// Mean and centred second moment `[2·c]`.
+    values: Vec<f32>,
+}
+
+/// One pass over a chunk of `c` channels. Sums are taken about its first pixel, so that a large mean costs no digits.
+pub(in crate::ops) fn moments(y: &[f32], c: usize) -> Moments {
+    let tile = tile_len(c);
+    let shift = tiled(&y[..c]);
+    let (mut sum, mut squares) = (vec![0.0f32; tile], vec![0.0f32; tile]);
+    vectorised(
+        #[inline(always)]
+        || {
+            for y in y.chunks(tile) {
+                let n = y.len();
+                let (shift, sum, squares) = (&shift[..n], &mut sum[..n], &mut squares[..n]);
+                for i in 0..n {
+                    let d = y[i] - shift[i];
+                    sum[i] += d;
+                    squares[i] += d * d;
+                }
+            }
+            fold_tile(&mut sum, c);
+            fold_tile(&mut squares, c);
+        },
+    );
+    let pixels = y.len() / c;
+    let mut values = Vec::with_capacity(2 * c);
+    values.extend(sum[..c].iter().zip(&shift).map(|(s, shift)| shift + s / pixels as f32));
+    values.extend(squares[..c].iter().zip(&sum).map(|(q, s)| (q - s * (s / pixels as f32)).max(0.0)));
+    Moments { pixels, values }
+}
+
+/// Merges the chunks' moments in order; writes μ and 1/√(σ² + ε) and updates the running statistics.
+pub(in crate::ops) fn finish_statistics(p: &BatchNormProblem, chunks: &[Moments], out: StatisticsOut<'_>) {
+    let c = p.shape.c;
+    out.check(c);
+    let (saved_mean, saved_rstd) = out.statistics.host().split_at_mut(c);
+    let [running_mean, running_var] = out.running.map(ViewMut::host);
+    let pixels = p.shape.pixels() as f64;
+    for channel in 0..c {
+        let (mut count, mut mean, mut m2) = (0.0f64, 0.0f64, 0.0f64);
+        for chunk in chunks {
+            let n = chunk.pixels as f64;
+            let delta = f64::from(chunk.values[channel]) - mean;
+            let total = count + n;
+            mean += delta * n / total;
+            m2 += f64::from(chunk.values[c + channel]) + delta * delta * count * n / total;
+            count = total;
+        }
+        let momentum = f64::from(p.momentum);
+        let unbiased = m2 / (pixels - 1.0).max(1.0);
+        running_mean[channel] = ((1.0 - momentum) * f64::from(running_mean[channel]) + momentum * mean) as f32;
+        running_var[channel] = ((1.0 - momentum) * f64::from(running_var[channel]) + momentum * unbiased) as f32;
+        saved_mean[channel] = mean as f32;
+        saved_rstd[channel] = (1.0 / (m2 / pixels + f64::from(p.eps)).sqrt()) as f32;
+    }
+}
+
+/// Statistics of a batch `y` `[lines, w, c]`.
+pub fn statistics(p: &BatchNormProblem, y: View<'_>, out: StatisticsOut<'_>) {
+    assert_eq!(y.len(), p.shape.len(), "a batch-norm's input has its shape");
+    if let View::Gpu(y) = y {
+        out.check(p.shape.c);
+        let [mean, var] = out.running.map(ViewMut::gpu);
+        return cuda::batch_norm::statistics(p, y, [&mean, &var], &out.statistics.gpu());
+    }
+    let chunks: Vec<_> = y.host().par_chunks(p.chunks().chunk_len()).map(|chunk| moments(chunk, p.shape.c)).collect();
+    finish_statistics(p, &chunks, out);
+}
+
+/// μ and 1/√(σ² + ε) `[2·c]` from the running mean and variance `[c]`, for inference.
+pub fn running_statistics(p: &BatchNormProblem, [mean, var]: [View<'_>; 2], out: ViewMut<'_>) {
+    let c = p.shape.c;
+    assert_eq!([mean.len(), var.len(), out.len()], [c, c, 2 * c], "statistics of {c} channels");
+    if let View::Gpu(mean) = mean {
+        return cuda::batch_norm::running_statistics(p, [mean, var.gpu()], &out.gpu());
+    }
+    let (out_mean, out_rstd) = out.host().split_at_mut(c);
+    out_mean.copy_from_slice(mean.host());
+    out_rstd.iter_mut().zip(var.host()).for_each(|(out, var)| *out = 1.0 / (var + p.eps).sqrt());
+}
+
+/// z = φ(γ·ŷ + β + residual).
+pub fn normalise(p: &BatchNormProblem, of: &Normalised<'_>, z: ViewMut<'_>) {
+    of.check(p);
+    assert_eq!(z.len(), p.shape.len(), "a batch-norm's result has its shape");
+    if let View::Gpu(_) = of.y {
+        return cuda::batch_norm::normalise(p, &of.gpu(), &z.gpu());
+    }
+    let chunks = p.chunks();
+    let affine = of.affine();
+    let (y, residual, clamp) = (of.y.host(), of.residual.map(View::host), of.act.map(|act| act.clamp));
+    z.host().par_chunks_mut(chunks.chunk_len()).enumerate().for_each(|(index, z)| {
+        let range = chunks.range(index);
+        vectorised(
+            #[inline(always)]
+            || {
+                let y = &y[range.clone()];
+                match (residual.map(|r| &r[range]), clamp) {
+                    (None, None) => affine_rows(&affine, y, z, |v| v),
+                    (None, Some(clamp)) => affine_rows(&affine, y, z, |v| clamp.apply(v)),
+                    (Some(residual), clamp) => {
+                        affine_rows(&affine, y, z, |v| v);
+                        match clamp {
+                            None => z.iter_mut().zip(residual).for_each(|(z, r)| *z += r),
+                            Some(clamp) => z.iter_mut().zip(residual).for_each(|(z, r)| *z = clamp.apply(*z + r)),
+                        }
+                    }
+                }
+            },
+        );
+    });
+}
+
+impl<'a> Normalised<'a> {
+    /// Every operand has the problem's size.
+    pub(super) fn check(&self, p: &BatchNormProblem) {
+        let (c, len) = (p.shape.c, p.shape.len());
+        let lengths = [self.y.len(), self.gamma.len(), self.beta.len(), self.statistics.len()];
+        assert_eq!(lengths, [len, c, c, 2 * c], "operands of a batch-norm of {c} channels");
+        assert!(self.residual.is_none_or(|residual| residual.len() == len), "a residual has the batch-norm's shape");
+    }
+
+    /// The host's coefficients.
+    pub(in crate::ops) fn affine(&self) -> Affine {
+        Affine::new(self.gamma.host(), self.beta.host(), self.statistics.host())
+    }
+
+    /// The same on a GPU.
+    pub(super) fn gpu(&self) -> cuda::batch_norm::Normalised<'a> {
+        cuda::batch_norm::Normalised {
+            y: self.y.gpu(),
+            gamma: self.gamma.gpu(),
+            beta: self.beta.gpu(),
+            statistics: self.statistics.gpu(),
+            residual: self.residual.map(View::gpu),
+            act: self.act,
+        }
+    }
+}
+
+/// z = a·y + b per channel; the coefficients are tiled.
+pub(in crate::ops) struct Affine {
+    pub(super) a: Vec<f32>,
+    pub(super) b: Vec<f32>,
+}
+
+impl Affine {
+    fn new(gamma: &[f32], beta: &[f32], saved: &[f32]) -> Self {
+        let (mean, rstd) = saved.split_at(gamma.len());
+        let a: Vec<f32> = gamma.iter().zip(rstd).map(|(g, r)| g * r).collect();
+        let b: Vec<f32> = beta.iter().zip(&a).zip(mean).map(|((b, a), m)| b - a * m).collect();
+        Self { a: tiled(&a), b: tiled(&b) }
+    }
+}
+
+/// z = f(a·y + b).
+#[inline(always)]
+pub(in crate::ops) fn affine_rows(affine: &Affine, y: &[f32], z: &mut [f32], f: impl Fn(f32) -> f32) {
+    let tile = affine.a.len();
+    for (z, y) in z.chunks_mut(tile).zip(y.chunks(tile)) {
+        let n = z.len();
+        let (y, a, b) = (&y[..n], &affine.a[..n], &affine.b[..n]);
+        for i in 0..n {
+            z[i] = f(a[i] * y[i] + b[i]);
+        }
+    }
+}

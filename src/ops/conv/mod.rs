@@ -1,0 +1,520 @@
+//! Convolution: its description, the problem that all three families share, and the choice among them.
+//!
+//! x `[n, h_in, w_in, c_in]`, y `[n, h_out, w_out, c_out]`; weights in the layout of the family
+//! ([`ConvFamily`]). Cross-correlation: y[o, u] = Σ w[o, c, v]·x[c, s·u + v − p].
+
+mod dense;
+mod depthwise;
+mod pointwise;
+mod source;
+mod step;
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::activation::{Act, Clamp};
+use super::batch_norm::{BatchNormProblem, DyLoader, GradientSums, Normalised, StatisticsOut, SumsOut};
+use super::batch_norm::{finish_statistics, moments};
+use super::cuda;
+use super::epilogue::{BiasOperand, Epilogue, PlannedEpilogue};
+use super::operation::{
+    LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, is_sane, mismatch, window_output,
+};
+use super::parallel::tiled;
+use super::simd::vectorised;
+use super::step::{Operand, Place, Step, ValueId};
+use crate::device::{View, ViewMut};
+use crate::shape::{Lines, Shape, Window};
+use crate::{Error, Result};
+use source::Source;
+
+pub use step::{ConvStep, LoneGradients};
+
+/// What a convolution adds to its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// Nothing.
+    None,
+    /// One number per output channel, shape `[c_out]`.
+    Channel,
+    /// One number per output position and channel, shape `[h_out, w_out, c_out]`: what an exactly merged block needs
+    /// whose inner convolution zero-pads (border bias).
+    Map,
+}
+
+/// A convolution without dilation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conv {
+    /// Channels in.
+    pub c_in: usize,
+    /// Channels out.
+    pub c_out: usize,
+    /// Kernel, stride, padding.
+    pub window: Window,
+    /// Channel groups; `c_in` for a depthwise convolution.
+    pub groups: usize,
+    /// Bias.
+    pub bias: Bias,
+}
+
+/// Which kernel family computes a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConvFamily {
+    /// One filter per channel; weights `[k_h, k_w, c]`.
+    Depthwise,
+    /// 1×1, stride 1, no padding, one group; weights `[c_out, c_in]`.
+    Pointwise,
+    /// All others; weights `[c_out, k_h, k_w, c_in / groups]`.
+    Dense,
+}
+
+impl Conv {
+    /// The kernel family this convolution belongs to.
+    pub fn family(&self) -> ConvFamily {
+        if self.groups > 1 && self.groups == self.c_in && self.c_in == self.c_out {
+            ConvFamily::Depthwise
+        } else if self.groups == 1 && self.window == Window::square(1, 1, 0) {
+            ConvFamily::Pointwise
+        } else {
+            ConvFamily::Dense
+        }
+    }
+
+    /// Dimensions of the weights, in the layout of the family.
+    pub fn weight_shape(&self) -> Vec<usize> {
+        let Self { c_in, c_out, window: Window { k_h, k_w, .. }, groups, .. } = *self;
+        match self.family() {
+            ConvFamily::Depthwise => vec![k_h, k_w, c_in],
+            ConvFamily::Pointwise => vec![c_out, c_in],
+            ConvFamily::Dense => vec![c_out, k_h, k_w, c_in / groups],
+        }
+    }
+
+    /// The last part of the bias's parameter name and its dimensions, where there is a bias; `output` is the shape of the
+    /// convolution's result.
+    pub fn bias_param(&self, output: Shape) -> Option<(&'static str, Vec<usize>)> {
+        match self.bias {
+            Bias::None => None,
+            Bias::Channel => Some(("bias", vec![self.c_out])),
+            Bias::Map => Some(("bias_map", vec![output.h, output.w, self.c_out])),
+        }
+    }
+
+    /// Multiply-accumulates per output pixel.
+    pub fn macs_per_pixel(&self) -> u64 {
+        (self.window.taps() * (self.c_in / self.groups) * self.c_out) as u64
+    }
+}
+
+/// One convolution over one batch: everything a kernel, a cost model or a bench needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConvProblem {
+    /// Images.
+    pub n: usize,
+    /// One image of the input.
+    pub input: Shape,
+    /// One image of the output.
+    pub output: Shape,
+    /// Kernel, stride, padding.
+    pub window: Window,
+    /// Channel groups.
+    pub groups: usize,
+}
+
+impl ConvProblem {
+    /// The problem of a convolution; `None` where the kernel does not fit the input.
+    pub fn new(conv: &Conv, input: Shape, n: usize) -> Option<Self> {
+        let (h, w) = conv.window.output(input.h, input.w)?;
+        Some(Self { n, input, output: Shape::new(h, w, conv.c_out), window: conv.window, groups: conv.groups })
+    }
+
+    /// The description back.
+    fn conv(&self) -> Conv {
+        Conv { c_in: self.input.c, c_out: self.output.c, window: self.window, groups: self.groups, bias: Bias::None }
+    }
+
+    /// The kernel family.
+    pub fn family(&self) -> ConvFamily {
+        self.conv().family()
+    }
+
+    /// Multiply-accumulates of the forward pass over the batch; each gradient takes as many.
+    pub fn macs(&self) -> u64 {
+        self.conv().macs_per_pixel() * (self.n * self.output.pixels()) as u64
+    }
+
+    /// Number of weights.
+    pub fn weight_len(&self) -> usize {
+        self.window.taps() * (self.input.c / self.groups) * self.output.c
+    }
+
+    /// Elements the forward pass moves at least: input, output and weights once.
+    pub fn min_elements(&self) -> u64 {
+        (self.n * (self.input.len() + self.output.len()) + self.weight_len()) as u64
+    }
+
+    /// The problem of one image for `n` of them.
+    pub fn batch(&self, n: usize) -> Self {
+        Self { n, ..*self }
+    }
+
+    /// The output as lines.
+    pub(super) fn output_lines(&self) -> Lines {
+        Lines::of(self.output, self.n)
+    }
+
+    /// Operands, or their gradients, have the problem's sizes.
+    fn check(&self, x: usize, w: usize, y: usize) {
+        let sizes = [self.n * self.input.len(), self.weight_len(), self.n * self.output.len()];
+        assert_eq!([x, w, y], sizes, "operands of a convolution of {} to {}: x, w and y", self.input, self.output);
+    }
+}
+
+/// What a convolution reads.
+#[derive(Debug, Clone, Copy)]
+pub enum ConvInput<'a> {
+    /// x `[n, h, w, c]`.
+    Stored(View<'a>),
+    /// x = φ(γ·ŷ + β), formed on load; only the host's depthwise and pointwise convolutions can.
+    Normalised(Normalised<'a>),
+}
+
+impl<'a> ConvInput<'a> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Stored(x) => x.len(),
+            Self::Normalised(of) => of.y.len(),
+        }
+    }
+
+    /// What a GPU's kernels read.
+    fn stored(self) -> View<'a> {
+        match self {
+            Self::Stored(x) => x,
+            Self::Normalised(_) => panic!("CUDA kernels read stored values; no rule plans anything else for them"),
+        }
+    }
+}
+
+/// The gradient of a convolution's result, as its gradients read it.
+#[derive(Debug, Clone, Copy)]
+#[allow(clippy::large_enum_variant, reason = "one lives on the stack for the time of a step")]
+pub enum ConvGradient<'a> {
+    /// dy `[n, h_out, w_out, c_out]`.
+    Stored(View<'a>),
+    /// dy behind a batch-norm, formed on load; only the host can.
+    Formed {
+        /// The batch-norm.
+        problem: BatchNormProblem,
+        /// What it normalised: y, and what followed.
+        of: Normalised<'a>,
+        /// Gradient of its result.
+        dz: View<'a>,
+        /// Sums over the batch, as [`batch_norm::gradient_sums`](super::batch_norm::gradient_sums) writes them.
+        sums: View<'a>,
+    },
+}
+
+/// y = φ(conv(x, w) + bias + residual), the epilogue on each piece while it is in cache.
+pub fn forward(p: &ConvProblem, x: View<'_>, w: View<'_>, epilogue: &Epilogue<View<'_>, Act<'_>>, y: ViewMut<'_>) {
+    p.check(x.len(), w.len(), y.len());
+    epilogue.check(p);
+    if let View::Gpu(x) = x {
+        return cuda::conv::forward(p, x, w.gpu(), epilogue.gpu(p), &y.gpu());
+    }
+    let residual = epilogue.residual.map(View::host);
+    let clamp = epilogue.act.map_or(Clamp::NONE, |act| act.clamp);
+    // A channel bias is a map of a few pixels; both repeat over the elements.
+    let tile;
+    let map = match epilogue.bias {
+        BiasOperand::None => None,
+        BiasOperand::Channel(b) => {
+            tile = tiled(b.host());
+            Some(&tile[..])
+        }
+        BiasOperand::Map(b) => Some(b.host()),
+    };
+    let finish = |range: Range<usize>, y: &mut [f32]| {
+        if map.is_none() && residual.is_none() && clamp.slope == 1.0 {
+            return;
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                if let Some(map) = map {
+                    let (head, rest) = y.split_at_mut((map.len() - range.start % map.len()).min(y.len()));
+                    head.iter_mut().zip(&map[range.start % map.len()..]).for_each(|(y, b)| *y += b);
+                    for y in rest.chunks_mut(map.len()) {
+                        y.iter_mut().zip(map).for_each(|(y, b)| *y += b);
+                    }
+                }
+                if let Some(residual) = residual {
+                    y.iter_mut().zip(&residual[range]).for_each(|(y, r)| *y += r);
+                }
+                if clamp.slope != 1.0 {
+                    y.iter_mut().for_each(|y| *y = clamp.apply(*y));
+                }
+            },
+        );
+    };
+    forward_with(p, &Source::new(ConvInput::Stored(x), p.input.w), w.host(), y.host(), finish);
+}
+
+/// y = conv(x, w), and the statistics of y for the batch-norm behind it, taken while each piece is in cache. The host's:
+/// CUDA kernels take statistics of a stored value.
+pub fn forward_with_statistics(
+    p: &ConvProblem,
+    x: ConvInput<'_>,
+    w: View<'_>,
+    y: ViewMut<'_>,
+    bn: &BatchNormProblem,
+    out: StatisticsOut<'_>,
+) {
+    p.check(x.len(), w.len(), y.len());
+    let moments = |_, y: &mut [f32]| moments(y, bn.shape.c);
+    let statistics = forward_with(p, &Source::new(x, p.input.w), w.host(), y.host(), moments);
+    finish_statistics(bn, &statistics, out);
+}
+
+/// What the gradients of a convolution are written to.
+#[derive(Debug)]
+pub struct GradientsOut<'a> {
+    /// Gradient of x, and whether to add to what is there.
+    pub dx: Option<(ViewMut<'a>, bool)>,
+    /// Gradient of the weights.
+    pub dw: ViewMut<'a>,
+    /// Gradient of the bias `[c_out]` or `[h, w, c]`.
+    pub db: Option<ViewMut<'a>>,
+    /// The sums that the batch-norm in front needs of dx, where x was normalised on load.
+    pub sums: Option<SumsOut<'a>>,
+}
+
+/// All gradients of a convolution. The host's in one walk over dy, which is never stored where it is formed on load; on a
+/// GPU one kernel after the other.
+pub fn backward(p: &ConvProblem, x: ConvInput<'_>, w: View<'_>, dy: ConvGradient<'_>, out: GradientsOut<'_>) {
+    p.check(x.len(), w.len(), dy.len());
+    let GradientsOut { dx, dw, db, sums } = out;
+    assert!(dx.as_ref().is_none_or(|(dx, _)| dx.len() == x.len()), "a gradient has its operand's shape");
+    if let View::Gpu(w) = w {
+        let dy = dy.stored();
+        if let Some(db) = db {
+            bias_gradient(p, dy, db);
+        }
+        if let Some((dx, accumulate)) = dx {
+            cuda::conv::input_gradient(p, dy.gpu(), w, &dx.gpu(), accumulate);
+        }
+        return weight_gradient(p, x.stored(), dy, dw);
+    }
+    if let Some(db) = db {
+        bias_gradient(p, dy.stored(), db);
+    }
+    let source = Source::new_with(x, p.input.w, sums.as_ref().is_some_and(|sums| sums.score.is_some()));
+    let (w, dx, dw) = (w.host(), dx.map(|(dx, accumulate)| (dx.host(), accumulate)), dw.host());
+    let total = match dy {
+        ConvGradient::Stored(dy) => {
+            let dy = dy.host();
+            backward_with(p, &source, w, |range, out: &mut [f32]| out.copy_from_slice(&dy[range]), dx, dw)
+        }
+        ConvGradient::Formed { problem, of, dz, sums } => {
+            let loader = DyLoader::new(&problem, &of, dz, sums.sums());
+            backward_with(p, &source, w, |range, dy: &mut [f32]| loader.load(range, dy), dx, dw)
+        }
+    };
+    if let (Some(out), Some(total), ConvInput::Normalised(of)) = (sums, total, x) {
+        out.finish(&total, of.statistics);
+    }
+}
+
+/// db = Σ dy, per channel or per position.
+pub fn bias_gradient(p: &ConvProblem, dy: View<'_>, db: ViewMut<'_>) {
+    let (channels, positions) = (p.output.c, p.output.len());
+    assert!(db.len() == channels || db.len() == positions, "a bias gradient per channel or per position");
+    if let View::Gpu(dy) = dy {
+        let db = db.gpu();
+        return if db.view().len() == channels {
+            cuda::conv::bias_gradient((p.n * p.output.pixels(), channels), dy, &db);
+        } else {
+            cuda::conv::bias_map_gradient((p.n, positions), dy, &db);
+        };
+    }
+    let db = db.host();
+    db.fill(0.0);
+    for dy in dy.host().chunks_exact(db.len()) {
+        db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+    }
+}
+
+/// dx (+)= the input gradient alone, for which the host has no code of its own: it forms both gradients in one walk.
+pub fn input_gradient(p: &ConvProblem, dy: View<'_>, w: View<'_>, (dx, accumulate): (ViewMut<'_>, bool)) {
+    p.check(dx.len(), w.len(), dy.len());
+    cuda::conv::input_gradient(p, dy.gpu(), w.gpu(), &dx.gpu(), accumulate);
+}
+
+/// dw = the weight gradient alone, on a GPU.
+pub fn weight_gradient(p: &ConvProblem, x: View<'_>, dy: View<'_>, dw: ViewMut<'_>) {
+    p.check(x.len(), dw.len(), dy.len());
+    cuda::conv::weight_gradient(p, x.gpu(), dy.gpu(), &dw.gpu());
+}
+
+impl<'a> ConvGradient<'a> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Stored(dy) => dy.len(),
+            Self::Formed { dz, .. } => dz.len(),
+        }
+    }
+
+    fn stored(self) -> View<'a> {
+        match self {
+            Self::Stored(dy) => dy,
+            Self::Formed { .. } => {
+                panic!("bias gradients and CUDA kernels read stored gradients; no rule plans others")
+            }
+        }
+    }
+}
+
+impl<'a> Epilogue<View<'a>, Act<'a>> {
+    /// Every operand has the size that a convolution's epilogue needs.
+    fn check(&self, p: &ConvProblem) {
+        let bias = match self.bias {
+            BiasOperand::None => true,
+            BiasOperand::Channel(bias) => bias.len() == p.output.c,
+            BiasOperand::Map(bias) => bias.len() == p.output.len(),
+        };
+        assert!(bias, "a bias per channel or per position of the result");
+        let len = p.n * p.output.len();
+        assert!(self.residual.is_none_or(|residual| residual.len() == len), "a residual has the result's shape");
+    }
+
+    fn gpu(&self, p: &ConvProblem) -> cuda::conv::Epilogue<'a> {
+        let bias = match self.bias {
+            BiasOperand::None => None,
+            BiasOperand::Channel(b) => Some((b.gpu(), 1)),
+            BiasOperand::Map(b) => Some((b.gpu(), p.output.pixels())),
+        };
+        cuda::conv::Epilogue { bias, residual: self.residual.map(View::gpu), act: self.act }
+    }
+}
+
+/// The forward pass in chunks; `finish` sees each chunk's elements and their range while they are in cache, and its
+/// answers come back in chunk order.
+fn forward_with<R: Send>(
+    p: &ConvProblem,
+    x: &Source<'_>,
+    w: &[f32],
+    y: &mut [f32],
+    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
+    match p.family() {
+        ConvFamily::Pointwise => pointwise::forward(p, x, w, y, finish),
+        ConvFamily::Depthwise => depthwise::forward(p, x, w, y, finish),
+        ConvFamily::Dense => dense::forward(p, x, w, y, finish),
+    }
+}
+
+/// Both gradients in one walk; `load` forms dy for a range of output elements, so that a fused batch-norm and
+/// activation backward never stores it. Returns the sums over the gradient of an input that was normalised on load.
+fn backward_with(
+    p: &ConvProblem,
+    x: &Source<'_>,
+    w: &[f32],
+    load: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    dx: Option<(&mut [f32], bool)>,
+    dw: &mut [f32],
+) -> Option<GradientSums> {
+    assert!(dw.len() == p.weight_len(), "weight gradient of another size");
+    match p.family() {
+        ConvFamily::Pointwise => pointwise::backward(p, x, w, load, dx, dw),
+        ConvFamily::Depthwise => depthwise::backward(p, x, w, load, dx, dw),
+        ConvFamily::Dense => dense::backward(p, x, w, load, dx, dw),
+    }
+}
+
+impl Operation for Conv {
+    fn output_shape(&self, name: &str, inputs: &[Shape]) -> Result<Shape> {
+        let Self { c_in, c_out, window, groups, .. } = *self;
+        if groups == 0 || c_in == 0 || c_out == 0 || c_in % groups != 0 || c_out % groups != 0 {
+            return bad(name, "channels must be multiples of the groups, all above 0");
+        }
+        if !is_sane(window) {
+            return bad(name, "kernel, stride and padding must lie in 1..=1024 (padding from 0)");
+        }
+        let weights = (c_in / groups).checked_mul(c_out).and_then(|n| n.checked_mul(window.taps()));
+        if weights.is_none_or(|n| n > MAX_PARAM_ELEMENTS) {
+            return bad(name, "the weights are unreasonably large");
+        }
+        if inputs[0].c != c_in {
+            return mismatch(name, format!("{c_in} channels"), inputs[0]);
+        }
+        let (h, w) = window_output(name, window, inputs[0])?;
+        Ok(Shape::new(h, w, c_out))
+    }
+
+    fn params(&self, output: Shape) -> Vec<OperationParam> {
+        let weight = OperationParam::new("weight", ParamRole::ConvWeight(self.family()), self.weight_shape());
+        let role = if self.bias == Bias::Map { ParamRole::ConvBiasMap } else { ParamRole::ConvBias };
+        let bias = self.bias_param(output).map(|(suffix, shape)| OperationParam::new(suffix, role, shape));
+        [weight].into_iter().chain(bias).collect()
+    }
+
+    fn macs(&self, output: Shape) -> u64 {
+        self.macs_per_pixel() * output.pixels() as u64
+    }
+
+    fn describe(&self) -> String {
+        let Window { k_h, k_w, stride_h, stride_w, .. } = self.window;
+        let stride =
+            if stride_h != 1 || stride_w != 1 { format!(" s{}", stride_h.max(stride_w)) } else { String::new() };
+        let groups = match self.family() {
+            ConvFamily::Depthwise => String::new(),
+            _ if self.groups > 1 => format!(" g{}", self.groups),
+            _ => String::new(),
+        };
+        let bias = match self.bias {
+            Bias::None => "",
+            Bias::Channel => " +bias",
+            Bias::Map => " +bias map",
+        };
+        format!("{} {k_h}x{k_w}{stride}{groups}{bias}", self.family().describe())
+    }
+
+    fn lower(&self, node: &mut dyn LoweredNode) -> Result<Vec<Box<dyn Step>>> {
+        let (x, y) = (Operand::Stored(node.input(0)), node.output());
+        Ok(vec![Box::new(self.planned(node, x, y)?)])
+    }
+}
+
+impl Conv {
+    /// The convolution with its own bias and nothing behind it.
+    ///
+    /// # Errors
+    /// A node that is no convolution, or a kernel that does not fit.
+    pub fn planned(&self, node: &mut dyn LoweredNode, x: Operand, y: ValueId) -> Result<ConvStep> {
+        let problem = ConvProblem::new(self, node.input_shape(0), 1)
+            .ok_or_else(|| Error::Graph("a convolution's kernel does not fit its input".into()))?;
+        let bias = match self.bias {
+            Bias::None => BiasOperand::None,
+            Bias::Channel => BiasOperand::Channel(node.param(Place::Param, ParamRole::ConvBias)?),
+            Bias::Map => BiasOperand::Map(node.param(Place::Param, ParamRole::ConvBiasMap)?),
+        };
+        let w = node.param(Place::Weight, ParamRole::ConvWeight(self.family()))?;
+        let epilogue = PlannedEpilogue { bias, ..PlannedEpilogue::default() };
+        Ok(ConvStep { problem, x, w, epilogue, y, statistics: None })
+    }
+}
+
+impl ConvFamily {
+    /// A word for printouts.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Depthwise => "depthwise",
+            Self::Pointwise => "pointwise",
+            Self::Dense => "conv",
+        }
+    }
+}
