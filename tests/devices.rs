@@ -123,9 +123,9 @@ fn short_run(device: &Device, session: &mut Session) -> Result<Model> {
     let config = TrainConfig { epochs: 2, batch: BATCH, lr: 0.01, ..TrainConfig::default() };
     let (train_loader, test) =
         (Loader::train(data(4 * BATCH), BATCH, Augment::none(), 1).unwrap(), Loader::eval(data(9), 8).unwrap());
-    let (name, model, hook) = ("train", model(), &mut NoHook);
+    let (name, devices, model, hook) = ("train", std::slice::from_ref(device), model(), &mut NoHook);
     let stage =
-        Stage { name, device, model, train: &train_loader, test: &test, config: &config, hook, distillation: None };
+        Stage { name, devices, model, train: &train_loader, test: &test, config: &config, hook, distillation: None };
     train(stage, session)
 }
 

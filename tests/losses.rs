@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 
 use depthshrinker::Result;
 use depthshrinker::device::{Buffer, Device, View, ViewMut};
-use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::engine::Fusion;
 use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::loss::{self, Gradient, LossRecord, LossSum, SoftTarget};
-use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, StepSize, clip_coefficient};
+use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, StepSize, Update, clip_coefficient};
 use depthshrinker::shape::Shape;
 use depthshrinker::tensor::Tensor;
+use depthshrinker::train::{StepBatch, StepImages, StepOptions, StepSettings, TrainStep};
 
 /// A cheap source of numbers in −1..1.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -331,32 +332,24 @@ fn recorded_network(file: &TensorFile) -> Model {
 fn training_steps_are_pytorch_s() {
     let (_, file, labels) = fixture("mobilenet_v2_tiny.safetensors");
     let images = layout::nchw_to_nhwc(&file.tensors["input"].data, 1, 20 * 28);
-    let adamw = StepSize { lr: 2e-3, weight_decay: 0.01, scale: 1.0 };
-    let sgd = StepSize { lr: 0.05, weight_decay: 1e-4, scale: 1.0 };
-    for (run, optimizer, size) in [("steps", SGD, sgd), ("adamw", ADAMW, adamw)] {
-        let model = recorded_network(&file);
-        let options = EngineOptions { batch: labels.len(), fusion: Fusion::OnLoad, training: true, taps: Vec::new() };
-        let mut engine = Engine::new(&Device::Cpu, &model, &options).unwrap();
-        let params = engine.params().to_vec();
-        let ranges = engine.trainable_ranges().to_vec();
-        let spans = ranges.into_iter().map(|(p, range)| Span { range, decayed: params[p].role.is_decayed() }).collect();
-        let len = engine.trainable().0.len();
-        let mut state = OptimizerState::new(&Device::Cpu, optimizer, spans, len).unwrap();
-        let mut d_logits = Device::Cpu.zeros(labels.len() * 10).unwrap();
+    let adamw = Update { lr: 2e-3, weight_decay: 0.01, clip_norm: 5.0 };
+    let sgd = Update { lr: 0.05, weight_decay: 1e-4, clip_norm: 5.0 };
+    let batch = StepBatch { images: StepImages::Normalised(&images), labels: &labels };
+    for (run, optimizer, update) in [("steps", SGD, sgd), ("adamw", ADAMW, adamw)] {
+        let options = StepOptions {
+            batch: labels.len(),
+            fusion: Fusion::OnLoad,
+            optimizer,
+            label_smoothing: 0.1,
+            distillation: None,
+            recorded: true,
+        };
+        let mut training = TrainStep::new(&[Device::Cpu], &recorded_network(&file), &options).unwrap();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
-        for _ in 0..8 {
-            let logits = engine.forward(&images).unwrap().view(0..labels.len() * 10);
-            let gradient = Gradient { to: d_logits.view_mut(0..labels.len() * 10), scale: None };
-            let mut record = record(&labels, 10).unwrap();
-            loss::cross_entropy(&mut record, logits, 0.1, Some(gradient)).unwrap();
-            let sum = record.sum().unwrap();
-            engine.backward(&d_logits).unwrap();
-            let (weights, gradients) = engine.trainable();
-            let norm = state.gradient_norm(gradients).unwrap();
-            let size = StepSize { scale: clip_coefficient(norm, 5.0), ..size };
-            state.step(weights, gradients, size).unwrap();
-            losses.push((sum.loss / labels.len() as f64) as f32);
-            norms.push(norm as f32);
+        for step in 0..8 {
+            let taken = training.run(&batch, StepSettings { seed: 0, step, update }).unwrap();
+            losses.push((taken.loss.loss / labels.len() as f64) as f32);
+            norms.push(taken.update.gradient_norm.unwrap() as f32);
         }
         assert_close(&format!("{run} losses"), &losses, &file.tensors[&format!("{run}/loss")].data, 1e-4);
         assert_close(&format!("{run} norms"), &norms, &file.tensors[&format!("{run}/grad_norm")].data, 1e-3);

@@ -14,7 +14,7 @@ use depthshrinker::model::Model;
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::train::{
     Distillation, Evaluation, Hook, Interrupt, Metrics, NoHook, Progress, Reporter, Session, Stage, TrainConfig,
-    evaluate, train,
+    TrainStep, evaluate, train,
 };
 use depthshrinker::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -104,14 +104,14 @@ impl Scores {
 }
 
 impl Hook for Scores {
-    fn before_forward(&mut self, engine: &mut Engine, _: Progress<'_>) -> Result<()> {
-        self.scores.resize(engine.graph().blocks.len(), 0.0);
-        engine.collect_score_gradients(true);
-        engine.set_slopes(&self.slopes())
+    fn before_forward(&mut self, step: &mut TrainStep<'_>, _: Progress<'_>) -> Result<()> {
+        self.scores.resize(step.graph().blocks.len(), 0.0);
+        step.collect_score_gradients(true);
+        step.set_slopes(&self.slopes())
     }
 
-    fn after_step(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
-        for (score, gradient) in self.scores.iter_mut().zip(engine.score_gradients()?) {
+    fn after_step(&mut self, step: &TrainStep<'_>, at: Progress<'_>) -> Result<()> {
+        for (score, gradient) in self.scores.iter_mut().zip(step.score_gradients()?) {
             *score = *score * 0.9 - gradient / 3.0;
         }
         match &self.stop {
@@ -149,8 +149,8 @@ impl Hook for Scores {
 fn run(config: &TrainConfig, hook: &mut dyn Hook, teacher: Option<&Distillation>, to: &mut Session) -> Result<Model> {
     let train_loader = Loader::train(dataset(IMAGES, 1), config.batch, config.augment.clone(), config.seed)?;
     let test = Loader::eval(dataset(30, 2), 8)?;
-    let (name, device, model) = ("search", &Device::Cpu, model(4));
-    train(Stage { name, device, model, train: &train_loader, test: &test, config, hook, distillation: teacher }, to)
+    let (name, devices, model) = ("search", &[Device::Cpu], model(4));
+    train(Stage { name, devices, model, train: &train_loader, test: &test, config, hook, distillation: teacher }, to)
 }
 
 /// A folder for one run's files.
@@ -450,8 +450,9 @@ fn data_that_does_not_fit_the_network_is_refused() {
     let turned = Loader::train(data.clone(), BATCH, Augment::none(), 1).unwrap();
     let test = Loader::eval(data, BATCH).unwrap();
     let go = |train_loader: &Loader, test: &Loader| {
-        let (name, device, model, hook) = ("train", &Device::Cpu, model(4), &mut NoHook);
-        let stage = Stage { name, device, model, train: train_loader, test, config: &config, hook, distillation: None };
+        let (name, devices, model, hook) = ("train", &[Device::Cpu], model(4), &mut NoHook);
+        let stage =
+            Stage { name, devices, model, train: train_loader, test, config: &config, hook, distillation: None };
         train(stage, &mut Session::silent()).unwrap_err().to_string()
     };
     assert!(go(&turned, &test).contains("tiny takes 8x9x1"));
@@ -482,9 +483,9 @@ fn a_finished_stage_of_another_network_is_refused() {
     other.graph.name = "other".into();
     let train_loader = Loader::train(dataset(IMAGES, 1), BATCH, config.augment.clone(), config.seed).unwrap();
     let test = Loader::eval(dataset(30, 2), 8).unwrap();
-    let (name, device, model, hook) = ("search", &Device::Cpu, other, &mut NoHook);
+    let (name, devices, model, hook) = ("search", &[Device::Cpu], other, &mut NoHook);
     let stage =
-        Stage { name, device, model, train: &train_loader, test: &test, config: &config, hook, distillation: None };
+        Stage { name, devices, model, train: &train_loader, test: &test, config: &config, hook, distillation: None };
     let error = train(stage, &mut folder.resume()).unwrap_err().to_string();
     assert!(error.contains("another network (tiny)"), "{error}");
 }

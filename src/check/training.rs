@@ -2,15 +2,15 @@
 
 use super::{Case, On, Output, numbers};
 use crate::Result;
-use crate::device::{Device, Recording, View};
+use crate::device::Device;
 use crate::dtype::Dtype;
-use crate::engine::{Engine, EngineOptions, Fusion};
+use crate::engine::Fusion;
 use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, MaxPool, Op};
 use crate::model::Model;
 use crate::networks::{NetworkOptions, build};
-use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
-use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
+use crate::ops::optimizer::{Optimizer, Update};
 use crate::shape::{Shape, Window};
+use crate::train::{StepBatch, StepImages, StepOptions, StepSettings, TrainStep};
 
 /// Steps of a case: the first as it is, the second recorded, and more that are replayed.
 const STEPS: usize = 4;
@@ -100,47 +100,23 @@ pub struct Trained {
 /// When the device fails.
 pub fn train(device: &Device, fusion: Fusion, graph: Graph, steps: usize, recorded: bool) -> Result<Trained> {
     let model = Model::initialise(graph, 3)?;
-    let n = 8;
-    let options = EngineOptions { batch: n, fusion, training: true, taps: Vec::new() };
-    let mut engine = Engine::new(device, &model, &options)?;
-    let params = engine.params().to_vec();
-    let ranges = engine.trainable_ranges().to_vec();
-    let spans = ranges.into_iter().map(|(p, range)| Span { range, decayed: params[p].role.is_decayed() }).collect();
-    let len = engine.trainable().0.len();
-    let mut state = OptimizerState::new(device, Optimizer::default(), spans, len)?;
-    let mut d_logits = device.activations(n * CLASSES)?;
-    let images = numbers(9, n * model.graph.input_shape().len());
-    let labels: Vec<u32> = (0..n as u32).map(|i| i * 3 % 10).collect();
-    let (mut losses, mut scores, mut recording) = (Vec::new(), Vec::new(), Recording::default());
-    let mut record = LossRecord::new(device, n, CLASSES)?;
-    for step in 0..steps {
-        let slopes: Vec<f32> = (0..model.graph.blocks.len()).map(|b| f32::from((b + step) % 3 == 0)).collect();
-        engine.set_slopes(&slopes)?;
-        engine.collect_score_gradients(true);
-        engine.set_loss_scale(state.loss_scale());
-        engine.set_step(5, step as u64)?;
-        engine.set_images(View::Host(&images))?;
-        record.begin(&labels)?;
+    let batch = 8;
+    let optimizer = Optimizer::default();
+    let options = StepOptions { batch, fusion, optimizer, label_smoothing: 0.1, distillation: None, recorded };
+    let mut step = TrainStep::new(std::slice::from_ref(device), &model, &options)?;
+    step.collect_score_gradients(true);
+    let images = numbers(9, batch * model.graph.input_shape().len());
+    let labels: Vec<u32> = (0..batch as u32).map(|i| i * 3 % 10).collect();
+    let batch = StepBatch { images: StepImages::Normalised(&images), labels: &labels };
+    let (mut losses, mut scores) = (Vec::new(), Vec::new());
+    for at in 0..steps {
+        let slopes: Vec<f32> = (0..model.graph.blocks.len()).map(|b| f32::from((b + at) % 3 == 0)).collect();
+        step.set_slopes(&slopes)?;
         // The learning rate changes too, so that a replay with the first one would show.
-        state.begin(Update { lr: 0.001 + 1e-5 * step as f32, weight_decay: 1e-4, clip_norm: 5.0 })?;
-        let mut pass = || {
-            let logits = engine.run()?.view(0..n * CLASSES);
-            let to = d_logits.view_mut(0..n * CLASSES);
-            let gradient = Gradient { to, scale: state.loss_scale_at() };
-            cross_entropy(&mut record, logits, 0.1, Some(gradient))?;
-            engine.backward(&d_logits)?;
-            let (weights, gradients, copy) = engine.for_update();
-            state.update(weights, gradients, copy)
-        };
-        if recorded {
-            // SAFETY: everything the pass uses lives as long as the recording.
-            unsafe { recording.run(device, pass)? };
-        } else {
-            pass()?;
-        }
-        losses.push(record.sum()?.loss / n as f64);
-        scores.push(engine.score_gradients()?);
-        state.finish()?;
+        let update = Update { lr: 0.001 + 1e-5 * at as f32, weight_decay: 1e-4, clip_norm: 5.0 };
+        let taken = step.run(&batch, StepSettings { seed: 5, step: at as u64, update })?;
+        losses.push(taken.loss.loss / taken.images as f64);
+        scores.push(step.score_gradients()?);
     }
     Ok(Trained { losses, scores })
 }

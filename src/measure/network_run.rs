@@ -12,8 +12,8 @@ use crate::device::{Backend, Buffer, Device};
 use crate::dtype::Dtype;
 use crate::engine::{Engine, EngineOptions, Fusion, Plan, Target};
 use crate::model::Model;
-use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
-use crate::ops::optimizer::{Optimizer, OptimizerState, Update};
+use crate::ops::optimizer::{Optimizer, Update};
+use crate::train::{StepBatch, StepImages, StepOptions, StepSettings, TrainStep};
 use crate::{Error, Result};
 
 /// A network, and how it is run.
@@ -46,16 +46,14 @@ impl NetworkCase {
 
 /// A network on a device, ready to be timed: an engine and one batch of noise, which lies on the device already.
 pub struct NetworkRun {
-    engine: Engine,
+    network: Network,
     images: Buffer,
-    training: Option<Training>,
 }
 
-/// What a training step takes beside the engine.
-struct Training {
-    optimizer: OptimizerState,
-    loss: LossRecord,
-    d_logits: Buffer,
+/// What a pass goes through.
+enum Network {
+    Inference(Box<Engine>),
+    Training(Box<TrainStep<'static>>),
 }
 
 impl NetworkRun {
@@ -64,46 +62,45 @@ impl NetworkRun {
     /// # Errors
     /// What the engine says.
     pub fn new(device: &Device, case: &NetworkCase, batch: usize) -> Result<Self> {
-        let mut run = Self::with_engine(device, &case.model, (case.fusion, case.training), batch)?;
-        if case.training {
-            run.training = Some(Training::new(&mut run.engine, batch)?);
+        if batch == 0 {
+            return Err(Error::Config("latency needs a batch of at least 1 image, got 0".into()));
         }
-        Ok(run)
+        let NetworkCase { ref model, fusion, .. } = *case;
+        let noise = normal(0, batch * model.graph.input_shape().len());
+        let network = if case.training {
+            Network::Training(Box::new(begun_step(device, case, &noise, batch)?))
+        } else {
+            let options = EngineOptions { batch, fusion, training: false, taps: Vec::new() };
+            Network::Inference(Box::new(Engine::new(device, model, &options)?))
+        };
+        let mut images = device.activations(noise.len())?;
+        images.write(&noise)?;
+        Ok(Self { network, images })
     }
 
     /// Inference, fused.
     pub(super) fn inference(device: &Device, model: &Model, batch: usize) -> Result<Self> {
-        Self::with_engine(device, model, (Fusion::OnLoad, false), batch)
-    }
-
-    fn with_engine(device: &Device, model: &Model, (fusion, training): (Fusion, bool), batch: usize) -> Result<Self> {
-        if batch == 0 {
-            return Err(Error::Config("latency needs a batch of at least 1 image, got 0".into()));
-        }
-        let engine = Engine::new(device, model, &EngineOptions { batch, fusion, training, taps: Vec::new() })?;
-        let mut images = device.activations(batch * model.graph.input_shape().len())?;
-        images.write(&normal(0, images.len()))?;
-        Ok(Self { engine, images, training: None })
+        let case = NetworkCase { name: "fused", model: model.clone(), fusion: Fusion::OnLoad, training: false };
+        Self::new(device, &case, batch)
     }
 
     /// One pass: inference, or a training step (forward, label-smoothed cross-entropy, backward, SGD) as the training
     /// loop does it. A GPU may still be at it when this returns.
     fn pass(&mut self) -> Result<()> {
-        self.engine.set_images(self.images.view(0..self.images.len()))?;
+        let images = self.images.view(0..self.images.len());
+        match &mut self.network {
+            Network::Inference(engine) => engine.set_images(images)?,
+            Network::Training(step) => step.set_images(images)?,
+        }
         self.compute()
     }
 
-    /// A pass over the images that the engine has.
+    /// A pass over the images that the network has.
     fn compute(&mut self) -> Result<()> {
-        let Self { engine, training, .. } = self;
-        let logits = engine.run()?;
-        let Some(Training { optimizer, loss, d_logits }) = training else { return Ok(()) };
-        let len = d_logits.len();
-        let gradient = Gradient { to: d_logits.view_mut(0..len), scale: optimizer.loss_scale_at() };
-        cross_entropy(loss, logits.view(0..len), 0.1, Some(gradient))?;
-        engine.backward(d_logits)?;
-        let (weights, gradients, copy) = engine.for_update();
-        optimizer.update(weights, gradients, copy)
+        match &mut self.network {
+            Network::Inference(engine) => engine.run().map(|_| ()),
+            Network::Training(step) => step.compute(),
+        }
     }
 
     /// Its passes, to be timed: on a GPU by the device's own clock and without what the host does between them.
@@ -111,31 +108,35 @@ impl NetworkRun {
     /// # Errors
     /// What the engine says.
     pub fn launches(&mut self) -> Result<Launches<'_>> {
-        let device = self.engine.device().clone();
+        let device = match &self.network {
+            Network::Inference(engine) => engine.device().clone(),
+            Network::Training(step) => step.device().clone(),
+        };
         Launches::whole(&device, || self.pass())
     }
 
     /// Bytes of all buffers of the engine and the optimizer.
     fn allocated_bytes(&self) -> u64 {
-        self.engine.allocated_bytes() + self.training.as_ref().map_or(0, |t| t.optimizer.allocated_bytes())
+        match &self.network {
+            Network::Inference(engine) => engine.allocated_bytes(),
+            Network::Training(step) => step.allocated_bytes(),
+        }
     }
 }
 
-impl Training {
-    /// Begins a step that is done again and again: what a step takes from the host stays the same. So small a learning
-    /// rate keeps the numbers' scale.
-    fn new(engine: &mut Engine, batch: usize) -> Result<Self> {
-        let device = engine.device().clone();
-        let (spans, len) = (engine.optimizer_spans(), engine.trainable().0.len());
-        let classes = engine.graph().classes();
-        let mut optimizer = OptimizerState::new(&device, Optimizer::default(), spans, len)?;
-        let mut loss = LossRecord::new(&device, batch, classes)?;
-        let labels: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
-        engine.set_loss_scale(optimizer.loss_scale());
-        loss.begin(&labels)?;
-        optimizer.begin(Update { lr: 1e-4, weight_decay: 1e-4, clip_norm: 0.0 })?;
-        Ok(Self { optimizer, loss, d_logits: device.activations(batch * classes)? })
-    }
+/// A step that is begun once and done again and again: what it takes from the host stays the same. So small a learning
+/// rate keeps the numbers' scale. [`Launches`] records it.
+fn begun_step(device: &Device, case: &NetworkCase, images: &[f32], batch: usize) -> Result<TrainStep<'static>> {
+    let optimizer = Optimizer::default();
+    let fusion = case.fusion;
+    let options = StepOptions { batch, fusion, optimizer, label_smoothing: 0.1, distillation: None, recorded: false };
+    let mut step = TrainStep::new(std::slice::from_ref(device), &case.model, &options)?;
+    let classes = case.model.graph.classes();
+    let labels: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
+    let update = Update { lr: 1e-4, weight_decay: 1e-4, clip_norm: 0.0 };
+    let batch = StepBatch { images: StepImages::Normalised(images), labels: &labels };
+    step.begin(&batch, StepSettings { seed: 0, step: 0, update })?;
+    Ok(step)
 }
 
 /// Seconds of every pass of each case, in strict alternation within one `budget`. A case that fails, such as for want of

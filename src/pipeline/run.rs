@@ -311,7 +311,7 @@ impl<'a> Run<'a> {
         let test_set = self.test_loader()?;
         let stage = Stage {
             name,
-            device: &self.device,
+            devices: std::slice::from_ref(&self.device),
             model,
             train: &train_set,
             test: &test_set,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::mask::Mask;
 use crate::engine::Engine;
-use crate::train::{Hook, Progress};
+use crate::train::{Hook, Progress, TrainStep};
 use crate::{Error, Result};
 
 /// How the freed activations turn into the identity: by the slope q outside their bounds, 0 = activation, 1 = identity.
@@ -149,8 +149,8 @@ impl Finetune {
 }
 
 impl Hook for Finetune {
-    fn before_forward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
-        engine.set_slopes(&self.removal.slopes(&self.mask, at.step, at.total_steps))
+    fn before_forward(&mut self, step: &mut TrainStep<'_>, at: Progress<'_>) -> Result<()> {
+        step.set_slopes(&self.removal.slopes(&self.mask, at.step, at.total_steps))
     }
 
     fn before_evaluation(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {

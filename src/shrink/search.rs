@@ -11,7 +11,7 @@ use super::mask::{Budget, Mask};
 use super::scores::{ScoreConfig, Scores, SearchStep};
 use crate::engine::Engine;
 use crate::graph::{BlockState, Graph};
-use crate::train::{Hook, Progress};
+use crate::train::{Hook, Progress, TrainStep};
 use crate::{Error, Result};
 
 /// Scores recorded over the whole search: enough for a curve, little enough for a checkpoint.
@@ -107,21 +107,21 @@ impl Search {
 }
 
 impl Hook for Search {
-    fn before_forward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+    fn before_forward(&mut self, step: &mut TrainStep<'_>, at: Progress<'_>) -> Result<()> {
         let mask = self.state.scores.mask(&self.config, &self.candidates, self.keep, self.place(at));
         let bits = mask.bits();
         self.state.changes += self.state.kept.iter().zip(&bits).filter(|(old, new)| old != new).count() as u64;
         self.state.kept = bits;
-        engine.collect_score_gradients(true);
-        engine.set_slopes(&mask.slopes(1.0))
+        step.collect_score_gradients(true);
+        step.set_slopes(&mask.slopes(1.0))
     }
 
-    fn after_step(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
+    fn after_step(&mut self, step: &TrainStep<'_>, at: Progress<'_>) -> Result<()> {
         if self.state.history.is_empty() {
             self.state.history.push((0, self.scores().to_vec()));
         }
         let (place, mask) = (self.place(at), Mask::from_bits(&self.state.kept)?);
-        let gradients = (&engine.score_gradients()?[..], self.savings.as_slice());
+        let gradients = (&step.score_gradients()?[..], self.savings.as_slice());
         self.state.scores.update(&self.config, &self.candidates, &mask, gradients, place)?;
         let done = at.step + 1;
         if done.is_multiple_of(at.total_steps.div_ceil(RECORDS).max(1)) || done == at.total_steps {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::feed::Feed;
+use super::feed::{Feed, Source};
 use super::interrupt::Interrupt;
 use crate::data::Loader;
 use crate::engine::Engine;
@@ -39,15 +39,17 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
     let classes = engine.graph().classes();
     let (mut loss, mut correct, mut images) = (0.0, 0, 0);
     let mut record = LossRecord::new(engine.device(), test.batch_size(), classes)?;
-    let mut feed = Feed::new(engine.device(), test, false)?;
-    for batch in feed.epoch(test, 0, 0) {
+    let source = Source::of([engine.device()], test, false);
+    let mut feed = Feed::new(engine.device(), test, source, test.batch_size())?;
+    for batch in source.epoch(test, 0, 0) {
         let batch = batch?;
+        let batch = batch.batch();
         if interrupt.is_set() {
             return Err(Error::Interrupted("the evaluation was not finished".into()));
         }
-        let n = batch.labels().len();
-        record.begin(batch.labels())?;
-        feed.set(&batch, engine)?;
+        let n = batch.labels.len();
+        record.begin(batch.labels)?;
+        feed.set(&batch.images, engine)?;
         feed.write(engine);
         let logits = engine.run()?;
         cross_entropy(&mut record, logits.view(0..n * classes), 0.0, None)?;

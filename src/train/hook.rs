@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::step::TrainStep;
 use crate::engine::Engine;
 use crate::{Error, Result};
 
@@ -21,14 +22,14 @@ pub struct Progress<'a> {
 }
 
 /// What a stage adds to plain training. The loop calls it at fixed points; all its numbers must follow from its state,
-/// the step and the engine, so that a resumed run repeats them bit for bit.
+/// the step and the network, so that a resumed run repeats them bit for bit.
 pub trait Hook {
     /// Before each training pass; the place to set slopes.
     ///
     /// # Errors
     /// Ends the training.
-    fn before_forward(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
-        let _ = (engine, at);
+    fn before_forward(&mut self, step: &mut TrainStep<'_>, at: Progress<'_>) -> Result<()> {
+        let _ = (step, at);
         Ok(())
     }
 
@@ -37,8 +38,8 @@ pub trait Hook {
     ///
     /// # Errors
     /// Ends the training.
-    fn after_step(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
-        let _ = (engine, at);
+    fn after_step(&mut self, step: &TrainStep<'_>, at: Progress<'_>) -> Result<()> {
+        let _ = (step, at);
         Ok(())
     }
 

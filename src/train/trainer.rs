@@ -10,26 +10,25 @@ use serde_json::{Map, Value, json};
 
 use super::config::TrainConfig;
 use super::evaluate::{Evaluation, check_data, evaluate_until};
-use super::feed::{Fed, Feed};
+use super::feed::StepBatch;
 use super::hook::{Hook, Progress};
 use super::session::Session;
-pub use super::teacher::Distillation;
-use super::teacher::Teacher;
+use super::step::{StepOptions, StepSettings, TrainStep};
+use super::teacher::Distillation;
 use crate::data::Loader;
-use crate::device::{Buffer, Device, Recording};
+use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::io::{Checkpoint, Position, Sums};
 use crate::model::{Model, Weights};
-use crate::ops::loss::{Gradient, LossRecord, cross_entropy};
-use crate::ops::optimizer::{OptimizerState, Update};
+use crate::ops::optimizer::Update;
 use crate::{Error, Result};
 
 /// One stage of training.
 pub struct Stage<'a> {
     /// Its name in records and checkpoints.
     pub name: &'a str,
-    /// Where it computes.
-    pub device: &'a Device,
+    /// Where it computes: each device takes its part of every batch. The first evaluates too.
+    pub devices: &'a [Device],
     /// The network it starts from.
     pub model: Model,
     /// Training images, in batches of the configured size.
@@ -74,15 +73,9 @@ pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
 /// A stage in progress.
 struct Run<'a> {
     stage: Stage<'a>,
-    engine: Engine,
-    feed: Feed,
-    /// For inference; gets the weights of `engine` before each evaluation.
+    step: TrainStep<'a>,
+    /// For inference; gets the trained weights before each evaluation.
     evaluator: Engine,
-    teacher: Option<Teacher<'a>>,
-    optimizer: OptimizerState,
-    loss: LossRecord,
-    d_logits: Buffer,
-    recording: Recording,
     position: Position,
     sums: Sums,
     saved: Instant,
@@ -106,45 +99,30 @@ impl<'a> Run<'a> {
         }
         check_data(&stage.model.graph, stage.train)?;
         let model = resumed.as_ref().map_or(&stage.model, |saved| &saved.model);
-        let teacher =
-            stage.distillation.map(|d| Teacher::new(stage.device, d, &stage.model.graph, config.batch)).transpose()?;
-        let taps = teacher.as_ref().map_or_else(Vec::new, Teacher::student_taps);
-        let options = EngineOptions { batch: config.batch, fusion: Fusion::OnLoad, training: true, taps };
-        let mut engine = Engine::new(stage.device, model, &options)?;
-        let options = EngineOptions { batch: stage.test.batch_size(), training: false, taps: Vec::new(), ..options };
-        let evaluator = Engine::new(stage.device, model, &options)?;
-        let len = engine.trainable().0.len();
-        let mut optimizer = OptimizerState::new(stage.device, config.optimizer, engine.optimizer_spans(), len)?;
-        let d_logits = stage.device.activations(config.batch * model.graph.classes())?;
-        let feed = Feed::new(stage.device, stage.train, true)?;
-        let loss = LossRecord::new(stage.device, config.batch, model.graph.classes())?;
+        let options = StepOptions {
+            batch: config.batch,
+            fusion: Fusion::OnLoad,
+            optimizer: config.optimizer,
+            label_smoothing: config.label_smoothing,
+            distillation: stage.distillation,
+            recorded: true,
+        };
+        let mut step = TrainStep::new(stage.devices, model, &options)?;
+        let batch = stage.test.batch_size();
+        let options = EngineOptions { batch, fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
+        let evaluator = Engine::new(step.device(), model, &options)?;
+        step.feed_from(stage.train)?;
         let mut position = Position { stage: stage.name.to_owned(), ..Position::default() };
         let mut sums = Sums::default();
         let saved_step = resumed.as_ref().map(|saved| saved.position.step);
         if let Some(saved) = resumed {
-            optimizer.restore(&saved.optimizer, saved.optimizer_steps)?;
+            step.restore_optimizer(&saved.optimizer, saved.optimizer_steps)?;
             stage.hook.restore(&saved.hook)?;
             position = saved.position;
             sums = saved.sums;
         }
         let now = Instant::now();
-        Ok(Self {
-            stage,
-            engine,
-            feed,
-            evaluator,
-            teacher,
-            optimizer,
-            loss,
-            d_logits,
-            recording: Recording::default(),
-            position,
-            sums,
-            saved: now,
-            saved_step,
-            epoch_start: now,
-            epoch_images: 0,
-        })
+        Ok(Self { stage, step, evaluator, position, sums, saved: now, saved_step, epoch_start: now, epoch_images: 0 })
     }
 
     fn run(&mut self, session: &mut Session) -> Result<Model> {
@@ -165,9 +143,8 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let train = self.stage.train;
-        for batch in self.feed.epoch(train, self.position.epoch, first as usize) {
-            let batch = batch?;
-            self.step(&batch)?;
+        for batch in self.step.epoch(train, self.position.epoch, first as usize) {
+            self.take_step(&batch?.batch())?;
             self.position.step_in_epoch += 1;
             self.position.step += 1;
             session.reporter.step(self.position.step, self.sums.loss / self.sums.images as f64);
@@ -179,57 +156,28 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn step(&mut self, batch: &Fed) -> Result<()> {
+    fn take_step(&mut self, batch: &StepBatch<'_>) -> Result<()> {
         let config = self.stage.config;
-        let n = batch.labels().len();
         let lr = config.learning_rate(self.position.step, steps_per_epoch(&self.stage));
         let at = progress(&self.stage, &self.position);
-        self.engine.set_step(config.seed, at.step)?;
-        self.stage.hook.before_forward(&mut self.engine, at)?;
-        self.engine.set_loss_scale(self.optimizer.loss_scale());
-        self.feed.set(batch, &mut self.engine)?;
-        self.loss.begin(batch.labels())?;
-        self.optimizer.begin(Update { lr, weight_decay: config.weight_decay, clip_norm: config.clip_norm })?;
-        let mut recording = std::mem::take(&mut self.recording);
-        // SAFETY: the recording is dropped with the engine, the teacher, the record, the feed and the optimizer, which own all
-        // buffers of a step and never replace them.
-        let outcome = unsafe { recording.run(self.stage.device, || self.pass()) };
-        self.recording = recording;
-        outcome?;
-        let sum = self.loss.sum()?;
-        if !sum.loss.is_finite() {
-            return Err(diverged(&at, "loss", sum.loss / n as f64, lr));
+        self.stage.hook.before_forward(&mut self.step, at)?;
+        let update = Update { lr, weight_decay: config.weight_decay, clip_norm: config.clip_norm };
+        let taken = self.step.run(batch, StepSettings { seed: config.seed, step: at.step, update })?;
+        if !taken.loss.loss.is_finite() {
+            return Err(diverged(&at, "loss", taken.loss.loss / taken.images as f64, lr));
         }
-        let outcome = self.optimizer.finish()?;
+        let outcome = taken.update;
         if outcome.skipped && !outcome.scaled {
             return Err(diverged(&at, "gradient", outcome.gradient_norm.unwrap_or(f64::NAN), lr));
         }
         if !outcome.skipped {
-            self.stage.hook.after_step(&mut self.engine, at)?;
+            self.stage.hook.after_step(&self.step, at)?;
         }
-        self.sums.loss += sum.loss;
-        self.sums.correct += sum.correct;
-        self.sums.images += n as u64;
-        self.epoch_images += n as u64;
+        self.sums.loss += taken.loss.loss;
+        self.sums.correct += taken.loss.correct;
+        self.sums.images += taken.images as u64;
+        self.epoch_images += taken.images as u64;
         Ok(())
-    }
-
-    /// Augmentation, forward and backward pass, loss and optimizer step: the part of a step that is the same work every time.
-    fn pass(&mut self) -> Result<()> {
-        self.feed.write(&mut self.engine);
-        let scale = self.optimizer.loss_scale_at();
-        match &mut self.teacher {
-            Some(teacher) => teacher.loss(&mut self.engine, &mut self.loss, scale, &mut self.d_logits)?,
-            None => {
-                let len = self.loss.images() * self.engine.graph().classes();
-                let logits = self.engine.run()?.view(0..len);
-                let gradient = Gradient { to: self.d_logits.view_mut(0..len), scale };
-                cross_entropy(&mut self.loss, logits, self.stage.config.label_smoothing, Some(gradient))?;
-            }
-        }
-        self.engine.backward(&self.d_logits)?;
-        let (weights, gradients, copy) = self.engine.for_update();
-        self.optimizer.update(weights, gradients, copy)
     }
 
     /// Evaluates, writes the record, and moves to the next epoch.
@@ -290,7 +238,7 @@ impl<'a> Run<'a> {
         put("test_top1", json!(evaluation.map(|e| e.top1)));
         put("images_per_s", json!(self.images_per_s(seconds)));
         put("seconds", json!(seconds));
-        if let Device::Gpu(gpu, _) = self.stage.device {
+        if let Device::Gpu(gpu, _) = self.step.device() {
             put("device_peak_bytes", json!(gpu.memory().1));
         }
         record.extend(self.stage.hook.epoch_record(at));
@@ -337,8 +285,8 @@ impl<'a> Run<'a> {
         if let Some(path) = &session.checkpoint {
             let checkpoint = Checkpoint {
                 model: self.model()?,
-                optimizer: self.optimizer.save()?,
-                optimizer_steps: self.optimizer.steps(),
+                optimizer: self.step.optimizer().save()?,
+                optimizer_steps: self.step.optimizer().steps(),
                 position: self.position.clone(),
                 sums: self.sums,
                 metrics_bytes: session.metrics.len(),
@@ -361,7 +309,7 @@ impl<'a> Run<'a> {
 
     /// The weights, which are never handed on when they are not finite: a good checkpoint must not be lost to them.
     fn weights(&self) -> Result<Weights> {
-        let weights = self.engine.weights()?;
+        let weights = self.step.weights()?;
         match weights.iter().find(|(_, tensor)| tensor.data.iter().any(|x| !x.is_finite())) {
             None => Ok(weights),
             Some((name, _)) => {
