@@ -9,12 +9,12 @@ use depthshrinker::config::Config;
 use depthshrinker::device::Device;
 use depthshrinker::device::cuda::Cuda;
 use depthshrinker::dtype::Dtype;
-use depthshrinker::measure::NetworkRun;
+use depthshrinker::measure::{Limits, NetworkRun};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
-use depthshrinker::pipeline::{Limits, fully_merged, network_cases};
+use depthshrinker::pipeline::{fully_merged, network_cases};
+use depthshrinker::report::limits_text;
 use depthshrinker::shape::Shape;
-use serde_json::Value;
 
 /// The quick start's network, and the standard one on the images it was made for.
 const NETWORKS: [(&str, usize, usize, usize); 2] = [("mobilenetv2-0.5", 28, 1, 128), ("mobilenetv2-1.0", 224, 3, 16)];
@@ -40,7 +40,7 @@ fn networks(c: &mut Criterion) {
     }
     for device in devices {
         let limits = Limits::measure(&device, Duration::from_secs(4)).expect("the device works");
-        print!("{} in {}: {}", device.name(), device.precision(), limits.text(&Value::Null));
+        print!("{} in {}: {}", device.name(), device.precision(), limits_text(&limits, None));
         for (name, side, channels, batch) in NETWORKS {
             let model = model(name, side, channels);
             let merged = fully_merged(&model, None, &Config::default()).expect("blocks merge");

@@ -9,12 +9,12 @@ use depthshrinker::config::Config;
 use depthshrinker::device::Device;
 use depthshrinker::device::cuda::Cuda;
 use depthshrinker::dtype::Dtype;
-use depthshrinker::measure::{Layer, LayerBench, LayerPass};
+use depthshrinker::measure::{Layer, LayerBench, LayerPass, Limits};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
-use depthshrinker::pipeline::{Limits, fully_merged};
+use depthshrinker::pipeline::fully_merged;
+use depthshrinker::report::limits_text;
 use depthshrinker::shape::Shape;
-use serde_json::Value;
 
 const BATCH: usize = 64;
 /// Blocks with stride 2, with a residual, and with many channels on few pixels.
@@ -49,7 +49,7 @@ fn layers(device: &Device) -> Vec<Layer> {
 fn convolutions(c: &mut Criterion) {
     for device in devices() {
         let limits = Limits::measure(&device, Duration::from_secs(4)).expect("the device works");
-        print!("{} in {}: {}", device.name(), device.precision(), limits.text(&Value::Null));
+        print!("{} in {}: {}", device.name(), device.precision(), limits_text(&limits, None));
         let bench = LayerBench::new(&device).expect("the device has memory");
         let mut group = c.benchmark_group(format!("{}_{}", device.name(), device.precision()));
         group.measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300)).sample_size(20);

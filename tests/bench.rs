@@ -12,13 +12,13 @@ use depthshrinker::device::gpu::Gpu;
 use depthshrinker::device::{Backend, Device};
 use depthshrinker::dtype::Dtype;
 use depthshrinker::graph::{ConvFamily, Graph};
-use depthshrinker::measure::{DataSheet, Layer, LayerPass, peak_memory};
+use depthshrinker::measure::{DataSheet, Findings, Layer, LayerPass, LayerRecord, Limits, peak_memory};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::step::ComputeUnit;
-use depthshrinker::pipeline::{Bench, Limits, Record, network_cases};
+use depthshrinker::pipeline::{Bench, network_cases};
 use depthshrinker::shape::Shape;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 fn bench(dir: &Path, args: &[&str]) -> Command {
@@ -40,6 +40,26 @@ fn records(dir: &Path, args: &[&str]) -> Vec<Value> {
 
 const TINY: [&str; 10] =
     ["mobilenetv2-0.25", "--image", "32", "24", "--input-stride", "1", "--batch", "2", "--seconds", "0"];
+
+/// Keys of a layer's record, timed or not.
+const LAYER_KEYS: &str = "activation activation_limit bias c_in c_out config count device family groups h kernel n name \
+    padding pass precision reads_image residual shape stride w";
+/// Keys that its time adds.
+const LAYER_TIME_KEYS: &str = "byte_utilization bytes flop_utilization flop_utilization_of flops flops_per_byte iqr_us \
+    operand_sets roofline_fraction roofline_us samples time_us warm_up";
+/// Keys of a network's record that was timed.
+const NETWORK_KEYS: &str = "batch byte_utilization bytes device flop_utilization flop_utilization_of flops images_per_s \
+    iqr_us memory_bytes name network pass precision roofline_fraction samples time_us warm_up";
+
+fn keys(record: &Value) -> Vec<&str> {
+    record.as_object().expect("an object").keys().map(String::as_str).collect()
+}
+
+fn sorted<'a>(lists: &[&'a str]) -> Vec<&'a str> {
+    let mut keys: Vec<&str> = lists.iter().flat_map(|list| list.split_whitespace()).collect();
+    keys.sort_unstable();
+    keys
+}
 
 /// Utilizations of a time that was taken. How high they are says nothing here: the peaks are measured for a moment only,
 /// on a machine that may have other work.
@@ -155,7 +175,7 @@ fn kernels_are_timed_on_the_host_and_written() {
     }
     for record in &records {
         assert!(record["name"].is_string() && record["time_us"].as_f64().unwrap() > 0.0, "{record}");
-        assert!(record.get("peer_time_us").is_none(), "nobody asked for a peer: {record}");
+        assert_eq!(keys(record), sorted(&[LAYER_KEYS, LAYER_TIME_KEYS]), "nobody asked for a peer: {record}");
         check_utilization(record);
     }
     // All blocks merge: what is left of the original is the stem and the head.
@@ -168,9 +188,43 @@ fn kernels_are_timed_on_the_host_and_written() {
     assert_eq!((&file["complete"], &file["peaks"]["flop_utilization_of"]), (&true.into(), &"measured".into()));
     let csv = fs::read_to_string(dir.path().join("out/kernels.csv")).unwrap();
     assert_eq!(csv.lines().count(), records.len() + 1);
-    assert!(csv.lines().next().unwrap().split(',').any(|key| key == "roofline_fraction"));
+    let columns: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    assert_eq!(columns[..4], ["name", "pass", "activation", "activation_limit"]);
+    assert_eq!(sorted(&columns), sorted(&[LAYER_KEYS, LAYER_TIME_KEYS]));
     let svg = fs::read_to_string(dir.path().join("out/roofline.svg")).unwrap();
     assert_eq!(svg.matches("class=\"own").count(), records.len());
+}
+
+/// A layer's record as scripts read it: what does not depend on the clock, value for value.
+#[test]
+fn a_layer_is_described_as_a_peer_needs_it() {
+    let dir = folder();
+    let args =
+        [&["kernels"][..], &TINY, &["--layer", "conv_stem", "--passes", "fwd,train-bwd", "--out", "out"]].concat();
+    let records = records(dir.path(), &args);
+    assert_eq!(records.len(), 2);
+    let expected = json!({
+        "name": "conv_stem", "pass": "fwd", "family": "dense", "shape": "32x24x3 → 32x24x8 3x3 s1",
+        "count": {"merged": 1, "original": 1}, "device": "cpu", "precision": "f32", "config": null, "n": 2, "h": 32,
+        "w": 24, "c_in": 3, "c_out": 8, "kernel": [3, 3], "stride": [1, 1], "padding": [1, 1, 1, 1], "groups": 1,
+        "bias": true, "residual": false, "activation": true, "activation_limit": 6.0, "reads_image": true,
+        "flops": 663_552, "bytes": 68_480, "flops_per_byte": 9.689719626168225, "operand_sets": 64, "samples": 5,
+        "warm_up": 2, "flop_utilization_of": "measured",
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        // How many sets there are depends on the machine's caches.
+        assert!(records[0][key] == *value || key == "operand_sets", "{key}: {} for {value}", records[0][key]);
+    }
+    let backward = ["pass", "bias", "flops"].map(|key| records[1][key].clone());
+    assert_eq!(backward, [json!("train-bwd"), json!(false), json!(663_552)]);
+    let file: Value = serde_json::from_slice(&fs::read(dir.path().join("out/kernels.json")).unwrap()).unwrap();
+    assert_eq!(keys(&file), sorted(&["batch complete device layers network peaks peer precision schema version"]));
+    assert_eq!(file["layers"], json!(records));
+    let head = ["schema", "network", "batch", "precision", "peer"].map(|key| file[key].clone());
+    assert_eq!(head, [json!(1), json!("mobilenetv2-0.25"), json!(2), json!("f32"), Value::Null]);
+    assert_eq!(keys(&file["peaks"]), ["byte_utilization_of", "flop_utilization_of", "measured", "published"]);
+    let measured = ["copy_bytes_per_s", "gemm_flops_per_s", "vector_flops_per_s"];
+    assert_eq!((keys(&file["peaks"]["measured"]), &file["peaks"]["published"]), (measured.to_vec(), &Value::Null));
 }
 
 #[test]
@@ -185,6 +239,7 @@ fn networks_are_timed_on_the_host() {
     for record in &records {
         assert!(record["images_per_s"].as_f64().unwrap() > 0.0, "{record}");
         assert!(record["memory_bytes"].as_u64().unwrap() > 10_000, "{record}");
+        assert_eq!(keys(record), sorted(&[NETWORK_KEYS]));
         check_utilization(record);
     }
     // One step a node stores what fused steps keep in cache.
@@ -229,21 +284,27 @@ fn layers_without_memory_are_told_and_the_others_are_timed() {
     let layers = Layer::of_networks(&[&graph], 2, &[LayerPass::Forward], Backend::Cuda).unwrap();
     let limits = Limits::measure(&Device::Cpu, Duration::ZERO).unwrap();
     let kept = RefCell::new(Vec::new());
-    let keep = |records: &[Record], _: &Value| {
-        kept.borrow_mut().push(records.len());
+    let keep = |found: &Findings<LayerRecord>| {
+        kept.borrow_mut().push(found.records.len());
         Ok(())
     };
-    let bench = Bench { device: &device, limits: &limits, budget: Duration::ZERO, peer: None, keep: &keep };
-    let (records, _) = bench.layers(&layers, &["tiny"]).unwrap();
+    let bench = Bench { device: &device, limits: &limits, budget: Duration::ZERO, peer: None };
+    let records = bench.layers(&layers, &["tiny"], &keep).unwrap().records;
     assert_eq!(*kept.borrow(), (1..=layers.len()).collect::<Vec<_>>(), "kept after every layer");
-    let (failed, timed): (Vec<&Record>, Vec<&Record>) = records.iter().partition(|r| r.contains_key("error"));
+    let (timed, failed): (Vec<&LayerRecord>, Vec<&LayerRecord>) = records.iter().partition(|r| r.timing().is_some());
     assert!(!failed.is_empty() && !timed.is_empty(), "{} failed, {} timed", failed.len(), timed.len());
-    assert!(failed.iter().all(|r| r["time_us"].is_null() && r["error"].as_str().unwrap().contains("allocate")));
-    assert!(timed.iter().all(|r| r["time_us"].as_f64().unwrap() > 0.0));
+    assert!(timed.iter().all(|r| r.timing().unwrap().timing.time_us > 0.0 && json!(r).get("error").is_none()));
+    for record in failed {
+        assert!(record.own.error().unwrap().contains("allocate"), "{record:?}");
+        let record = json!(record);
+        let told = (record["time_us"].is_null(), record["error"].is_string(), record.get("iqr_us").is_none());
+        assert_eq!(told, (true, true, true), "{record}");
+        assert_eq!(keys(&record), sorted(&[LAYER_KEYS, "error time_us"]), "nothing but the layer and why");
+    }
     // Where nothing has room there is nothing to tell.
     let device = emulator((8 << 20) + (1 << 10));
     let bench = Bench { device: &device, ..bench };
-    assert!(bench.layers(&layers, &["tiny"]).unwrap_err().to_string().contains("nothing could be timed"));
+    assert!(bench.layers(&layers, &["tiny"], &keep).unwrap_err().to_string().contains("nothing could be timed"));
 }
 
 #[test]
@@ -296,6 +357,8 @@ fn without_pytorch_one_line_says_so_and_the_rest_goes_on() {
     let records: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!records.is_empty());
     assert!(records.iter().all(|r| r["peer_time_us"].is_null() && r["peer_error"].is_string()), "{records:?}");
+    let all = sorted(&[LAYER_KEYS, LAYER_TIME_KEYS, "peer_error peer_time_us"]);
+    assert!(records.iter().all(|r| keys(r) == all), "{records:?}");
 }
 
 /// A peer that knows one answer to everything, through the protocol that PyTorch's scripts speak.
@@ -324,6 +387,14 @@ fn a_peer_is_asked_in_turns_and_its_failures_are_told() {
     // Both rotate through as many operands, and what is compared was measured in turns.
     assert_eq!(questions[1]["operand_sets"], records[0]["operand_sets"]);
     assert!(questions[1]["limit"].as_f64().unwrap() > 0.0 && records[0]["turn_time_us"].as_f64().unwrap() > 0.0);
+    assert_eq!(keys(&records[0]), sorted(&[LAYER_KEYS, LAYER_TIME_KEYS, "peer_time_us turn_time_us"]));
+    assert_eq!(keys(&questions[1]), sorted(&[LAYER_KEYS, "operand_sets seconds id limit"]));
+
+    // The convolution alone, where the peer times that too; an answer that lacks what was asked for is no answer.
+    let (records, _) = ask(r#"{"time_us": 5.5, "conv_time_us": 4, "iqr_us": 1"#, &layer);
+    assert_eq!((&records[0]["peer_conv_time_us"], records[0].get("peer_note")), (&json!(4.0), None));
+    let (records, _) = ask(r#"{"note": "slowly""#, &layer);
+    assert!(records[0]["peer_time_us"].is_null() && records[0]["peer_error"].as_str().unwrap().contains("time_us"));
 
     let (records, _) = ask(r#"{"error": "out of order""#, &layer);
     assert!(records[0]["peer_time_us"].is_null(), "{records:?}");
@@ -347,6 +418,9 @@ fn a_peer_is_asked_in_turns_and_its_failures_are_told() {
     let (records, questions) = ask(r#"{"images_per_s": 250.0, "note": "slowly""#, &["network"]);
     assert!(records.iter().all(|r| r["peer_images_per_s"] == 250.0 && r["peer_time_us"] == 8000.0), "{records:?}");
     assert!(records.iter().all(|r| r["peer_note"] == "slowly"), "{records:?}");
+    let all = sorted(&[NETWORK_KEYS, "peer_images_per_s peer_note peer_time_us turn_time_us"]);
+    assert!(records.iter().all(|r| keys(r) == all), "{records:?}");
+    assert_eq!(keys(&questions[1]), sorted(&["batch compile graph id limit seconds training"]));
     let compiled = |q: &&Value| q["compile"] == true;
     assert_eq!((questions.len(), questions.iter().filter(compiled).count()), (13, 6), "peaks, then six ways twice");
     assert!(questions[1]["graph"]["nodes"].as_array().is_some_and(|nodes| nodes.len() > 100));

@@ -15,8 +15,8 @@ use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::step::ComputeUnit;
 use depthshrinker::report::{
-    BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage, Page,
-    RunResult, SCHEMA, StageTime, network_table,
+    BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, MetricsLine, NetworkResult,
+    NetworkStage, Page, RunResult, SCHEMA, StageTime, network_table,
 };
 use depthshrinker::shape::{Shape, Window};
 use serde_json::{Value, json};
@@ -195,7 +195,7 @@ fn peaks_are_those_of_a_computer() {
 }
 
 /// A run that was never made, with every part of the report present.
-fn example() -> (RunResult, Vec<Value>, Graph, Graph) {
+fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
     let options = NetworkOptions {
         input_stride: Some(1),
         stage_strides: Some(vec![1, 2, 2, 2, 1, 1, 1]),
@@ -279,7 +279,7 @@ fn merged(graph: &Graph, kept: &[u8]) -> Graph {
     graph.rewrite(emit, |index, state| if kept[index] == 0 { BlockState::Merged } else { state }).unwrap()
 }
 
-fn example_metrics(kept: &[u8]) -> Vec<Value> {
+fn example_metrics(kept: &[u8]) -> Vec<MetricsLine> {
     let mut metrics = Vec::new();
     for (stage, epochs, best) in [("train", 8, 89.2), ("search", 3, 86.0), ("finetune", 5, 88.6)] {
         for epoch in 0..epochs {
@@ -300,7 +300,8 @@ fn example_metrics(kept: &[u8]) -> Vec<Value> {
         let scores: Vec<f64> = kept.iter().enumerate().map(score).collect();
         metrics.push(json!({"stage": "search", "step": step, "scores": scores}));
     }
-    metrics
+    let lines: Vec<String> = metrics.iter().map(Value::to_string).collect();
+    MetricsLine::read_all(&lines.join("\n"))
 }
 
 #[test]
@@ -330,6 +331,30 @@ fn result_json_has_the_fields_scripts_read() {
     assert_eq!(value["random_masks"][2]["top1"], 86.4);
     let again: RunResult = serde_json::from_str(&serde_json::to_string_pretty(&result).unwrap()).unwrap();
     assert_eq!(again, result);
+}
+
+#[test]
+fn a_plan_as_json_has_the_fields_scripts_read() {
+    let args = ["plan", "mobilenetv2-0.25", "--image", "32", "24", "--input-stride", "1", "--batch", "2", "--json"];
+    let mut command = assert_cmd::Command::cargo_bin("depthshrinker").expect("the binary of this package");
+    let output = command.args(args).assert().success().get_output().stdout.clone();
+    let plan: Value = serde_json::from_slice(&output).expect("one JSON object on stdout");
+    let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<String>>().join(" ");
+    let fields = "batch bytes element_bytes flops kernels launches network roofline_ms steps training";
+    assert_eq!(keys(&plan), fields);
+    let head = ["network", "batch", "training", "element_bytes", "bytes", "flops"].map(|key| plan[key].clone());
+    let expected = [json!("mobilenetv2-0.25"), json!(2), json!(false), json!(4), json!(8_461_856), json!(14_659_840)];
+    assert_eq!(head, expected);
+    assert_eq!(
+        plan["steps"][0],
+        json!({"name": "bn1.act", "kind": "conv 3x3 + activation", "pass": "forward", "nodes": 2, "block": null,
+               "bytes": 68_480, "flops": 663_552})
+    );
+    assert_eq!(plan["steps"][1]["block"], "blocks.0.0");
+    let launches = plan["kernels"].as_object().unwrap().values().filter_map(Value::as_u64).sum::<u64>();
+    assert_eq!(plan["launches"], launches);
+    assert_eq!(plan["roofline_ms"].as_object().unwrap().len(), 16, "eight devices in two precisions");
+    close(plan["roofline_ms"]["H100 SXM f16"].as_f64().unwrap(), 0.0012629635820895523, 1e-15);
 }
 
 #[test]
@@ -430,8 +455,9 @@ fn a_bare_run_makes_a_page_too() {
         stages: Vec::new(),
         ..result
     };
-    let metrics =
-        [json!({"stage": "train"}), json!({"odd": 1}), json!(3), json!({"stage": "train", "train_loss": null})];
+    let metrics = MetricsLine::read_all(
+        "{\"stage\": \"train\"}\n{\"odd\": 1}\n3\n{\"stage\": \"train\", \"train_loss\": null}\n",
+    );
     let dir = tempfile::tempdir().unwrap();
     Page { result: &result, metrics: &metrics, before: &before, after: &before, config: "" }.write(dir.path()).unwrap();
     let html = std::fs::read_to_string(dir.path().join("report.html")).unwrap();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::network::NetArgs;
 use super::settings::MaskArgs;
@@ -14,9 +14,12 @@ use crate::Error;
 use crate::config::Config;
 use crate::device::Device;
 use crate::io::write_atomic;
-use crate::measure::{Layer, LayerPass};
-use crate::pipeline::{Bench, Entry, Limits, PeerOptions, Record, fully_merged};
-use crate::report::{Point, RooflinePlot, csv, layer_table, layer_totals, network_bars, network_bench_table};
+use crate::measure::{Findings, Layer, LayerPass, Limits};
+use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged};
+use crate::report::{
+    BENCH_SCHEMA, BenchFile, RooflinePlot, csv, json_text, layer_table, layer_totals, limits_text, network_bars,
+    network_bench_table,
+};
 
 /// How long a peer may take for a layer beyond what it measures, and for a network, which it may compile.
 const LAYER_LEEWAY: f64 = 30.0;
@@ -26,15 +29,15 @@ const NETWORK_LEEWAY: f64 = 240.0;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: BenchCommand,
 }
 
 #[derive(Debug, Clone, clap::Subcommand)]
-enum Command {
+enum BenchCommand {
     /// Every distinct convolution layer of a network and of what it merges into, forward and backward
-    Kernels(KernelArgs),
+    Kernels(KernelBenchArgs),
     /// A whole network: original, folded, fused, merged, and its training step
-    Network(NetworkArgs),
+    Network(NetworkBenchArgs),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -61,7 +64,7 @@ struct BenchArgs {
 }
 
 #[derive(Debug, Clone, clap::Args)]
-struct KernelArgs {
+struct KernelBenchArgs {
     #[command(flatten)]
     bench: BenchArgs,
     /// Passes: fwd, dgrad, wgrad, train-fwd, train-bwd (the fused step of training); the CPU has dgrad and wgrad in one
@@ -76,7 +79,7 @@ struct KernelArgs {
 }
 
 #[derive(Debug, Clone, clap::Args)]
-struct NetworkArgs {
+struct NetworkBenchArgs {
     #[command(flatten)]
     bench: BenchArgs,
 }
@@ -95,14 +98,22 @@ struct Setting<'a> {
     limits: Limits,
 }
 
+/// What a bench found, for people.
+struct Shown {
+    tables: String,
+    plot_file: &'static str,
+    /// SVG.
+    plot: String,
+}
+
 /// Times, prints, and writes files where a folder is given.
 ///
 /// # Errors
 /// An unknown network or pass, a device that is not there or fails, or a folder that cannot be written.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     match &args.command {
-        Command::Kernels(args) => kernels(args, common),
-        Command::Network(args) => network(&args.bench, common),
+        BenchCommand::Kernels(args) => kernels(args, common),
+        BenchCommand::Network(args) => network(&args.bench, common),
     }
 }
 
@@ -138,37 +149,42 @@ impl<'a> Setting<'a> {
         format!("{what} of {}, batch {}, on {device} in {precision}", self.args.net.net, self.args.batch)
     }
 
-    /// Runs a bench, whose records are kept in `<stem>.json` as they come, where a folder is given.
-    fn bench<T>(
+    /// Runs a bench; what it finds is kept in `<stem>.json` as it comes, where a folder is given.
+    fn bench<R: Serialize>(
         &self,
         stem: &str,
         peer: Option<PeerOptions<'_>>,
-        run: impl FnOnce(&Bench<'_>) -> crate::Result<T>,
-    ) -> Result<T> {
-        let keep = |records: &[Record], peer: &Value| self.keep(stem, records, peer, false);
+        run: impl FnOnce(&Bench<'_>, Keep<'_, R>) -> crate::Result<Findings<R>>,
+    ) -> Result<Findings<R>> {
         let (device, limits, budget) = (&self.device, &self.limits, self.budget());
-        Ok(run(&Bench { device, limits, budget, peer, keep: &keep })?)
+        Ok(run(&Bench { device, limits, budget, peer }, &|found| self.keep(stem, found, false))?)
     }
 
-    fn keep(&self, stem: &str, records: &[Record], peer: &Value, complete: bool) -> crate::Result<()> {
-        let all = json!({
-            "schema": 1, "network": self.args.net.net, "device": self.device.name(),
-            "precision": self.device.precision().to_string(), "batch": self.args.batch,
-            "version": env!("CARGO_PKG_VERSION"), "complete": complete, "peaks": self.limits.json(), "peer": peer,
-            "layers": records,
-        });
-        self.write(&format!("{stem}.json"), &format!("{all:#}\n"))
+    fn keep<R: Serialize>(&self, stem: &str, found: &Findings<R>, complete: bool) -> crate::Result<()> {
+        let file = BenchFile {
+            schema: BENCH_SCHEMA,
+            network: &self.args.net.net,
+            device: self.device.name(),
+            precision: self.device.precision().to_string(),
+            batch: self.batch(),
+            version: env!("CARGO_PKG_VERSION"),
+            complete,
+            peaks: self.limits.record(),
+            peer: found.peer.as_ref(),
+            records: &found.records,
+        };
+        self.write(&format!("{stem}.json"), &json_text(&file))
     }
 
-    /// Prints the records and writes `<stem>.json`, `<stem>.csv` and a plot.
-    fn finish(&self, stem: &str, records: &[Record], peer: &Value, (tables, plot): (&str, (&str, &str))) -> Result<()> {
-        self.keep(stem, records, peer, true)?;
-        self.write(&format!("{stem}.csv"), &csv(records))?;
-        self.write(plot.0, plot.1)?;
+    /// Prints what was found and writes `<stem>.json`, `<stem>.csv` and a plot.
+    fn finish<R: Serialize>(&self, stem: &str, found: &Findings<R>, shown: &Shown) -> Result<()> {
+        self.keep(stem, found, true)?;
+        self.write(&format!("{stem}.csv"), &csv(&found.records))?;
+        self.write(shown.plot_file, &shown.plot)?;
         let text = if self.common.json {
-            format!("{:#}\n", json!(records))
+            json_text(&found.records)
         } else {
-            format!("{tables}\n{}", self.limits.text(peer))
+            format!("{}\n{}", shown.tables, limits_text(&self.limits, found.peer.as_ref()))
         };
         print(&mut std::io::stdout().lock(), &text)
     }
@@ -181,7 +197,7 @@ impl<'a> Setting<'a> {
     }
 }
 
-fn kernels(args: &KernelArgs, common: &Common) -> Result<()> {
+fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
     let asked: Vec<LayerPass> = args.passes.iter().map(|pass| pass.trim().parse()).collect::<crate::Result<_>>()?;
     let mask = args.bench.mask.mask()?;
     // Before the device is opened, which takes a while: the network may not exist.
@@ -200,40 +216,15 @@ fn kernels(args: &KernelArgs, common: &Common) -> Result<()> {
         }
     }
     let peer = setting.peer(args.peer_layers, LAYER_LEEWAY);
-    let (records, peer) = setting.bench("kernels", peer, |bench| bench.layers(&layers, &networks))?;
+    let found = setting.bench("kernels", peer, |bench, keep| bench.layers(&layers, &networks, keep))?;
+    let title = setting.title("convolution layers");
     let tables = format!(
-        "{}\n\n{}\n{}",
-        setting.title("convolution layers"),
-        layer_table(&records, &networks).text(),
-        layer_totals(&records, &networks).text()
+        "{title}\n\n{}\n{}",
+        layer_table(&found.records, &networks).text(),
+        layer_totals(&found.records, &networks).text()
     );
-    let svg = plot(&setting, &records).svg();
-    setting.finish("kernels", &records, &peer, (&tables, ("roofline.svg", &svg)))
-}
-
-fn plot(setting: &Setting<'_>, records: &[Record]) -> RooflinePlot {
-    let point = |record: &Record| {
-        let number = |key: &str| record.get(key)?.as_f64();
-        let word = |key: &str| record[key].as_str().unwrap_or_default().to_owned();
-        let seconds = number("time_us")? * 1e-6;
-        Some(Point {
-            name: format!("{} {}: {}, {seconds:.2e} s", word("name"), word("pass"), word("shape")),
-            family: word("family"),
-            intensity: number("flops_per_byte")?,
-            rate: number("flops")? / seconds,
-        })
-    };
-    let roofline = &setting.limits.roofline;
-    let peaks = match roofline.matrix_flops == roofline.vector_flops {
-        true => vec![("peak", roofline.matrix_flops)],
-        false => vec![("matrix units", roofline.matrix_flops), ("vector units", roofline.vector_flops)],
-    };
-    RooflinePlot {
-        title: setting.title("convolution layers"),
-        bandwidth: roofline.bandwidth,
-        peaks,
-        points: records.iter().filter_map(point).collect(),
-    }
+    let plot = RooflinePlot::of_layers(title, &found.records, &setting.limits.roofline).svg();
+    setting.finish("kernels", &found, &Shown { tables, plot_file: "roofline.svg", plot })
 }
 
 fn network(args: &BenchArgs, common: &Common) -> Result<()> {
@@ -243,8 +234,8 @@ fn network(args: &BenchArgs, common: &Common) -> Result<()> {
     let merged = fully_merged(&model, mask.as_ref(), &setting.config)?;
     let (networks, batch) = ((&model, merged.as_ref()), setting.batch());
     let peer = setting.peer(0, NETWORK_LEEWAY);
-    let (records, peer) = setting.bench("network", peer, |bench| bench.networks(networks, batch))?;
-    let tables = format!("{}\n\n{}", setting.title("passes"), network_bench_table(&records).text());
-    let svg = network_bars(&setting.title("images per second"), &records);
-    setting.finish("network", &records, &peer, (&tables, ("network.svg", &svg)))
+    let found = setting.bench("network", peer, |bench, keep| bench.networks(networks, batch, keep))?;
+    let tables = format!("{}\n\n{}", setting.title("passes"), network_bench_table(&found.records).text());
+    let plot = network_bars(setting.title("images per second"), &found.records);
+    setting.finish("network", &found, &Shown { tables, plot_file: "network.svg", plot })
 }

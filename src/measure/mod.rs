@@ -4,11 +4,14 @@ mod latency;
 mod launches;
 mod layer_run;
 mod layers;
+mod limits;
 mod machine;
 mod network_run;
 mod noise;
 mod peaks;
 mod peer;
+mod plan_record;
+mod record;
 mod roofline;
 mod timer;
 
@@ -16,10 +19,17 @@ pub use latency::{BlockLatency, Comparison, Latency, block_latencies, compare, n
 pub use launches::Launches;
 pub use layer_run::LayerBench;
 pub use layers::{Layer, LayerEpilogue, LayerPass};
+pub use limits::Limits;
 pub use machine::{Cache, Machine};
 pub use network_run::{NetworkCase, NetworkRun, launch_counts, peak_memory, sample_networks};
 pub use peaks::{Peaks, measure_peaks};
-pub use peer::{Peer, PeerScript};
+pub use peer::{Answer, LayerAnswer, LayerQuestion, NetworkAnswer, NetworkQuestion, Peer, PeerScript};
+pub use plan_record::{DeviceTime, PlanRecord, PlanSize, StepRecord};
+pub use record::{
+    BenchRecord, Findings, Headline, LayerPeer, LayerRecord, LayerTiming, LayerWork, LimitsRecord, Measured,
+    NetworkPeer, NetworkRecord, NetworkTiming, NetworkWork, PeakSource, PeerAbout, PeerPeaks, PeerRates, PeerTiming,
+    PublishedRecord, Timing, Used,
+};
 pub use roofline::{
     BlockCost, DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, block_costs, kernel_costs, network_time,
     plan_costs, utilization, without_batch_norm,

@@ -10,10 +10,14 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::record::{LayerWork, PeerAbout, PeerPeaks, PeerRates};
 use crate::device::Device;
+use crate::graph::Graph;
 use crate::{Error, Result};
 
 /// How long Python may take to load PyTorch.
@@ -24,6 +28,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const RESTARTS: u32 = 3;
 /// The number that the line of greeting answers.
 const GREETING: u64 = 0;
+/// Seconds that the peer measures its own peaks for, and how long it may take for them.
+const PEAKS_SECONDS: f64 = 0.2;
+const PEAKS_LIMIT: Duration = Duration::from_secs(60);
 
 const SCRIPTS: [(&str, &str); 3] = [
     ("clock.py", include_str!("../../benches/peers/clock.py")),
@@ -40,6 +47,78 @@ pub enum PeerScript {
     Networks,
 }
 
+/// Asks for the time of a layer. Has all that the peer needs to do the same work.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerQuestion<'a> {
+    /// The layer and its pass.
+    #[serde(flatten)]
+    pub work: &'a LayerWork,
+    /// Sets of operands to rotate through.
+    pub operand_sets: usize,
+    /// Seconds to measure for.
+    pub seconds: f64,
+}
+
+/// A layer's median times as the peer gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct LayerAnswer {
+    /// Of the pass, microseconds.
+    pub time_us: f64,
+    /// Of the convolution without what follows it, microseconds.
+    pub conv_time_us: Option<f64>,
+}
+
+/// Asks for the throughput of a network.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NetworkQuestion<'a> {
+    /// The network, as model files have it.
+    pub graph: &'a Graph,
+    /// Images of a batch.
+    pub batch: usize,
+    /// A training step instead of inference.
+    pub training: bool,
+    /// Whether the framework's compiler is used: PyTorch's counterpart of fusion.
+    pub compile: bool,
+    /// Seconds to measure for.
+    pub seconds: f64,
+}
+
+/// A network's medians as the peer gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct NetworkAnswer {
+    /// Throughput.
+    pub images_per_s: f64,
+    /// Most bytes held at once; only a GPU tells.
+    pub memory_bytes: Option<f64>,
+}
+
+/// An answer `A`, and what the peer adds in words.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Answer<A> {
+    /// The numbers.
+    #[serde(flatten)]
+    pub values: A,
+    /// How the work was done.
+    pub note: Option<String>,
+}
+
+/// Asks for the peer's own peaks.
+#[derive(Debug, Serialize)]
+struct PeaksQuestion {
+    name: &'static str,
+    seconds: f64,
+}
+
+/// A question with its number and how long the peer may take.
+#[derive(Debug, Serialize)]
+struct Numbered<'a, Q> {
+    #[serde(flatten)]
+    question: &'a Q,
+    id: u64,
+    /// Seconds.
+    limit: f64,
+}
+
 /// A peer, which is started again where a question ended it.
 #[derive(Debug)]
 pub struct Peer {
@@ -49,8 +128,6 @@ pub struct Peer {
     process: Option<Process>,
     restarts: u32,
     asked: u64,
-    /// What it is: framework, versions, device.
-    pub about: Value,
 }
 
 #[derive(Debug)]
@@ -61,11 +138,11 @@ struct Process {
 }
 
 impl Peer {
-    /// Starts a script on the same device, with as many threads.
+    /// Starts a script on the same device, with as many threads. Gives what the peer says of itself, too.
     ///
     /// # Errors
     /// No such Python, no PyTorch in it, or no such device for it; an emulated device has no peer.
-    pub fn start(python: &Path, script: PeerScript, device: &Device) -> Result<Self> {
+    pub fn start(python: &Path, script: PeerScript, device: &Device) -> Result<(Self, PeerAbout)> {
         let on = match device {
             Device::Cpu => "cpu".to_owned(),
             Device::Gpu(gpu, _) if gpu.driver().is_emulated() => {
@@ -88,18 +165,17 @@ impl Peer {
             .map(str::to_owned)
             .to_vec();
         let python = python.to_owned();
-        let mut peer =
-            Self { python, arguments, folder, process: None, restarts: 0, asked: GREETING, about: Value::Null };
-        peer.about = peer.launch().map_err(|e| {
+        let mut peer = Self { python, arguments, folder, process: None, restarts: 0, asked: GREETING };
+        let about = peer.launch().map_err(|e| {
             let text = e.to_string();
             let text = text.trim_start_matches("device: ");
             Error::Device(format!("no peer: {text}; give --python PATH with PyTorch in it"))
         })?;
-        Ok(peer)
+        Ok((peer, about))
     }
 
     /// Starts the process and waits for its greeting.
-    fn launch(&mut self) -> Result<Value> {
+    fn launch(&mut self) -> Result<PeerAbout> {
         let path = self.log();
         let log = File::create(&path).map_err(|e| Error::io(&path, e))?;
         let mut child = Command::new(&self.python)
@@ -118,11 +194,20 @@ impl Peer {
         self.answer(GREETING, START)
     }
 
+    /// Asks for the peer's own peaks.
+    pub fn peaks(&mut self) -> PeerPeaks {
+        let question = PeaksQuestion { name: "peaks", seconds: PEAKS_SECONDS };
+        match self.ask::<_, PeerRates>(&question, PEAKS_LIMIT) {
+            Ok(rates) => PeerPeaks::Rates(rates),
+            Err(error) => PeerPeaks::Failed { error: error.to_string() },
+        }
+    }
+
     /// Asks one question and waits for its answer, which the peer is told to give within `limit`.
     ///
     /// # Errors
-    /// What the peer says went wrong, or that it ended or took longer.
-    pub fn ask(&mut self, question: &Map<String, Value>, limit: Duration) -> Result<Value> {
+    /// What the peer says went wrong, that it ended or took longer, or an answer that lacks what was asked for.
+    pub fn ask<Q: Serialize, A: DeserializeOwned>(&mut self, question: &Q, limit: Duration) -> Result<A> {
         if self.process.is_none() {
             if self.restarts == RESTARTS {
                 return Err(Error::Device("the peer has ended too often".into()));
@@ -131,10 +216,7 @@ impl Peer {
             self.launch()?;
         }
         self.asked += 1;
-        let mut question = question.clone();
-        question.insert("id".into(), json!(self.asked));
-        question.insert("limit".into(), json!(limit.as_secs_f64()));
-        let line = format!("{}\n", Value::Object(question));
+        let line = format!("{}\n", json!(Numbered { question, id: self.asked, limit: limit.as_secs_f64() }));
         let process = self.process.as_mut().expect("started above");
         if process.questions.write_all(line.as_bytes()).and_then(|()| process.questions.flush()).is_err() {
             return Err(self.ended());
@@ -142,7 +224,7 @@ impl Peer {
         self.answer(self.asked, limit + GRACE)
     }
 
-    fn answer(&mut self, id: u64, limit: Duration) -> Result<Value> {
+    fn answer<A: DeserializeOwned>(&mut self, id: u64, limit: Duration) -> Result<A> {
         let start = Instant::now();
         loop {
             let process = self.process.as_ref().expect("asked only while it runs");
@@ -155,14 +237,15 @@ impl Peer {
                 }
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
             };
-            let Ok(Value::Object(mut answer)) = serde_json::from_str(&line) else { continue };
-            if answer.remove("id").and_then(|own| own.as_u64()) != Some(id) {
+            let Ok(answer) = serde_json::from_str::<Value>(&line) else { continue };
+            if answer["id"].as_u64() != Some(id) {
                 continue;
             }
-            return match answer.get("error").and_then(Value::as_str) {
-                Some(problem) => Err(Error::Device(problem.to_owned())),
-                None => Ok(Value::Object(answer)),
-            };
+            if let Some(problem) = answer["error"].as_str() {
+                return Err(Error::Device(problem.to_owned()));
+            }
+            return serde_json::from_value(answer)
+                .map_err(|e| Error::Device(format!("the peer's answer cannot be used: {e}")));
         }
     }
 

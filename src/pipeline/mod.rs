@@ -20,7 +20,7 @@ mod shrink;
 mod summary;
 mod verify;
 
-pub use benchmark::{Bench, Limits, PeerOptions, Record, fully_merged, network_cases};
+pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
 pub use folder::{Entry, RunFolder, RunSpec};
 pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};

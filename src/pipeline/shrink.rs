@@ -15,7 +15,7 @@ use crate::dtype::Dtype;
 use crate::io::onnx::write_onnx;
 use crate::io::{read_model, write_model};
 use crate::model::Model;
-use crate::report::{MaskTrial, Page, RunResult, StageTime};
+use crate::report::{MaskTrial, MetricsLine, Page, RunResult, StageTime};
 use crate::shrink::merge::{MergeError, MergeOptions, TOLERANCE, merge, verify, verify_random};
 use crate::shrink::{Mask, random_masks};
 use crate::{Error, Result};
@@ -194,8 +194,7 @@ fn write_report(
 ) -> Result<()> {
     let path = folder.path("metrics.jsonl");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    // A line that a killed process left half-written is no record.
-    let metrics: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let metrics = MetricsLine::read_all(&text);
     let page =
         Page { result, metrics: &metrics, before: &before.graph, after: &after.graph, config: &run.config.to_toml()? };
     page.write(folder.dir())?;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::plot::{open, text};
 use super::table::count;
+use crate::measure::NetworkRecord;
 
 const WIDTH: f64 = 760.0;
 /// Room for the names, and for the numbers behind the longest bar.
@@ -15,23 +16,33 @@ const GAP: f64 = 12.0;
 const STYLE: &str = "<style>svg{background:#fff;font:12px sans-serif}text{fill:#333}\
     .own{fill:#2471a3}.peer{fill:#b9c4cc}</style>";
 
+/// Images per second of whole networks as an SVG file that stands alone: a bar for each, and beside it the peer's.
+pub fn network_bars(title: String, records: &[NetworkRecord]) -> String {
+    let bars = records.iter().map(|record| Bars {
+        name: format!("{} {}", record.work.name, record.work.pass),
+        own: record.timing().map(|own| own.images_per_s),
+        peer: record.peer_timing().and_then(|timing| timing.peer.peer_images_per_s),
+    });
+    BarPlot { title, bars: bars.collect() }.svg()
+}
+
 /// One thing and its rates; what was not measured has no bar.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Bars {
-    pub name: String,
-    pub own: Option<f64>,
-    pub peer: Option<f64>,
+struct Bars {
+    name: String,
+    own: Option<f64>,
+    peer: Option<f64>,
 }
 
 /// Bars on one scale.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct BarPlot {
-    pub title: String,
-    pub bars: Vec<Bars>,
+struct BarPlot {
+    title: String,
+    bars: Vec<Bars>,
 }
 
 impl BarPlot {
-    pub fn svg(&self) -> String {
+    fn svg(&self) -> String {
         let rates = |bars: &Bars| [("own", bars.own), ("peer", bars.peer)];
         let usable = |rate: Option<f64>| rate.filter(|v| v.is_finite() && *v > 0.0);
         let all = || self.bars.iter().flat_map(rates).filter_map(|(class, rate)| Some((class, usable(rate)?)));

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
-use super::curves::Curves;
+use super::curves::{Curves, MetricsLine};
 use super::network_drawing::{network_drawing, short_name};
 use super::plot::{BarRow, LineChart, Series, bar_chart, legend};
 use super::result::{BlockResult, MaskTrial, NetworkStage, RunResult};
-use super::table::{Align, Table, count, escape, network_table, significant};
+use super::table::{Align, Table, count, escape, significant};
+use super::text::network_table;
 use crate::Result;
 use crate::graph::Graph;
 use crate::io::write_atomic;
@@ -20,8 +19,8 @@ const STYLE: &str = include_str!("page.css");
 pub struct Page<'a> {
     /// The run's numbers.
     pub result: &'a RunResult,
-    /// The lines of `metrics.jsonl`; a line may miss any field.
-    pub metrics: &'a [Value],
+    /// The lines of `metrics.jsonl`.
+    pub metrics: &'a [MetricsLine],
     /// The original network.
     pub before: &'a Graph,
     /// The network as it is now, with its blocks' states.
@@ -237,9 +236,14 @@ fn training(curves: &Curves<'_>) -> String {
     let chart = |title, x_label, series: Vec<Series>| {
         LineChart { title, x_label, height: 270.0, series, bands: &curves.bands, names_at_end: false }.svg()
     };
-    let of = |key, name, class| curves.series(key, name, class);
-    let accuracy = vec![of("train_top1", "train top-1 %", "c-train"), of("test_top1", "test top-1 %", "c-test")];
-    let loss = vec![of("train_loss", "train loss", "c-train"), of("test_loss", "test loss", "c-test")];
+    let accuracy = vec![
+        curves.series(|line| line.train_top1, "train top-1 %", "c-train"),
+        curves.series(|line| line.test_top1, "test top-1 %", "c-test"),
+    ];
+    let loss = vec![
+        curves.series(|line| line.train_loss, "train loss", "c-train"),
+        curves.series(|line| line.test_loss, "test loss", "c-test"),
+    ];
     format!("{}\n{}", chart("Accuracy", "", accuracy), chart("Loss", "step", loss))
 }
 

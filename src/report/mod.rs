@@ -1,20 +1,37 @@
-//! What a run found, as JSON, as text tables and as one self-contained HTML page.
+//! Records and what a run found, in every format: a file a format.
+//!
+//! | file | format |
+//! |--|--|
+//! | `text` | tables and lines for the terminal, from [`Table`] |
+//! | `table` | a [`Table`] as plain text, Markdown and HTML |
+//! | `csv` | [`csv()`] of any records |
+//! | `json` | [`json_text`], and the files of a bench |
+//! | `roofline_plot`, `bar_plot` | SVG files of a bench that stand alone |
+//! | `plot`, `curves`, `network_drawing` | SVG within the HTML page |
+//! | `html` | [`Page`]: one self-contained page about a run |
+//! | `result` | [`RunResult`]: the numbers of a run |
 
 mod bar_plot;
-mod bench;
+mod csv;
 mod curves;
 mod html;
+mod json;
 mod network_drawing;
 mod plot;
 mod result;
 mod roofline_plot;
 mod table;
+mod text;
 
-pub use bench::{csv, layer_table, layer_totals, network_bars, network_bench_table};
+pub use bar_plot::network_bars;
+pub use csv::csv;
+pub use curves::MetricsLine;
 pub use html::Page;
+pub use json::{BENCH_SCHEMA, BenchFile, json_text};
 pub use result::{
     BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage,
     RunResult, SCHEMA, StageTime,
 };
 pub use roofline_plot::{Point, RooflinePlot};
-pub use table::{Align, Table, network_table};
+pub use table::{Align, Table};
+pub use text::{layer_table, layer_totals, limits_text, network_bench_table, network_table, plan_text};

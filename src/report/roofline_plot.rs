@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::plot::{open, text};
 use super::table::{escape, significant};
+use crate::measure::{LayerRecord, Roofline};
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 460.0;
@@ -42,6 +43,25 @@ pub struct RooflinePlot {
 }
 
 impl RooflinePlot {
+    /// The layers that were timed, under the roof of their device.
+    pub fn of_layers(title: String, records: &[LayerRecord], roofline: &Roofline) -> Self {
+        let point = |record: &LayerRecord| {
+            let (work, own) = (&record.work, record.timing()?);
+            let seconds = own.timing.time_us * 1e-6;
+            Some(Point {
+                name: format!("{} {}: {}, {seconds:.2e} s", work.name, work.pass, work.shape),
+                family: work.family.to_owned(),
+                intensity: own.flops_per_byte,
+                rate: own.flops as f64 / seconds,
+            })
+        };
+        let peaks = match roofline.matrix_flops == roofline.vector_flops {
+            true => vec![("peak", roofline.matrix_flops)],
+            false => vec![("matrix units", roofline.matrix_flops), ("vector units", roofline.vector_flops)],
+        };
+        Self { title, bandwidth: roofline.bandwidth, peaks, points: records.iter().filter_map(point).collect() }
+    }
+
     /// The drawing; points that are not finite and above 0 are left out.
     pub fn svg(&self) -> String {
         let usable = |v: f64| v.is_finite() && v > 0.0;

@@ -1,7 +1,5 @@
 //! Tables for the terminal, for Markdown and for the HTML page.
 
-use super::result::RunResult;
-
 /// To which side a column leans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
@@ -105,35 +103,6 @@ impl Table {
         let line = padded.join(gap);
         format!("{}\n", if gap.trim().is_empty() { line.trim_end() } else { &line })
     }
-}
-
-/// The table every run ends with: original, unmerged and merged with accuracy, size and speed.
-pub fn network_table(result: &RunResult) -> Table {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("network", Left),
-        ("top-1 %", Right),
-        ("params", Right),
-        ("MACs/image", Right),
-        ("ms/batch", Right),
-        ("± IQR", Right),
-        ("images/s", Right),
-        ("×", Right),
-    ]);
-    for n in &result.networks {
-        let speed_up = result.speed_up(n.name).map_or_else(|| "–".to_owned(), |r| format!("{r:.2}"));
-        table.row(&[
-            n.name.to_string(),
-            format!("{:.2}", n.top1),
-            count(n.params),
-            count(n.macs),
-            significant(n.latency_ms.median),
-            significant(n.latency_ms.iqr),
-            count(n.images_per_s.round().max(0.0) as u64),
-            speed_up,
-        ]);
-    }
-    table
 }
 
 /// A whole number with its thousands set apart.
