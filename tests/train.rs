@@ -13,8 +13,8 @@ use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::train::{
-    Distillation, Evaluation, Hook, Interrupt, Metrics, NoHook, Progress, Reporter, Session, Stage, TrainConfig,
-    TrainStep, evaluate, train,
+    Distillation, Evaluation, Hook, HookRecord, Interrupt, Metrics, NoHook, Progress, Reporter, Session, Stage,
+    TrainConfig, TrainStep, evaluate, train,
 };
 use depthshrinker::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -132,8 +132,10 @@ impl Hook for Scores {
         engine.set_slopes(&self.slopes())
     }
 
-    fn epoch_record(&mut self, _: Progress<'_>) -> Map<String, Value> {
-        Map::from_iter([("scores".to_owned(), json!(self.scores))])
+    fn epoch_record(&mut self, _: Progress<'_>) -> Option<HookRecord> {
+        // Every bit of the scores is in the line.
+        let bits = self.scores.iter().fold(0, |sum: u64, score| sum.rotate_left(7) ^ u64::from(score.to_bits()));
+        Some(HookRecord::Search { exploring: false, kept: vec![1, 0], mask_changes: bits })
     }
 
     fn state(&self) -> Value {
@@ -221,6 +223,11 @@ fn training_learns_and_writes_a_record_per_epoch() {
     assert_eq!(evaluated, [5, 10, 12]);
     assert_eq!(records[3]["step"], json!(4 * STEPS));
     assert_eq!(records[3]["stage"], json!("search"));
+    let keys: Vec<&str> = records[3].keys().map(String::as_str).collect();
+    assert_eq!(keys, ["epoch", "lr", "stage", "step", "test_loss", "test_top1", "train_loss", "train_top1"]);
+    assert_eq!((&records[3]["epoch"], &records[3]["test_loss"]), (&json!(4), &Value::Null));
+    // An f32 has all digits of the number that it is.
+    assert_eq!(records[0]["lr"], json!(config.learning_rate(STEPS - 1, STEPS)));
 
     let options = EngineOptions { batch: 8, fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
     let mut engine = Engine::new(&Device::Cpu, &trained, &options).unwrap();

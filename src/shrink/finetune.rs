@@ -2,11 +2,10 @@
 //! (`methods.md` 1.3).
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
 use super::mask::Mask;
 use crate::engine::Engine;
-use crate::train::{Hook, Progress, TrainStep};
+use crate::train::{Hook, HookRecord, Progress, TrainStep};
 use crate::{Error, Result};
 
 /// How the freed activations turn into the identity: by the slope q outside their bounds, 0 = activation, 1 = identity.
@@ -157,16 +156,11 @@ impl Hook for Finetune {
         engine.set_slopes(&self.last_slopes(at.step, at.total_steps))
     }
 
-    /// `removed_slope` is the mean slope of the freed blocks. Below 1 the accuracy is that of a network between the
-    /// original and the shrunk one, and the line says so: `partial` is true.
-    fn epoch_record(&mut self, at: Progress<'_>) -> Map<String, Value> {
+    fn epoch_record(&mut self, at: Progress<'_>) -> Option<HookRecord> {
         let slopes = self.last_slopes(at.step, at.total_steps);
         let removed = self.mask.removed();
-        let mean = removed.iter().map(|&b| slopes[b]).sum::<f32>() / removed.len().max(1) as f32;
-        let mut record = Map::new();
-        record.insert("removed_slope".into(), json!(mean));
-        record.insert("partial".into(), json!(removed.iter().any(|&b| slopes[b] < 1.0)));
-        record
+        let removed_slope = removed.iter().map(|&b| slopes[b]).sum::<f32>() / removed.len().max(1) as f32;
+        Some(HookRecord::Finetune { removed_slope, partial: removed.iter().any(|&b| slopes[b] < 1.0) })
     }
 }
 
@@ -239,7 +233,8 @@ mod tests {
     fn records_before_the_slope_is_1_are_marked() {
         let mut finetune = Finetune::new(mask(), Removal::Linear { start: 0.0, end: 0.5 });
         let at = |step| Progress { stage: "finetune", epoch: 0, epochs: 4, step, total_steps: 100 };
-        assert_eq!(finetune.epoch_record(at(25))["partial"], json!(true));
-        assert_eq!(finetune.epoch_record(at(50))["partial"], json!(false));
+        let mut record = |step| finetune.epoch_record(at(step));
+        assert_eq!(record(25), Some(HookRecord::Finetune { removed_slope: 0.5, partial: true }));
+        assert_eq!(record(50), Some(HookRecord::Finetune { removed_slope: 1.0, partial: false }));
     }
 }

@@ -5,13 +5,13 @@
 //! ones away; keeping them instead is an option of the job.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::mask::{Budget, Mask};
 use super::scores::{ScoreConfig, Scores, SearchStep};
 use crate::engine::Engine;
 use crate::graph::{BlockState, Graph};
-use crate::train::{Hook, Progress, TrainStep};
+use crate::train::{Hook, HookRecord, Progress, ScoreRecord, TrainStep};
 use crate::{Error, Result};
 
 /// Scores recorded over the whole search: enough for a curve, little enough for a checkpoint.
@@ -94,13 +94,11 @@ impl Search {
     }
 
     /// Records of the scores over the search, as `metrics.jsonl` has them.
-    pub fn records(&self, stage: &str) -> Vec<Map<String, Value>> {
-        let record = |(step, scores): &(u64, Vec<f32>)| {
-            let mut map = Map::new();
-            map.insert("stage".into(), json!(stage));
-            map.insert("step".into(), json!(step));
-            map.insert("scores".into(), json!(scores));
-            map
+    pub fn records(&self, stage: &str) -> Vec<ScoreRecord> {
+        let record = |(step, scores): &(u64, Vec<f32>)| ScoreRecord {
+            stage: stage.to_owned(),
+            step: *step,
+            scores: scores.clone(),
         };
         self.state.history.iter().map(record).collect()
     }
@@ -134,13 +132,13 @@ impl Hook for Search {
         engine.set_slopes(&self.mask().slopes(1.0))
     }
 
-    fn epoch_record(&mut self, at: Progress<'_>) -> Map<String, Value> {
-        let mut record = Map::new();
+    fn epoch_record(&mut self, at: Progress<'_>) -> Option<HookRecord> {
         let last = SearchStep { step: at.step.saturating_sub(1), ..self.place(at) };
-        record.insert("exploring".into(), json!(last.explores(&self.config)));
-        record.insert("kept".into(), json!(self.mask().bits()));
-        record.insert("mask_changes".into(), json!(std::mem::take(&mut self.state.changes)));
-        record
+        Some(HookRecord::Search {
+            exploring: last.explores(&self.config),
+            kept: self.mask().bits(),
+            mask_changes: std::mem::take(&mut self.state.changes),
+        })
     }
 
     fn state(&self) -> Value {

@@ -1,7 +1,8 @@
 //! What a stage adds to plain training.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::metrics::HookRecord;
 use super::step::TrainStep;
 use crate::engine::Engine;
 use crate::{Error, Result};
@@ -52,10 +53,10 @@ pub trait Hook {
         Ok(())
     }
 
-    /// Further fields of the epoch's line in `metrics.jsonl`.
-    fn epoch_record(&mut self, at: Progress<'_>) -> Map<String, Value> {
+    /// Further fields of the epoch's line in `metrics.jsonl`, where the stage has any.
+    fn epoch_record(&mut self, at: Progress<'_>) -> Option<HookRecord> {
         let _ = at;
-        Map::new()
+        None
     }
 
     /// Everything that changes from step to step, for a checkpoint. An `f32` survives JSON exactly.

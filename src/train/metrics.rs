@@ -4,9 +4,74 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::{Error, Result};
+
+/// The line of one epoch.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EpochRecord {
+    /// The stage, such as `train`.
+    pub stage: String,
+    /// The epoch, from 1.
+    pub epoch: u64,
+    /// Steps of the stage taken by its end.
+    pub step: u64,
+    /// Learning rate of its last step.
+    pub lr: f32,
+    /// Mean loss of the training images.
+    pub train_loss: f64,
+    /// Accuracy on the augmented training images, percent.
+    pub train_top1: f64,
+    /// Mean loss of the test images; null in epochs without evaluation.
+    pub test_loss: Option<f64>,
+    /// Accuracy on the test images, percent; null in epochs without evaluation.
+    pub test_top1: Option<f64>,
+    /// Training speed; null where a resumed run had only the evaluation left to do.
+    pub images_per_s: Option<f64>,
+    /// Wall time since the epoch began or was resumed, without its evaluation.
+    pub seconds: f64,
+    /// Most bytes of device memory held so far; absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_peak_bytes: Option<u64>,
+    /// What the stage adds.
+    #[serde(flatten)]
+    pub hook: Option<HookRecord>,
+}
+
+/// What a stage adds to an epoch's line.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum HookRecord {
+    /// The mask search.
+    Search {
+        /// Whether the masks of the epoch's last step were still drawn at random.
+        exploring: bool,
+        /// The mask that the scores give now: one entry per block, 1 = its activations stay.
+        kept: Vec<u8>,
+        /// How often a block went from kept to freed or back in this epoch.
+        mask_changes: u64,
+    },
+    /// Finetuning without the freed activations.
+    Finetune {
+        /// Mean slope of the freed blocks outside their bounds: 0 = activation, 1 = identity.
+        removed_slope: f32,
+        /// Whether a slope is below 1: the accuracy is then that of a network between the original and the shrunk one.
+        partial: bool,
+    },
+}
+
+/// The line of one step of the mask search.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ScoreRecord {
+    /// The stage.
+    pub stage: String,
+    /// Steps of the stage taken.
+    pub step: u64,
+    /// Keep scores in [0, 1], one per block.
+    pub scores: Vec<f32>,
+}
 
 /// Appends lines to a metrics file, or nowhere.
 #[derive(Debug, Default)]
@@ -68,14 +133,15 @@ impl Metrics {
         Ok(())
     }
 
-    /// Appends a line.
+    /// Appends a line: an [`EpochRecord`] or a [`ScoreRecord`]. Keys are sorted, and an `f32` has the digits of the `f64`
+    /// that equals it.
     ///
     /// # Errors
     /// When it cannot be written; no part of it is left then.
-    pub fn append(&mut self, record: &Map<String, Value>) -> Result<()> {
+    pub fn append<R: Serialize>(&mut self, record: &R) -> Result<()> {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
-        let mut line = serde_json::to_string(record).map_err(|e| Error::file(&path, e.to_string()))?;
-        line.push('\n');
+        let value: Value = serde_json::to_value(record).map_err(|e| Error::file(&path, e.to_string()))?;
+        let line = format!("{value}\n");
         if let Err(e) = file.write_all(line.as_bytes()) {
             // What was written of the line must not be taken for a line.
             let _ = file.set_len(self.len);

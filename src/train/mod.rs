@@ -20,7 +20,7 @@ pub use evaluate::{Evaluation, evaluate, evaluate_until};
 pub use feed::{StepBatch, StepImages};
 pub use hook::{Hook, NoHook, Progress};
 pub use interrupt::Interrupt;
-pub use metrics::Metrics;
+pub use metrics::{EpochRecord, HookRecord, Metrics, ScoreRecord};
 pub use reporter::Reporter;
 pub use schedule::Schedule;
 pub use session::Session;

@@ -6,12 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
-
 use super::config::TrainConfig;
 use super::evaluate::{Evaluation, check_data, evaluate_until};
 use super::feed::StepBatch;
 use super::hook::{Hook, Progress};
+use super::metrics::EpochRecord;
 use super::session::Session;
 use super::step::{StepOptions, StepSettings, TrainStep};
 use super::teacher::Distillation;
@@ -221,28 +220,26 @@ impl<'a> Run<'a> {
         (self.epoch_images > 0).then(|| self.epoch_images as f64 / seconds.max(1e-9))
     }
 
-    fn record(&mut self, evaluation: Option<Evaluation>, seconds: f64) -> Map<String, Value> {
-        let config = self.stage.config;
-        let at = progress(&self.stage, &self.position);
+    fn record(&mut self, evaluation: Option<Evaluation>, seconds: f64) -> EpochRecord {
         let images = self.sums.images.max(1) as f64;
         let last = self.position.step.saturating_sub(1);
-        let mut record = Map::new();
-        let mut put = |key: &str, value: Value| record.insert(key.to_owned(), value);
-        put("stage", json!(self.stage.name));
-        put("epoch", json!(self.position.epoch + 1));
-        put("step", json!(self.position.step));
-        put("lr", json!(config.learning_rate(last, steps_per_epoch(&self.stage))));
-        put("train_loss", json!(self.sums.loss / images));
-        put("train_top1", json!(100.0 * self.sums.correct as f64 / images));
-        put("test_loss", json!(evaluation.map(|e| e.loss)));
-        put("test_top1", json!(evaluation.map(|e| e.top1)));
-        put("images_per_s", json!(self.images_per_s(seconds)));
-        put("seconds", json!(seconds));
-        if let Device::Gpu(gpu, _) = self.step.device() {
-            put("device_peak_bytes", json!(gpu.memory().1));
+        EpochRecord {
+            stage: self.stage.name.to_owned(),
+            epoch: self.position.epoch + 1,
+            step: self.position.step,
+            lr: self.stage.config.learning_rate(last, steps_per_epoch(&self.stage)),
+            train_loss: self.sums.loss / images,
+            train_top1: 100.0 * self.sums.correct as f64 / images,
+            test_loss: evaluation.map(|e| e.loss),
+            test_top1: evaluation.map(|e| e.top1),
+            images_per_s: self.images_per_s(seconds),
+            seconds,
+            device_peak_bytes: match self.step.device() {
+                Device::Gpu(gpu, _) => Some(gpu.memory().1),
+                Device::Cpu => None,
+            },
+            hook: self.stage.hook.epoch_record(progress(&self.stage, &self.position)),
         }
-        record.extend(self.stage.hook.epoch_record(at));
-        record
     }
 
     fn line(&self, evaluation: Option<Evaluation>, seconds: f64) -> String {
