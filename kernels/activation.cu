@@ -9,7 +9,7 @@
 // activations; batch-norms with an activation form the same partial sums. Gradients may carry a loss scale, then the
 // score does too. `slope_at`, where not null, holds the slope on the device.
 //
-// Blocks have 256 threads; no dynamic shared memory. G = clamp(⌈n / (1024 · 16 / sizeof(T))⌉, 1, 1024).
+// Blocks have 256 threads; no dynamic shared memory. G is the number of blocks of `WalkConfig` in src/ops/config/walk.rs.
 //
 // activation_forward<T>     grid (G)                                                                       3 instances
 //     (const T* x, float limit, float slope, const float* slope_at or null, T* y, long long n)
@@ -30,7 +30,8 @@
 template <typename T>
 __global__ void __launch_bounds__(256) activation_forward(
     const T* __restrict__ x,   // [n]
-    float limit, float slope, const float* __restrict__ slope_at,
+    float limit, float slope,
+    const float* __restrict__ slope_at,   // [1] or null
     T* __restrict__ y,         // [n]
     long long n) {
     const Clamp clamp = make_clamp(limit, slope, slope_at);
@@ -42,7 +43,8 @@ template <typename T>
 __global__ void __launch_bounds__(256) activation_backward(
     const T* __restrict__ x,        // [n]
     const T* __restrict__ dy,       // [n]
-    float limit, float slope, const float* __restrict__ slope_at,
+    float limit, float slope,
+    const float* __restrict__ slope_at,   // [1] or null
     T* __restrict__ dx,             // [n]
     int accumulate,                 // 1 adds to what is in dx
     float* __restrict__ scores,     // [blocks] or null

@@ -8,7 +8,7 @@
 // Blocks have 256 threads, of which each writes one 16-byte vector where h·w·c is a whole number of them, else single
 // elements; no dynamic shared memory.
 //
-// augment<T, VECTOR>     grid (⌈h·w·c / (256·N)⌉, n), N elements a thread; VECTOR: y is aligned to 16 bytes 6 instances
+// augment<T, VECTOR>     grid (pieces of an image, n) of `LaneConfig`; VECTOR: y is aligned to 16 bytes     6 instances
 //     (const u8* images, const ImageView* views [n], const float* tables [c, 256], T* y [n, h, w, c], int h, int w, int c)
 //
 // instances: augment<{float,f16,bf16}, {true,false}>

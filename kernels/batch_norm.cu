@@ -15,10 +15,9 @@
 // first one's mean. Gradients may carry a loss scale; then so do dγ, dβ and the score.
 //
 // Launches. Blocks have 256 threads, no dynamic shared memory. With VECTOR, N = 16 / sizeof(T), c is a multiple of N
-// and tensors are aligned to 16 bytes; without, N = 1. `lanes`, tiles and R are as slab.cuh says. `slab` is in pixels,
-// slabs = ⌈pixels / slab⌉.
-//     two-stage sums:   slab = ⌈pixels / wanted⌉, wanted = min(⌈pixels / (16 · R)⌉, ⌈512 / tiles⌉); so slabs ≤ 512
-//     other kernels:    slab = max(8 · R, ⌈pixels / 65535⌉)
+// and tensors are aligned to 16 bytes; without, N = 1. `lanes` and tiles are as slab.cuh says. `slab` is in pixels, one
+// for the two-stage sums and another for the other kernels: `NormConfig` of src/ops/config/norm.rs has them, grids and
+// the sizes of what is kept between stages.
 // No activation is limit = infinity, slope 1. `slope_at`, where not null, holds the slope on the device. A residual
 // under slope 1 need not be given to the backward pass.
 //
@@ -169,7 +168,8 @@ __global__ void __launch_bounds__(256) batch_norm_normalise(
     const float* __restrict__ beta,    // [c]
     const float* __restrict__ saved,   // [2, c]
     const T* __restrict__ residual,    // [pixels, c] or null
-    float limit, float slope, const float* __restrict__ slope_at,
+    float limit, float slope,
+    const float* __restrict__ slope_at,   // [1] or null
     T* __restrict__ z,                 // [pixels, c]
     long long pixels, int slab, int c, int lanes) {
     constexpr int N = LANE_CHANNELS<T, VECTOR>;
@@ -202,7 +202,8 @@ __global__ void __launch_bounds__(256) batch_norm_backward_sums(
     const float* __restrict__ beta,    // [c]
     const float* __restrict__ saved,   // [2, c]
     const T* __restrict__ residual,    // [pixels, c] or null
-    float limit, float slope, const float* __restrict__ slope_at,
+    float limit, float slope,
+    const float* __restrict__ slope_at,   // [1] or null
     T* __restrict__ d_residual,        // [pixels, c] or null
     int accumulate,                    // 1 adds to what is in d_residual
     float* __restrict__ partials,      // [slabs, 2, c]: Σ g, Σ g·(y − μ)
@@ -295,7 +296,8 @@ __global__ void __launch_bounds__(256) batch_norm_backward_apply(
     const T* __restrict__ dz,                 // [pixels, c]
     const float* __restrict__ coefficients,   // [4, c]
     const T* __restrict__ residual,           // [pixels, c] or null
-    float limit, float slope, const float* __restrict__ slope_at,
+    float limit, float slope,
+    const float* __restrict__ slope_at,   // [1] or null
     T* __restrict__ dy,                       // [pixels, c]
     int accumulate,                           // 1 adds to what is in dy
     long long pixels, int slab, int c, int lanes) {

@@ -6,8 +6,8 @@
 //   bias_gradient<T, VECTOR>   (tiles, slabs, 1)       256     none
 //     (const T* dy, float* partials, int slab, int pixels, int c, int lanes)
 //     T: float, f16, bf16; VECTOR needs c to be a multiple of 16 bytes of T and dy aligned to 16 bytes. tiles and lanes
-//     are as slab.cuh says, with N = 16 bytes of T, or 1 without VECTOR. slab = max(256, ceil(pixels / 512)) and
-//     slabs = ceil(pixels / slab). partials is [slabs, c], for sum_slabs<float>; with one slab it may be db itself.
+//     are as slab.cuh says, with N = 16 bytes of T, or 1 without VECTOR; slabs are those of `BiasConfig` in
+//     src/ops/config/lanes.rs. partials is [slabs, c], for sum_slabs<float>; with one slab it may be db itself.
 //   sum_slabs<T>               (ceil(len / 32), 1, 1)  256     none
 //     (const T* partials, float* sums, int slabs, long long len)
 //     sums[i] = Σ over slabs of partials[slab, i]. T: float for second stages; the network's T for the gradient of a

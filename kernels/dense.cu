@@ -12,7 +12,7 @@
 //   VECTOR     needs c_in / groups and c_out / groups to be multiples of 16 bytes of T, and all pointers aligned to 16
 //   tiles      64x64 for every T; with VECTOR also 128x128 and 128x32 for f16 and bf16
 //   block      128 threads; 256 for 128x128.   dynamic shared memory: none
-//   grid       (ceil(M / TILE_M) · ceil(N / TILE_N), y, groups)
+//   grid       (tiles of the result M x N, y, groups)
 //
 //   kernel                                     M                    N                       y
 //   dense_forward<T, TILE_M, TILE_N, VECTOR>   n·h_out·w_out        c_out / groups          1
@@ -21,13 +21,11 @@
 //   dense_dgrad<T, TILE_M, TILE_N, VECTOR>     n·ceil(h_in / s_h)   c_in / groups           s_h·s_w
 //     (const T* dy, const T* w, T* dx,         ·ceil(w_in / s_w)
 //      int accumulate, ConvGeometry g)
-//   dense_wgrad<T, TILE_M, TILE_N, VECTOR>     c_out / groups       k_h·k_w·c_in / groups   ceil(n·h_out·w_out / slab)
+//   dense_wgrad<T, TILE_M, TILE_N, VECTOR>     c_out / groups       k_h·k_w·c_in / groups   slabs of `slab` pixels
 //     (const T* x, const T* dy, float* partials, int slab, ConvGeometry g)
 //
-// Slabs are chosen by the problem alone, so that results do not depend on the device: with tiles = ceil(M / TILE_M) ·
-// ceil(N / TILE_N) · groups and pixels = n·h_out·w_out, splits = clamp(B / tiles, 1, max(1, pixels / 256)), B being
-// 512, or 160 for 128x128 tiles, and slab = ceil(pixels / splits) rounded up to a multiple of 32; the slabs are then
-// ceil(pixels / slab), 65535 at most.
+// Tiles and slabs are chosen by the problem alone, so that results do not depend on the device, and a slab is a
+// multiple of 32 pixels: `GemmConfig` of src/ops/config/gemm.rs has grids, slabs and the size of `partials`.
 //
 // instances: dense_{forward,dgrad,wgrad}<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: dense_{forward,dgrad}<{f16,bf16}, 128, {32,128}, true>

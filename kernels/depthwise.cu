@@ -21,35 +21,31 @@
 // one slab, dw itself may be given as `partials`.
 //
 // Launches. All blocks have 256 threads and no dynamic shared memory. `lanes` is as slab.cuh says, with N = 2, or 1 for
-// *_any; tiles = ⌈c / N / lanes⌉ and R = ⌊256 / lanes⌋. The fast kernels need an even c, and all pointers aligned to
-// two elements. ConvGeometry is that of the forward pass, except where it says otherwise; offsets inside one image are
-// below 2^31, and so is the number of pixels. P(h, w) = n · ⌈h / rows⌉ · ⌈w / 2⌉. `rows` is how far a thread marches:
-// ⌈h / ⌈h / 16⌉⌉, which may be halved while that leaves the device short of blocks. Only wgrad's result depends on it,
-// so there it must follow from the problem alone.
+// *_any. The fast kernels need an even c, and all pointers aligned to two elements. ConvGeometry is that of the forward
+// pass, except where it says otherwise; offsets inside one image are below 2^31, and so is the number of pixels. `rows`
+// is how far a thread marches; only wgrad's result depends on it, so there it must follow from the problem alone.
+// Grids, rows, slabs and the size of `partials` are those of `DepthwiseConfig` in src/ops/config/depthwise.rs.
 //
 // depthwise_forward<T, K, STRIDE>    K 3, 5, 7; STRIDE 1, 2                                              18 instances
-//     grid (tiles · ⌈P(h_out, w_out) / R⌉)
 //     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
 //      ConvGeometry, int rows, int lanes, int flipped)
 //     flipped is 0. With STRIDE 1 this is dgrad too: x = dy, y = dx, flipped = 1, the geometry with input and output
 //     exchanged and each pad replaced by K − 1 − pad (which may be negative), no bias, slope 1; residual = dx, or null
 //     where dx is not accumulated.
 // depthwise_dgrad<T, K>              K 3, 5, 7; both strides 2                                           9 instances
-//     grid (tiles · ⌈n · ⌈Q(h_in, pad_top) / rows⌉ · ⌈Q(w_in, pad_left) / 2⌉ / R⌉) with
-//     Q(len, pad) = ⌊(len − 1 + pad) / 2⌋ − ⌊pad / 2⌋ + 1, which takes the place of h where rows is chosen
+//     a thread marches down rows of pairs of dx, ⌊(h_in − 1 + pad_top) / 2⌋ − ⌊pad_top / 2⌋ + 1 of them, columns alike
 //     (const T* dy, const T* w, T* dx, int accumulate, ConvGeometry, int rows, int lanes)
 // depthwise_wgrad<T, K, STRIDE>      K 3, 5, 7; STRIDE 1, 2                                              18 instances
-//     grid (tiles, slabs): with P = P(h_out, w_out) and wanted = min(⌈P / (2 · R)⌉, ⌈512 / tiles⌉),
-//     slab = ⌈P / wanted⌉ and slabs = ⌈P / slab⌉
+//     grid (tiles, slabs), a slab being of strips of `rows` × 2 pixels
 //     (const T* x, const T* dy, float* partials [slabs, K, K, c], int slab, ConvGeometry, int rows, int lanes)
-// depthwise_forward_any<T>           grid (tiles · ⌈n · h_out · w_out / R⌉)                              3 instances
+// depthwise_forward_any<T>                                                                               3 instances
 //     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
 //      ConvGeometry, int lanes)
-// depthwise_dgrad_any<T>             grid (tiles · ⌈n · h_in · w_in / R⌉)                                3 instances
+// depthwise_dgrad_any<T>                                                                                 3 instances
 //     (const T* dy, const T* w, T* dx, int accumulate, ConvGeometry, int lanes)
 // depthwise_wgrad_any<T>             grid (tiles, slabs, k_h · k_w)                                      3 instances
 //     (const T* x, const T* dy, float* partials [slabs, k_h, k_w, c], int slab, ConvGeometry, int lanes)
-//     slab as above with P = n · h_out · w_out and 32 in the place of 2
+//     a slab is of pixels
 //
 // instances: depthwise_{forward,wgrad}<{float,f16,bf16}, {3,5,7}, {1,2}>
 // instances: depthwise_dgrad<{float,f16,bf16}, {3,5,7}>

@@ -5,7 +5,7 @@
 // goes on to new masks.
 // Tensors are of type T, aligned to 16 bytes. Bound by memory on large tensors, by integer products on small ones.
 //
-// dropout<T>     block 256, grid (⌈n / (256 · 16 / sizeof(T))⌉), no dynamic shared memory                  3 instances
+// dropout<T>     block 256, any number of blocks (`WalkConfig`), no dynamic shared memory                  3 instances
 //     (const T* x, T* y, float scale = 1 / (1 − p), unsigned long long threshold = ⌊p · 2^32⌋,
 //      const unsigned long long* stream [1], int accumulate, long long n)
 //

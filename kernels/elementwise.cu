@@ -10,7 +10,7 @@
 // must be aligned to 16 bytes. Without VECTOR a thread takes one element, and pointers need only the element's
 // alignment.
 //
-// Block 256; grid any number of blocks (measure: blocks that the device holds at once); no shared memory. `n` counts
+// Block 256; grid any number of blocks, those of `WalkConfig` in src/ops/config/walk.rs; no shared memory. `n` counts
 // elements. A result may be the same tensor as an operand of the same type, but not overlap it otherwise.
 //
 //   kernel          template                arguments

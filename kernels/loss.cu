@@ -17,7 +17,7 @@
 //                float* losses [n], float* hits [n], int classes, float alpha, float temperature,
 //                const float* scale or null)
 // feature_mse<T>         weight·mean (s − t)²; tensors aligned to 16 bytes                                 3 instances
-//     grid (G), G = clamp(⌈n / (1024 · 16 / sizeof(T))⌉, 1, 1024):
+//     grid (G), the blocks of `WalkConfig` in src/ops/config/walk.rs:
 //     (const T* student [n], const T* teacher [n], T* d_student [n], float* losses [G], float weight,
 //      const float* scale or null, long long n)
 // loss_finish            grid (1)                                                                          1 instance
@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(256) cross_entropy(
     T* __restrict__ d_logits,         // [n, classes] or null
     float* __restrict__ losses,       // [n]
     float* __restrict__ hits,         // [n]
-    int classes, float smoothing, const float* __restrict__ scale) {
+    int classes, float smoothing,
+    const float* __restrict__ scale) {   // [1] or null
     SHARED_ARRAY(float, shared, WARP_SIZE);
     SHARED_ARRAY(int, places, WARP_SIZE);
     const T* const z = logits + static_cast<i64>(blockIdx.x) * classes;
@@ -135,7 +136,8 @@ __global__ void __launch_bounds__(256) distillation(
     T* __restrict__ d_logits,         // [n, classes]
     float* __restrict__ losses,       // [n]
     float* __restrict__ hits,         // [n]
-    int classes, float alpha, float temperature, const float* __restrict__ scale) {
+    int classes, float alpha, float temperature,
+    const float* __restrict__ scale) {   // [1] or null
     SHARED_ARRAY(float, shared, WARP_SIZE);
     SHARED_ARRAY(int, places, WARP_SIZE);
     const i64 row = static_cast<i64>(blockIdx.x) * classes;
@@ -172,7 +174,9 @@ __global__ void __launch_bounds__(256) feature_mse(
     const T* __restrict__ teacher,   // [n]
     T* __restrict__ d_student,       // [n]
     float* __restrict__ losses,      // [blocks]: Σ (s − t)²
-    float weight, const float* __restrict__ scale, long long n) {
+    float weight,
+    const float* __restrict__ scale,   // [1] or null
+    long long n) {
     SHARED_ARRAY(float, shared, WARP_SIZE);
     const float factor = 2.0f * weight / static_cast<float>(n) * (scale != nullptr ? *scale : 1.0f);
     float sum = 0.0f;

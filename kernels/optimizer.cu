@@ -14,7 +14,8 @@
 // Bound by memory: SGD moves 21 bytes per weight and those of T, AdamW 29. Buffers are aligned to 16 bytes, and n is a
 // multiple of 4: they are padded, with group 0.
 //
-// Blocks have 256 threads; no dynamic shared memory. G = clamp(⌈n / 4096⌉, 1, 1024), W = clamp(⌈n / 1024⌉, 1, 65535).
+// Blocks have 256 threads; no dynamic shared memory. G and W are the blocks of the norm and of the
+// step of `OptimizerConfig` in src/ops/config/walk.rs.
 //
 // gradient_squares       grid (G)                                                                          1 instance
 //     (const float* g, const u8* groups, float* partials [G], long long n)
@@ -104,7 +105,7 @@ __device__ __forceinline__ double power(double base, u64 exponent) {
 
 __global__ void __launch_bounds__(256) optimizer_prepare(
     OptimizerState* __restrict__ state,   // [1]
-    const float* __restrict__ partials,   // [count]
+    const float* __restrict__ partials,   // [count]; not read where count is 0
     int count, float max_norm, float beta1, float beta2, int dynamic_scale) {
     SHARED_ARRAY(double, shared, BLOCK_THREADS);
     const double squares = sum_array(partials, count, shared);

@@ -10,7 +10,7 @@
 //   VECTOR     needs c_in and c_out to be multiples of 16 bytes of T, and all pointers aligned to 16
 //   tiles      64x64 for every T; with VECTOR also 128x128 and 128x32 for f16 and bf16
 //   block      128 threads; 256 for 128x128.   dynamic shared memory: none
-//   grid       (ceil(M / TILE_M) · ceil(N / TILE_N), slabs, 1)
+//   grid       (tiles of the result M x N, slabs, 1)
 //
 //   kernel                                                   M        N       slabs
 //   pointwise_forward<T, TILE_M, TILE_N, VECTOR>             pixels   c_out   1
@@ -18,12 +18,11 @@
 //      int pixels, int c_in, int c_out)
 //   pointwise_dgrad<T, TILE_M, TILE_N, VECTOR>               pixels   c_in    1
 //     (const T* dy, const T* w, T* dx, int accumulate, int pixels, int c_in, int c_out)
-//   pointwise_wgrad<T, TILE_M, TILE_N, VECTOR>               c_out    c_in    ceil(pixels / slab)
+//   pointwise_wgrad<T, TILE_M, TILE_N, VECTOR>               c_out    c_in    those of `slab` pixels
 //     (const T* x, const T* dy, float* partials, int slab, int pixels, int c_in, int c_out)
 //
-// Slabs are chosen by the problem alone, so that results do not depend on the device: with tiles = ceil(M / TILE_M) ·
-// ceil(N / TILE_N), splits = clamp(B / tiles, 1, max(1, pixels / 256)), B being 512, or 160 for 128x128 tiles, and
-// slab = ceil(pixels / splits) rounded up to a multiple of 32; the slabs are then ceil(pixels / slab), 65535 at most.
+// Tiles and slabs are chosen by the problem alone, so that results do not depend on the device, and a slab is a
+// multiple of 32 pixels: `GemmConfig` of src/ops/config/gemm.rs has grids, slabs and the size of `partials`.
 //
 // instances: pointwise_forward<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: pointwise_forward<{f16,bf16}, 128, {32,128}, true>

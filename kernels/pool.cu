@@ -8,10 +8,10 @@
 // lies in from x again, mostly out of the caches, so that nothing is stored by the forward pass and no two threads
 // write one element; it adds over the windows in row-major order.
 //
-// Blocks have 256 threads; no dynamic shared memory. grid (tiles, n) for the global pool, (⌈pixels of the result / R⌉,
-// tiles, n) for the max-pools; n, tiles ≤ 65535. With VECTOR, N = 16 / sizeof(T), c is a multiple of N and tensors are
-// aligned to 16 bytes; without, N = 1. `lanes`, tiles and R are as slab.cuh says. ConvGeometry is that of a depthwise
-// convolution with the pool's window, its padding smaller than its kernel.
+// Blocks have 256 threads; no dynamic shared memory. grid (tiles, n) for the global pool, (pixels of the result, tiles, n)
+// for the max-pools: `LaneConfig` of src/ops/config/lanes.rs has both; n, tiles ≤ 65535. With VECTOR, N = 16 / sizeof(T),
+// c is a multiple of N and tensors are aligned to 16 bytes; without, N = 1. `lanes`, tiles and R are as slab.cuh says.
+// ConvGeometry is that of a depthwise convolution with the pool's window, its padding smaller than its kernel.
 //
 // global_pool_forward<T, VECTOR>     (const T* x, T* y, int pixels, int c, int lanes)                      6 instances
 // global_pool_backward<T, VECTOR>    (const T* dy, T* dx, int accumulate, int pixels, int c, int lanes)    6 instances

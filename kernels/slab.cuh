@@ -1,9 +1,8 @@
 // How blocks share an activation `[pixels, c]`, and sums over it in two stages.
 //
 // The 256 threads of a block are spread over `lanes` neighbouring vectors of N channels and over as many rows of
-// threads as that leaves, so that any channel count fills the block: no warp is padded. The launch chooses
-//
-//     vectors = c / N,   tiles = ⌈vectors / 64⌉,   lanes = ⌈vectors / tiles⌉,   and so R = ⌊256 / lanes⌋ rows.
+// threads as that leaves, so that any channel count fills the block: no warp is padded. The launch chooses the tiles
+// that cover all channels and the lanes of each (`Lanes` of src/ops/config/lanes.rs), and so R = ⌊256 / lanes⌋ rows.
 //
 // A sum over pixels cuts them into slabs of `slab` pixels; the last may be shorter. Each block sums one slab, in an
 // order that is fixed by the launch, and a second kernel adds the slabs, so that equal launches give equal bits.

@@ -180,7 +180,7 @@ fn memory_that_is_used_again_changes_no_bit() {
 fn a_type_that_the_device_lacks_is_refused() {
     let error = emulator(EmulatorOptions { arch: 70, ..EmulatorOptions::default() }, Dtype::Bf16).unwrap_err();
     assert_one_line(&error, &["sm_70 has no bf16", "--precision f16 or f32"]);
-    let unit = Unit::all().into_iter().find(|unit| unit.dtype() == Dtype::Bf16).expect("kernels in bf16");
+    let unit = Unit::all().unwrap().into_iter().find(|unit| unit.dtype() == Dtype::Bf16).expect("kernels in bf16");
     assert_one_line(&compile(unit, 70, &Cache::at(kernels())).unwrap_err(), &["sm_70 has no bf16"]);
 }
 
@@ -202,6 +202,18 @@ fn without_a_compiler_it_is_told_how_to_get_one() {
     assert!(text.contains("NVRTC was not found") && text.contains("pip install"), "{text}");
     let text = refused(&["check", "--device", "emulator"], ("CXX", Path::new("/nonexistent/g++")));
     assert!(text.contains("C++17 compiler") && text.contains("set CXX"), "{text}");
+}
+
+#[test]
+fn kernels_are_read_from_a_folder_and_a_fault_there_is_told_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernels = folder.path().join("kernels");
+    std::fs::create_dir_all(kernels.join("emulator")).unwrap();
+    std::fs::write(kernels.join("pool.cu"), "// Pooling.\n\n__global__ void pool(int n) {}\n").unwrap();
+    let text = refused(&["check", "--device", "emulator"], ("DEPTHSHRINKER_KERNEL_SOURCES", &kernels));
+    assert!(text.contains("pool.cu: line 3: no `// instances:` line names pool"), "{text}");
+    let text = refused(&["check", "--device", "emulator"], ("DEPTHSHRINKER_KERNEL_SOURCES", Path::new("/nonexistent")));
+    assert!(text.contains("/nonexistent: cannot be read") && text.contains("DEPTHSHRINKER_KERNEL_SOURCES"), "{text}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use depthshrinker::check::cases;
 use depthshrinker::device::Device;
+use depthshrinker::device::argument::{Argument, Element};
 use depthshrinker::device::cache::Cache;
 use depthshrinker::device::compiler::{ARCHITECTURES, spilling};
 use depthshrinker::device::driver::{Driver, LaunchShape};
@@ -13,6 +14,9 @@ use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
 use depthshrinker::device::gpu::Gpu;
 use depthshrinker::device::nvrtc::Nvrtc;
 use depthshrinker::dtype::Dtype;
+use depthshrinker::ops::conv::{self, Bias, Conv, ConvProblem};
+use depthshrinker::ops::epilogue::Epilogue;
+use depthshrinker::shape::{Shape, Window};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const FAULTS: &str = r#"
@@ -66,9 +70,10 @@ fn run(emulator: &Emulator, kernel: &str, extra: Option<i32>) -> Result<Vec<f32>
     unsafe {
         emulator.upload(from, &numbers)?;
         let result = if extra.is_some() || kernel == "forget" { to } else { from };
+        let float = |at, writable| Argument::pointer(at, Element::Number(Dtype::F32), writable);
         let arguments = match extra {
-            Some(reach) => vec![from.into(), to.into(), reach.into()],
-            None => vec![result.into()],
+            Some(reach) => vec![float(from, false), float(to, true), reach.into()],
+            None => vec![float(result, true)],
         };
         emulator.launch(functions[kernel], BLOCK, &arguments)?;
         emulator.download(&mut out, result)?;
@@ -89,6 +94,90 @@ fn missing_barrier() -> Result<(), Failed> {
         caught |= run(&emulator(seed, None)?, "reverse<false>", None)? != expected;
     }
     if caught { Ok(()) } else { Err("a missing barrier went unnoticed".into()) }
+}
+
+/// Launches a fault with arguments that are not its own.
+fn refuse(kernel: &str, arguments: &[Argument]) -> Result<String, Failed> {
+    let emulator = emulator(0, None)?;
+    let functions = emulator.load_text("faults.cu", FAULTS, &["copy", "forget"])?;
+    // SAFETY: no kernel runs: that is what is looked at.
+    match unsafe { emulator.launch(functions[kernel], BLOCK, arguments) } {
+        Ok(()) => Err("the launch went through".into()),
+        Err(error) => Ok(error.to_string()),
+    }
+}
+
+/// The emulator itself refuses arguments that are not the kernel's.
+fn wrong_arguments() -> Result<(), Failed> {
+    let (float, half) = (Element::Number(Dtype::F32), Element::Number(Dtype::F16));
+    let (from, to) = (Argument::pointer(256, float, false), Argument::pointer(512, float, true));
+    for (arguments, expected) in [
+        (&[from, to][..], "another number of arguments"),
+        (&[from, to, 1i32.into(), 1i32.into()], "another number of arguments"),
+        (&[from, to, 1i64.into()], "argument 3 is of another type"),
+        (&[Argument::pointer(256, half, false), to, 1i32.into()], "argument 1 is of another type"),
+        (&[from, from, 1i32.into()], "argument 2 is of another type"),
+    ] {
+        let told = refuse("copy", arguments)?;
+        if !told.contains(expected) {
+            return Err(format!("expected {expected:?}, got {told:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// A device refuses a launch that does not fit, and says which kernel, which argument, and what was expected.
+fn refused_launches() -> Result<(), Failed> {
+    let gpu = Gpu::new(Box::new(emulator(0, None)?));
+    let device = Device::Gpu(gpu.clone(), Dtype::F32);
+    let (a, mut z) = (device.upload(&[1.0; 256])?, device.zeros(256)?);
+    let read = Argument::from(a.view(0..256).gpu());
+    let written = Argument::from(&z.view_mut(0..256).gpu());
+    for (arguments, expected) in [
+        (&[read, read, written][..], "takes 4 arguments (a, b, z, n), got 3"),
+        (&[read, read, written, 256i32.into()], "argument 4, n, is long long, got int"),
+        (&[read, 1.0f32.into(), written, 256i64.into()], "argument 2, b, is const float*, got float"),
+        (&[read, read, read, 256i64.into()], "argument 3, z, is float*, got const float*"),
+        (&[read, Argument::null(), written, 256i64.into()], "argument 2, b, is const float*, got a null pointer"),
+    ] {
+        // SAFETY: pointers lead to 256 floats each, and what does not fit is not launched.
+        unsafe { gpu.launch("add<float, true>", BLOCK, arguments) };
+        let told = gpu.check().err().map_or_else(|| "the launch went through".into(), |e| e.to_string());
+        if !(told.contains("add<float, true>: ") && told.contains(expected)) {
+            return Err(format!("expected {expected:?}, got {told:?}").into());
+        }
+    }
+    // SAFETY: as above.
+    unsafe { gpu.launch("add<float, true>", BLOCK, &[read, read, written, 256i64.into()]) };
+    let mut sum = [0.0; 256];
+    z.read(&mut sum)?;
+    if sum == [2.0; 256] { Ok(()) } else { Err(format!("{sum:?}").into()) }
+}
+
+/// An operation whose operand is too short is not launched.
+fn short_operand() -> Result<(), Failed> {
+    let device = Device::Gpu(Gpu::new(Box::new(emulator(0, None)?)), Dtype::F32);
+    let conv = Conv { c_in: 4, c_out: 4, window: Window::square(3, 1, 1), groups: 4, bias: Bias::None };
+    let p = ConvProblem::new(&conv, Shape::new(5, 5, 4), 2).ok_or("a problem")?;
+    let (x, w, mut y) = (device.zeros(200)?, device.zeros(36)?, device.zeros(200)?);
+    let mut run = |x_len: usize, w_len: usize, y_len: usize| {
+        let operands = (x.view(0..x_len), w.view(0..w_len));
+        let y = y.view_mut(0..y_len);
+        let run = || conv::forward(&p, operands.0, operands.1, &Epilogue::default(), y);
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).err();
+        told.map(|told| told.downcast_ref::<String>().cloned().unwrap_or_default())
+    };
+    for (lens, expected) in [
+        ((199, 36, 200), "x has 199 elements, and 200 are needed"),
+        ((200, 35, 200), "w has 35 elements, and 36 are needed"),
+        ((200, 36, 196), "y has 196 elements, and 200 are needed"),
+    ] {
+        let told = run(lens.0, lens.1, lens.2).unwrap_or_else(|| "the launch went through".into());
+        if !told.contains(expected) {
+            return Err(format!("expected {expected:?}, got {told:?}").into());
+        }
+    }
+    run(200, 36, 200).map_or(Ok(()), |told| Err(told.into()))
 }
 
 fn unwritten_output() -> Result<(), Failed> {
@@ -183,6 +272,9 @@ fn main() {
         Trial::test("planted/out_of_bounds_read", || caught("copy", "heap-buffer-overflow")),
         Trial::test("planted/integer_overflow", || caught("count", "signed integer overflow")),
         Trial::test("planted/unwritten_output", unwritten_output),
+        Trial::test("launch/wrong_arguments", wrong_arguments),
+        Trial::test("launch/refused", refused_launches),
+        Trial::test("launch/short_operand", short_operand),
         Trial::test("sanitized/f32", || table_under_sanitizer(Dtype::F32)),
         Trial::test("sanitized/f16", || table_under_sanitizer(Dtype::F16)),
     ];

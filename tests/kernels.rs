@@ -1,20 +1,29 @@
 //! Every kernel on the emulator: the operation table in every precision, on both kinds of tensor core, in shuffled
-//! thread orders; and the list of kernels that ran against the list that exists.
+//! thread orders; a few problems of each family in every configuration; and the list of kernels that ran against the list
+//! that exists.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use depthshrinker::check::cases;
 use depthshrinker::check::training::{mobilenet, pooled, train};
+use depthshrinker::check::{CONVOLUTIONS, NORMS, cases, problem};
 use depthshrinker::device::Device;
 use depthshrinker::device::cache::Cache;
 use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
 use depthshrinker::device::gpu::Gpu;
-use depthshrinker::device::source::FILES;
+use depthshrinker::device::source::files;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::Fusion;
 use depthshrinker::graph::Graph;
+use depthshrinker::ops::batch_norm::BatchNormProblem;
+use depthshrinker::ops::config::{
+    AugmentProblem, BiasProblem, Family, GlobalPoolProblem, Kernels, OptimizerProblem, Pass, Problem, Target,
+    WalkProblem, force,
+};
+use depthshrinker::ops::conv::ConvProblem;
+use depthshrinker::ops::pool::PoolProblem;
+use depthshrinker::shape::{Lines, Shape, Window};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// An emulated device of the table: architecture, precision, seed of the thread order.
@@ -73,12 +82,8 @@ fn coverage() -> Result<(), String> {
             Device::Gpu(gpu, _) => gpu.launched().into_keys().collect(),
         })
         .collect();
-    let missing: Vec<&str> = FILES
-        .iter()
-        .flat_map(|file| file.instances)
-        .copied()
-        .filter(|instance| !launched.contains(*instance))
-        .collect();
+    let instances = files().map_err(|e| e.to_string())?.iter().flat_map(|file| &file.instances);
+    let missing: Vec<&str> = instances.filter(|i| !launched.contains(*i)).map(String::as_str).collect();
     if missing.is_empty() { Ok(()) } else { Err(format!("never launched: {}", missing.join("; "))) }
 }
 
@@ -109,6 +114,104 @@ fn trains_as_the_host_does(
     Ok(())
 }
 
+/// Cases that are run in every configuration of some kernels, and the names of those in a precision.
+struct Sweep {
+    kernels: &'static str,
+    /// What the names of the cases begin with, and end with.
+    cases: (String, &'static str),
+    names: Box<dyn Fn(Target) -> Vec<String> + Send + Sync>,
+}
+
+impl Sweep {
+    fn new<P: Problem + Send + Sync + 'static>(kernels: &'static str, cases: impl Into<String>, problem: P) -> Self {
+        let pass = kernels.parse::<Kernels>().expect("a name of the table").pass;
+        let names = move |on| problem.list(pass, on).iter().map(ToString::to_string).collect();
+        Self { kernels, cases: (cases.into(), ""), names: Box::new(names) }
+    }
+
+    fn run(&self, mode: Mode) -> Result<(), Failed> {
+        let device = device(mode)?;
+        let Device::Gpu(gpu, dtype) = &*device else { unreachable!("an emulator is a GPU") };
+        let kernels: Kernels = self.kernels.parse()?;
+        let (start, end) = &self.cases;
+        let meant = |name: &str| name.starts_with(start) && name.ends_with(end);
+        let cases: Vec<_> = cases().into_iter().filter(|case| meant(&case.name)).collect();
+        let names = (self.names)(Target { dtype: *dtype, arch: mode.arch });
+        if cases.is_empty() || names.is_empty() {
+            return Err(format!("{} cases {start}, {} configurations", cases.len(), names.len()).into());
+        }
+        for name in names {
+            force(gpu, kernels, Some(&name))?;
+            let outcomes = cases.iter().map(|case| case.compare(&device).map(|outcome| (&case.name, outcome)));
+            let outcomes = outcomes.collect::<depthshrinker::Result<Vec<_>>>();
+            force(gpu, kernels, None)?;
+            if let Some((case, Err(difference))) = outcomes?.into_iter().find(|(_, outcome)| outcome.is_err()) {
+                return Err(format!("{case} as {name}: {difference}").into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A few problems of each family.
+fn sweeps() -> Vec<Sweep> {
+    let mut sweeps = Vec::new();
+    // Images, input channels, output channels and height of a row of the table.
+    for (n, c_in, c_out, h) in [
+        (2, 160, 320, 2),
+        (3, 13, 7, 5),
+        (2, 16, 24, 9),
+        (2, 12, 18, 5),
+        (1, 96, 64, 7),
+        (2, 3, 16, 9),
+        (2, 48, 48, 9),
+        (3, 24, 24, 9),
+        (2, 20, 20, 11),
+        (1, 11, 11, 13),
+    ] {
+        let is = |p: &ConvProblem| (p.n, p.input.c, p.output.c, p.input.h) == (n, c_in, c_out, h);
+        let p = CONVOLUTIONS.iter().map(problem).find(is).expect("a row of the table");
+        let family = format!("{:?}", p.family()).to_lowercase();
+        let cases = format!("conv/{family}/n{n}_{}_to_{c_out}_k{}x{}_", p.input, p.window.k_h, p.window.k_w);
+        let of_family = |pass| Kernels { family: Problem::family(&p), pass }.name();
+        for (pass, end) in
+            [(Pass::Forward, "/finish"), (Pass::InputGradient, "/gradient"), (Pass::WeightGradient, "/gradient")]
+        {
+            let sweep = Sweep::new(of_family(pass), cases.clone(), p);
+            sweeps.push(Sweep { cases: (cases.clone(), end), ..sweep });
+        }
+        if c_out == 24 {
+            let bias = BiasProblem { pixels: p.n * p.output.pixels(), c: p.output.c };
+            sweeps.push(Sweep::new("bias_gradient", cases, bias));
+        }
+    }
+    for (lines, w, c, ..) in [NORMS[1], NORMS[4]] {
+        let p = BatchNormProblem { shape: Lines { lines, w, c }, eps: 1e-5, momentum: 0.1 };
+        for kernels in ["batch_norm_forward", "batch_norm_backward"] {
+            sweeps.push(Sweep::new(kernels, format!("batch_norm/{lines}x{w}x{c}_"), p));
+        }
+    }
+    let pool = GlobalPoolProblem { n: 3, pixels: 20, c: 24 };
+    let (input, output, window) = (Shape::new(9, 12, 16), Shape::new(5, 6, 16), Window::square(3, 2, 1));
+    let max_pool = PoolProblem { n: 2, input, output, window };
+    let walk = |family, len, aligned| WalkProblem { family, len, aligned };
+    sweeps.extend([
+        Sweep::new("global_pool_forward", "pool/3x20x24", pool),
+        Sweep::new("global_pool_backward", "pool/3x20x24", pool),
+        Sweep::new("max_pool_forward", "max_pool/3x3_s2", max_pool),
+        Sweep::new("max_pool_backward", "max_pool/3x3_s2", max_pool),
+        Sweep::new("elementwise", "add/from_0", walk(Family::Elementwise, 5000, true)),
+        Sweep::new("elementwise", "add/from_1", walk(Family::Elementwise, 5000, false)),
+        Sweep::new("activation_forward", "activation/relu6", walk(Family::Activation, 4999, true)),
+        Sweep::new("activation_backward", "activation/relu6", walk(Family::Activation, 4999, true)),
+        Sweep::new("activation_forward", "feature_mse/", walk(Family::Activation, 6007, true)),
+        Sweep::new("dropout", "dropout/", walk(Family::Dropout, 5000, true)),
+        Sweep::new("augment", "augment/5x9x8x4", AugmentProblem { n: 5, len: 9 * 8 * 4 }),
+        Sweep::new("optimizer", "optimizer/", OptimizerProblem { len: 6000 }),
+    ]);
+    sweeps
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials: Vec<Trial> = Vec::new();
@@ -119,6 +222,12 @@ fn main() {
                 let outcome = case.compare(&*device(mode)?).map_err(|e| e.to_string())?;
                 outcome.map_err(Failed::from)
             }));
+        }
+    }
+    for mode in &MODES[..2] {
+        for sweep in sweeps() {
+            let name = format!("{}/configurations/{}/{}", mode.name(), sweep.kernels, sweep.cases.0);
+            trials.push(Trial::test(name, move || sweep.run(*mode)));
         }
     }
     for mode in MODES.into_iter().filter(|mode| mode.order_seed == 0) {

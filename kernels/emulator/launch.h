@@ -14,6 +14,7 @@
 #pragma once
 
 #include "emulator.h"
+#include "../numeric.cuh"
 
 /// How a launch is to run. Zero is the default of every field.
 struct EmulatorOptions {
@@ -25,6 +26,44 @@ struct EmulatorOptions {
 };
 
 namespace emulator {
+
+/// The type of an argument as one number: 1 float, 2 double, 3 int, 4 unsigned, 5 long long, 6 unsigned long long,
+/// 7 unsigned char, 8 f16, 9 bf16, 10 any other and its size in the upper half; with 0x100 a pointer to it, with 0x200
+/// one that may be written through. An argument that points to 0 points to anything.
+template <typename T>
+struct Code {
+    static constexpr unsigned VALUE = 10u | static_cast<unsigned>(sizeof(T)) << 16;
+};
+template <typename T>
+struct Code<T*> {
+    static constexpr unsigned VALUE = 0x300u | Code<T>::VALUE;
+};
+template <typename T>
+struct Code<const T*> {
+    static constexpr unsigned VALUE = 0x100u | Code<T>::VALUE;
+};
+#define EMULATED_CODE(type, code)                                                                                      \
+    template <>                                                                                                        \
+    struct Code<type> {                                                                                                \
+        static constexpr unsigned VALUE = code;                                                                        \
+    };
+EMULATED_CODE(float, 1)
+EMULATED_CODE(double, 2)
+EMULATED_CODE(int, 3)
+EMULATED_CODE(unsigned, 4)
+EMULATED_CODE(long long, 5)
+EMULATED_CODE(unsigned long long, 6)
+EMULATED_CODE(unsigned char, 7)
+EMULATED_CODE(f16, 8)
+EMULATED_CODE(bf16, 9)
+
+/// Whether an argument can be given where a kernel expects another.
+inline bool fits(unsigned got, unsigned expected) {
+    // A pointer that may be written through can be read through.
+    if ((got & 0x300u) == 0x300u && (expected & 0x300u) == 0x100u) got &= ~0x200u;
+    const bool to_anything = (got & 0xffu) == 0 && (got & 0x300u) == (expected & 0x300u);
+    return got == expected || to_anything;
+}
 
 /// Calls a kernel with its arguments taken from `args`, an array of pointers to them as for cuLaunchKernel.
 template <auto KERNEL>
@@ -44,18 +83,24 @@ struct Call<KERNEL> {
         KERNEL(*static_cast<P*>(args[I])...);
     }
     static void run(void** args) { spread(args, typename Count<sizeof...(P)>::Type{}); }
+
+    static constexpr int COUNT = static_cast<int>(sizeof...(P));
+    static constexpr unsigned CODES[] = {Code<P>::VALUE...};
 };
 
 struct Kernel {
     const char* name;
     void (*run)(void**);
+    /// Types of its parameters, and their number.
+    const unsigned* codes;
+    int count;
 };
 
 /// Runs the blocks `first_block` .. `first_block + block_count` of a launch, counted with x innermost. Returns 0, or 1
 /// with a text in `error`.
 inline int launch(const Kernel& kernel, const unsigned (&grid)[3], const unsigned (&block)[3], unsigned shared_bytes,
-                  void** args, unsigned long long first_block, unsigned long long block_count,
-                  const EmulatorOptions* options, char* error, int error_len) {
+                  void** args, const unsigned* codes, int count, unsigned long long first_block,
+                  unsigned long long block_count, const EmulatorOptions* options, char* error, int error_len) {
     if (error != nullptr && error_len > 0) error[0] = 0;
     const auto refuse = [&](const char* what) {
         if (error != nullptr && error_len > 0) {
@@ -65,6 +110,14 @@ inline int launch(const Kernel& kernel, const unsigned (&grid)[3], const unsigne
         }
         return 1;
     };
+    if (count != kernel.count) return refuse("another number of arguments than it has parameters");
+    for (int i = 0; i < count; i++) {
+        if (fits(codes[i], kernel.codes[i])) continue;
+        char what[96];
+        snprintf(what, sizeof what, "argument %d is of another type than its parameter (%#x, not %#x)", i + 1, codes[i],
+                 kernel.codes[i]);
+        return refuse(what);
+    }
     const unsigned long long threads = 1ull * block[0] * block[1] * block[2];
     const unsigned long long blocks = 1ull * grid[0] * grid[1] * grid[2];
     if (grid[0] == 0 || grid[0] > 0x7fffffffu || grid[1] == 0 || grid[1] > 65535 || grid[2] == 0 || grid[2] > 65535) {
@@ -108,8 +161,11 @@ inline int launch(const Kernel& kernel, const unsigned (&grid)[3], const unsigne
 
 }  // namespace emulator
 
-#define EMULATED_KERNEL(...) \
-    emulator::Kernel { #__VA_ARGS__, emulator::Call<__VA_ARGS__>::run }
+#define EMULATED_KERNEL(...)                                                                                           \
+    emulator::Kernel {                                                                                                 \
+        #__VA_ARGS__, emulator::Call<__VA_ARGS__>::run, emulator::Call<__VA_ARGS__>::CODES,                            \
+            emulator::Call<__VA_ARGS__>::COUNT                                                                         \
+    }
 
 #define EMULATED_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -123,10 +179,10 @@ inline int launch(const Kernel& kernel, const unsigned (&grid)[3], const unsigne
         return index >= 0 && index < emulated_kernel_count() ? emulated_kernels[index].name : nullptr;                 \
     }                                                                                                                  \
     EMULATED_EXPORT int emulated_launch(int index, const unsigned(&grid)[3], const unsigned(&block)[3],                \
-                                        unsigned shared_bytes, void** args, unsigned long long first_block,            \
-                                        unsigned long long block_count, const EmulatorOptions* options, char* error,   \
-                                        int error_len) {                                                               \
+                                        unsigned shared_bytes, void** args, const unsigned* codes, int count,          \
+                                        unsigned long long first_block, unsigned long long block_count,                \
+                                        const EmulatorOptions* options, char* error, int error_len) {                  \
         if (index < 0 || index >= emulated_kernel_count()) return 1;                                                   \
-        return emulator::launch(emulated_kernels[index], grid, block, shared_bytes, args, first_block, block_count,    \
-                                options, error, error_len);                                                            \
+        return emulator::launch(emulated_kernels[index], grid, block, shared_bytes, args, codes, count, first_block,   \
+                                block_count, options, error, error_len);                                               \
     }

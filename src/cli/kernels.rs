@@ -55,12 +55,10 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     }
     let cache = common.out.as_ref().map_or_else(Cache::of_user, Cache::at);
     let architectures = if which.arch.is_empty() { ARCHITECTURES.to_vec() } else { which.arch.clone() };
-    let work: Vec<(u32, Unit)> = architectures
-        .iter()
-        .flat_map(|&arch| {
-            Unit::all().into_iter().filter(move |unit| supported(unit.dtype(), arch)).map(move |unit| (arch, unit))
-        })
-        .collect();
+    let units = Unit::all()?;
+    let supported = |arch: u32| units.iter().filter(move |unit| supported(unit.dtype(), arch));
+    let work: Vec<(u32, Unit)> =
+        architectures.iter().flat_map(|&arch| supported(arch).map(move |&unit| (arch, unit))).collect();
     let start = Instant::now();
     let compiled: Vec<(u32, Unit, Compiled)> = work
         .into_par_iter()

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+pub use super::argument::Argument;
 use super::source::Unit;
 use crate::Result;
 
@@ -30,29 +31,6 @@ pub struct LaunchShape {
     pub shared: u32,
 }
 
-/// One argument of a kernel, as many bytes as its type has.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Argument([u64; 7]);
-
-impl Argument {
-    fn of_bytes(bytes: &[u8]) -> Self {
-        let mut words = [0u64; 7];
-        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
-        Self(words)
-    }
-}
-
-macro_rules! arguments {
-    ($($type:ty),*) => {$(
-        impl From<$type> for Argument {
-            fn from(value: $type) -> Self {
-                Self::of_bytes(&value.to_ne_bytes())
-            }
-        }
-    )*};
-}
-arguments!(i32, i64, u32, u64, f32, f64);
-
 /// Geometry of a convolution as kernels take it (`kernels/geometry.cuh`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -76,7 +54,7 @@ pub struct ConvGeometry {
 
 impl From<ConvGeometry> for Argument {
     fn from(value: ConvGeometry) -> Self {
-        Self::of_bytes(bytemuck::bytes_of(&value))
+        Self::of_struct("ConvGeometry", &value)
     }
 }
 
@@ -213,5 +191,5 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 
 /// Pointers to the arguments, as a launch takes them.
 pub(super) fn pointers(arguments: &[Argument]) -> Vec<*mut std::ffi::c_void> {
-    arguments.iter().map(|a| std::ptr::from_ref(&a.0).cast_mut().cast()).collect()
+    arguments.iter().map(Argument::bytes).collect()
 }

@@ -99,6 +99,8 @@ type Launch = unsafe extern "C" fn(
     *const [u32; 3],
     u32,
     *mut *mut c_void,
+    *const u32,
+    c_int,
     u64,
     u64,
     *const RunOptions,
@@ -323,7 +325,7 @@ impl Driver for Emulator {
         options.push(&self.compiler);
         let name = format!("{}-{}-{}.so", unit.file().name.trim_end_matches(".cu"), unit.dtype(), unit.key(&options));
         let instances: Vec<&str> = unit.instances().collect();
-        let entry = self.cache.entry(&name, |path| self.compile(unit.file().name, None, &instances, path))?;
+        let entry = self.cache.entry(&name, |path| self.compile(&unit.file().name, None, &instances, path))?;
         self.open(entry.path())
     }
 
@@ -339,6 +341,7 @@ impl Driver for Emulator {
         let threads: u64 = shape.block.iter().map(|&n| u64::from(n)).product();
         let options =
             RunOptions { size: size_of::<RunOptions>() as u64, order_seed: self.options.order_seed, reserved: [0; 6] };
+        let codes: Vec<u32> = arguments.iter().map(|argument| argument.kind().code()).collect();
         let run = |first: u64, count: u64| -> Result<()> {
             let mut pointers = pointers(arguments);
             let mut text = [0u8; 512];
@@ -350,6 +353,8 @@ impl Driver for Emulator {
                     &shape.block,
                     shape.shared,
                     pointers.as_mut_ptr(),
+                    codes.as_ptr(),
+                    codes.len() as c_int,
                     first,
                     count,
                     &options,

@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rayon::prelude::*;
 
+use super::argument::{Argument, Element};
 use super::compiler;
-use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape};
+use super::driver::{Address, CapturedGraph, Driver, Function, LaunchShape};
+use super::signature::Signature;
 use super::source::Unit;
 use crate::dtype::Dtype;
 use crate::{Error, Result};
@@ -22,10 +24,13 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Gpu {
     driver: Box<dyn Driver>,
-    functions: Mutex<HashMap<&'static str, Function>>,
+    functions: Mutex<HashMap<&'static str, (Function, Arc<Signature>)>>,
     launched: Mutex<BTreeMap<String, u64>>,
     pool: Mutex<Pool>,
     failure: Mutex<Option<Error>>,
+    /// Names of configurations that are not to be chosen, by name of the kernels, and whether there are any.
+    forced: Mutex<BTreeMap<String, String>>,
+    any_forced: AtomicBool,
     /// Whether launches are recorded instead of done.
     recording: AtomicBool,
     /// Whether every launch is waited for.
@@ -39,13 +44,14 @@ struct Pool {
     used: u64,
     peak: u64,
     /// Memory lent to one operation at a time. Outgrown ones stay where a recording holds their address.
-    workspaces: Vec<Workspace>,
+    workspaces: Vec<Lent>,
     /// Most bytes that one operation has asked of them.
     workspace_peak: u64,
 }
 
+/// Memory that workspaces are lent from.
 #[derive(Debug, Clone, Copy)]
-struct Workspace {
+struct Lent {
     address: Address,
     bytes: usize,
     /// Whether a recording holds its address.
@@ -58,8 +64,9 @@ const GRANULE: usize = 512;
 impl Gpu {
     /// A device over a driver.
     pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
-        let (functions, launched, pool, failure, recording, blocking) = Default::default();
-        Arc::new(Self { driver, functions, launched, pool, failure, recording, blocking })
+        let (functions, launched, pool, failure, forced) = Default::default();
+        let (any_forced, recording, blocking) = Default::default();
+        Arc::new(Self { driver, functions, launched, pool, failure, forced, any_forced, recording, blocking })
     }
 
     /// The driver.
@@ -75,7 +82,7 @@ impl Gpu {
         compiler::require(dtype, self.driver.arch())?;
         let needed = |unit: &Unit| unit.dtype() == dtype || unit.dtype() == Dtype::F32;
         let missing = |unit: &Unit| unit.instances().next().is_some_and(|i| !lock(&self.functions).contains_key(i));
-        let units: Vec<Unit> = Unit::all().into_iter().filter(needed).filter(missing).collect();
+        let units: Vec<Unit> = Unit::all()?.into_iter().filter(needed).filter(missing).collect();
         units.into_par_iter().try_for_each(|unit| self.load(unit))
     }
 
@@ -85,21 +92,27 @@ impl Gpu {
         for instance in unit.instances() {
             let function = found.get(instance);
             let function = function.ok_or_else(|| Error::Device(format!("{unit} lacks {instance}")))?;
-            functions.insert(instance, *function);
+            let signature = Signature::new(unit.file().kernel(instance), instance)?;
+            functions.insert(instance, (*function, Arc::new(signature)));
         }
         Ok(())
     }
 
-    /// Launches a kernel by its name expression. A failure shows at the next [`check`](Self::check).
+    /// Launches a kernel by its name expression. A failure shows at the next [`check`](Self::check), and so does a launch
+    /// that is not done since its arguments are not the kernel's in number, order and type.
     ///
     /// # Safety
-    /// Arguments are the kernel's in number, order and type; memory has room for what the kernel reads and writes.
+    /// Pointers lead to this device's memory, which has room for what the kernel reads and writes.
     pub unsafe fn launch(&self, instance: &str, shape: LaunchShape, arguments: &[Argument]) {
         if lock(&self.failure).is_some() {
             return;
         }
-        // SAFETY: promised by the caller.
-        let mut outcome = self.function(instance).and_then(|f| unsafe { self.driver.launch(f, shape, arguments) });
+        let mut outcome = self.function(instance).and_then(|(function, signature)| {
+            signature.check(arguments)?;
+            self.count(instance);
+            // SAFETY: number and types were checked; the rest is promised by the caller.
+            unsafe { self.driver.launch(function, shape, arguments) }
+        });
         if self.blocking.load(Ordering::Relaxed) && !self.recording.load(Ordering::Relaxed) {
             outcome = outcome.and_then(|()| self.driver.synchronize());
         }
@@ -117,26 +130,48 @@ impl Gpu {
         self.blocking.store(on, Ordering::Relaxed);
     }
 
+    /// Makes launches of some kernels use the configuration of a name, or again the one that is chosen with `None`. What
+    /// names mean is for [`crate::ops::config`] to say.
+    pub(crate) fn force(&self, kernels: &str, name: Option<&str>) {
+        let mut forced = lock(&self.forced);
+        match name {
+            Some(name) => drop(forced.insert(kernels.to_owned(), name.to_owned())),
+            None => drop(forced.remove(kernels)),
+        }
+        self.any_forced.store(!forced.is_empty(), Ordering::Relaxed);
+    }
+
+    /// The name of the configuration that launches of some kernels must use.
+    pub(crate) fn forced(&self, kernels: &str) -> Option<String> {
+        // Launches come by here: a lock only where it is needed.
+        if !self.any_forced.load(Ordering::Relaxed) {
+            return None;
+        }
+        lock(&self.forced).get(kernels).cloned()
+    }
+
     /// Keeps a failure for the next [`check`](Self::check).
-    fn fail(&self, error: Error) {
+    pub(crate) fn fail(&self, error: Error) {
         lock(&self.failure).get_or_insert(error);
     }
 
-    fn function(&self, instance: &str) -> Result<Function> {
-        let known = lock(&self.functions).get(instance).copied();
-        let function = match known {
-            Some(function) => function,
+    fn function(&self, instance: &str) -> Result<(Function, Arc<Signature>)> {
+        let known = lock(&self.functions).get(instance).cloned();
+        match known {
+            Some(function) => Ok(function),
             None => {
                 self.load(Unit::of(instance)?)?;
-                lock(&self.functions)[instance]
+                Ok(lock(&self.functions)[instance].clone())
             }
-        };
+        }
+    }
+
+    fn count(&self, instance: &str) {
         let mut launched = lock(&self.launched);
         match launched.get_mut(instance) {
             Some(count) => *count += 1,
             None => drop(launched.insert(instance.to_owned(), 1)),
         }
-        Ok(function)
     }
 
     /// How often each instance was launched so far, or recorded.
@@ -286,7 +321,11 @@ impl Gpu {
 
     /// Memory of `len` floats for partial sums, of any content, until the next call: work on a device is done in order,
     /// so that one operation after the other may use it. A failure shows at the next [`check`](Self::check).
-    pub fn workspace(&self, len: usize) -> Address {
+    pub fn workspace(&self, len: usize) -> Workspace {
+        Workspace { address: self.lend(len), len }
+    }
+
+    fn lend(&self, len: usize) -> Address {
         let bytes = len * size_of::<f32>();
         let recorded = self.recording.load(Ordering::Relaxed);
         {
@@ -303,12 +342,12 @@ impl Gpu {
         }
         // Whatever takes over an outgrown one does its work after the operations that were lent it.
         if !recorded || self.driver.keeps_freed_memory() {
-            let outgrown: Vec<Workspace> = lock(&self.pool).workspaces.extract_if(.., |w| !w.recorded).collect();
+            let outgrown: Vec<Lent> = lock(&self.pool).workspaces.extract_if(.., |w| !w.recorded).collect();
             outgrown.into_iter().for_each(|w| self.release(w.address, w.bytes));
         }
         match self.allocate(bytes) {
             Ok(address) => {
-                lock(&self.pool).workspaces.push(Workspace { address, bytes, recorded });
+                lock(&self.pool).workspaces.push(Lent { address, bytes, recorded });
                 address
             }
             Err(error) => {
@@ -520,21 +559,55 @@ impl<'a> GpuViewMut<'a> {
     }
 }
 
+/// Floats that one operation has to itself, of any content ([`Gpu::workspace`]).
+#[derive(Debug, Clone, Copy)]
+pub struct Workspace {
+    address: Address,
+    len: usize,
+}
+
+impl Workspace {
+    /// Number of floats.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// When the part reaches past the end.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "a part past the end of a workspace");
+        Self { address: self.address + (range.start * size_of::<f32>()) as Address, len: range.len() }
+    }
+}
+
+impl From<Workspace> for Argument {
+    fn from(of: Workspace) -> Self {
+        Self::pointer(of.address, Element::Number(Dtype::F32), true)
+    }
+}
+
 impl From<GpuView<'_>> for Argument {
     fn from(view: GpuView<'_>) -> Self {
-        view.address.into()
+        Self::pointer(view.address, Element::Number(view.dtype), false)
     }
 }
 
 impl From<&GpuViewMut<'_>> for Argument {
     fn from(view: &GpuViewMut<'_>) -> Self {
-        view.view.address.into()
+        Self::pointer(view.view.address, Element::Number(view.view.dtype), true)
     }
 }
 
-/// A view or a null pointer.
+/// A view or the null pointer.
 impl From<Option<GpuView<'_>>> for Argument {
     fn from(view: Option<GpuView<'_>>) -> Self {
-        view.map_or(0, |view| view.address).into()
+        view.map_or_else(Self::null, Self::from)
     }
 }

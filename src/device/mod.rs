@@ -3,6 +3,7 @@
 //! Operations in [`crate::ops`] take views and do their work where those lie. Everything above `ops` is the same for
 //! every device.
 
+pub mod argument;
 pub mod cache;
 pub mod compiler;
 pub mod cuda;
@@ -12,6 +13,8 @@ pub mod emulator;
 pub mod gpu;
 pub mod nvrtc;
 mod recording;
+pub mod scan;
+pub mod signature;
 pub mod source;
 
 use std::ops::Range;

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
 
-use super::source::{FILES, Unit};
+use super::source::{Unit, files};
 use crate::{Error, Result};
 
 /// How to come by it, for messages.
@@ -93,10 +93,10 @@ impl Nvrtc {
     /// What the compiler says, or an architecture that it does not know.
     pub fn compile(&self, unit: Unit, arch: u32) -> Result<Cubin> {
         let text = |s: &str| CString::new(s).expect("sources hold no zero byte");
-        let source = text(unit.file().text);
-        let name = text(unit.file().name);
-        let headers: Vec<(CString, CString)> =
-            FILES.iter().filter(|f| f.name.ends_with(".cuh")).map(|f| (text(f.text), text(f.name))).collect();
+        let source = text(&unit.file().text);
+        let name = text(&unit.file().name);
+        let headers = files()?.iter().filter(|f| f.name.ends_with(".cuh"));
+        let headers: Vec<(CString, CString)> = headers.map(|f| (text(&f.text), text(&f.name))).collect();
         let header_texts: Vec<*const c_char> = headers.iter().map(|h| h.0.as_ptr()).collect();
         let header_names: Vec<*const c_char> = headers.iter().map(|h| h.1.as_ptr()).collect();
         let mut program: Program = std::ptr::null_mut();

@@ -7,12 +7,12 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::cuda;
-use super::operation::{LoweredNode, Operation, bad};
+use super::operation::{LoweredNode, Operation, bad, require};
 use super::parallel::Chunks;
 use super::simd::vectorised;
 use super::step::{Backward, Io, Sink, SiteId, Step, Uses, ValueId, Work};
 use crate::Result;
-use crate::device::driver::Argument;
+use crate::device::argument::Argument;
 use crate::device::gpu::GpuView;
 use crate::device::{View, ViewMut};
 use crate::shape::{Lines, Shape};
@@ -56,6 +56,9 @@ pub struct Act<'a> {
 }
 
 impl<'a> Act<'a> {
+    /// No activation.
+    pub const NONE: Self = Self { clamp: Clamp::NONE, slope_at: None };
+
     /// An activation of a limit, `None` for ReLU, and a slope.
     pub fn new(limit: Option<f32>, slope: f32) -> Self {
         Clamp::new(limit, slope).into()
@@ -72,16 +75,7 @@ impl<'a> Act<'a> {
 
     /// Limit, slope and where the slope lies, as kernels take them.
     pub(super) fn arguments(self) -> [Argument; 3] {
-        [self.clamp.limit.into(), self.clamp.slope.into(), self.slope_at.into()]
-    }
-
-    /// Limit and slope, for kernels that know no slope in memory.
-    ///
-    /// # Panics
-    /// Where the slope may change under recorded work: a plan puts such an activation behind a batch-norm.
-    pub(super) fn fixed_arguments(self) -> [Argument; 2] {
-        assert!(self.slope_at.is_none(), "this kernel cannot read a slope from memory");
-        [self.clamp.limit.into(), self.clamp.slope.into()]
+        [self.clamp.limit.into(), self.clamp.slope.into(), self.slope_at.map_or(Argument::null(), Argument::from)]
     }
 }
 
@@ -125,7 +119,7 @@ impl Clamp {
 
 /// y = φ(x); `x` and `y` are `[lines, w, c]`.
 pub fn forward(act: Act<'_>, shape: Lines, x: View<'_>, y: ViewMut<'_>) {
-    assert!(x.len() == shape.len() && y.len() == shape.len(), "an activation's operands have its shape");
+    require("an activation", [("x", x.len(), shape.len()), ("y", y.len(), shape.len())]);
     if let View::Gpu(x) = x {
         return cuda::activation::forward(act, x, &y.gpu());
     }
@@ -157,7 +151,8 @@ pub fn backward(
     score: Option<ViewMut<'_>>,
 ) {
     let BackwardInputs { x, dy } = inputs;
-    assert!([x.len(), dy.len(), dx.len()] == [shape.len(); 3], "an activation's operands have its shape");
+    let lens = [("x", x.len(), shape.len()), ("dy", dy.len(), shape.len()), ("dx", dx.len(), shape.len())];
+    require("an activation", lens);
     if let View::Gpu(x) = x {
         let score = score.map(ViewMut::gpu);
         return cuda::activation::backward(act, (x, dy.gpu()), (&dx.gpu(), accumulate), score.as_ref());

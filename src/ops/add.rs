@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::copy::CopyStep;
 use super::cuda::elementwise;
-use super::operation::{LoweredNode, OnnxOperator, Operation, mismatch};
+use super::operation::{LoweredNode, OnnxOperator, Operation, mismatch, require};
 use super::simd::vectorised;
 use super::step::{Backward, Io, Step, Uses, ValueId, Work};
 use crate::Result;
@@ -15,7 +15,7 @@ const BLOCK: usize = 1 << 14;
 
 /// y = a + b.
 pub fn forward(a: View<'_>, b: View<'_>, y: ViewMut<'_>) {
-    assert!(a.len() == y.len() && b.len() == y.len(), "a sum and its terms have one length");
+    require("a sum", [("a", a.len(), y.len()), ("b", b.len(), y.len())]);
     if let View::Gpu(a) = a {
         return elementwise::add(a, b.gpu(), &y.gpu());
     }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::cuda::elementwise;
+use super::operation::require;
 use super::simd::vectorised;
 use super::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
 use crate::device::{View, ViewMut};
@@ -11,7 +12,7 @@ const BLOCK: usize = 1 << 14;
 
 /// to = from.
 pub fn copy(from: View<'_>, to: ViewMut<'_>) {
-    assert_eq!(from.len(), to.len(), "a copy has the length of its source");
+    require("a copy", [("the target", to.len(), from.len())]);
     if let View::Gpu(from) = from {
         return elementwise::cast(from, &to.gpu());
     }
@@ -21,7 +22,7 @@ pub fn copy(from: View<'_>, to: ViewMut<'_>) {
 
 /// to += from.
 pub fn accumulate(from: View<'_>, to: ViewMut<'_>) {
-    assert_eq!(from.len(), to.len(), "what is added has the length of its target");
+    require("an accumulation", [("the target", to.len(), from.len())]);
     if let View::Gpu(from) = from {
         return elementwise::accumulate(&to.gpu(), from);
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::copy::CopyStep;
 use super::cuda;
-use super::operation::{LoweredNode, Operation, bad};
+use super::operation::{LoweredNode, Operation, bad, require};
 use super::random::mix;
 use super::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
@@ -47,7 +47,7 @@ impl DropoutStream {
 
 /// y (+)= x·mask/(1 − p), and likewise the gradient: dx (+)= dy·mask/(1 − p).
 pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, (y, accumulate): (ViewMut<'_>, bool)) {
-    assert_eq!(x.len(), y.len(), "dropout keeps its operand's length");
+    require("dropout", [("y", y.len(), x.len())]);
     if let View::Gpu(x) = x {
         let stream = from.gpu.as_ref().expect("a stream of the operands' device");
         return cuda::elementwise::dropout(p, stream.view(0..stream.len()), x, &y.gpu(), accumulate);

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::cuda;
+use super::epilogue::BiasOperand;
 use super::gemm::{Matrix, gemm};
-use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch};
+use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
 use crate::device::{View, ViewMut};
@@ -40,7 +41,7 @@ impl LinearProblem {
     /// Operands have the problem's sizes.
     fn check(&self, x: usize, w: usize, b: usize, y: usize) {
         let Self { n, c_in, c_out } = *self;
-        assert_eq!([x, w, b, y], [n * c_in, c_in * c_out, c_out, n * c_out], "operands of a linear layer: x, w, b, y");
+        require("a linear layer", [("x", x, n * c_in), ("w", w, c_in * c_out), ("b", b, c_out), ("y", y, n * c_out)]);
     }
 }
 
@@ -48,7 +49,7 @@ impl LinearProblem {
 pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewMut<'_>) {
     p.check(x.len(), w.len(), b.len(), y.len());
     if let View::Gpu(x) = x {
-        let epilogue = cuda::conv::Epilogue { bias: Some((b.gpu(), 1)), ..Default::default() };
+        let epilogue = cuda::conv::GpuEpilogue { bias: BiasOperand::Channel(b.gpu()), ..Default::default() };
         return cuda::conv::product_forward((p.n, p.c_in, p.c_out), x, w.gpu(), epilogue, &y.gpu());
     }
     let (x, w, b, y) = (x.host(), w.host(), b.host(), y.host());
@@ -85,10 +86,10 @@ pub struct GradientsOut<'a> {
 pub fn backward(p: LinearProblem, inputs: BackwardInputs<'_>, out: GradientsOut<'_>) {
     let (BackwardInputs { x, w, dy }, GradientsOut { dx, dw, db }) = (inputs, out);
     p.check(x.len(), dw.len(), db.len(), dy.len());
-    assert!(
-        w.len() == dw.len() && dx.as_ref().is_none_or(|(dx, _)| dx.len() == x.len()),
-        "gradients have their shapes"
-    );
+    require("a linear layer", [("w", w.len(), dw.len())]);
+    if let Some((dx, _)) = &dx {
+        require("a linear layer", [("dx", dx.len(), x.len())]);
+    }
     if let View::Gpu(x) = x {
         let (sizes, dy) = ((p.n, p.c_in, p.c_out), dy.gpu());
         if let Some((dx, accumulate)) = dx {

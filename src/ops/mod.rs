@@ -12,6 +12,7 @@ pub mod activation;
 pub mod add;
 pub mod augment;
 pub mod batch_norm;
+pub mod config;
 pub mod conv;
 pub mod copy;
 mod cuda;

@@ -166,6 +166,16 @@ pub trait LoweredNode {
     fn values(&mut self) -> &mut Values;
 }
 
+/// Stops where operands have not the lengths that an operation needs: everything behind relies on them, on a GPU too.
+///
+/// # Panics
+/// With the first operand that is too short or too long; whoever plans a launch makes them fit.
+pub(super) fn require<const N: usize>(operation: &str, operands: [(&str, usize, usize); N]) {
+    for (operand, got, needed) in operands {
+        assert!(got == needed, "{operation}: {operand} has {got} elements, and {needed} are needed");
+    }
+}
+
 /// An error that says what is wrong with a node's settings.
 pub(super) fn bad<T>(name: &str, what: &str) -> Result<T> {
     Err(Error::Graph(format!("{name}: {what}")))

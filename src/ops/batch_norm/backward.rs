@@ -8,6 +8,7 @@ use super::{Affine, BatchNormProblem, Normalised, affine_rows};
 use crate::device::{View, ViewMut};
 use crate::ops::activation::{Clamp, excess_dot};
 use crate::ops::cuda;
+use crate::ops::operation::require;
 use crate::ops::parallel::{fold_tile, tiled, with_scratch};
 use crate::ops::simd::vectorised;
 
@@ -177,8 +178,10 @@ pub fn gradient_sums(
     out: SumsOut<'_>,
 ) {
     of.check(p);
-    assert_eq!(dz.len(), p.shape.len(), "the gradient of a batch-norm's result has its shape");
-    assert!(d_residual.as_ref().is_none_or(|(d, _)| d.len() == dz.len()), "a residual's gradient has its shape");
+    let (c, len) = (p.shape.c, p.shape.len());
+    let d_len = d_residual.as_ref().map_or(len, |(d, _)| d.len());
+    require("a batch-norm's gradient", [("dz", dz.len(), len), ("the residual's gradient", d_len, len)]);
+    require("a batch-norm's gradient", [("dgamma", out.d_gamma.len(), c), ("dbeta", out.d_beta.len(), c)]);
     if let View::Gpu(dz) = dz {
         let d_residual = d_residual.map(|(d, accumulate)| (d.gpu(), accumulate));
         let out = cuda::batch_norm::SumsOut {
@@ -282,7 +285,7 @@ pub fn gradient(
     (dy, accumulate): (ViewMut<'_>, bool),
 ) {
     of.check(p);
-    assert!([dz.len(), dy.len()] == [p.shape.len(); 2], "gradients of a batch-norm have its shape");
+    require("a batch-norm's gradient", [("dz", dz.len(), p.shape.len()), ("dy", dy.len(), p.shape.len())]);
     if let View::Gpu(dz) = dz {
         return cuda::batch_norm::backward_apply(p, &of.gpu(), dz, sums.gpu(), (&dy.gpu(), accumulate));
     }

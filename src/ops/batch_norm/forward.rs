@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{BatchNormProblem, Normalised};
 use crate::device::{View, ViewMut};
 use crate::ops::cuda;
+use crate::ops::operation::require;
 use crate::ops::parallel::{fold_tile, tile_len, tiled};
 use crate::ops::simd::vectorised;
 
@@ -19,8 +20,10 @@ pub struct StatisticsOut<'a> {
 
 impl StatisticsOut<'_> {
     fn check(&self, c: usize) {
-        let lengths = [self.statistics.len(), self.running[0].len(), self.running[1].len()];
-        assert_eq!(lengths, [2 * c, c, c], "statistics of {c} channels");
+        let [mean, var] = [0, 1].map(|i| self.running[i].len());
+        let lens =
+            [("the statistics", self.statistics.len(), 2 * c), ("running mean", mean, c), ("running variance", var, c)];
+        require("a batch-norm", lens);
     }
 }
 
@@ -87,7 +90,7 @@ pub(in crate::ops) fn finish_statistics(p: &BatchNormProblem, chunks: &[Moments]
 
 /// Statistics of a batch `y` `[lines, w, c]`.
 pub fn statistics(p: &BatchNormProblem, y: View<'_>, out: StatisticsOut<'_>) {
-    assert_eq!(y.len(), p.shape.len(), "a batch-norm's input has its shape");
+    require("a batch-norm", [("y", y.len(), p.shape.len())]);
     if let View::Gpu(y) = y {
         out.check(p.shape.c);
         let [mean, var] = out.running.map(ViewMut::gpu);
@@ -100,7 +103,8 @@ pub fn statistics(p: &BatchNormProblem, y: View<'_>, out: StatisticsOut<'_>) {
 /// μ and 1/√(σ² + ε) `[2·c]` from the running mean and variance `[c]`, for inference.
 pub fn running_statistics(p: &BatchNormProblem, [mean, var]: [View<'_>; 2], out: ViewMut<'_>) {
     let c = p.shape.c;
-    assert_eq!([mean.len(), var.len(), out.len()], [c, c, 2 * c], "statistics of {c} channels");
+    let lens = [("running mean", mean.len(), c), ("running variance", var.len(), c), ("statistics", out.len(), 2 * c)];
+    require("a batch-norm", lens);
     if let View::Gpu(mean) = mean {
         return cuda::batch_norm::running_statistics(p, [mean, var.gpu()], &out.gpu());
     }
@@ -112,7 +116,7 @@ pub fn running_statistics(p: &BatchNormProblem, [mean, var]: [View<'_>; 2], out:
 /// z = φ(γ·ŷ + β + residual).
 pub fn normalise(p: &BatchNormProblem, of: &Normalised<'_>, z: ViewMut<'_>) {
     of.check(p);
-    assert_eq!(z.len(), p.shape.len(), "a batch-norm's result has its shape");
+    require("a batch-norm", [("z", z.len(), p.shape.len())]);
     if let View::Gpu(_) = of.y {
         return cuda::batch_norm::normalise(p, &of.gpu(), &z.gpu());
     }
@@ -145,9 +149,12 @@ impl<'a> Normalised<'a> {
     /// Every operand has the problem's size.
     pub(super) fn check(&self, p: &BatchNormProblem) {
         let (c, len) = (p.shape.c, p.shape.len());
-        let lengths = [self.y.len(), self.gamma.len(), self.beta.len(), self.statistics.len()];
-        assert_eq!(lengths, [len, c, c, 2 * c], "operands of a batch-norm of {c} channels");
-        assert!(self.residual.is_none_or(|residual| residual.len() == len), "a residual has the batch-norm's shape");
+        require(
+            "a batch-norm",
+            [("y", self.y.len(), len), ("gamma", self.gamma.len(), c), ("beta", self.beta.len(), c)],
+        );
+        let residual = self.residual.map_or(len, |residual| residual.len());
+        require("a batch-norm", [("statistics", self.statistics.len(), 2 * c), ("the residual", residual, len)]);
     }
 
     /// The host's coefficients.

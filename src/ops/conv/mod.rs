@@ -19,7 +19,8 @@ use super::batch_norm::{finish_statistics, moments};
 use super::cuda;
 use super::epilogue::{BiasOperand, Epilogue, PlannedEpilogue};
 use super::operation::{
-    LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, is_sane, mismatch, window_output,
+    LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, is_sane, mismatch, require,
+    window_output,
 };
 use super::parallel::tiled;
 use super::simd::vectorised;
@@ -169,8 +170,8 @@ impl ConvProblem {
 
     /// Operands, or their gradients, have the problem's sizes.
     fn check(&self, x: usize, w: usize, y: usize) {
-        let sizes = [self.n * self.input.len(), self.weight_len(), self.n * self.output.len()];
-        assert_eq!([x, w, y], sizes, "operands of a convolution of {} to {}: x, w and y", self.input, self.output);
+        let (len_in, len) = (self.n * self.input.len(), self.n * self.output.len());
+        require("a convolution", [("x", x, len_in), ("w", w, self.weight_len()), ("y", y, len)]);
     }
 }
 
@@ -224,7 +225,7 @@ pub fn forward(p: &ConvProblem, x: View<'_>, w: View<'_>, epilogue: &Epilogue<Vi
     p.check(x.len(), w.len(), y.len());
     epilogue.check(p);
     if let View::Gpu(x) = x {
-        return cuda::conv::forward(p, x, w.gpu(), epilogue.gpu(p), &y.gpu());
+        return cuda::conv::forward(p, x, w.gpu(), epilogue.gpu(), &y.gpu());
     }
     let residual = epilogue.residual.map(View::host);
     let clamp = epilogue.act.map_or(Clamp::NONE, |act| act.clamp);
@@ -298,7 +299,10 @@ pub struct GradientsOut<'a> {
 pub fn backward(p: &ConvProblem, x: ConvInput<'_>, w: View<'_>, dy: ConvGradient<'_>, out: GradientsOut<'_>) {
     p.check(x.len(), w.len(), dy.len());
     let GradientsOut { dx, dw, db, sums } = out;
-    assert!(dx.as_ref().is_none_or(|(dx, _)| dx.len() == x.len()), "a gradient has its operand's shape");
+    require("a convolution", [("dw", dw.len(), p.weight_len())]);
+    if let Some((dx, _)) = &dx {
+        require("a convolution", [("dx", dx.len(), x.len())]);
+    }
     if let View::Gpu(w) = w {
         let dy = dy.stored();
         if let Some(db) = db {
@@ -381,23 +385,18 @@ impl<'a> ConvGradient<'a> {
 impl<'a> Epilogue<View<'a>, Act<'a>> {
     /// Every operand has the size that a convolution's epilogue needs.
     fn check(&self, p: &ConvProblem) {
-        let bias = match self.bias {
-            BiasOperand::None => true,
-            BiasOperand::Channel(bias) => bias.len() == p.output.c,
-            BiasOperand::Map(bias) => bias.len() == p.output.len(),
-        };
-        assert!(bias, "a bias per channel or per position of the result");
-        let len = p.n * p.output.len();
-        assert!(self.residual.is_none_or(|residual| residual.len() == len), "a residual has the result's shape");
+        match self.bias {
+            BiasOperand::None => {}
+            BiasOperand::Channel(bias) => require("a convolution", [("the bias", bias.len(), p.output.c)]),
+            BiasOperand::Map(bias) => require("a convolution", [("the bias map", bias.len(), p.output.len())]),
+        }
+        if let Some(residual) = self.residual {
+            require("a convolution", [("the residual", residual.len(), p.n * p.output.len())]);
+        }
     }
 
-    fn gpu(&self, p: &ConvProblem) -> cuda::conv::Epilogue<'a> {
-        let bias = match self.bias {
-            BiasOperand::None => None,
-            BiasOperand::Channel(b) => Some((b.gpu(), 1)),
-            BiasOperand::Map(b) => Some((b.gpu(), p.output.pixels())),
-        };
-        cuda::conv::Epilogue { bias, residual: self.residual.map(View::gpu), act: self.act }
+    fn gpu(&self) -> cuda::conv::GpuEpilogue<'a> {
+        Epilogue { bias: self.bias.map(View::gpu), residual: self.residual.map(View::gpu), act: self.act }
     }
 }
 
@@ -427,7 +426,6 @@ fn backward_with(
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
 ) -> Option<GradientSums> {
-    assert!(dw.len() == p.weight_len(), "weight gradient of another size");
     match p.family() {
         ConvFamily::Pointwise => pointwise::backward(p, x, w, load, dx, dw),
         ConvFamily::Depthwise => depthwise::backward(p, x, w, load, dx, dw),

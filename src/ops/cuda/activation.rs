@@ -1,23 +1,25 @@
 //! `activation.cu`.
 
-use super::{grid, int, long, vector_len};
-use crate::device::gpu::{Gpu, GpuView, GpuViewMut};
-use crate::dtype::Dtype;
+use super::{Call, configured, int, long};
+use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::ops::activation::Act;
+use crate::ops::config::{Family, Pass, WalkProblem};
 
-/// Blocks that walk `n` elements and sum on the way: a number that depends on `n` alone.
-pub(super) fn walking_blocks(dtype: Dtype, n: usize) -> usize {
-    n.div_ceil(4 * 256 * vector_len(dtype)).clamp(1, 1024)
+/// A walk over a tensor that sums on the way: its blocks follow from the length alone. The kernels read vectors, and a
+/// tensor that is planned is aligned to them.
+pub(super) fn summing_walk(x: GpuView<'_>) -> WalkProblem {
+    WalkProblem { family: Family::Activation, len: x.len(), aligned: true }
 }
 
 /// y = φ(x).
 pub fn forward(act: Act<'_>, x: GpuView<'_>, y: &GpuViewMut<'_>) {
-    let (t, n) = (x.dtype(), x.len());
-    let [limit, slope, slope_at] = act.arguments();
-    let arguments = [x.into(), limit, slope, slope_at, y.into(), long(n).into()];
-    let name = format!("activation_forward<{}>", t.kernel_name());
-    // SAFETY: arguments as the kernel's header says; x and y have one length.
-    unsafe { x.gpu().launch(&name, grid(walking_blocks(t, n), 1, 1), &arguments) }
+    let Some(config) = configured(&summing_walk(x), Pass::Forward, x) else { return };
+    Call::new(x.gpu(), format!("activation_forward<{}>", x.dtype().kernel_name()))
+        .reads("x", x, x.len())
+        .act_at(Some(act))
+        .writes("y", y, x.len())
+        .value(long(x.len()))
+        .launch(config.grid());
 }
 
 /// dx (+)= dy·φ'(x); adds ⟨dy, x − φ(x)⟩ to `score` where given.
@@ -27,22 +29,27 @@ pub fn backward(
     (dx, accumulate): (&GpuViewMut<'_>, bool),
     score: Option<&GpuViewMut<'_>>,
 ) {
-    let (t, n) = (x.dtype(), x.len());
-    let count = walking_blocks(t, n);
-    let scores = score.map_or(0, |_| x.gpu().workspace(count));
-    let name = format!("activation_backward<{}>", t.kernel_name());
-    let flag = i32::from(accumulate).into();
-    let [limit, slope, slope_at] = act.arguments();
-    let arguments = [x.into(), dy.into(), limit, slope, slope_at, dx.into(), flag, scores.into(), long(n).into()];
-    // SAFETY: arguments as the kernel's header says; all tensors have one length, the workspace a float per block.
-    unsafe { x.gpu().launch(&name, grid(count, 1, 1), &arguments) }
-    if let Some(score) = score {
-        add_scores(x.gpu(), scores, count, score);
+    let Some(config) = configured(&summing_walk(x), Pass::Backward, x) else { return };
+    let scores = score.map(|_| x.gpu().workspace(config.workspace()));
+    Call::new(x.gpu(), format!("activation_backward<{}>", x.dtype().kernel_name()))
+        .reads("x", x, x.len())
+        .reads("dy", dy, x.len())
+        .act_at(Some(act))
+        .writes("dx", dx, x.len())
+        .value(i32::from(accumulate))
+        .floats_if("the scores", scores, config.blocks)
+        .value(long(x.len()))
+        .launch(config.grid());
+    if let Some((score, scores)) = score.zip(scores) {
+        add_scores(x.gpu(), scores, score);
     }
 }
 
-/// Adds partial sums to a score.
-pub(super) fn add_scores(gpu: &Gpu, scores: u64, count: usize, score: &GpuViewMut<'_>) {
-    // SAFETY: `scores` holds `count` floats, `score` one.
-    unsafe { gpu.launch("score_finish", grid(1, 1, 1), &[scores.into(), score.into(), int(count).into()]) }
+/// Adds partial sums to a score `[1]`.
+pub(super) fn add_scores(gpu: &Gpu, scores: Workspace, score: &GpuViewMut<'_>) {
+    Call::new(gpu, "score_finish")
+        .floats("the scores", scores, scores.len())
+        .writes("the score", score, 1)
+        .value(int(scores.len()))
+        .launch([1, 1, 1]);
 }

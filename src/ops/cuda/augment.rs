@@ -2,13 +2,21 @@
 
 use std::sync::Arc;
 
-use super::{grid, int, vector_len};
+use super::{Call, configured};
 use crate::Result;
-use crate::device::driver::Argument;
-use crate::device::gpu::{Gpu, GpuBuffer, GpuViewMut};
+use crate::device::argument::Element;
+use crate::device::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
 use crate::dtype::Dtype;
 use crate::ops::augment::{ByteTables, ImageView};
+use crate::ops::config::{AugmentProblem, Pass};
 use crate::shape::Shape;
+
+/// Values of a byte, each of which a channel's table has a number for.
+const TABLE: usize = 256;
+
+fn all(buffer: &GpuBuffer) -> GpuView<'_> {
+    buffer.view(0..buffer.len())
+}
 
 /// Images, views and tables in a GPU's memory.
 #[derive(Debug)]
@@ -16,6 +24,8 @@ pub struct GpuImages {
     pixels: GpuBuffer,
     views: GpuBuffer,
     tables: GpuBuffer,
+    /// Images that there is room for.
+    images: usize,
 }
 
 impl GpuImages {
@@ -26,6 +36,7 @@ impl GpuImages {
             pixels: bytes(images * shape.len())?,
             views: bytes(batch * size_of::<ImageView>())?,
             tables: GpuBuffer::zeros(gpu, Dtype::F32, tables.values().len())?,
+            images,
         };
         new.tables.write(tables.values())?;
         Ok(new)
@@ -41,17 +52,16 @@ impl GpuImages {
         self.views.write_bytes(bytemuck::cast_slice(views))
     }
 
-    /// See [`crate::ops::augment::ByteImages::write`].
+    /// See [`crate::ops::augment::ByteImages::write`], whose views were checked to lie within images that there is room for.
     pub fn write(&self, shape: Shape, n: usize, y: &GpuViewMut<'_>) {
-        let t = y.view().dtype();
-        let vector = shape.len().is_multiple_of(vector_len(t));
-        let per_block = 256 * if vector { vector_len(t) } else { 1 };
-        let [pixels, views, tables] =
-            [&self.pixels, &self.views, &self.tables].map(|b| Argument::from(b.view(0..b.len())));
-        let sizes = [int(shape.h).into(), int(shape.w).into(), int(shape.c).into()];
-        let arguments = [pixels, views, tables, y.into(), sizes[0], sizes[1], sizes[2]];
-        let name = format!("augment<{}, {vector}>", t.kernel_name());
-        // SAFETY: arguments as the kernel's header says; views were checked to lie within their images.
-        unsafe { y.view().gpu().launch(&name, grid(shape.len().div_ceil(per_block), n, 1), &arguments) }
+        let (problem, t) = (AugmentProblem { n, len: shape.len() }, y.view().dtype());
+        let Some(config) = configured(&problem, Pass::Forward, y.view()) else { return };
+        Call::new(y.view().gpu(), config.instance("augment", t))
+            .memory("the images", (all(&self.pixels), false), Element::U8, self.images * shape.len())
+            .memory("the views", (all(&self.views), false), Element::Struct("ImageView", size_of::<ImageView>()), n)
+            .reads("the tables", all(&self.tables), shape.c * TABLE)
+            .writes("y", y, n * shape.len())
+            .sizes([shape.h, shape.w, shape.c])
+            .launch(config.augment_grid(&problem, t));
     }
 }

@@ -1,62 +1,71 @@
 //! `elementwise.cu` and `dropout.cu`.
 
-use super::{grid, long, vector_len};
-use crate::device::driver::{Argument, LaunchShape};
+use super::{Call, configured, long};
+use crate::device::argument::Element;
 use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::dtype::Dtype;
+use crate::ops::config::{Family, Pass, WalkProblem, resolve};
 
-/// Blocks that give every thread a few vectors.
-fn shape(dtype: Dtype, n: usize) -> LaunchShape {
-    grid(n.div_ceil(256 * 4 * vector_len(dtype)).clamp(1, 4096), 1, 1)
-}
+/// Bytes to which operands must be aligned that are read by vectors.
+const VECTOR_BYTES: u64 = 16;
 
-/// Whether all addresses allow 16-byte accesses.
-fn aligned(addresses: &[u64]) -> bool {
-    addresses.iter().all(|address| address.is_multiple_of(16))
+fn walk(len: usize, addresses: &[u64]) -> WalkProblem {
+    let aligned = addresses.iter().all(|address| address.is_multiple_of(VECTOR_BYTES));
+    WalkProblem { family: Family::Elementwise, len, aligned }
 }
 
 /// to = from, converted where the types differ.
 pub fn cast(from: GpuView<'_>, to: &GpuViewMut<'_>) {
-    let (x, y) = (from.dtype(), to.view().dtype());
-    let vector = aligned(&[from.address(), to.view().address()]);
-    let name = format!("cast<{}, {}, {vector}>", y.kernel_name(), x.kernel_name());
-    let arguments = [from.into(), to.into(), long(from.len()).into()];
-    // SAFETY: arguments as the kernel's header says; both have one length.
-    unsafe { from.gpu().launch(&name, shape(Dtype::F32, from.len()), &arguments) }
+    let (x, y, n) = (from.dtype(), to.view().dtype(), from.len());
+    let problem = walk(n, &[from.address(), to.view().address()]);
+    // Blocks as for floats, which one side of a conversion is in.
+    let config = match resolve(&problem, Pass::Forward, from.gpu(), Dtype::F32) {
+        Ok(config) => config,
+        Err(error) => return from.gpu().fail(error),
+    };
+    Call::new(from.gpu(), format!("cast<{}, {}, {}>", y.kernel_name(), x.kernel_name(), config.vector))
+        .reads("what is converted", from, n)
+        .writes("the result", to, n)
+        .value(long(n))
+        .launch(config.grid());
 }
 
 /// z = a + b.
 pub fn add(a: GpuView<'_>, b: GpuView<'_>, z: &GpuViewMut<'_>) {
-    let vector = aligned(&[a.address(), b.address(), z.view().address()]);
-    let name = format!("add<{}, {vector}>", a.dtype().kernel_name());
-    let arguments = [a.into(), b.into(), z.into(), long(a.len()).into()];
-    // SAFETY: arguments as the kernel's header says; all have one length.
-    unsafe { a.gpu().launch(&name, shape(a.dtype(), a.len()), &arguments) }
+    let problem = walk(a.len(), &[a.address(), b.address(), z.view().address()]);
+    let Some(config) = configured(&problem, Pass::Forward, a) else { return };
+    Call::new(a.gpu(), format!("add<{}, {}>", a.dtype().kernel_name(), config.vector))
+        .reads("a", a, a.len())
+        .reads("b", b, a.len())
+        .writes("the sum", z, a.len())
+        .value(long(a.len()))
+        .launch(config.grid());
 }
 
 /// a += b.
 pub fn accumulate(a: &GpuViewMut<'_>, b: GpuView<'_>) {
-    let vector = aligned(&[a.view().address(), b.address()]);
-    let name = format!("accumulate<{}, {vector}>", b.dtype().kernel_name());
-    // SAFETY: arguments as the kernel's header says; both have one length.
-    unsafe { b.gpu().launch(&name, shape(b.dtype(), b.len()), &[a.into(), b.into(), long(b.len()).into()]) }
+    let problem = walk(b.len(), &[a.view().address(), b.address()]);
+    let Some(config) = configured(&problem, Pass::Forward, b) else { return };
+    Call::new(b.gpu(), format!("accumulate<{}, {}>", b.dtype().kernel_name(), config.vector))
+        .writes("the sum", a, b.len())
+        .reads("b", b, b.len())
+        .value(long(b.len()))
+        .launch(config.grid());
 }
 
 /// y (+)= x·mask/(1 − p).
 pub fn dropout(p: f32, stream: GpuView<'_>, x: GpuView<'_>, y: &GpuViewMut<'_>, accumulate: bool) {
-    let n = x.len();
-    let name = format!("dropout<{}>", x.dtype().kernel_name());
+    let problem = WalkProblem { family: Family::Dropout, len: x.len(), aligned: true };
+    let Some(config) = configured(&problem, Pass::Forward, x) else { return };
+    // The share of 2^32 below which an element is dropped.
     let threshold = (f64::from(p) * 4_294_967_296.0) as u64;
-    let arguments: [Argument; 7] = [
-        x.into(),
-        y.into(),
-        (1.0 / (1.0 - p)).into(),
-        threshold.into(),
-        stream.into(),
-        i32::from(accumulate).into(),
-        long(n).into(),
-    ];
-    let blocks = n.div_ceil(256 * vector_len(x.dtype()));
-    // SAFETY: arguments as the kernel's header says; `stream` holds a u64.
-    unsafe { x.gpu().launch(&name, grid(blocks, 1, 1), &arguments) }
+    Call::new(x.gpu(), format!("dropout<{}>", x.dtype().kernel_name()))
+        .reads("x", x, x.len())
+        .writes("y", y, x.len())
+        .value(1.0 / (1.0 - p))
+        .value(threshold)
+        .memory("the stream", (stream, false), Element::U64, 1)
+        .value(i32::from(accumulate))
+        .value(long(x.len()))
+        .launch(config.grid());
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use super::activation::walking_blocks;
-use super::{grid, int, long};
+use super::activation::summing_walk;
+use super::{Call, configured, long};
 use crate::Result;
-use crate::device::driver::Argument;
-use crate::device::gpu::{Gpu, GpuBuffer, GpuView};
+use crate::device::View;
+use crate::device::argument::Element;
+use crate::device::gpu::{Gpu, GpuBuffer, GpuView, Workspace};
 use crate::dtype::Dtype;
+use crate::ops::config::Pass;
 use crate::ops::loss::{Gradient, LossSum, SoftTarget};
 
 /// `LossSums` of `loss.cu`.
@@ -50,28 +52,24 @@ impl GpuLoss {
         self.labels.view(0..self.labels.len())
     }
 
-    /// Adds `count` losses and hits, which lie behind each other, to the sums.
-    fn add(&self, losses: u64, hits: u64, (count, images): (usize, usize), factor: f64) {
+    /// Adds losses, and hits where there are such, to the sums.
+    fn add(&self, losses: Workspace, hits: Option<Workspace>, images: usize, factor: f64) {
         let sums = self.sums.view(0..self.sums.len());
-        let arguments: [Argument; 6] =
-            [losses.into(), hits.into(), sums.into(), int(count).into(), factor.into(), int(images).into()];
-        // SAFETY: arguments as the kernel's header says; `losses` and `hits` are workspaces of `count` floats.
-        unsafe { sums.gpu().launch("loss_finish", grid(1, 1, 1), &arguments) }
+        Call::new(sums.gpu(), "loss_finish")
+            .floats("the losses", losses, losses.len())
+            .floats_if("the hits", hits, losses.len())
+            .memory("the sums", (sums, true), Element::Struct("LossSums", size_of::<Sums>()), 1)
+            .sizes([losses.len()])
+            .value(factor)
+            .sizes([images])
+            .launch([1, 1, 1]);
     }
 }
 
 /// Room for a loss and a hit per row.
-fn rows(gpu: &Gpu, n: usize) -> (u64, u64) {
-    let losses = gpu.workspace(2 * n);
-    (losses, losses + (n * size_of::<f32>()) as u64)
-}
-
-/// Where the gradient goes and the factor on it, as kernels take them.
-fn gradient_arguments(gradient: Option<Gradient<'_>>) -> [Argument; 2] {
-    match gradient {
-        None => [0u64.into(), 0u64.into()],
-        Some(Gradient { to, scale }) => [(&to.gpu()).into(), scale.map(|scale| scale.gpu()).into()],
-    }
+fn rows(gpu: &Gpu, n: usize) -> [Workspace; 2] {
+    let both = gpu.workspace(2 * n);
+    [both.part(0..n), both.part(n..2 * n)]
 }
 
 /// See [`crate::ops::loss::cross_entropy`].
@@ -82,14 +80,19 @@ pub fn cross_entropy(
     smoothing: f32,
     gradient: Option<Gradient<'_>>,
 ) {
-    let (losses, hits) = rows(logits.gpu(), n);
-    let [d, scale] = gradient_arguments(gradient);
-    let name = format!("cross_entropy<{}>", logits.dtype().kernel_name());
-    let rest = [losses.into(), hits.into(), int(classes).into(), smoothing.into(), scale];
-    let arguments: Vec<Argument> = [logits.into(), of.labels().into(), d].into_iter().chain(rest).collect();
-    // SAFETY: arguments as the kernel's header says; lengths were checked by the caller.
-    unsafe { logits.gpu().launch(&name, grid(n, 1, 1), &arguments) };
-    of.add(losses, hits, (n, n), 1.0);
+    let [losses, hits] = rows(logits.gpu(), n);
+    let (to, scale) = gradient.map_or((None, None), |Gradient { to, scale }| (Some(to.gpu()), scale));
+    Call::new(logits.gpu(), format!("cross_entropy<{}>", logits.dtype().kernel_name()))
+        .reads("the logits", logits, n * classes)
+        .memory("the labels", (of.labels(), false), Element::U32, n)
+        .writes_if("the gradient", to.as_ref(), n * classes)
+        .floats("the losses", losses, n)
+        .floats("the hits", hits, n)
+        .sizes([classes])
+        .value(smoothing)
+        .reads_if("the loss scale", scale.map(View::gpu), 1)
+        .launch([n, 1, 1]);
+    of.add(losses, Some(hits), n, 1.0);
 }
 
 /// See [`crate::ops::loss::distillation`].
@@ -100,15 +103,20 @@ pub fn distillation(
     (n, classes): (usize, usize),
     gradient: Gradient<'_>,
 ) {
-    let (losses, hits) = rows(logits.gpu(), n);
-    let [d, scale] = gradient_arguments(Some(gradient));
-    let name = format!("distillation<{}>", logits.dtype().kernel_name());
-    let head = [logits.into(), target.teacher.gpu().into(), of.labels().into(), d, losses.into(), hits.into()];
-    let rest = [int(classes).into(), target.alpha.into(), target.temperature.into(), scale];
-    let arguments: Vec<Argument> = head.into_iter().chain(rest).collect();
-    // SAFETY: arguments as the kernel's header says; lengths were checked by the caller.
-    unsafe { logits.gpu().launch(&name, grid(n, 1, 1), &arguments) };
-    of.add(losses, hits, (n, n), 1.0);
+    let [losses, hits] = rows(logits.gpu(), n);
+    Call::new(logits.gpu(), format!("distillation<{}>", logits.dtype().kernel_name()))
+        .reads("the logits", logits, n * classes)
+        .reads("the teacher's logits", target.teacher.gpu(), n * classes)
+        .memory("the labels", (of.labels(), false), Element::U32, n)
+        .writes("the gradient", &gradient.to.gpu(), n * classes)
+        .floats("the losses", losses, n)
+        .floats("the hits", hits, n)
+        .sizes([classes])
+        .value(target.alpha)
+        .value(target.temperature)
+        .reads_if("the loss scale", gradient.scale.map(View::gpu), 1)
+        .launch([n, 1, 1]);
+    of.add(losses, Some(hits), n, 1.0);
 }
 
 /// See [`crate::ops::loss::feature_mse`].
@@ -120,14 +128,17 @@ pub fn feature_mse(
     gradient: Gradient<'_>,
 ) {
     let (gpu, n) = (student.gpu(), student.len());
-    let count = walking_blocks(student.dtype(), n);
-    let losses = gpu.workspace(count);
-    let [d, scale] = gradient_arguments(Some(gradient));
-    let name = format!("feature_mse<{}>", student.dtype().kernel_name());
-    let head = [student.into(), teacher.into(), d, losses.into()];
-    let arguments: Vec<Argument> = head.into_iter().chain([weight.into(), scale, long(n).into()]).collect();
-    // SAFETY: arguments as the kernel's header says; lengths were checked by the caller.
-    unsafe { gpu.launch(&name, grid(count, 1, 1), &arguments) };
+    let Some(config) = configured(&summing_walk(student), Pass::Forward, student) else { return };
+    let losses = gpu.workspace(config.workspace());
+    Call::new(gpu, format!("feature_mse<{}>", student.dtype().kernel_name()))
+        .reads("the student's features", student, n)
+        .reads("the teacher's features", teacher, n)
+        .writes("the gradient", &gradient.to.gpu(), n)
+        .floats("the losses", losses, config.blocks)
+        .value(weight)
+        .reads_if("the loss scale", gradient.scale.map(View::gpu), 1)
+        .value(long(n))
+        .launch(config.grid());
     // The images were counted by the loss on the logits.
-    of.add(losses, 0, (count, 0), f64::from(weight) * images as f64 / n.max(1) as f64);
+    of.add(losses, None, 0, f64::from(weight) * images as f64 / n.max(1) as f64);
 }

@@ -1,10 +1,11 @@
 //! `optimizer.cu`.
 
-use super::{grid, int, long};
+use super::{Call, configured, long};
 use crate::Result;
-use crate::device::driver::Argument;
+use crate::device::argument::Element;
 use crate::device::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
 use crate::dtype::Dtype;
+use crate::ops::config::{OptimizerProblem, Pass};
 use crate::ops::optimizer::{Optimizer, Span, StepOutcome, Update};
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub struct GpuOptimizer {
     host: DeviceState,
 }
 
+/// What kernels call the state.
+const STATE: Element = Element::Struct("OptimizerState", size_of::<DeviceState>());
 /// Where the loss scale lies in the state, in floats.
 const LOSS_SCALE_AT: usize = std::mem::offset_of!(DeviceState, loss_scale) / size_of::<f32>();
 /// The loss scale that f16 training starts with.
@@ -97,48 +100,55 @@ impl GpuOptimizer {
         copy: Option<&GpuViewMut<'_>>,
         size: Update,
     ) {
-        let gpu = gradients.gpu();
-        let n = gradients.len();
+        let (gpu, n) = (gradients.gpu(), gradients.len());
+        assert!(n.is_multiple_of(4), "flat buffers are padded to whole vectors");
+        let Some(config) = configured(&OptimizerProblem { len: n }, Pass::Forward, gradients) else { return };
         let state = self.state.view(0..self.state.len());
-        let groups = self.groups.view(0..self.groups.len());
+        let groups = (self.groups.view(0..self.groups.len()), false);
+        let partials = gpu.workspace(config.workspace());
         let wants_norm = self.wants_norm(size);
-        let blocks = n.div_ceil(4096).clamp(1, 1024);
+        if wants_norm {
+            Call::new(gpu, "gradient_squares")
+                .reads("the gradients", gradients, n)
+                .memory("the groups", groups, Element::U8, n)
+                .floats("the partial sums", partials, config.norm)
+                .value(long(n))
+                .launch(config.norm_grid());
+        }
         let betas = match optimizer {
             Optimizer::Sgd { .. } => [0.0, 0.0],
             Optimizer::AdamW { beta1, beta2, .. } => [beta1, beta2],
         };
-        let partials = gpu.workspace(blocks);
-        let wide = grid(n.div_ceil(1024).clamp(1, 65535), 1, 1);
+        let count = if wants_norm { config.norm } else { 0 };
+        Call::new(gpu, "optimizer_prepare")
+            .memory("the state", (state, true), STATE, 1)
+            .floats("the partial sums", partials, count)
+            .sizes([count])
+            .value(size.clip_norm)
+            .value(betas[0])
+            .value(betas[1])
+            .value(i32::from(self.scaled))
+            .launch([1, 1, 1]);
         let t = copy.map_or(Dtype::F32, |copy| copy.view().dtype()).kernel_name();
-        let copy = copy.map_or_else(|| 0u64.into(), Argument::from);
-        // SAFETY: arguments as the kernels' header says; all flat buffers have `n` elements.
-        unsafe {
-            if wants_norm {
-                let arguments = [gradients.into(), groups.into(), partials.into(), long(n).into()];
-                gpu.launch("gradient_squares", grid(blocks, 1, 1), &arguments);
+        let kernel = match optimizer {
+            Optimizer::Sgd { .. } => format!("optimizer_sgd<{t}>"),
+            Optimizer::AdamW { .. } => format!("optimizer_adamw<{t}>"),
+        };
+        let call = Call::new(gpu, kernel)
+            .memory("the state", (state, false), STATE, 1)
+            .writes("the weights", weights, n)
+            .reads("the gradients", gradients, n);
+        let call = buffers.iter().fold(call, |call, buffer| call.writes("a buffer", buffer, n));
+        let call = call.memory("the groups", groups, Element::U8, n).writes_if("the copy", copy, n);
+        let call = match optimizer {
+            Optimizer::Sgd { momentum, nesterov } => {
+                call.value(momentum).value(size.weight_decay).value(i32::from(nesterov))
             }
-            let count = if wants_norm { blocks } else { 0 };
-            let tail = [int(count).into(), size.clip_norm.into(), betas[0].into(), betas[1].into()];
-            let dynamic = i32::from(self.scaled).into();
-            let arguments = [state.into(), partials.into(), tail[0], tail[1], tail[2], tail[3], dynamic];
-            gpu.launch("optimizer_prepare", grid(1, 1, 1), &arguments);
-            let mut arguments: Vec<Argument> = vec![state.into(), weights.into(), gradients.into()];
-            arguments.extend(buffers.iter().map(Argument::from));
-            arguments.extend([groups.into(), copy]);
-            let name = match optimizer {
-                Optimizer::Sgd { momentum, nesterov } => {
-                    arguments.extend([momentum, size.weight_decay].map(Argument::from));
-                    arguments.push(i32::from(nesterov).into());
-                    format!("optimizer_sgd<{t}>")
-                }
-                Optimizer::AdamW { beta1, beta2, eps } => {
-                    arguments.extend([beta1, beta2, eps, size.weight_decay].map(Argument::from));
-                    format!("optimizer_adamw<{t}>")
-                }
-            };
-            arguments.push(long(n).into());
-            gpu.launch(&name, wide, &arguments);
-        }
+            Optimizer::AdamW { beta1, beta2, eps } => {
+                call.value(beta1).value(beta2).value(eps).value(size.weight_decay)
+            }
+        };
+        call.value(long(n)).launch(config.step_grid());
     }
 
     /// What became of the step.

@@ -7,7 +7,7 @@ use super::{PoolProblem, pooled_shape};
 use crate::Result;
 use crate::device::{View, ViewMut};
 use crate::ops::cuda;
-use crate::ops::operation::{LoweredNode, OnnxOperator, Operation};
+use crate::ops::operation::{LoweredNode, OnnxOperator, Operation, require};
 use crate::ops::simd::vectorised;
 use crate::ops::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
 use crate::shape::{Shape, Window};
@@ -40,7 +40,7 @@ pub fn forward(p: &PoolProblem, x: View<'_>, y: ViewMut<'_>) {
 /// The sums run over the windows in row-major order.
 pub fn backward(p: &PoolProblem, x: View<'_>, dy: View<'_>, (dx, accumulate): (ViewMut<'_>, bool)) {
     p.check(x.len(), dy.len());
-    assert_eq!(dx.len(), x.len(), "a gradient has its operand's shape");
+    require("a pool", [("dx", dx.len(), x.len())]);
     if let (View::Gpu(x), View::Gpu(dy)) = (x, dy) {
         return cuda::pool::max_backward(p, (x, dy), &dx.gpu(), accumulate);
     }

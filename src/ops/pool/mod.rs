@@ -5,7 +5,7 @@ pub mod max;
 
 use std::ops::Range;
 
-use super::operation::{bad, is_sane, window_output};
+use super::operation::{bad, is_sane, require, window_output};
 use crate::Result;
 use crate::shape::{Shape, Window};
 
@@ -30,8 +30,7 @@ impl PoolProblem {
 
     /// Operands have the problem's sizes.
     pub(super) fn check(&self, x: usize, y: usize) {
-        let sizes = [self.n * self.input.len(), self.n * self.output.len()];
-        assert_eq!([x, y], sizes, "operands of a pool of {} to {}: x and y", self.input, self.output);
+        require("a pool", [("x", x, self.n * self.input.len()), ("y", y, self.n * self.output.len())]);
     }
 
     /// The rows and columns of the input under an output pixel.

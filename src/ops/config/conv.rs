@@ -1,0 +1,71 @@
+//! Configurations of a convolution, whichever its family is.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{DepthwiseConfig, Family, GemmConfig, GemmProblem, Pass, Problem, Target, refused};
+use crate::ops::conv::{ConvFamily, ConvProblem};
+use crate::{Error, Result};
+
+/// That of a matrix product or of a depthwise convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConvConfig {
+    /// For pointwise and dense convolutions.
+    Gemm(GemmConfig),
+    /// For depthwise ones.
+    Depthwise(DepthwiseConfig),
+}
+
+impl Problem for ConvProblem {
+    type Config = ConvConfig;
+
+    fn family(&self) -> Family {
+        match ConvProblem::family(self) {
+            ConvFamily::Pointwise => Family::Pointwise,
+            ConvFamily::Dense => Family::Dense,
+            ConvFamily::Depthwise => Family::Depthwise,
+        }
+    }
+
+    fn choose(&self, pass: Pass, on: Target) -> ConvConfig {
+        match ConvProblem::family(self) {
+            ConvFamily::Depthwise => ConvConfig::Depthwise(DepthwiseConfig::choose(self, pass)),
+            _ => ConvConfig::Gemm(GemmProblem::of(self).choose(pass, on)),
+        }
+    }
+
+    fn list(&self, pass: Pass, on: Target) -> Vec<ConvConfig> {
+        match ConvProblem::family(self) {
+            ConvFamily::Depthwise => DepthwiseConfig::list(self, pass).into_iter().map(ConvConfig::Depthwise).collect(),
+            _ => GemmProblem::of(self).list(pass, on).into_iter().map(ConvConfig::Gemm).collect(),
+        }
+    }
+
+    fn check(&self, config: ConvConfig, pass: Pass, on: Target) -> Result<()> {
+        match (config, ConvProblem::family(self)) {
+            (ConvConfig::Depthwise(config), ConvFamily::Depthwise) => config.check(self, pass),
+            (ConvConfig::Gemm(config), ConvFamily::Pointwise | ConvFamily::Dense) => {
+                GemmProblem::of(self).check(config, pass, on)
+            }
+            _ => Err(refused(config, "it is one of another family")),
+        }
+    }
+}
+
+impl fmt::Display for ConvConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gemm(config) => config.fmt(f),
+            Self::Depthwise(config) => config.fmt(f),
+        }
+    }
+}
+
+impl FromStr for ConvConfig {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let gemm = text.parse().map(Self::Gemm);
+        gemm.or_else(|error| text.parse().map(Self::Depthwise).map_err(|_| error))
+    }
+}

@@ -1,0 +1,409 @@
+//! How a GPU solves a problem, as a value: problem → configuration → launch.
+//!
+//! A configuration says what a launch has a choice about: tiles, slabs, vectors, blocks. It is plain data with a name that
+//! reads back ([`std::fmt::Display`], [`std::str::FromStr`]). [`Problem::list`] has those that solve a problem,
+//! [`Problem::choose`] the one that is taken, and grids and workspaces follow from it by its methods, here and nowhere
+//! else: the headers of `kernels/` refer to them by name.
+//!
+//! What decides the order of a sum follows from the problem and its configuration, never from the device, so that results
+//! repeat bit by bit on GPUs of one architecture; how a tensor core adds within one instruction differs among them.
+
+mod conv;
+mod depthwise;
+mod gemm;
+mod lanes;
+mod norm;
+mod walk;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use conv::ConvConfig;
+pub use depthwise::DepthwiseConfig;
+pub(crate) use depthwise::specialised;
+pub use gemm::{GemmConfig, GemmProblem};
+pub use lanes::{AugmentProblem, BiasConfig, BiasProblem, GlobalPoolProblem, LaneConfig, Lanes};
+pub use norm::NormConfig;
+pub use walk::{OptimizerConfig, OptimizerProblem, WalkConfig, WalkProblem};
+
+use crate::device::Device;
+use crate::device::gpu::Gpu;
+use crate::dtype::Dtype;
+use crate::{Error, Result};
+
+/// Threads of a block of every kernel that says nothing else.
+pub const THREADS: usize = 256;
+/// Blocks that the hardware takes in the second and third dimension of a grid.
+pub const GRID_LIMIT: usize = 65_535;
+/// Blocks of the first stage of a sum over pixels: four for each multiprocessor of a large GPU. More cost more partial sums,
+/// which are written and read; fewer leave multiprocessors idle.
+pub const SUM_BLOCKS: usize = 512;
+
+/// What a kernel computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// Matrix products of 1×1 convolutions and fully connected layers: `pointwise.cu`.
+    Pointwise,
+    /// Implicit matrix products of other convolutions: `dense.cu`.
+    Dense,
+    /// `depthwise.cu`.
+    Depthwise,
+    /// Gradient of a bias: `bias_gradient` of `conv_reduce.cu`.
+    Bias,
+    /// `batch_norm.cu`.
+    BatchNorm,
+    /// The global average of `pool.cu`.
+    GlobalPool,
+    /// The maximum of `pool.cu`.
+    MaxPool,
+    /// Conversion and addition: `elementwise.cu`.
+    Elementwise,
+    /// `activation.cu`, and `feature_mse` of `loss.cu`, which sum on the way.
+    Activation,
+    /// `dropout.cu`.
+    Dropout,
+    /// `optimizer.cu`.
+    Optimizer,
+    /// `augment.cu`.
+    Augment,
+}
+
+/// Which of a family's kernels: those of the forward pass, of one gradient, or of all gradients at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Pass {
+    /// The result.
+    Forward,
+    /// The input's gradient, alone.
+    InputGradient,
+    /// The weights' or the bias's gradient, alone.
+    WeightGradient,
+    /// All gradients.
+    Backward,
+}
+
+/// The kernels of a family that one configuration is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Kernels {
+    /// The family.
+    pub family: Family,
+    /// The pass.
+    pub pass: Pass,
+}
+
+/// What a configuration is chosen for, besides the problem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// The type of activations.
+    pub dtype: Dtype,
+    /// Compute capability times ten.
+    pub arch: u32,
+}
+
+/// A problem with a choice of how a GPU solves it.
+pub trait Problem {
+    /// What there is to choose.
+    type Config: fmt::Display + FromStr<Err = Error> + Copy + PartialEq + fmt::Debug;
+
+    /// The family of kernels that solves it.
+    fn family(&self) -> Family;
+
+    /// The configuration that is taken where none is forced.
+    fn choose(&self, pass: Pass, on: Target) -> Self::Config;
+
+    /// Configurations that solve it, the chosen one among them. Counts that may have any value are listed in powers of 2.
+    fn list(&self, pass: Pass, on: Target) -> Vec<Self::Config>;
+
+    /// Whether a configuration solves it.
+    ///
+    /// # Errors
+    /// Says what it lacks, in one line.
+    fn check(&self, config: Self::Config, pass: Pass, on: Target) -> Result<()>;
+}
+
+/// The configuration that a launch uses: the forced one where there is one, else the chosen one.
+///
+/// # Errors
+/// A forced one that does not solve the problem.
+pub fn resolve<P: Problem>(problem: &P, pass: Pass, gpu: &Gpu, dtype: Dtype) -> Result<P::Config> {
+    let on = Target { dtype, arch: gpu.driver().arch() };
+    let kernels = Kernels { family: problem.family(), pass };
+    let Some(name) = gpu.forced(kernels.name()) else { return Ok(problem.choose(pass, on)) };
+    let told = |e: Error| match e {
+        Error::Config(text) => Error::Config(format!("{kernels}: {text}")),
+        other => other,
+    };
+    let config = name.parse().map_err(told)?;
+    problem.check(config, pass, on).map_err(told)?;
+    Ok(config)
+}
+
+/// The name of the configuration that a launch on a device uses; the host has none.
+///
+/// # Errors
+/// A forced one that does not solve the problem.
+pub fn chosen<P: Problem>(problem: &P, pass: Pass, device: &Device) -> Result<Option<String>> {
+    match device {
+        Device::Cpu => Ok(None),
+        Device::Gpu(gpu, dtype) => resolve(problem, pass, gpu, *dtype).map(|config| Some(config.to_string())),
+    }
+}
+
+/// Makes all launches of some kernels on a GPU use the configuration of a name, or again the chosen ones with `None`. Whether
+/// it solves a problem is told when that is launched, by the next check of the device.
+///
+/// # Errors
+/// A name that is none of the family's.
+pub fn force(gpu: &Gpu, kernels: Kernels, name: Option<&str>) -> Result<()> {
+    if let Some(name) = name {
+        match kernels.family {
+            Family::Pointwise | Family::Dense => name.parse::<GemmConfig>().map(drop),
+            Family::Depthwise => name.parse::<DepthwiseConfig>().map(drop),
+            Family::Bias => name.parse::<BiasConfig>().map(drop),
+            Family::BatchNorm => name.parse::<NormConfig>().map(drop),
+            Family::GlobalPool | Family::MaxPool | Family::Augment => name.parse::<LaneConfig>().map(drop),
+            Family::Elementwise | Family::Activation | Family::Dropout => name.parse::<WalkConfig>().map(drop),
+            Family::Optimizer => name.parse::<OptimizerConfig>().map(drop),
+        }?;
+    }
+    gpu.force(kernels.name(), name);
+    Ok(())
+}
+
+impl Kernels {
+    /// All that have something to choose, by name.
+    pub const ALL: [(Self, &'static str); 22] = [
+        (Self { family: Family::Pointwise, pass: Pass::Forward }, "pointwise_forward"),
+        (Self { family: Family::Pointwise, pass: Pass::InputGradient }, "pointwise_dgrad"),
+        (Self { family: Family::Pointwise, pass: Pass::WeightGradient }, "pointwise_wgrad"),
+        (Self { family: Family::Dense, pass: Pass::Forward }, "dense_forward"),
+        (Self { family: Family::Dense, pass: Pass::InputGradient }, "dense_dgrad"),
+        (Self { family: Family::Dense, pass: Pass::WeightGradient }, "dense_wgrad"),
+        (Self { family: Family::Depthwise, pass: Pass::Forward }, "depthwise_forward"),
+        (Self { family: Family::Depthwise, pass: Pass::InputGradient }, "depthwise_dgrad"),
+        (Self { family: Family::Depthwise, pass: Pass::WeightGradient }, "depthwise_wgrad"),
+        (Self { family: Family::Bias, pass: Pass::WeightGradient }, "bias_gradient"),
+        (Self { family: Family::BatchNorm, pass: Pass::Forward }, "batch_norm_forward"),
+        (Self { family: Family::BatchNorm, pass: Pass::Backward }, "batch_norm_backward"),
+        (Self { family: Family::GlobalPool, pass: Pass::Forward }, "global_pool_forward"),
+        (Self { family: Family::GlobalPool, pass: Pass::Backward }, "global_pool_backward"),
+        (Self { family: Family::MaxPool, pass: Pass::Forward }, "max_pool_forward"),
+        (Self { family: Family::MaxPool, pass: Pass::Backward }, "max_pool_backward"),
+        (Self { family: Family::Elementwise, pass: Pass::Forward }, "elementwise"),
+        (Self { family: Family::Activation, pass: Pass::Forward }, "activation_forward"),
+        (Self { family: Family::Activation, pass: Pass::Backward }, "activation_backward"),
+        (Self { family: Family::Dropout, pass: Pass::Forward }, "dropout"),
+        (Self { family: Family::Optimizer, pass: Pass::Forward }, "optimizer"),
+        (Self { family: Family::Augment, pass: Pass::Forward }, "augment"),
+    ];
+
+    /// Its name: `pointwise_wgrad`.
+    ///
+    /// # Panics
+    /// For a pass that the family has no kernels for.
+    pub fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(kernels, _)| *kernels == self);
+        found.map(|(_, name)| *name).unwrap_or_else(|| panic!("{:?} has no {:?} pass", self.family, self.pass))
+    }
+}
+
+impl fmt::Display for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Kernels {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.iter().find(|(_, name)| *name == text).map(|(kernels, _)| *kernels);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|(_, name)| *name).collect();
+            Error::Config(format!("no kernels {text:?}; expected one of {}", names.join(", ")))
+        })
+    }
+}
+
+/// Elements of a 16-byte vector.
+pub(super) fn vector_len(dtype: Dtype) -> usize {
+    16 / dtype.bytes()
+}
+
+/// Whether `c` channels are whole vectors.
+fn whole_vectors(dtype: Dtype, c: usize) -> bool {
+    c.is_multiple_of(vector_len(dtype))
+}
+
+/// A configuration's name, taken apart: words and numbered words between hyphens, in a fixed order.
+struct Parts<'a> {
+    text: &'a str,
+    like: &'static str,
+    rest: std::iter::Peekable<std::str::Split<'a, char>>,
+}
+
+impl<'a> Parts<'a> {
+    /// Of a name; `like` is how one looks, for the error.
+    fn new(text: &'a str, like: &'static str) -> Self {
+        Self { text, like, rest: text.split('-').peekable() }
+    }
+
+    fn error(&self) -> Error {
+        Error::Config(format!("no configuration {:?}; expected one like {}", self.text, self.like))
+    }
+
+    fn word(&mut self) -> Result<&'a str> {
+        self.rest.next().ok_or_else(|| self.error())
+    }
+
+    /// The number behind a word, where the next part begins with it.
+    fn numbered_if(&mut self, word: &str) -> Result<Option<usize>> {
+        let Some(number) = self.rest.next_if(|part| part.starts_with(word)).map(|part| &part[word.len()..]) else {
+            return Ok(None);
+        };
+        match number.parse() {
+            // One spelling for a number: what is printed again is what was read.
+            Ok(n) if n > 0 && usize::to_string(&n) == number => Ok(Some(n)),
+            _ => Err(self.error()),
+        }
+    }
+
+    fn numbered(&mut self, word: &str) -> Result<usize> {
+        self.numbered_if(word)?.ok_or_else(|| self.error())
+    }
+
+    /// `vector` or `scalar`.
+    fn vector(&mut self) -> Result<bool> {
+        match self.word()? {
+            "vector" => Ok(true),
+            "scalar" => Ok(false),
+            _ => Err(self.error()),
+        }
+    }
+
+    fn end<T>(mut self, config: T) -> Result<T> {
+        if self.rest.next().is_none() { Ok(config) } else { Err(self.error()) }
+    }
+}
+
+/// `vector` or `scalar`.
+fn vector_word(vector: bool) -> &'static str {
+    if vector { "vector" } else { "scalar" }
+}
+
+/// A configuration that does not solve a problem.
+fn refused(config: impl fmt::Display, why: impl fmt::Display) -> Error {
+    Error::Config(format!("configuration {config} does not serve: {why}"))
+}
+
+/// Numbers around the chosen one: its halves and doubles within bounds, up to `steps` each way, and itself.
+fn around(chosen: usize, steps: u32, bounds: std::ops::RangeInclusive<usize>) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..=steps).flat_map(|step| [chosen >> step, chosen << step]).collect();
+    all.retain(|n| bounds.contains(n) || *n == chosen);
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{CONVOLUTIONS, NORMS, problem};
+    use crate::ops::batch_norm::BatchNormProblem;
+    use crate::ops::conv::{Bias, Conv, ConvProblem};
+    use crate::ops::pool::PoolProblem;
+    use crate::shape::{Lines, Shape, Window};
+
+    fn target(dtype: Dtype) -> Target {
+        Target { dtype, arch: 80 }
+    }
+
+    /// Every listed configuration serves, reads back from its name, and has a name of its own; the chosen one is listed.
+    fn is_whole<P: Problem>(problem: &P, passes: &[Pass]) {
+        for (&pass, dtype) in passes.iter().flat_map(|pass| Dtype::ALL.map(|dtype| (pass, dtype))) {
+            let (on, all) = (target(dtype), problem.list(pass, target(dtype)));
+            assert!(all.contains(&problem.choose(pass, on)), "{pass:?} {dtype}: {all:?}");
+            for config in &all {
+                problem.check(*config, pass, on).unwrap();
+                assert_eq!(config.to_string().parse::<P::Config>().unwrap(), *config);
+            }
+            let mut names: Vec<String> = all.iter().map(P::Config::to_string).collect();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), all.len(), "{names:?}");
+        }
+    }
+
+    fn batch_norm((lines, w, c): (usize, usize, usize)) -> BatchNormProblem {
+        BatchNormProblem { shape: Lines { lines, w, c }, eps: 1e-5, momentum: 0.1 }
+    }
+
+    const CONV_PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
+    const BOTH: [Pass; 2] = [Pass::Forward, Pass::Backward];
+
+    #[test]
+    fn configurations_are_listed_with_the_chosen_one_and_read_back() {
+        for row in CONVOLUTIONS {
+            let p = problem(row);
+            is_whole(&p, &CONV_PASSES);
+            is_whole(&BiasProblem { pixels: p.n * p.output.pixels(), c: p.output.c }, &[Pass::WeightGradient]);
+        }
+        is_whole(&GemmProblem::product(130, 64, 16), &CONV_PASSES);
+        for row in NORMS {
+            is_whole(&batch_norm((row.0, row.1, row.2)), &BOTH);
+        }
+        is_whole(&GlobalPoolProblem { n: 3, pixels: 20, c: 24 }, &BOTH);
+        let (input, output) = (Shape::new(9, 7, 13), Shape::new(5, 4, 13));
+        is_whole(&PoolProblem { n: 2, input, output, window: Window::square(3, 2, 1) }, &BOTH);
+        for family in [Family::Elementwise, Family::Activation, Family::Dropout] {
+            for len in [1, 5000, 70_001, 30_000_000] {
+                is_whole(&WalkProblem { family, len, aligned: true }, &BOTH);
+            }
+        }
+        is_whole(&WalkProblem { family: Family::Elementwise, len: 999, aligned: false }, &[Pass::Forward]);
+        is_whole(&OptimizerProblem { len: 100_000 }, &[Pass::Forward]);
+        is_whole(&AugmentProblem { n: 4, len: 288 }, &[Pass::Forward]);
+    }
+
+    fn conv(n: usize, side: usize, c_in: usize, c_out: usize, window: Window, groups: usize) -> ConvProblem {
+        let conv = Conv { c_in, c_out, window, groups, bias: Bias::None };
+        ConvProblem::new(&conv, Shape::new(side, side, c_in), n).unwrap()
+    }
+
+    /// What is chosen decides the bits of a result and the times in README: a change is meant, and is told here.
+    #[test]
+    fn choices_are_those_that_timings_were_taken_with() {
+        let (one, three) = (Window::square(1, 1, 0), Window::square(3, 1, 1));
+        let names = |p: &ConvProblem, dtype| CONV_PASSES.map(|pass| p.choose(pass, target(dtype)).to_string());
+        let expand = conv(128, 14, 96, 576, one, 1);
+        assert_eq!(names(&expand, Dtype::F16), ["128x128-vector", "128x128-vector", "64x64-vector-slab896"]);
+        assert_eq!(names(&expand, Dtype::F32), ["64x64-vector", "64x64-vector", "64x64-vector-slab896"]);
+        let merged = conv(64, 14, 128, 128, three, 1);
+        assert_eq!(names(&merged, Dtype::F16), ["64x64-vector", "64x64-vector", "128x128-vector-slab768"]);
+        let narrow = conv(128, 56, 16, 96, one, 1);
+        assert_eq!(names(&narrow, Dtype::F16), ["128x128-vector", "128x32-vector", "64x64-vector-slab1568"]);
+        let depthwise = conv(128, 28, 192, 192, three, 192);
+        assert_eq!(names(&depthwise, Dtype::F16), ["march14", "march14", "march14-slab14"]);
+        let norm = batch_norm((128 * 14, 14, 576)).choose(Pass::Forward, target(Dtype::F16));
+        assert_eq!(norm.to_string(), "vector-sum112-map56");
+    }
+
+    #[test]
+    fn names_that_mean_nothing_are_told() {
+        for name in ["", "64x64", "64x64-vector-slab0", "64x64-vector-slab032", "64x64-vector-slab32-x", "12x12-vector"]
+        {
+            let told = name.parse::<GemmConfig>().unwrap_err().to_string();
+            assert!(told.contains(&format!("no configuration {name:?}; expected one like 128x128-vector")), "{told}");
+        }
+        assert!("march".parse::<DepthwiseConfig>().is_err() && "march14-sum2".parse::<ConvConfig>().is_err());
+        assert!("scalar-map8-sum8".parse::<NormConfig>().is_err() && "vector-".parse::<LaneConfig>().is_err());
+        assert!("convolution".parse::<Kernels>().unwrap_err().to_string().contains("pointwise_wgrad"));
+        for (kernels, name) in Kernels::ALL {
+            assert_eq!(name.parse::<Kernels>().unwrap(), kernels);
+        }
+    }
+
+    #[test]
+    fn the_host_has_no_configuration() {
+        assert_eq!(chosen(&OptimizerProblem { len: 8 }, Pass::Forward, &Device::Cpu).unwrap(), None);
+    }
+}
