@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Augment, DataSource};
 use crate::device::Device;
 use crate::dtype::Dtype;
-use crate::graph::Graph;
+use crate::graph::{Graph, SegmentEnds};
 use crate::networks::{self, NetworkOptions};
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
@@ -124,6 +124,9 @@ pub struct FinetuneConfig {
     /// Which blocks keep their activations, one 0 or 1 per block; for `finetune` alone, as `shrink` searches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept: Option<Mask>,
+    /// Segments to merge that are more than blocks, by their first and last node; for `finetune` alone, from its plan.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SegmentEnds>,
     /// The model file that teaches; for `finetune` alone, where it is the model itself if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<PathBuf>,
@@ -248,6 +251,7 @@ impl Default for FinetuneConfig {
     fn default() -> Self {
         Self {
             kept: None,
+            segments: Vec::new(),
             teacher: None,
             start: FinetuneStart::Original,
             final_activation: true,

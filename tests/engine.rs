@@ -80,10 +80,9 @@ fn the_fused_plan_trains_as_the_reference_plan_does() {
         let images = numbers(at, n * len);
         let labels: Vec<usize> = (0..n).map(|i| (i * 3 + at as usize) % CLASSES).collect();
         // Some blocks without their activations, changing from step to step, as in the search.
-        let slopes: Vec<f32> =
-            (0..model.graph.blocks.len()).map(|b| f32::from((b as u64 + at).is_multiple_of(3))).collect();
+        let slopes: Vec<f32> = (0..model.graph.sites()).map(|b| f32::from((b as u64 + at).is_multiple_of(3))).collect();
         let [reference, fused] = engines.each_mut().map(|engine| {
-            engine.set_slopes(&slopes).expect("one slope per block");
+            engine.set_slopes(&slopes).expect("one slope per site");
             engine.collect_score_gradients(true);
             let loss = step(engine, &images, &labels, 0.02);
             (loss, engine.score_gradients().expect("host memory"))

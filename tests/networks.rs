@@ -8,7 +8,7 @@ use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion, Plan, Target};
 use depthshrinker::graph::{Graph, Op, ParamRole};
 use depthshrinker::io::layout::{file_shape, from_file, nchw_to_nhwc, to_file};
-use depthshrinker::measure::{Roofline, block_costs, without_batch_norm};
+use depthshrinker::measure::{Roofline, block_costs};
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::networks::{NetworkOptions, build, image_size};
 use depthshrinker::shape::Shape;
@@ -190,7 +190,7 @@ fn plans_fuse_residuals_and_activations() {
         ("vgg19_bn", 18 + 7),
     ] {
         let graph = imagenet(name, 224);
-        let graph = without_batch_norm(&graph).unwrap();
+        let graph = graph.without_batch_norm().unwrap().0;
         for backend in [Backend::Host, Backend::Cuda] {
             let plan = Plan::new(&graph, &Target::inference(backend)).unwrap();
             assert_eq!(plan.steps.len(), steps, "{name}");

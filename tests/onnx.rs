@@ -15,8 +15,9 @@ use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::pipeline::logits;
 use depthshrinker::shape::{Padding, Shape, Window};
-use depthshrinker::shrink::merge::{MergeOptions, merge};
+use depthshrinker::shrink::merge::{MergeOptions, Merged, merge};
 use depthshrinker::shrink::padding::PaddingMode;
+use depthshrinker::shrink::published_mask;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rand::{RngExt, SeedableRng};
@@ -106,9 +107,14 @@ fn random_model(graph: Graph, seed: u64) -> Result<Model, Failed> {
 
 /// Exports, checks, runs on both sides; the largest difference relative to the largest logit, and the operators.
 fn difference(model: &Model, precision: Dtype, seed: u64) -> Result<(f32, Vec<String>), Failed> {
+    difference_from(model, model, precision, seed)
+}
+
+/// As [`difference`], with one network in ONNX Runtime and another one in the engine.
+fn difference_from(exported: &Model, model: &Model, precision: Dtype, seed: u64) -> Result<(f32, Vec<String>), Failed> {
     let folder = tempfile::tempdir()?;
     let (path, input) = (folder.path().join("m.onnx"), folder.path().join("x.bin"));
-    write_onnx(&path, model, &ModelInfo::default(), precision)?;
+    write_onnx(&path, exported, &ModelInfo::default(), precision)?;
     let shape = model.graph.input_shape();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let count = BATCHES.iter().sum::<usize>() * shape.len();
@@ -160,7 +166,7 @@ fn network(case: &Case) -> Result<(), Failed> {
         let surgery = Linearise { final_activation: true, padding };
         let unmerged = linearise(&model, &kept, &surgery)?;
         agrees(&format!("{name}, {kept:?} linear"), &unmerged, seed)?;
-        let (merged, segments) = merge(&unmerged, &MergeOptions { padding })?;
+        let Merged { model: merged, segments, .. } = merge(&unmerged, &MergeOptions { padding })?;
         let after = agrees(&format!("{name}, {} of {} blocks merged", segments.len(), kept.len()), &merged, seed)?;
         if convs(&after) >= convs(&operators) {
             return Err("the merged network must have fewer convolutions".into());
@@ -169,12 +175,32 @@ fn network(case: &Case) -> Result<(), Failed> {
     // Activations on their way out: a slope between 0 and 1.
     for node in &mut model.graph.nodes {
         if let Op::Activation(activation) = &mut node.op
-            && let Some(mask) = activation.mask
+            && let Some(site) = activation.site
         {
-            activation.slope = [0.0, 0.3, 0.85, 1.0][mask % 4];
+            activation.slope = [0.0, 0.3, 0.85, 1.0][site % 4];
         }
     }
     agrees(&format!("{name}, slopes"), &model, 7).map(drop)
+}
+
+/// The published masks that free the stem's activation: what is merged computes in the engine what the unmerged network
+/// computes in ONNX Runtime, with stem and first block in one 7×7 convolution for D.
+fn published_with_stem() -> Result<(), Failed> {
+    let graph = build("mobilenetv2-1.4", &NetworkOptions::new(Shape::new(96, 96, 3), 5))?;
+    let model = random_model(graph, 1)?;
+    for (name, kernel) in [("a", 3), ("d", 7), ("e", 3)] {
+        let mask = published_mask(&format!("mbv2-1.4-ds-{name}"))?;
+        let padding = PaddingMode::Reorder;
+        let unmerged = linearise(&model, &mask, &Linearise { final_activation: true, padding })?;
+        let merged = merge(&unmerged, &MergeOptions { padding })?;
+        assert_eq!(merged.segments[0].kernel, [kernel; 2], "{name}");
+        let (error, _) = difference_from(&unmerged, &merged.model, Dtype::F32, 3)?;
+        eprintln!("mask {name}: {error:.1e}");
+        if error > TOLERANCE_F32 {
+            return Err(format!("mask {name}: differs by {error:.1e}").into());
+        }
+    }
+    Ok(())
 }
 
 /// Everything a graph can hold that the networks above do not.
@@ -187,7 +213,7 @@ fn rare_nodes() -> Result<(), Failed> {
     let dense = b.push("dense", Op::Conv(Conv { bias: Bias::Map, ..GraphBuilder::conv(4, 6, uneven, 2) }), &[first]);
     let x = b.push("bn_of_map", bn(6), &[dense]);
     let relu = b.activation(Activation { limit: None, ..Activation::RELU6 }, x);
-    let leaky = b.activation(Activation { limit: None, slope: 0.1, mask: None }, dense);
+    let leaky = b.activation(Activation { limit: None, slope: 0.1, site: None }, dense);
     let sum = b.push("sum", Op::Add, &[relu, leaky]);
     let wide = Conv { bias: Bias::Channel, ..GraphBuilder::conv(6, 12, Window::square(3, 1, 1), 6) };
     let x = b.push("two_per_channel", Op::Conv(wide), &[sum]);
@@ -228,6 +254,7 @@ fn main() {
     let missing = std::env::var_os(VARIABLE).is_none();
     let mut trials =
         vec![Trial::test("refusals", refusals), Trial::test("rare_nodes", rare_nodes).with_ignored_flag(missing)];
+    trials.push(Trial::test("published_with_stem", published_with_stem).with_ignored_flag(missing));
     for case in CASES {
         trials.push(Trial::test(case.name, move || network(&case)).with_ignored_flag(missing));
     }

@@ -11,7 +11,7 @@ use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, Project};
 use depthshrinker::pipeline::{Imported, import, logits, top_classes};
 use depthshrinker::shape::Shape;
-use depthshrinker::shrink::merge::{MergeOptions, merge};
+use depthshrinker::shrink::merge::{MergeOptions, Merged, merge};
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -125,7 +125,7 @@ fn merges_exactly(block: usize) -> Result<(), Failed> {
     let kept: Vec<bool> = (0..BLOCKS).map(|b| b != block).collect();
     let padding = PaddingMode::BorderBias;
     let unmerged = linearise(&model, &kept, &Linearise { final_activation: false, padding })?;
-    let (merged, segments) = merge(&unmerged, &MergeOptions { padding })?;
+    let Merged { model: merged, segments, .. } = merge(&unmerged, &MergeOptions { padding })?;
     assert_eq!(segments.len(), 1);
     let (before, after) = (run(&unmerged, block, &images)?, run(&merged, block, &images)?);
     let difference = largest_difference(&before.logits, &after.logits);

@@ -6,10 +6,10 @@ use depthshrinker::device::Backend;
 use depthshrinker::device::Device;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Plan, Target};
-use depthshrinker::graph::{Activation, Bias, BlockState, Conv, Emitter, Graph, Node, Op};
+use depthshrinker::graph::{Activation, Bias, Conv, Emitter, Graph, Node, NodeId, Op};
 use depthshrinker::measure::{
     KernelCost, Roofline, Summary, Utilization, block_costs, block_latencies, compare, kernel_costs, measure_peaks,
-    network_latency, network_time, paired, plan_costs, utilization, without_batch_norm,
+    network_latency, network_time, paired, plan_costs, utilization,
 };
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
@@ -94,7 +94,7 @@ fn kernels_cover_every_node_once_and_count_what_the_graph_counts() {
     let kernels = kernel_costs(&graph).unwrap();
     // 52 convolutions, pool and classifier: nothing is left beside them.
     assert_eq!(kernels.len(), 54);
-    let folded = without_batch_norm(&graph).unwrap();
+    let folded = graph.without_batch_norm().unwrap().0;
     let mut nodes: Vec<usize> = kernels.iter().flat_map(|k| k.nodes.clone()).collect();
     nodes.sort_unstable();
     assert_eq!(nodes, (1..folded.nodes.len()).collect::<Vec<_>>());
@@ -106,7 +106,7 @@ fn kernels_cover_every_node_once_and_count_what_the_graph_counts() {
     // The structure is the one the weights are folded into.
     let small = example().2;
     let model = Model::initialise(small.clone(), 1).unwrap().folded().unwrap();
-    assert_eq!(without_batch_norm(&small).unwrap(), model.graph);
+    assert_eq!(small.without_batch_norm().unwrap().0, model.graph);
 }
 
 #[test]
@@ -174,7 +174,8 @@ fn networks_and_blocks_are_timed_through_the_engine() {
     assert!(both.speed_up[1] > 0.0 && both.speed_up[1].is_finite(), "{both:?}");
     let (_, latency) = &both.networks[0];
     close(latency.images_per_s * latency.median_ms, 4e3, 1e-6);
-    let blocks = block_latencies(&Device::Cpu, &model, &changed, 4, budget).unwrap();
+    let blocks =
+        block_latencies(&Device::Cpu, (&model, &changed), &map(&model.graph, &changed.graph), 4, budget).unwrap();
     assert_eq!(blocks.len(), 17);
     let sum_ms: f64 = blocks.iter().map(|b| b.before_us).sum::<f64>() / 1e3;
     assert!(sum_ms > 0.0 && sum_ms.is_finite(), "{sum_ms} {latency:?}");
@@ -276,7 +277,16 @@ fn merged(graph: &Graph, kept: &[u8]) -> Graph {
         let op = Op::Activation(Activation::RELU6);
         Ok(out.push(Node { name: format!("{}.act", block.name), inputs: vec![conv], op }))
     };
-    graph.rewrite(emit, |index, state| if kept[index] == 0 { BlockState::Merged } else { state }).unwrap()
+    graph.rewrite(emit).unwrap()
+}
+
+/// Where the values of `before` are in a network of [`merged`].
+fn map(before: &Graph, after: &Graph) -> Vec<Option<NodeId>> {
+    let mut map = before.map_by_name(after);
+    for (was, is) in before.blocks.iter().zip(&after.blocks) {
+        map[was.output()] = Some(is.output());
+    }
+    map
 }
 
 fn example_metrics(kept: &[u8]) -> Vec<MetricsLine> {
@@ -392,7 +402,8 @@ fn the_page_is_whole_self_contained_and_escaped() {
     let (mut result, metrics, before, after) = example();
     result.data.name = "<script>alert('x')</script>".into();
     let config = "seed = 7 # <b>&\n";
-    let page = Page { result: &result, metrics: &metrics, before: &before, after: &after, config };
+    let page =
+        Page { result: &result, metrics: &metrics, before: &before, after: &after, map: &map(&before, &after), config };
     let html = page.html().unwrap();
     if let Some(dir) = std::env::var_os("DEPTHSHRINKER_KEEP_REPORT") {
         page.write(dir.as_ref()).unwrap();
@@ -458,13 +469,15 @@ fn a_bare_run_makes_a_page_too() {
     let metrics = MetricsLine::read_all(
         "{\"stage\": \"train\"}\n{\"odd\": 1}\n3\n{\"stage\": \"train\", \"train_loss\": null}\n",
     );
-    let dir = tempfile::tempdir().unwrap();
-    Page { result: &result, metrics: &metrics, before: &before, after: &before, config: "" }.write(dir.path()).unwrap();
+    let (dir, same) = (tempfile::tempdir().unwrap(), before.map_by_name(&before));
+    Page { result: &result, metrics: &metrics, before: &before, after: &before, map: &same, config: "" }
+        .write(dir.path())
+        .unwrap();
     let html = std::fs::read_to_string(dir.path().join("report.html")).unwrap();
     assert!(html.contains("nothing recorded") && html.ends_with("</html>\n"));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays behind");
     let gone = dir.path().join("gone");
-    let page = Page { result: &result, metrics: &[], before: &before, after: &before, config: "" };
+    let page = Page { result: &result, metrics: &[], before: &before, after: &before, map: &same, config: "" };
     let error = page.write(&gone).unwrap_err().to_string();
     assert!(error.contains("report.html"), "{error}");
 }

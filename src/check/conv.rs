@@ -98,7 +98,7 @@ pub(super) fn cases(row: &ConvRow) -> Vec<Case> {
 }
 
 fn act(limit: f32, slope: f32) -> Activation {
-    Activation { limit: Some(limit), mask: None, slope }
+    Activation { limit: Some(limit), site: None, slope }
 }
 
 fn terms(p: &ConvProblem) -> usize {

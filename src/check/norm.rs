@@ -63,7 +63,7 @@ impl Planned {
             beta: values.pinned(Place::Param(2), c),
             statistics,
             residual: with_residual.then(|| values.activation(shape)),
-            act: act.map(|(limit, slope)| Activation { limit: Some(limit), mask: Some(0), slope }),
+            act: act.map(|(limit, slope)| Activation { limit: Some(limit), site: Some(0), slope }),
             z: values.activation(shape),
         };
         let running = [values.pinned(Place::Running(3), c), values.pinned(Place::Running(4), c)];
@@ -205,7 +205,7 @@ fn inference(
     (running, y): (&[Vec<f32>; 2], &[f32]),
     on: &On<'_>,
 ) -> Result<Output> {
-    let act = act.map(|(limit, slope)| Activation { limit: Some(limit), mask: None, slope });
+    let act = act.map(|(limit, slope)| Activation { limit: Some(limit), site: None, slope });
     let of = Normalisation { act, ..planned.of };
     let PlannedStatistics { problem, statistics, running: ids } = planned.to;
     let steps: Vec<Box<dyn Step>> = vec![

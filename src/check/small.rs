@@ -186,7 +186,7 @@ fn activation_case(act: Activation, len: usize, on: &On<'_>) -> Result<Vec<Outpu
 }
 
 fn act(limit: f32, slope: f32) -> Activation {
-    Activation { limit: Some(limit), mask: Some(0), slope }
+    Activation { limit: Some(limit), site: Some(0), slope }
 }
 
 /// What a 16-bit sum that is too large becomes is brought back between the bounds.

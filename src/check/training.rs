@@ -64,7 +64,7 @@ pub fn mobilenet() -> Result<Graph> {
 pub fn pooled() -> Result<Graph> {
     let mut b = GraphBuilder::new("pooled", Shape::new(13, 10, 1));
     let bn = |channels| BatchNorm { channels, eps: 1e-5, momentum: 0.1 };
-    let act = Activation { mask: Some(0), ..Activation::RELU };
+    let act = Activation { site: Some(0), ..Activation::RELU };
     let biased = Conv { bias: Bias::Channel, ..GraphBuilder::conv(1, 8, Window::square(3, 1, 1), 1) };
     let mut x = b.push("stem", Op::Conv(biased), &[0]);
     x = b.push("stem_bn", Op::BatchNorm(bn(8)), &[x]);
@@ -110,7 +110,7 @@ pub fn train(device: &Device, fusion: Fusion, graph: Graph, steps: usize, record
     let batch = StepBatch { images: StepImages::Normalised(&images), labels: &labels };
     let (mut losses, mut scores) = (Vec::new(), Vec::new());
     for at in 0..steps {
-        let slopes: Vec<f32> = (0..model.graph.blocks.len()).map(|b| f32::from((b + at) % 3 == 0)).collect();
+        let slopes: Vec<f32> = (0..model.graph.sites()).map(|b| f32::from((b + at) % 3 == 0)).collect();
         step.set_slopes(&slopes)?;
         // The learning rate changes too, so that a replay with the first one would show.
         let update = Update { lr: 0.001 + 1e-5 * at as f32, weight_decay: 1e-4, clip_norm: 5.0 };

@@ -199,11 +199,11 @@ impl<'a> Setting<'a> {
 
 fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
     let asked: Vec<LayerPass> = args.passes.iter().map(|pass| pass.trim().parse()).collect::<crate::Result<_>>()?;
-    let mask = args.bench.mask.mask()?;
+    let selection = args.bench.mask.selection()?;
     // Before the device is opened, which takes a while: the network may not exist.
     let model = args.bench.net.model(0)?;
     let setting = Setting::new(&args.bench, common)?;
-    let merged = fully_merged(&model, mask.as_ref(), &setting.config)?;
+    let merged = fully_merged(&model, selection.as_ref(), &setting.config)?;
     let mut networks = vec!["original"];
     networks.extend(merged.is_some().then_some("merged"));
     let graphs: Vec<_> = [Some(&model), merged.as_ref()].into_iter().flatten().map(|m| &m.graph).collect();
@@ -228,10 +228,10 @@ fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
 }
 
 fn network(args: &BenchArgs, common: &Common) -> Result<()> {
-    let mask = args.mask.mask()?;
+    let selection = args.mask.selection()?;
     let model = args.net.model(0)?;
     let setting = Setting::new(args, common)?;
-    let merged = fully_merged(&model, mask.as_ref(), &setting.config)?;
+    let merged = fully_merged(&model, selection.as_ref(), &setting.config)?;
     let (networks, batch) = ((&model, merged.as_ref()), setting.batch());
     let peer = setting.peer(0, NETWORK_LEEWAY);
     let found = setting.bench("network", peer, |bench, keep| bench.networks(networks, batch, keep))?;

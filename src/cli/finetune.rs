@@ -11,6 +11,7 @@ use super::{Common, print};
 use crate::Error;
 use crate::io::{read_model, write_model};
 use crate::pipeline::{Datasets, Run, RunSpec, check_batches};
+use crate::shrink::Selection;
 use crate::shrink::padding::PaddingMode;
 
 const NAME: &str = "finetune";
@@ -54,7 +55,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.data.apply(&mut config);
     args.stage.apply(&mut config.finetune.train);
     set_some(&mut config.model, &args.model);
-    set_some(&mut config.finetune.kept, &args.mask.mask()?);
+    if let Some(selection) = args.mask.selection()? {
+        config.merge.padding = selection.padding.unwrap_or(config.merge.padding);
+        config.finetune.kept = Some(selection.keep);
+        config.finetune.segments = selection.segments;
+    }
     set_some(&mut config.finetune.teacher, &args.teacher);
     config.merge.padding = args.padding.unwrap_or(config.merge.padding);
     config.finetune.final_activation &= !args.no_final_activation;
@@ -65,7 +70,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let file = model_file(&config, NAME)?;
     let models: Vec<&Path> = [file].into_iter().chain(config.finetune.teacher.as_deref()).collect();
     let (model, info) = read_model(file)?;
-    mask.check(model.graph.blocks.len())?;
+    mask.check(&model.graph)?;
     let teacher = match &config.finetune.teacher {
         Some(path) => read_model(path)?.0,
         None => model.clone(),
@@ -79,7 +84,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let spec = RunSpec { command: NAME, config: &config, models: &models, last: FILE };
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
-    let shrunk = run.finetune(NAME, (&model, &teacher), mask, 0)?;
+    let selection = Selection { segments: config.finetune.segments.clone(), ..mask.clone().into() };
+    let shrunk = run.finetune(NAME, (&model, &teacher), &selection, 0)?;
     let evaluation = run.evaluate(&shrunk)?;
     paths.iter().try_for_each(|path| write_model(path, &shrunk, &data.info()))?;
     let path = &paths[0];

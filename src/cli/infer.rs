@@ -42,6 +42,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         return Err(Error::Config("infer needs something to look at; give --input FILE or pictures".into()).into());
     }
     let (model, info) = read_model(&args.model)?;
+    model.graph.check_classifier()?;
     let device = config.device()?;
     let (names, logits) = match &args.input {
         Some(path) => of_tensor(path, &model, &device)?,

@@ -9,10 +9,9 @@ use serde_json::json;
 use super::settings::{MaskArgs, refuse_same};
 use super::{Common, print};
 use crate::Error;
-use crate::graph::BlockState;
 use crate::io::{read_model, write_model};
 use crate::pipeline::{Entry, verify_files};
-use crate::shrink::merge::{MergeOptions, TOLERANCE, merge, verify_random};
+use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge, merge_selection, verify_random};
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::linearise;
 
@@ -44,71 +43,74 @@ pub struct Args {
 /// Merges, checks merged against unmerged, writes the model, and prints how exact it is.
 ///
 /// # Errors
-/// Blocks that cannot be merged exactly, a network too large to check, or an error above the tolerance; nothing is
-/// written then.
+/// Blocks that cannot be merged exactly, a network too large to check, or a merged convolution that is not its segment;
+/// nothing is written then.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut config = common.base_config(Entry::New, None)?;
-    if let Some(padding) = args.padding {
-        config.merge.padding = padding;
-    }
+    let given = args.mask.selection()?;
+    let padding = args.padding.or(given.as_ref().and_then(|selection| selection.padding));
+    config.merge.padding = padding.unwrap_or(config.merge.padding);
     config.finetune.final_activation &= !args.no_final_activation;
     common.ready(&config)?;
     refuse_same(&args.model, &args.output)?;
     let (model, info) = read_model(&args.model)?;
-    let unmerged = match args.mask.mask()? {
-        Some(mask) => {
-            mask.check(model.graph.blocks.len())?;
-            linearise(&model, mask.kept(), &config.linearise())?
+    let options = MergeOptions { padding: config.merge.padding };
+    let (unmerged, merged) = match given {
+        Some(selection) => {
+            selection.keep.check(&model.graph)?;
+            let unmerged = linearise(&model, &selection, &config.linearise())?;
+            let merged = merge_selection(&unmerged, &selection, &options)?;
+            (unmerged, merged)
         }
-        None if model.graph.blocks.iter().any(|b| b.state == BlockState::Linear) => model,
         None => {
-            let problem =
-                "nothing in this model is linear; say which blocks keep their activations with --keep-list or --plan";
-            return Err(Error::Config(problem.into()).into());
+            let merged = merge(&model, &options)?;
+            if merged.segments.is_empty() {
+                let problem = "nothing in this model is linear; say which blocks keep their activations with --keep-list \
+                               or --plan";
+                return Err(Error::Config(problem.into()).into());
+            }
+            (model, merged)
         }
     };
-    let (merged, segments) = merge(&unmerged, &MergeOptions { padding: config.merge.padding })?;
     let mut error = verify_random(&unmerged, &merged, VERIFY_IMAGES, config.seed)?;
     if let Some(given) = verify_files(&unmerged, &merged, &args.input, info.data.as_ref())? {
         error = error.worse(given);
     }
-    error.check(&merged.graph)?;
-    write_model(&args.output, &merged, &info)?;
-    let worst = error.worst_block.map(|worst| (&*merged.graph.blocks[worst.block].name, worst));
-    let text = if common.json {
-        let value = json!({
-            "segments": segments.len(), "max_abs_error": error.max_abs_error, "max_rel_error": error.max_rel_error,
-            "worst_block": worst.map(|(name, worst)| json!({
-                "name": name, "max_abs_error": worst.max_abs_error, "max_rel_error": worst.max_rel_error,
-            })),
-            "blocks": segments,
-        });
-        format!("{value:#}\n")
-    } else {
-        let mut text = String::new();
-        for s in &segments {
-            let bias = if s.bias_map { ", bias map" } else { "" };
-            text.push_str(&format!(
-                "  {:<14} {}x{} stride {}{bias}, {} → {} MACs, {} → {} parameters\n",
-                s.name,
-                s.kernel[0],
-                s.kernel[1],
-                s.stride[0],
-                s.macs_before,
-                s.macs_after,
-                s.params_before,
-                s.params_after
-            ));
-        }
-        let block = worst.map_or_else(String::new, |(name, worst)| {
-            format!(", {:.1e} of the output's behind {name}, the worst block", worst.max_rel_error)
-        });
-        format!(
-            "{text}{}: {} blocks merged, error {:.1e} of the logits' scale{block} (limit {TOLERANCE:.0e})\n",
-            args.output.display(),
-            segments.len(),
-            error.max_rel_error
-        )
-    };
+    error.check(&merged)?;
+    write_model(&args.output, &merged.model, &info)?;
+    let text = if common.json { json_text(&merged, &error) } else { plain_text(args, &merged, &error) };
     print(&mut stdout().lock(), &text)
+}
+
+fn json_text(merged: &Merged, error: &MergeError) -> String {
+    let value = json!({
+        "segments": merged.segments.len(), "max_abs_error": error.max_abs_error, "max_rel_error": error.max_rel_error,
+        "worst_block": error.worst_segment.map(|worst| json!({
+            "name": merged.segments[worst.segment].name, "max_abs_error": worst.max_abs_error,
+            "max_rel_error": worst.max_rel_error, "of_bound": worst.of_bound,
+        })),
+        "blocks": merged.segments,
+    });
+    format!("{value:#}\n")
+}
+
+fn plain_text(args: &Args, merged: &Merged, error: &MergeError) -> String {
+    let mut text = String::new();
+    for s in &merged.segments {
+        let bias = if s.bias_map { ", bias map" } else { "" };
+        text.push_str(&format!(
+            "  {:<14} {}x{} stride {}{bias}, {} → {} MACs, {} → {} parameters\n",
+            s.name, s.kernel[0], s.kernel[1], s.stride[0], s.macs_before, s.macs_after, s.params_before, s.params_after
+        ));
+    }
+    let worst = error.worst_segment.map_or_else(String::new, |worst| {
+        let name = &merged.segments[worst.segment].name;
+        format!("; {name}, the worst, is at {:.2} of what rounding its weights allows", worst.of_bound)
+    });
+    format!(
+        "{text}{}: {} segments merged, error {:.1e} of the logits' scale{worst}\n",
+        args.output.display(),
+        merged.segments.len(),
+        error.max_rel_error
+    )
 }

@@ -7,7 +7,7 @@ use super::{Common, print};
 use crate::device::Backend;
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Plan, Target};
-use crate::measure::{NetworkCase, PlanRecord, PlanSize, launch_counts, plan_costs, without_batch_norm};
+use crate::measure::{NetworkCase, PlanRecord, PlanSize, launch_counts, plan_costs};
 use crate::report::{json_text, plan_text};
 
 /// Options of `plan`.
@@ -39,7 +39,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let launches = launch_counts(&case, args.batch as usize, precision)?;
     // Inference runs with batch-norm folded, as every engine does.
     let graph = case.model.graph;
-    let graph = if args.training || args.reference { graph } else { without_batch_norm(&graph)? };
+    let graph = if args.training || args.reference { graph } else { graph.without_batch_norm()?.0 };
     // The steps whose kernels are counted, a GPU's.
     let target = Target { backend: Backend::Cuda, fusion, training: args.training, taps: Vec::new() };
     let costs = plan_costs(&graph, &Plan::new(&graph, &target)?);

@@ -61,7 +61,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let text = if common.json {
         format!("{:#}\n", json!(plan))
     } else {
-        let mut text = format!("{}\nkeep {}\n", paths[0].display(), plan.mask()?);
+        let mut text = format!("{}\nkeep {}\n", paths[0].display(), plan.keep);
         for (block, score) in model.graph.blocks.iter().zip(&plan.scores) {
             text.push_str(&format!("  {:<14} {score:.3}\n", block.name));
         }

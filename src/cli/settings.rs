@@ -10,8 +10,8 @@ use crate::Error;
 use crate::config::{Config, NetworkConfig};
 use crate::model::Model;
 use crate::networks::KNOWN_NETWORKS;
-use crate::pipeline::{Entry, Plan, RunFolder, RunSpec};
-use crate::shrink::{Budget, Mask, published_mask};
+use crate::pipeline::{Entry, RunFolder, RunSpec};
+use crate::shrink::{Budget, Mask, Selection, published_mask};
 use crate::train::{Session, TrainConfig};
 
 /// What to do about a run that is in the folder already.
@@ -176,14 +176,14 @@ impl StageArgs {
 }
 
 impl MaskArgs {
-    /// The mask that was given, if one was.
+    /// The selection that was given, if one was.
     ///
     /// # Errors
     /// A plan that cannot be read.
-    pub fn mask(&self) -> Result<Option<Mask>> {
+    pub fn selection(&self) -> Result<Option<Selection>> {
         match (&self.keep_list, &self.plan) {
-            (Some(mask), _) => Ok(Some(mask.clone())),
-            (None, Some(path)) => Ok(Some(Plan::read(path)?.mask()?)),
+            (Some(mask), _) => Ok(Some(mask.clone().into())),
+            (None, Some(path)) => Ok(Some(Selection::read(path)?)),
             (None, None) => Ok(None),
         }
     }

@@ -102,7 +102,7 @@ impl Backward for Gradients<'_> {
     }
 
     fn score(&mut self, act: Option<&Activation>) -> Option<ValueId> {
-        let site = act?.mask?;
+        let site = act?.site?;
         Some(self.values.pinned(Place::Score(site), 1))
     }
 

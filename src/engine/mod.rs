@@ -144,11 +144,11 @@ impl Engine {
             params,
             memory: Memory::default(),
             micro: Mutex::default(),
-            logits: device.activations(options.batch * planned.graph.classes())?,
+            logits: device.activations(options.batch * planned.graph.output_shape().len())?,
             images: Vec::new(),
             slopes: None,
-            slopes_at: device.zeros(planned.graph.blocks.len())?,
-            scores: device.zeros(planned.graph.blocks.len())?,
+            slopes_at: device.zeros(planned.graph.sites())?,
+            scores: device.zeros(planned.graph.sites())?,
             collect_scores: false,
             loss_scale: 1.0,
             dropout: DropoutStream::new(device)?,
@@ -218,25 +218,25 @@ impl Engine {
         self.params.weights()
     }
 
-    /// Sets the slope of the masked activations, one per block: 0 the activation is there, 1 it is the identity.
+    /// Sets the slope of the switchable activations, one per site: 0 the activation is there, 1 it is the identity.
     ///
     /// # Errors
-    /// When there are not as many slopes as blocks.
+    /// When there are not as many slopes as sites.
     pub fn set_slopes(&mut self, slopes: &[f32]) -> Result<()> {
-        if slopes.len() != self.graph.blocks.len() {
-            let expected = format!("{} slopes, one per block", self.graph.blocks.len());
+        if slopes.len() != self.slopes_at.len() {
+            let expected = format!("{} slopes, one per site", self.slopes_at.len());
             return Err(Error::shape("slopes", expected, slopes.len().to_string()));
         }
         self.slopes = Some(slopes.to_vec());
         self.slopes_at.write(slopes)
     }
 
-    /// Whether `backward` also sums ⟨dy, x − φ(x)⟩ for every block.
+    /// Whether `backward` also sums ⟨dy, x − φ(x)⟩ for every site.
     pub fn collect_score_gradients(&mut self, on: bool) {
         self.collect_scores = on;
     }
 
-    /// Σ ⟨dy, x − φ(x)⟩ over the activations of each block and the last batch: the straight-through gradient of a
+    /// Σ ⟨dy, x − φ(x)⟩ over the activations of each site and the last batch: the straight-through gradient of a
     /// removal score (`methods.md` 1.2).
     ///
     /// # Errors
@@ -261,7 +261,8 @@ impl Engine {
         self.dropout.set(seed, step)
     }
 
-    /// Runs images `[n, h, w, c]` forward and returns the logits, of which the first n rows `[n, classes]` count.
+    /// Runs images `[n, h, w, c]` forward and returns the logits, of which the first n rows `[n, classes]` count; of a graph
+    /// that ends in another value, that value.
     ///
     /// # Errors
     /// When the images are not whole, more than planned, or (in training) not exactly as many as planned.
@@ -473,9 +474,9 @@ impl Engine {
     fn forward_in_micro_batches(&mut self) -> Result<()> {
         let per_image = self.layout.elements_per_image();
         let micro = (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch);
-        let (len, classes) = (self.graph.input_shape().len(), self.graph.classes());
+        let (len, output) = (self.graph.input_shape().len(), self.plan.shapes[self.graph.output()].len());
         let logits = self.logits.view_mut(0..self.logits.len()).host();
-        let batches = logits.par_chunks_mut(micro * classes).zip(self.images.par_chunks(micro * len));
+        let batches = logits.par_chunks_mut(micro * output).zip(self.images.par_chunks(micro * len));
         batches.try_for_each(|(logits, images)| {
             let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
             let mut memory = match idle {
@@ -488,7 +489,7 @@ impl Engine {
             let running = Running { plan, layout, n, slopes, dropout: &self.dropout };
             memory.of_mut(layout, plan.value(0)).write(images)?;
             running.run(&plan.steps, Lent::Shared(&self.params), &mut memory);
-            memory.of(layout, plan.value(self.graph.output())).read(&mut logits[..n * classes])?;
+            memory.of(layout, plan.value(self.graph.output())).read(&mut logits[..n * output])?;
             self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
             Ok(())
         })

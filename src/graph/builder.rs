@@ -1,6 +1,6 @@
 //! Builds a graph node by node.
 
-use super::node::{Block, BlockState, Graph, Node, NodeId};
+use super::node::{Block, Graph, Node, NodeId};
 use super::op::{Input, Op};
 use crate::Result;
 use crate::ops::activation::Activation;
@@ -50,7 +50,7 @@ impl GraphBuilder {
         self.push(name, Op::Linear(Linear { c_in, c_out }), &[x])
     }
 
-    /// The index the next block will have: what its activations take as their mask.
+    /// The index the next block will have: what its activations take as their site.
     pub fn next_block(&self) -> usize {
         self.graph.blocks.len()
     }
@@ -63,7 +63,7 @@ impl GraphBuilder {
     /// Declares the nodes from `first` to the latest one a block that reads `input`.
     pub fn block(&mut self, name: impl Into<String>, input: NodeId, first: NodeId) {
         let nodes = first..self.graph.nodes.len();
-        self.graph.blocks.push(Block { name: name.into(), input, nodes, state: BlockState::Active });
+        self.graph.blocks.push(Block { name: name.into(), input, nodes });
     }
 
     /// The finished graph.

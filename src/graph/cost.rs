@@ -1,6 +1,7 @@
 //! Exact counts: multiply-accumulates, parameters, and the least bytes a node must move.
 
-use super::node::{Graph, NodeId};
+use super::node::Graph;
+use super::segment::Segment;
 use crate::Result;
 
 /// What one node costs per image.
@@ -34,9 +35,15 @@ impl Cost {
         self.nodes.iter().map(|n| n.params).sum()
     }
 
-    /// Multiply-accumulates of a run of nodes.
-    pub fn macs_of(&self, nodes: std::ops::Range<NodeId>) -> u64 {
-        self.nodes[nodes].iter().map(|n| n.macs).sum()
+    /// What a segment costs: the sum of its nodes, each of which reads and writes its own values.
+    pub fn of(&self, segment: &Segment) -> NodeCost {
+        let sum = |of: fn(&NodeCost) -> u64| self.nodes[segment.nodes.clone()].iter().map(of).sum();
+        NodeCost {
+            macs: sum(|n| n.macs),
+            reads: sum(|n| n.reads),
+            writes: sum(|n| n.writes),
+            params: sum(|n| n.params),
+        }
     }
 }
 

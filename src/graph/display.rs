@@ -11,8 +11,8 @@ impl fmt::Display for Graph {
         };
         writeln!(f, "{}: {} nodes, {} MACs, {} parameters", self.name, self.nodes.len(), cost.macs(), cost.params())?;
         for (id, node) in self.nodes.iter().enumerate() {
-            if let Some(block) = self.blocks.iter().find(|b| b.nodes.start == id) {
-                writeln!(f, "  block {} ({:?})", block.name, block.state)?;
+            for (index, block) in self.blocks.iter().enumerate().filter(|(_, b)| b.nodes.start == id) {
+                writeln!(f, "  block {} ({:?})", block.name, self.state(index))?;
             }
             let inputs: Vec<String> = node.inputs.iter().map(|i| format!("%{i}")).collect();
             write!(f, "  %{id:<4}{:<28} {:<34}", node.name, format!("{}({})", node.op, inputs.join(", ")))?;

@@ -2,16 +2,21 @@
 //!
 //! Everything reads this one graph: training, mask search, merging, cost models, export and benchmarks.
 
+mod batch_norm_fold;
 mod builder;
 mod cost;
+mod counterpart;
 mod display;
+mod file;
 mod node;
 mod op;
 mod params;
 mod rewrite;
+mod segment;
 
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
+pub use counterpart::Counterpart;
 // A node holds the operation's own description.
 pub use crate::ops::activation::Activation;
 pub use crate::ops::batch_norm::BatchNorm;
@@ -20,7 +25,9 @@ pub use crate::ops::dropout::Dropout;
 pub use crate::ops::linear::Linear;
 pub use crate::ops::operation::ParamRole;
 pub use crate::ops::pool::max::MaxPool;
+pub use crate::ops::step::SiteId;
 pub use node::{Block, BlockState, Graph, Node, NodeId};
 pub use op::{Input, Op};
 pub use params::ParamSpec;
 pub use rewrite::Emitter;
+pub use segment::{Segment, SegmentEnds, Span, read_padding};

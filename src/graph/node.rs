@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::file::GraphFile;
 use super::op::Op;
-use crate::ops::activation::Activation;
+use super::segment::Segment;
+use crate::ops::step::SiteId;
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -35,48 +37,61 @@ pub struct Node {
     pub op: Op,
 }
 
-/// What has happened to a block.
+impl Node {
+    /// The site of an activation that can be switched.
+    pub fn site(&self) -> Option<SiteId> {
+        match self.op {
+            Op::Activation(activation) => activation.site,
+            _ => None,
+        }
+    }
+}
+
+/// What has happened to a block, as its nodes tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlockState {
-    /// Its activations are in place.
+    /// It has activations that can be switched.
     Active,
-    /// Its inner activations are gone; it is linear up to a final activation.
+    /// Those activations are gone; it is linear up to a final activation.
     Linear,
-    /// It is one convolution.
+    /// It is one convolution, or part of a wider segment that became one.
     Merged,
 }
 
-/// A run of nodes with one entry and one exit that can be made linear and then merged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A named run of nodes with one entry and one exit whose activations are one site.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     /// Prefix of its nodes' names.
     pub name: String,
     /// The value it reads.
     pub input: NodeId,
-    /// Its nodes, in order; the last produces its output.
+    /// Its nodes, in order; the last produces its output. Empty where a merge took the block into the segment of a later
+    /// one, whose first node stands at this place.
     pub nodes: Range<NodeId>,
-    /// What has happened to it.
-    pub state: BlockState,
 }
 
 impl Block {
-    /// The value that leaves the block.
+    /// The value that leaves the block; of an empty block the one that enters it.
     pub fn output(&self) -> NodeId {
-        self.nodes.end - 1
+        if self.nodes.is_empty() { self.input } else { self.nodes.end - 1 }
+    }
+
+    /// The block as a segment; an empty one has none.
+    pub fn segment(&self) -> Option<Segment> {
+        (!self.nodes.is_empty()).then(|| Segment { input: self.input, nodes: self.nodes.clone() })
     }
 }
 
-/// A network: nodes in topological order, the first the input, the last the logits.
+/// A network: nodes in topological order, the first the input, the last the output, of a classifier its logits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "GraphFile", into = "GraphFile")]
 pub struct Graph {
     /// The network's name, such as `mobilenetv2-0.5`.
     pub name: String,
     /// All nodes; a node reads only earlier ones.
     pub nodes: Vec<Node>,
-    /// The mergeable blocks in network order; an activation's mask is an index into them.
+    /// The mergeable blocks in network order; block b's activations are site b.
     pub blocks: Vec<Block>,
 }
 
@@ -89,17 +104,63 @@ impl Graph {
         }
     }
 
-    /// The node whose value is the logits.
+    /// The node whose value is the output.
     pub fn output(&self) -> NodeId {
         self.nodes.len() - 1
     }
 
-    /// Number of classes.
-    pub fn classes(&self) -> usize {
+    /// The shape of the output.
+    pub fn output_shape(&self) -> Shape {
         match self.nodes[self.output()].op {
-            Op::Linear(linear) => linear.c_out,
-            _ => unreachable!("checked when the graph was made: the last node is linear"),
+            Op::Linear(linear) => Shape::new(1, 1, linear.c_out),
+            _ => *self.shapes().expect("checked when the graph was made").last().expect("a graph has nodes"),
         }
+    }
+
+    /// Number of classes: the output's channels. Only a graph that [`check_classifier`](Self::check_classifier) lets
+    /// pass has classes.
+    pub fn classes(&self) -> usize {
+        self.output_shape().c
+    }
+
+    /// Refuses a graph whose output is not one number per class, where images are to be classified.
+    ///
+    /// # Errors
+    /// Names the output and its shape.
+    pub fn check_classifier(&self) -> Result<()> {
+        let shape = self.output_shape();
+        if (shape.h, shape.w) == (1, 1) {
+            return Ok(());
+        }
+        let (name, last) = (&self.name, &self.nodes[self.output()].name);
+        Err(Error::Graph(format!(
+            "{name} classifies nothing: it ends in {last}, {shape}; take a network with a classifier"
+        )))
+    }
+
+    /// Number of sites: one per block, then those that belong to no block.
+    pub fn sites(&self) -> usize {
+        let sites = self.nodes.iter().filter_map(Node::site);
+        sites.map(|site| site + 1).fold(self.blocks.len(), usize::max)
+    }
+
+    /// What has happened to a block: with a switchable activation it is active; without one, a single convolution
+    /// (with its final activation) or no node at all is merged, everything else linear.
+    pub fn state(&self, block: usize) -> BlockState {
+        let nodes = &self.nodes[self.blocks[block].nodes.clone()];
+        if nodes.iter().any(|node| node.site().is_some()) {
+            return BlockState::Active;
+        }
+        match nodes {
+            [] => BlockState::Merged,
+            [conv] | [conv, Node { op: Op::Activation(_), .. }] if matches!(conv.op, Op::Conv(_)) => BlockState::Merged,
+            _ => BlockState::Linear,
+        }
+    }
+
+    /// The index of the block that holds a node.
+    pub fn block_of(&self, node: NodeId) -> Option<usize> {
+        self.blocks.iter().position(|block| block.nodes.contains(&node))
     }
 
     /// The nodes that read each value.
@@ -115,7 +176,7 @@ impl Graph {
 
     /// One flag per block: whether its activations stay.
     pub fn kept(&self) -> Vec<bool> {
-        self.blocks.iter().map(|b| b.state == BlockState::Active).collect()
+        (0..self.blocks.len()).map(|b| self.state(b) == BlockState::Active).collect()
     }
 
     /// Checks the graph and returns the shape of every value.
@@ -164,8 +225,8 @@ impl Graph {
             }
             shapes.push(shape);
         }
-        if self.nodes.len() < 2 || !matches!(self.nodes[self.nodes.len() - 1].op, Op::Linear(_)) {
-            return Err(Error::Graph("the last node must be a linear layer that gives the logits".into()));
+        if self.nodes.len() < 2 {
+            return Err(Error::Graph(format!("{} computes nothing; a graph has a node behind its input", self.name)));
         }
         self.check_blocks()?;
         Ok(shapes)
@@ -177,24 +238,18 @@ impl Graph {
         let users = self.users();
         for block in &self.blocks {
             let Range { start, end: block_end } = block.nodes;
-            if start < end || block_end <= start || block_end >= self.nodes.len() || block.input >= start {
+            if start < end || block_end < start || block_end > self.nodes.len() || block.input >= start {
                 return Err(Error::Graph(format!("block {} does not lie in order within the graph", block.name)));
             }
-            for id in block.nodes.clone() {
-                let enters = self.nodes[id].inputs.iter().any(|&i| i != block.input && !block.nodes.contains(&i));
-                let leaves = id != block.output() && users[id].iter().any(|u| !block.nodes.contains(u));
-                if enters || leaves {
-                    let node = &self.nodes[id].name;
-                    return Err(Error::Graph(format!("block {} has a second entry or exit at {node}", block.name)));
-                }
+            if let Some(node) = block.segment().and_then(|segment| self.second_way(&segment, &users)) {
+                let node = &self.nodes[node].name;
+                return Err(Error::Graph(format!("block {} has a second entry or exit at {node}", block.name)));
             }
             end = block_end;
         }
         for node in &self.nodes {
-            if let Op::Activation(Activation { mask: Some(mask), .. }) = node.op
-                && mask >= self.blocks.len()
-            {
-                return Err(Error::Graph(format!("{} has mask {mask}, which is no block", node.name)));
+            if let Some(site) = node.site().filter(|&site| site >= MAX_NODES) {
+                return Err(Error::Graph(format!("{} has mask {site}; there are {MAX_NODES} at most", node.name)));
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Rewriting a graph node by node, carrying the blocks along.
 
-use super::node::{Block, BlockState, Graph, Node, NodeId};
+use super::node::{Block, Graph, Node, NodeId};
 use super::op::Op;
 use crate::Result;
 
@@ -38,16 +38,12 @@ impl Emitter {
 
 impl Graph {
     /// Walks the nodes in order; `emit` appends what each becomes and returns the id that now stands for its value.
-    /// A block keeps the nodes emitted for its old nodes; `state` gives its new state.
+    /// A block keeps the nodes emitted for its old nodes.
     ///
     /// # Errors
     /// What `emit` returns, or [`Graph::shapes`] of the result.
-    pub fn rewrite(
-        &self,
-        emit: impl FnMut(NodeId, &Node, &mut Emitter) -> Result<NodeId>,
-        state: impl Fn(usize, BlockState) -> BlockState,
-    ) -> Result<Graph> {
-        self.rewrite_with_map(emit, state).map(|(graph, _)| graph)
+    pub fn rewrite(&self, emit: impl FnMut(NodeId, &Node, &mut Emitter) -> Result<NodeId>) -> Result<Graph> {
+        self.rewrite_with_map(emit).map(|(graph, _)| graph)
     }
 
     /// As [`rewrite`](Self::rewrite), with the new id of every old value.
@@ -57,7 +53,6 @@ impl Graph {
     pub fn rewrite_with_map(
         &self,
         mut emit: impl FnMut(NodeId, &Node, &mut Emitter) -> Result<NodeId>,
-        state: impl Fn(usize, BlockState) -> BlockState,
     ) -> Result<(Graph, Vec<NodeId>)> {
         let mut emitter = Emitter { nodes: Vec::new(), map: Vec::new() };
         let mut starts = Vec::with_capacity(self.nodes.len() + 1);
@@ -67,13 +62,12 @@ impl Graph {
             emitter.map.push(new);
         }
         starts.push(emitter.nodes.len());
-        let block = |(index, block): (usize, &Block)| Block {
+        let block = |block: &Block| Block {
             name: block.name.clone(),
             input: emitter.map[block.input],
             nodes: starts[block.nodes.start]..starts[block.nodes.end],
-            state: state(index, block.state),
         };
-        let blocks = self.blocks.iter().enumerate().map(block).collect();
+        let blocks = self.blocks.iter().map(block).collect();
         let graph = Graph { name: self.name.clone(), nodes: emitter.nodes, blocks };
         graph.shapes()?;
         Ok((graph, emitter.map))

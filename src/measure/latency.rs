@@ -1,17 +1,16 @@
 //! Latency of whole networks and of single blocks, through the inference engine: on a GPU the time of the device's own
 //! work, images and logits lying there, on the host that of a call.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::launches::sample_in_turns;
 use super::network_run::NetworkRun;
 use super::timer::{Summary, median};
+use crate::Result;
 use crate::device::Device;
-use crate::graph::{Activation, BlockState, Graph, Input, Linear, Node, NodeId, Op};
-use crate::model::{Model, Weights};
-use crate::shape::Shape;
-use crate::tensor::Tensor;
-use crate::{Error, Result};
+use crate::graph::{Counterpart, NodeId};
+use crate::model::Model;
 
 /// Measured time of one forward pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,11 +34,13 @@ pub struct Comparison {
     pub speed_up: Vec<f64>,
 }
 
-/// One block's time alone, original and merged.
+/// The time of one block, or of several that were merged into one, alone, original and merged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockLatency {
-    /// The block's name.
+    /// The block's name, or that of the segment.
     pub name: String,
+    /// Indices of the blocks.
+    pub blocks: Range<usize>,
     /// Microseconds of the fused, BN-folded block of the first network for one batch.
     pub before_us: f64,
     /// Microseconds of the second network's block; the same measurement where the block was not changed.
@@ -91,89 +92,30 @@ pub fn compare(device: &Device, models: &[(&str, &Model)], batch: usize, budget:
     Ok(Comparison { networks, speed_up })
 }
 
-/// Time of every block alone, in network `before` (with its activations) and in network `after`, where some of the
-/// same blocks are merged; `budget` is for all blocks together.
-///
-/// A block is cut out as a network of its own: its input, its nodes, and because a network ends in logits a global pool
-/// and a linear layer to one class. Those two are measured on the block's output shape as a third network in the same
-/// alternation, and the median of the paired differences is the block's time (never below 0).
+/// Time of every block of network `before` alone (with its activations) and of what it is in network `after`, which
+/// [`Graph::counterparts`](crate::graph::Graph::counterparts) finds by `map`; `budget` is for all blocks together. Each is cut out as a network of its own, from
+/// the value it reads to the one it gives. Blocks that one merged segment holds are one entry.
 ///
 /// # Errors
-/// Networks whose blocks do not correspond, a batch of 0, or what the engine says.
+/// A map of other networks, a batch of 0, or what the engine says.
 pub fn block_latencies(
     device: &Device,
-    before: &Model,
-    after: &Model,
+    (before, after): (&Model, &Model),
+    map: &[Option<NodeId>],
     batch: usize,
     budget: Duration,
 ) -> Result<Vec<BlockLatency>> {
-    let count = before.graph.blocks.len();
-    if after.graph.blocks.len() != count {
-        let got = after.graph.blocks.len();
-        return Err(Error::Graph(format!("block latencies compare equal blocks: expected {count} blocks, got {got}")));
-    }
-    let share = budget / count.max(1) as u32;
-    let mut latencies = Vec::with_capacity(count);
-    for index in 0..count {
-        let original = block_model(before, index)?;
-        let tail = tail_model(original.graph.nodes[original.graph.output() - 1].inputs[0], &original.graph)?;
-        let unchanged = after.graph.blocks[index].state == before.graph.blocks[index].state
-            || after.graph.blocks[index].state == BlockState::Active;
-        let changed = if unchanged { None } else { Some(block_model(after, index)?) };
-        let models: Vec<&Model> = [&tail, &original].into_iter().chain(&changed).collect();
+    let parts = before.graph.counterparts(&after.graph, map)?;
+    let share = budget / parts.len().max(1) as u32;
+    let time = |part: Counterpart| {
+        let (original, changed) = (before.cut(&part.before)?, after.cut(&part.after)?);
+        let is_changed = original.graph.nodes != changed.graph.nodes;
+        let models: Vec<&Model> = [&original].into_iter().chain(is_changed.then_some(&changed)).collect();
         let samples = alternate_models(device, &models, batch, share)?;
-        let alone = |with: &[f64]| {
-            let differences: Vec<f64> = with.iter().zip(&samples[0]).map(|(block, tail)| block - tail).collect();
-            median(&differences).max(0.0) * 1e6
-        };
-        let before_us = alone(&samples[1]);
-        let after_us = samples.get(2).map_or(before_us, |s| alone(s));
-        latencies.push(BlockLatency { name: before.graph.blocks[index].name.clone(), before_us, after_us });
-    }
-    Ok(latencies)
-}
-
-/// Block `index` of a model as a network of its own; masks are dropped, so an activation has its own slope.
-fn block_model(model: &Model, index: usize) -> Result<Model> {
-    let graph = &model.graph;
-    let block = &graph.blocks[index];
-    let shapes = graph.shapes()?;
-    // Node 0 stands for the value the block reads, its nodes follow.
-    let renumbered = |id: NodeId| if id == block.input { 0 } else { id - block.nodes.start + 1 };
-    let mut nodes = vec![input_node(shapes[block.input])];
-    for id in block.nodes.clone() {
-        let node = &graph.nodes[id];
-        let op = match node.op {
-            Op::Activation(activation) => Op::Activation(Activation { mask: None, ..activation }),
-            op => op,
-        };
-        let inputs = node.inputs.iter().map(|&i| renumbered(i)).collect();
-        nodes.push(Node { name: node.name.clone(), inputs, op });
-    }
-    with_tail(&block.name, nodes, shapes[block.output()].c, &model.weights)
-}
-
-/// The network that only pools and classifies the value `output` of `graph`.
-fn tail_model(output: NodeId, graph: &Graph) -> Result<Model> {
-    let shape = graph.shapes()?[output];
-    with_tail("tail", vec![input_node(shape)], shape.c, &Weights::new())
-}
-
-fn input_node(shape: Shape) -> Node {
-    Node { name: "input".into(), inputs: Vec::new(), op: Op::Input(Input { shape }) }
-}
-
-/// Ends `nodes` with a pool and a one-class linear layer and gathers the weights the nodes need.
-fn with_tail(name: &str, mut nodes: Vec<Node>, channels: usize, weights: &Weights) -> Result<Model> {
-    let last = nodes.len() - 1;
-    nodes.push(Node { name: "tail_pool".into(), inputs: vec![last], op: Op::GlobalAvgPool });
-    let linear = Op::Linear(Linear { c_in: channels, c_out: 1 });
-    nodes.push(Node { name: "tail_linear".into(), inputs: vec![last + 1], op: linear });
-    let graph = Graph { name: name.to_owned(), nodes, blocks: Vec::new() };
-    let mut own = Weights::new();
-    for param in graph.params()? {
-        let tensor = weights.get(&param.name).cloned().unwrap_or_else(|| Tensor::full(&param.shape, 1.0));
-        own.insert(param.name, tensor);
-    }
-    Model::new(graph, own)
+        let before_us = median(&samples[0]) * 1e6;
+        let after_us = samples.get(1).map_or(before_us, |seconds| median(seconds) * 1e6);
+        let name = before.graph.segment_name(&part.before);
+        Ok(BlockLatency { name, blocks: part.blocks, before_us, after_us })
+    };
+    parts.into_iter().map(time).collect()
 }

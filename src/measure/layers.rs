@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use std::sync::Arc;
 
-use super::roofline::{KernelCost, without_batch_norm};
+use super::roofline::KernelCost;
 use crate::device::{Backend, Device};
 use crate::engine::{Fusion, Pass, Plan, PlannedStep, Sequence, Target};
 use crate::graph::{Activation, Bias, ConvFamily, Graph, NodeId, Op};
@@ -108,7 +108,7 @@ impl Layer {
     pub fn of_networks(networks: &[&Graph], batch: usize, passes: &[LayerPass], backend: Backend) -> Result<Vec<Self>> {
         let mut layers: Vec<Self> = Vec::new();
         for (index, graph) in networks.iter().enumerate() {
-            let mut found = of_inference(&without_batch_norm(graph)?, batch, backend)?;
+            let mut found = of_inference(&graph.without_batch_norm()?.0, batch, backend)?;
             found.extend(of_training(graph, batch, backend)?);
             for mut layer in found.into_iter().filter(|layer| passes.contains(&layer.pass)) {
                 match layers.iter_mut().find(|known| known.same_work(&layer)) {
@@ -232,7 +232,7 @@ fn epilogue(graph: &Graph, nodes: &[NodeId]) -> LayerEpilogue {
                 };
             }
             Op::Add => epilogue.residual = Some(()),
-            Op::Activation(act) => epilogue.act = Some(Activation { mask: None, ..act }),
+            Op::Activation(act) => epilogue.act = Some(Activation { site: None, ..act }),
             _ => {}
         }
     }

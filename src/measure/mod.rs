@@ -1,5 +1,6 @@
 //! Measuring: timers that alternate what is compared, the machine's own peaks, rooflines, and latency of networks and blocks.
 
+mod block_cost;
 mod latency;
 mod launches;
 mod layer_run;
@@ -15,6 +16,7 @@ mod record;
 mod roofline;
 mod timer;
 
+pub use block_cost::{BlockCost, block_costs, merged_cost};
 pub use latency::{BlockLatency, Comparison, Latency, block_latencies, compare, network_latency};
 pub use launches::Launches;
 pub use layer_run::LayerBench;
@@ -31,7 +33,6 @@ pub use record::{
     PublishedRecord, Timing, Used,
 };
 pub use roofline::{
-    BlockCost, DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, block_costs, kernel_costs, network_time,
-    plan_costs, utilization, without_batch_norm,
+    DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, kernel_costs, network_time, plan_costs, utilization,
 };
 pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};

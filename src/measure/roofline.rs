@@ -6,17 +6,14 @@
 //! max(bytes / bandwidth, FLOP / peak), e the bytes of an element and N the batch. Everything here is a pure function of
 //! the graph.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::peaks::Peaks;
 use crate::Result;
 use crate::dtype::Dtype;
 use crate::engine::{Cost, Pass, Plan, PlannedStep, Target};
-use crate::graph::{Bias, Block, Conv, Emitter, Graph, Node, NodeId, Op};
+use crate::graph::{Graph, NodeId};
 use crate::ops::step::{Backend, ComputeUnit};
-use crate::shape::Shape;
 
 /// What one step of a plan must move and compute in one pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,38 +174,16 @@ impl Roofline {
 /// # Errors
 /// As [`Graph::shapes`].
 pub fn kernel_costs(graph: &Graph) -> Result<Vec<KernelCost>> {
-    let folded = without_batch_norm(graph)?;
+    let (folded, _) = graph.without_batch_norm()?;
     // Without batch statistics every backend has the same steps.
     Ok(plan_costs(&folded, &Plan::new(&folded, &Target::inference(Backend::Host))?))
-}
-
-/// The graph [`crate::model::Model::folded`] gives, without the weights: a batch-norm that alone follows a convolution
-/// leaves a bias behind.
-///
-/// # Errors
-/// As [`Graph::shapes`].
-pub fn without_batch_norm(graph: &Graph) -> Result<Graph> {
-    let users = graph.users();
-    let folds = |conv: NodeId| match (graph.nodes[conv].op, &users[conv][..]) {
-        (Op::Conv(Conv { bias, .. }), &[next]) => bias != Bias::Map && matches!(graph.nodes[next].op, Op::BatchNorm(_)),
-        _ => false,
-    };
-    let emit = |id: NodeId, node: &Node, out: &mut Emitter| match node.op {
-        Op::Conv(conv) if folds(id) => {
-            let new = out.copy(node);
-            Ok(out.set_op(new, Op::Conv(Conv { bias: Bias::Channel, ..conv })))
-        }
-        Op::BatchNorm(_) if folds(node.inputs[0]) => Ok(out.value(node.inputs[0])),
-        _ => Ok(out.copy(node)),
-    };
-    graph.rewrite(emit, |_, state| state)
 }
 
 /// The cost of every step of a plan of `graph`, those of a training plan's backward pass behind. The optimizer is not
 /// counted.
 pub fn plan_costs(graph: &Graph, plan: &Plan) -> Vec<KernelCost> {
     let of = |step: &PlannedStep| {
-        let block = graph.blocks.iter().position(|b| b.nodes.contains(&step.nodes[0]));
+        let block = graph.block_of(step.nodes[0]);
         let kind = step.step.describe();
         KernelCost::new(step.name.clone(), kind, step.pass, step.nodes.clone(), block, plan.cost(step))
     };
@@ -242,77 +217,4 @@ pub struct Utilization {
 /// As [`Graph::shapes`].
 pub fn utilization(graph: &Graph, batch: usize, seconds: f64, roofline: &Roofline) -> Result<Utilization> {
     Ok(roofline.utilization(&kernel_costs(graph)?, batch, seconds))
-}
-
-/// Roofline seconds of one block as it is and as one dense convolution.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BlockCost {
-    /// The block's name.
-    pub name: String,
-    /// Sum over the block's fused kernels.
-    pub before: f64,
-    /// The single dense convolution the block would merge into.
-    pub after: f64,
-}
-
-impl BlockCost {
-    /// Seconds saved by merging; negative where the dense convolution is dearer.
-    pub fn saving(&self) -> f64 {
-        self.before - self.after
-    }
-}
-
-/// Roofline cost of every block before and after merging: the latency table of a reproducible search. The merged
-/// convolution has kernel 1 + Σ (k_i − 1)·Π_{j<i} s_j and stride Π s_i over the block's convolutions, shortcuts in its
-/// centre tap and a bias per channel.
-///
-/// # Errors
-/// As [`Graph::shapes`].
-pub fn block_costs(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<Vec<BlockCost>> {
-    let shapes = graph.shapes()?;
-    let kernels = kernel_costs(graph)?;
-    let mut costs = Vec::with_capacity(graph.blocks.len());
-    for (index, block) in graph.blocks.iter().enumerate() {
-        let own = kernels.iter().filter(|k| k.block == Some(index));
-        let before = own.map(|k| roofline.time(k, batch)).sum();
-        let merged = merged_cost(graph, block, shapes[block.input], shapes[block.output()]);
-        costs.push(BlockCost { name: block.name.clone(), before, after: roofline.time(&merged, batch) });
-    }
-    Ok(costs)
-}
-
-/// The dense convolution a block composes to.
-fn merged_cost(graph: &Graph, block: &Block, x: Shape, y: Shape) -> KernelCost {
-    // Kernel and stride from the block's input to each of its values; where two meet, the wider kernel.
-    let mut spans = HashMap::from([(block.input, [1; 4])]);
-    for id in block.nodes.clone() {
-        let node = &graph.nodes[id];
-        let mut inputs = node.inputs.iter().map(|i| spans[i]);
-        let mut span = inputs.next().unwrap_or([1; 4]);
-        inputs.for_each(|other| span = std::array::from_fn(|i| span[i].max(other[i])));
-        if let Op::Conv(Conv { window, .. }) = node.op {
-            let [k_h, k_w, stride_h, stride_w] = span;
-            span = [
-                k_h + (window.k_h - 1) * stride_h,
-                k_w + (window.k_w - 1) * stride_w,
-                stride_h * window.stride_h,
-                stride_w * window.stride_w,
-            ];
-        }
-        spans.insert(id, span);
-    }
-    let [k_h, k_w, ..] = spans[&block.output()];
-    let weights = (k_h * k_w * x.c * y.c) as u64;
-    KernelCost {
-        name: block.name.clone(),
-        kind: format!("conv {k_h}x{k_w}"),
-        pass: Pass::Forward,
-        nodes: Vec::new(),
-        block: None,
-        unit: ComputeUnit::Matrix,
-        flops: 2 * weights * y.pixels() as u64,
-        activations: (x.len() + y.len()) as u64,
-        weights,
-        floats: y.c as u64,
-    }
 }

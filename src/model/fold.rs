@@ -2,7 +2,7 @@
 
 use super::{Model, Weights};
 use crate::Result;
-use crate::graph::{BatchNorm, Bias, ConvFamily, NodeId, Op};
+use crate::graph::{BatchNorm, ConvFamily, NodeId, Op};
 use crate::tensor::Tensor;
 
 impl Model {
@@ -32,36 +32,18 @@ impl Model {
     /// # Errors
     /// As [`folded`](Self::folded).
     pub fn folded_with_map(&self) -> Result<(Self, Vec<NodeId>)> {
-        let users = self.graph.users();
         let mut weights = self.weights.clone();
-        // For each convolution the batch-norm that disappears into it.
-        let mut folded_by: Vec<Option<NodeId>> = vec![None; self.graph.nodes.len()];
-        for (id, node) in self.graph.nodes.iter().enumerate() {
-            if let Op::BatchNorm(bn) = node.op
-                && let conv_id = node.inputs[0]
-                && let Op::Conv(conv) = self.graph.nodes[conv_id].op
-                && users[conv_id].len() == 1
-                && conv.bias != Bias::Map
-            {
-                folded_by[conv_id] = Some(id);
-                let affine = self.batch_norm_affine(&node.name, bn);
-                fold(&mut weights, &self.graph.nodes[conv_id].name, conv.family(), affine);
+        for (conv_id, bn_id) in self.graph.batch_norm_folds().into_iter().enumerate() {
+            let Some(bn_id) = bn_id else { continue };
+            let (conv, norm) = (&self.graph.nodes[conv_id], &self.graph.nodes[bn_id]);
+            if let (Op::Conv(op), Op::BatchNorm(bn)) = (conv.op, norm.op) {
+                fold(&mut weights, &conv.name, op.family(), self.batch_norm_affine(&norm.name, bn));
                 for suffix in ["weight", "bias", "running_mean", "running_var"] {
-                    weights.remove(&format!("{}.{suffix}", node.name));
+                    weights.remove(&format!("{}.{suffix}", norm.name));
                 }
             }
         }
-        let (graph, map) = self.graph.rewrite_with_map(
-            |id, node, out| match node.op {
-                Op::Conv(conv) if folded_by[id].is_some() => {
-                    let new = out.copy(node);
-                    Ok(out.set_op(new, Op::Conv(crate::graph::Conv { bias: Bias::Channel, ..conv })))
-                }
-                Op::BatchNorm(_) if folded_by[node.inputs[0]] == Some(id) => Ok(out.value(node.inputs[0])),
-                _ => Ok(out.copy(node)),
-            },
-            |_, state| state,
-        )?;
+        let (graph, map) = self.graph.without_batch_norm()?;
         Ok((Self::new(graph, weights)?, map))
     }
 }

@@ -5,7 +5,7 @@ mod init;
 
 use std::collections::BTreeMap;
 
-use crate::graph::Graph;
+use crate::graph::{Graph, Segment};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -48,6 +48,20 @@ impl Model {
         let rest = faults.len().saturating_sub(5);
         let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
         Err(Error::Graph(format!("{} does not fit its weights: {shown}{more}", graph.name)))
+    }
+
+    /// A segment as a model of its own, as [`Graph::cut`].
+    ///
+    /// # Errors
+    /// As [`Graph::cut`].
+    pub fn cut(&self, segment: &Segment) -> Result<Self> {
+        let graph = self.graph.cut(segment)?;
+        let weights = graph.params()?.into_iter().filter_map(|param| {
+            let tensor = self.weights.get(&param.name)?.clone();
+            Some((param.name, tensor))
+        });
+        let weights = weights.collect();
+        Self::new(graph, weights)
     }
 
     /// Refuses weights that are not finite: what folding a batch-norm with a tiny variance can leave.

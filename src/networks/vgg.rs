@@ -83,15 +83,15 @@ fn block(
     (c_in, c_out): (usize, usize),
     stride: usize,
 ) -> NodeId {
-    let mask = Some(b.next_block());
+    let site = Some(b.next_block());
     let first = b.next_node();
     let name = format!("features.{index}");
     let mut x = input;
-    for (c_in, stride, mask) in [(c_in, stride, mask), (c_out, 1, None)] {
+    for (c_in, stride, site) in [(c_in, stride, site), (c_out, 1, None)] {
         x = b.push(format!("features.{index}"), biased(c_in, c_out, Window::square(3, stride, 1)), &[x]);
         let norm = BatchNorm { channels: c_out, eps: 1e-5, momentum: 0.1 };
         x = b.push(format!("features.{}", *index + 1), Op::BatchNorm(norm), &[x]);
-        x = b.activation(Activation { mask, ..Activation::RELU }, x);
+        x = b.activation(Activation { site, ..Activation::RELU }, x);
         *index += 3;
     }
     b.block(name, input, first);

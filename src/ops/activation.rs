@@ -24,17 +24,18 @@ use crate::shape::{Lines, Shape};
 pub struct Activation {
     /// Upper bound: `Some(6.0)` is ReLU6, `None` is ReLU.
     pub limit: Option<f32>,
-    /// The block whose mask switches this activation, if any.
-    pub mask: Option<SiteId>,
+    /// The site this activation belongs to, if it can be switched; files call it `mask`.
+    #[serde(rename = "mask")]
+    pub site: Option<SiteId>,
     /// Slope outside the bounds while no mask overrides it.
     pub slope: f32,
 }
 
 impl Activation {
     /// Plain ReLU6.
-    pub const RELU6: Self = Self { limit: Some(6.0), mask: None, slope: 0.0 };
+    pub const RELU6: Self = Self { limit: Some(6.0), site: None, slope: 0.0 };
     /// Plain ReLU.
-    pub const RELU: Self = Self { limit: None, mask: None, slope: 0.0 };
+    pub const RELU: Self = Self { limit: None, site: None, slope: 0.0 };
 }
 
 /// The arithmetic of an activation with its present slope.

@@ -22,7 +22,7 @@ pub struct ValueId(usize);
 /// Index of a parameter in [`crate::graph::Graph::params`].
 pub type ParamId = usize;
 
-/// A group of activations that are switched together.
+/// Index of a group of activations that are switched together: those of block b are site b, further sites follow.
 pub type SiteId = usize;
 
 /// How many elements a value has.
@@ -387,7 +387,7 @@ impl<'a> Io<'a> {
 
     /// An activation with the slope that its site has now.
     pub fn act(&self, activation: &Activation) -> Act<'a> {
-        let of_site = activation.mask.zip(self.slopes.values);
+        let of_site = activation.site.zip(self.slopes.values);
         let slope = of_site.map_or(activation.slope, |(site, slopes)| slopes[site]);
         let at = of_site.and_then(|(site, _)| Some(self.slopes.at?.slice(site..site + 1)));
         Act::new(activation.limit, slope).at(at)

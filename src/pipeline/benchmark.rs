@@ -6,44 +6,43 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::device::Device;
 use crate::engine::Fusion;
-use crate::graph::BlockState;
 use crate::measure::{
     Answer, BenchRecord, Findings, Layer, LayerAnswer, LayerBench, LayerPeer, LayerQuestion, LayerRecord, LayerTiming,
     LayerWork, Limits, Measured, NetworkAnswer, NetworkCase, NetworkPeer, NetworkQuestion, NetworkRecord,
     NetworkTiming, NetworkWork, Peer, PeerScript, PeerTiming, Summary, Timing, Used, peak_memory, sample_networks,
 };
 use crate::model::Model;
-use crate::shrink::Mask;
-use crate::shrink::merge::{MergeOptions, merge};
-use crate::shrink::surgery::linearise;
+use crate::shrink::merge::{MergeOptions, merge_selection};
+use crate::shrink::surgery::{Linearise, linearise};
+use crate::shrink::{Mask, Selection};
 use crate::{Error, Result};
 
 /// How often what is compared takes turns with its peer.
 const TURNS: u32 = 2;
 
-/// The network with every block merged that can be, or those that `mask` frees, with the settings of a shrink run.
+/// The network with every block merged that can be, or what `selection` frees, with the settings of a shrink run.
 /// `None` where no block is.
 ///
 /// # Errors
-/// A mask that does not fit, or a block in it that cannot be merged.
-pub fn fully_merged(model: &Model, mask: Option<&Mask>, config: &Config) -> Result<Option<Model>> {
+/// A selection that does not fit, or a block in it that cannot be merged.
+pub fn fully_merged(model: &Model, selection: Option<&Selection>, config: &Config) -> Result<Option<Model>> {
     let surgery = config.linearise();
     let blocks = model.graph.blocks.len();
-    let kept = match mask {
-        Some(mask) => {
-            mask.check(blocks)?;
-            mask.kept().to_vec()
+    let surgery = Linearise { padding: selection.and_then(|s| s.padding).unwrap_or(surgery.padding), ..surgery };
+    let selection = match selection {
+        Some(selection) => {
+            selection.keep.check(&model.graph)?;
+            selection.clone()
         }
         None => {
             let alone = |block: usize| (0..blocks).map(|b| b != block).collect::<Vec<bool>>();
-            (0..blocks).map(|block| linearise(model, &alone(block), &surgery).is_err()).collect()
+            let kept = (0..blocks).map(|block| linearise(model, &alone(block), &surgery).is_err()).collect();
+            Mask::new(kept).into()
         }
     };
-    let linear = linearise(model, &kept, &surgery)?;
-    if linear.graph.blocks.iter().all(|block| block.state == BlockState::Active) {
-        return Ok(None);
-    }
-    Ok(Some(merge(&linear, &MergeOptions { padding: surgery.padding })?.0))
+    let linear = linearise(model, &selection, &surgery)?;
+    let merged = merge_selection(&linear, &selection, &MergeOptions { padding: surgery.padding })?;
+    Ok((!merged.segments.is_empty()).then_some(merged.model))
 }
 
 /// The peer of a bench.

@@ -24,8 +24,6 @@ pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
 pub use folder::{Entry, RunFolder, RunSpec};
 pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
-pub use run::{
-    Datasets, NestedMask, Plan, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
-};
+pub use run::{Datasets, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model};
 pub use shrink::shrink;
 pub use verify::verify_files;

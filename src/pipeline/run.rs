@@ -1,22 +1,19 @@
 //! The stages as functions over one run: its data, its device and its session.
 
-use std::path::Path;
 use std::sync::Arc;
-
-use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::data::{self, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::Graph;
-use crate::io::{DataInfo, ModelInfo, write_atomic};
+use crate::io::{DataInfo, ModelInfo};
 use crate::measure::{Roofline, block_costs};
 use crate::model::Model;
 use crate::networks;
 use crate::shape::Shape;
-use crate::shrink::surgery::{check_linearise, drop_linear_activations, prepare_finetune};
-use crate::shrink::{Budget, Finetune, Mask, ScoreConfig, Search, nested, relative_savings};
+use crate::shrink::surgery::{Linearise, check_linearise, drop_linear_activations, prepare_finetune};
+use crate::shrink::{Budget, Finetune, NestedMask, ScoreConfig, Search, Selection, nested, relative_savings};
 use crate::train::{
     Distillation, Evaluation, Hook, Interrupt, NoHook, Session, Stage, TrainConfig, evaluate_until, train,
 };
@@ -94,6 +91,7 @@ fn fitted(
         set = set.with_preprocessing(&preprocessing(&config.network.name, config.data.image_size, model))?;
     }
     let Some((model, info)) = model else { return Ok(set) };
+    model.graph.check_classifier()?;
     let (shape, graph) = (set.shape().into(), &model.graph);
     if (shape, set.classes()) != (graph.input_shape(), graph.classes()) {
         return Err(Error::Data(format!(
@@ -133,66 +131,6 @@ fn preprocessing(network: &str, image_size: Option<usize>, model: Option<(&Model
     }
 }
 
-/// What a search found: which blocks keep their activations. The content of `plan.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
-    /// One entry per block, 1 = its activations stay.
-    pub kept: Vec<u8>,
-    /// Keep scores in [0, 1], one per block; empty for a plan made by hand.
-    #[serde(default)]
-    pub scores: Vec<f32>,
-    /// Masks of other sizes from the same ranking, by the number of kept blocks.
-    #[serde(default)]
-    pub nested: Vec<NestedMask>,
-}
-
-/// A mask of another size.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NestedMask {
-    /// Number of blocks that keep their activations.
-    pub keep: usize,
-    /// One entry per block.
-    pub kept: Vec<u8>,
-}
-
-impl Plan {
-    /// Reads `plan.json`.
-    ///
-    /// # Errors
-    /// A file that cannot be read or says nothing usable about blocks.
-    pub fn read(path: &Path) -> Result<Self> {
-        Self::parse(path, &std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?)
-    }
-
-    /// As [`read`](Self::read), from text; `path` is what messages name.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        let plan: Self = serde_json::from_str(text)
-            .map_err(|e| Error::file(path, format!("is no plan ({e}); it needs \"kept\": one 0 or 1 per block")))?;
-        Mask::from_bits(&plan.kept).map_err(|e| Error::file(path, e.to_string()))?;
-        Ok(plan)
-    }
-
-    /// Writes `plan.json` atomically.
-    ///
-    /// # Errors
-    /// What the operating system says.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let text = format!("{:#}\n", serde_json::json!(self));
-        write_atomic(path, |out| out.write_all(text.as_bytes()))
-    }
-
-    /// The mask.
-    ///
-    /// # Errors
-    /// Entries that are neither 0 nor 1.
-    pub fn mask(&self) -> Result<Mask> {
-        Mask::from_bits(&self.kept)
-    }
-}
-
 /// One run.
 #[derive(Debug)]
 pub struct Run<'a> {
@@ -228,7 +166,7 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// An impossible budget, or as [`train`].
-    pub fn search(&mut self, original: &Model) -> Result<(Plan, Model)> {
+    pub fn search(&mut self, original: &Model) -> Result<(Selection, Model)> {
         let config = &self.config.search;
         let savings = analytic_savings(original)?;
         let scores = without_losses(&config.scores, self.config.budget, &savings)?;
@@ -246,11 +184,11 @@ impl<'a> Run<'a> {
         let possible = NESTED_SHARES.iter().map(|&share| Budget::KeepFraction(share));
         let possible: Vec<Budget> = possible.filter(|b| b.kept(search.candidates()).is_ok()).collect();
         let other = nested(search.scores(), search.candidates(), &possible)?;
-        let nested = other.iter().map(|m| NestedMask { keep: m.count(), kept: m.bits() }).collect();
-        Ok((Plan { kept: mask.bits(), scores: search.scores().to_vec(), nested }, searched))
+        let nested = other.into_iter().map(|kept| NestedMask { keep: kept.count(), kept }).collect();
+        Ok((Selection { scores: search.scores().to_vec(), nested, ..mask.into() }, searched))
     }
 
-    /// Finetunes `start` without the activations of the blocks that `mask` frees, taught by `original`; returns the
+    /// Finetunes `start` without the activations that `selection` frees, taught by `original`; returns the
     /// network without them, not merged yet. `name` is the stage's name and `seed` is added to those of the settings.
     ///
     /// # Errors
@@ -259,13 +197,16 @@ impl<'a> Run<'a> {
         &mut self,
         name: &str,
         (start, original): (&Model, &Model),
-        mask: &Mask,
+        selection: &Selection,
         seed: u64,
     ) -> Result<Model> {
         let config = &self.config.finetune;
-        mask.check(start.graph.blocks.len())?;
-        let prepared = prepare_finetune(start, mask.kept(), &self.config.linearise())?;
-        let pairs = mask.removed().into_iter().map(|b| {
+        let (mask, blocks) = (&selection.keep, start.graph.blocks.len());
+        mask.check(&start.graph)?;
+        let surgery = self.config.linearise();
+        let surgery = Linearise { padding: selection.padding.unwrap_or(surgery.padding), ..surgery };
+        let prepared = prepare_finetune(start, selection, &surgery)?;
+        let pairs = mask.removed().into_iter().filter(|&b| b < blocks).map(|b| {
             let output = |model: &Model| model.graph.blocks[b].output();
             (output(&prepared), output(original))
         });
@@ -277,7 +218,7 @@ impl<'a> Run<'a> {
             feature_pairs: pairs.collect(),
         });
         let train = TrainConfig { seed: config.train.seed.wrapping_add(seed), ..config.train.clone() };
-        let mut hook = Finetune::new(mask.clone(), config.removal);
+        let mut hook = Finetune::new(mask.over(start.graph.sites()), config.removal);
         let finetuned = self.stage(name, prepared, &train, &mut hook, distillation.as_ref())?;
         let removed: Vec<bool> = mask.kept().iter().map(|kept| !kept).collect();
         drop_linear_activations(&finetuned, &removed)

@@ -7,17 +7,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::folder::RunFolder;
-use super::run::{Plan, Run};
+use super::run::Run;
 use super::summary::{Facts, Networks, summarise};
 use crate::config::FinetuneStart;
 use crate::data::Loader;
 use crate::dtype::Dtype;
+use crate::graph::NodeId;
 use crate::io::onnx::write_onnx;
 use crate::io::{read_model, write_model};
 use crate::model::Model;
 use crate::report::{MaskTrial, MetricsLine, Page, RunResult, StageTime};
-use crate::shrink::merge::{MergeError, MergeOptions, TOLERANCE, merge, verify, verify_random};
-use crate::shrink::{Mask, random_masks};
+use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge_selection, verify, verify_random};
+use crate::shrink::{Mask, Selection, random_masks};
 use crate::{Error, Result};
 
 /// Images on which the merged network is checked against the unmerged one, of noise and of the test set each.
@@ -51,19 +52,21 @@ impl Job {
 /// Runs the whole job in a folder that was entered; ends with `result.json` and `report.html`.
 ///
 /// # Errors
-/// Whatever stops a stage; a merge whose error is above [`TOLERANCE`]; [`Error::Interrupted`] after saving.
+/// Whatever stops a stage; a merge that is not exact; [`Error::Interrupted`] after saving.
 pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let mut job = Job::read(&run.session.job)?;
     let original = original(run, folder, &mut job)?;
     let (plan, start) = searched(run, folder, &mut job, &original)?;
-    let mask = plan.mask()?;
+    let mask = plan.keep.clone();
     let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run| {
-        run.finetune("finetune", (&start, &original), &mask, 0)
+        run.finetune("finetune", (&start, &original), &plan, 0)
     })?;
     let random = finetune_random(run, &mut job, (&start, &original), &mask)?;
 
     let clock = Instant::now();
-    let (merged, error) = merge_and_verify(run, &unmerged)?;
+    let (merged, error) = merge_and_verify(run, &unmerged, &plan)?;
+    let map = merged.map_from(&original.graph, &unmerged.graph);
+    let (merged, segments) = (merged.model, merged.segments.len());
     write_model(&folder.path("merged.safetensors"), &merged, &run.data.info())?;
     write_onnx(&folder.path("merged.onnx"), &merged, &run.data.info(), Dtype::F32)?;
     finish(&mut job, run, "merge", clock);
@@ -80,11 +83,11 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
         vec![MaskTrial { seed: run.config.seed, kept: mask.bits(), top1: networks.unmerged.1.top1 }]
     };
     let clock = Instant::now();
-    let facts = Facts { mask, error, learned, random, stages: Vec::new() };
+    let facts = Facts { mask, map: &map, segments, error, learned, random, stages: Vec::new() };
     let mut result = summarise(run, &networks, facts)?;
     finish(&mut job, run, "measure", clock);
     result.stages = job.done;
-    write_report(run, folder, &result, (&original, &merged))?;
+    write_report(run, folder, &result, (&original, &merged, &map))?;
     Ok(result)
 }
 
@@ -122,12 +125,12 @@ fn original(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job) -> Result<Mode
 }
 
 /// The plan, and the weights that finetuning starts from.
-fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Model) -> Result<(Plan, Model)> {
+fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Model) -> Result<(Selection, Model)> {
     let keeps_weights = run.config.finetune.start == FinetuneStart::Searched;
     let (plan_file, weights_file) = (folder.path("plan.json"), folder.path("searched.safetensors"));
     if job.has("search") {
         let start = if keeps_weights { read_model(&weights_file)?.0 } else { original.clone() };
-        return Ok((Plan::read(&plan_file)?, start));
+        return Ok((Selection::read(&plan_file)?, start));
     }
     let clock = Instant::now();
     let (plan, weights) = run.search(original)?;
@@ -154,7 +157,7 @@ fn finetune_random(
             continue;
         }
         let clock = Instant::now();
-        let model = run.finetune(&name, (start, original), mask, index as u64)?;
+        let model = run.finetune(&name, (start, original), &mask.clone().into(), index as u64)?;
         let top1 = run.evaluate(&model)?.top1;
         job.random.push(MaskTrial { seed: *seed, kept: mask.bits(), top1 });
         finish(job, run, &name, clock);
@@ -165,10 +168,11 @@ fn finetune_random(
 /// Merges, and checks the merged network on noise and on test images.
 ///
 /// # Errors
-/// An error above [`TOLERANCE`], which says by how much.
-fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model) -> Result<(Model, MergeError)> {
+/// A merged convolution that is not its segment to the rounding of its weights.
+fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model, selection: &Selection) -> Result<(Merged, MergeError)> {
     run.session.check_interrupt()?;
-    let (merged, segments) = merge(unmerged, &MergeOptions { padding: run.config.merge.padding })?;
+    let padding = selection.padding.unwrap_or(run.config.merge.padding);
+    let merged = merge_selection(unmerged, selection, &MergeOptions { padding })?;
     run.session.check_interrupt()?;
     let noise = verify_random(unmerged, &merged, VERIFY_IMAGES, run.config.seed)?;
     run.session.check_interrupt()?;
@@ -177,10 +181,10 @@ fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model) -> Result<(Model, Merge
     let batch = batch.ok_or_else(|| Error::Data("there are no test images to check the merge on".into()))??;
     let images = verify(unmerged, &merged, &batch.images, n)?;
     let worse = noise.worse(images);
-    worse.check(&merged.graph)?;
+    worse.check(&merged)?;
     run.session.reporter.line(&format!(
-        "merge: {} blocks, error {:.1e} of the logits' scale (limit {TOLERANCE:.0e})",
-        segments.len(),
+        "merge: {} segments, exact to the rounding of their weights; error {:.1e} of the logits' scale",
+        merged.segments.len(),
         worse.max_rel_error
     ));
     Ok((merged, worse))
@@ -190,13 +194,19 @@ fn write_report(
     run: &Run<'_>,
     folder: &RunFolder,
     result: &RunResult,
-    (before, after): (&Model, &Model),
+    (before, after, map): (&Model, &Model, &[Option<NodeId>]),
 ) -> Result<()> {
     let path = folder.path("metrics.jsonl");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     let metrics = MetricsLine::read_all(&text);
-    let page =
-        Page { result, metrics: &metrics, before: &before.graph, after: &after.graph, config: &run.config.to_toml()? };
+    let page = Page {
+        result,
+        metrics: &metrics,
+        before: &before.graph,
+        after: &after.graph,
+        map,
+        config: &run.config.to_toml()?,
+    };
     page.write(folder.dir())?;
     // The last file: it marks the run as finished.
     folder.write("result.json", &format!("{:#}\n", json!(result)))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::run::Run;
 use crate::Result;
-use crate::graph::BlockState;
+use crate::graph::NodeId;
 use crate::measure::{Machine, Roofline, block_latencies, compare, measure_peaks, utilization};
 use crate::model::Model;
 use crate::report::{
@@ -30,8 +30,12 @@ pub(super) struct Networks<'a> {
 
 /// Everything else that the result needs.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct Facts<'a> {
     pub mask: Mask,
+    /// For every node of the original network the merged network's node that stands for its value.
+    pub map: &'a [Option<NodeId>],
+    /// Number of merged segments.
+    pub segments: usize,
     pub error: MergeError,
     pub learned: Vec<MaskTrial>,
     pub random: Vec<MaskTrial>,
@@ -42,7 +46,7 @@ pub(super) struct Facts {
 ///
 /// # Errors
 /// A failing device, a malformed graph, or [`Error::Interrupted`](crate::Error::Interrupted).
-pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) -> Result<RunResult> {
+pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>) -> Result<RunResult> {
     let config = run.config;
     let machine = Machine::here();
     let budget = |share: f64| Duration::from_secs_f64(config.measure.seconds * share);
@@ -69,9 +73,10 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) ->
             .map(|(name, (model, evaluation))| sizes(*name, model, evaluation))
             .collect::<Result<_>>()?,
         ratio: None,
-        kept: facts.mask.bits(),
+        // One entry per block, whatever else the mask frees.
+        kept: facts.mask.bits()[..original.graph.blocks.len()].to_vec(),
         merge: Some(MergeResult {
-            segments: merged.graph.blocks.iter().filter(|b| b.state == BlockState::Merged).count(),
+            segments: facts.segments,
             max_abs_error: facts.error.max_abs_error,
             max_rel_error: facts.error.max_rel_error,
         }),
@@ -92,11 +97,11 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts) ->
         network.utilization = utilization(&model.graph, batch, network.latency_ms.median * 1e-3, &roofline)?;
     }
     run.session.check_interrupt()?;
-    let blocks = block_latencies(&run.device, original, merged, batch, budget(BLOCKS_SHARE))?;
+    let blocks = block_latencies(&run.device, (original, merged), facts.map, batch, budget(BLOCKS_SHARE))?;
+    let kept = |blocks: std::ops::Range<usize>| u8::from(facts.mask.kept()[blocks].iter().all(|kept| *kept));
     result.blocks = blocks
         .into_iter()
-        .zip(facts.mask.bits())
-        .map(|(b, kept)| BlockResult { name: b.name, kept, before_us: b.before_us, after_us: b.after_us })
+        .map(|b| BlockResult { name: b.name, kept: kept(b.blocks), before_us: b.before_us, after_us: b.after_us })
         .collect();
     Ok(result)
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::infer::read_images;
 use crate::io::DataInfo;
 use crate::model::Model;
-use crate::shrink::merge::{MergeError, Verifier, verify};
+use crate::shrink::merge::{MergeError, Merged, Verifier, verify};
 use crate::{Error, Result};
 
 /// How JPEG and PNG files begin.
@@ -20,7 +20,7 @@ const PICTURES: [&[u8]; 2] = [b"\xff\xd8\xff", b"\x89PNG"];
 /// A file that cannot be read or does not fit, pictures without `data`, or as [`Verifier`].
 pub fn verify_files(
     unmerged: &Model,
-    merged: &Model,
+    merged: &Merged,
     files: &[PathBuf],
     data: Option<&DataInfo>,
 ) -> Result<Option<MergeError>> {

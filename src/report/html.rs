@@ -9,7 +9,7 @@ use super::result::{BlockResult, MaskTrial, NetworkStage, RunResult};
 use super::table::{Align, Table, count, escape, significant};
 use super::text::network_table;
 use crate::Result;
-use crate::graph::Graph;
+use crate::graph::{Graph, NodeId};
 use crate::io::write_atomic;
 
 const STYLE: &str = include_str!("page.css");
@@ -25,6 +25,8 @@ pub struct Page<'a> {
     pub before: &'a Graph,
     /// The network as it is now, with its blocks' states.
     pub after: &'a Graph,
+    /// For every node of `before` the node of `after` that stands for its value.
+    pub map: &'a [Option<NodeId>],
     /// The complete configuration as TOML; may be empty.
     pub config: &'a str,
 }
@@ -145,7 +147,7 @@ impl Page<'_> {
     }
 
     fn network(&self) -> Result<String> {
-        let drawing = network_drawing(self.before, self.after, &self.kept())?;
+        let drawing = network_drawing((self.before, self.after), self.map, &self.kept())?;
         Ok(format!(
             "<p class=\"muted\">One row per block, top to bottom as the image passes. A dot is an activation, a line \
              above the boxes the residual; dw is depthwise, a→b are channels, /2 is the stride.</p>{drawing}"

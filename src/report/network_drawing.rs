@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::plot::{legend, open, text};
 use crate::Result;
-use crate::graph::{BlockState, ConvFamily, Graph, NodeId, Op};
+use crate::graph::{ConvFamily, Counterpart, Graph, NodeId, Op};
 
 const WIDTH: f64 = 560.0;
 const ROW: f64 = 40.0;
@@ -22,45 +22,59 @@ struct Layer {
     activated: bool,
 }
 
-/// Draws the blocks of `before` beside those of `after`, top to bottom. `kept` has one flag per block.
+/// Draws the blocks of `before` beside what they are in `after`, top to bottom; `map` as [`Graph::counterparts`] takes it.
+/// Blocks that one merged segment holds share a row. `kept` has one flag per block.
 ///
 /// # Errors
-/// As [`Graph::shapes`].
-pub(super) fn network_drawing(before: &Graph, after: &Graph, kept: &[bool]) -> Result<String> {
+/// As [`Graph::shapes`] and [`Graph::counterparts`].
+pub(super) fn network_drawing(
+    (before, after): (&Graph, &Graph),
+    map: &[Option<NodeId>],
+    kept: &[bool],
+) -> Result<String> {
     let shapes = before.shapes()?;
-    let rows = before.blocks.len() + 2;
+    let parts = before.counterparts(after, map)?;
+    let rows = parts.len() + 2;
     let mut svg = open("The network before and after", WIDTH, HEADER + ROW * rows as f64);
     for (x, name) in [(8.0, "block"), (SHAPE_X, "output"), (BEFORE_X, "original"), (AFTER_X, "now")] {
         text(&mut svg, "tick", (x, 15.0), "start", name);
     }
-    let stem_end = before.blocks.first().map_or(before.nodes.len(), |b| b.nodes.start);
-    let head_start = before.blocks.last().map_or(before.nodes.len(), |b| b.nodes.end);
+    let stem_end = parts.first().map_or(before.nodes.len(), |part| part.before.nodes.start);
+    let head_start = parts.last().map_or(before.nodes.len(), |part| part.before.nodes.end);
     draw_plain(&mut svg, 0, "stem", before, 1..stem_end, &shapes);
-    for (index, block) in before.blocks.iter().enumerate() {
+    for (index, part) in parts.iter().enumerate() {
         let y = HEADER + ROW * (index + 1) as f64;
-        let merged = after.blocks.get(index).filter(|b| b.state != BlockState::Active);
-        let class = match merged.map(|b| b.state) {
-            Some(BlockState::Merged) => "c-merged",
-            Some(BlockState::Linear) => "c-linear",
-            _ if kept.get(index).copied().unwrap_or(true) => "c-kept",
-            _ => "c-linear",
-        };
-        label_row(&mut svg, y, short_name(&block.name), class, &shapes[block.output()].to_string());
-        let has_skip = block.nodes.clone().any(|id| matches!(before.nodes[id].op, Op::Add));
-        draw_layers(&mut svg, (BEFORE_X, y), &layers(before, block.nodes.clone(), true), "c-plain", has_skip);
-        match merged {
-            Some(now) => {
-                let skip = now.nodes.clone().any(|id| matches!(after.nodes[id].op, Op::Add));
-                draw_layers(&mut svg, (AFTER_X, y), &layers(after, now.nodes.clone(), true), class, skip);
-            }
-            None => draw_layers(&mut svg, (AFTER_X, y), &layers(before, block.nodes.clone(), false), class, has_skip),
-        }
+        let class = class(after, part, kept);
+        let names: Vec<&str> = part.blocks.clone().map(|b| short_name(&before.blocks[b].name)).collect();
+        label_row(&mut svg, y, &names.join("+"), class, &shapes[part.before.output()].to_string());
+        let was = part.before.nodes.clone();
+        draw_layers(&mut svg, (BEFORE_X, y), &layers(before, was.clone(), true), "c-plain", has_skip(before, was));
+        let (is, sized) = (part.after.nodes.clone(), class != "c-kept");
+        draw_layers(&mut svg, (AFTER_X, y), &layers(after, is.clone(), sized), class, has_skip(after, is));
     }
     draw_plain(&mut svg, rows - 1, "head", before, head_start..before.nodes.len(), &shapes);
     svg.push_str("</svg>");
     let entries =
         [("c-kept", "kept, activations in place"), ("c-linear", "linear, not merged"), ("c-merged", "merged")];
     Ok(format!("{}<div class=\"scroll narrow\">{svg}</div>", legend(entries.into_iter())))
+}
+
+/// The colour of what became of some blocks. One whose activations are there is kept, or will go if the mask says so.
+fn class(after: &Graph, part: &Counterpart, kept: &[bool]) -> &'static str {
+    let nodes = &after.nodes[part.after.nodes.clone()];
+    let is_active = nodes.iter().any(|node| node.site().is_some());
+    let convs = nodes.iter().filter(|node| matches!(node.op, Op::Conv(_))).count();
+    match () {
+        () if !is_active && convs == 1 && !nodes.iter().any(|n| matches!(n.op, Op::BatchNorm(_) | Op::Add)) => {
+            "c-merged"
+        }
+        () if is_active && part.blocks.clone().all(|b| kept.get(b).copied().unwrap_or(true)) => "c-kept",
+        () => "c-linear",
+    }
+}
+
+fn has_skip(graph: &Graph, mut nodes: std::ops::Range<NodeId>) -> bool {
+    nodes.any(|id| matches!(graph.nodes[id].op, Op::Add))
 }
 
 /// The block's place in the network without the prefix all of them share.

@@ -137,6 +137,7 @@ pub struct Finetune {
 
 impl Finetune {
     /// Finetuning of a network prepared by [`prepare_finetune`](super::surgery::prepare_finetune) for the same mask.
+    /// `mask` has one entry for each of its sites ([`Mask::over`]).
     pub fn new(mask: Mask, removal: Removal) -> Self {
         Self { mask, removal }
     }

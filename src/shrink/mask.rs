@@ -5,9 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::graph::{Graph, Op};
 use crate::{Error, Result};
 
-/// One flag per block in network order: whether its activations stay. Written `1,0,1,…`, in files as a list of 0s and 1s.
+/// One flag per block in network order: whether its activations stay. A mask that also frees a site of no block, such as
+/// the stem's activation, goes on with an entry for each of those. Written `1,0,1,…`, in files as a list of 0s and 1s.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
 pub struct Mask(Vec<bool>);
@@ -41,7 +43,7 @@ impl Mask {
         &self.0
     }
 
-    /// Number of blocks.
+    /// Number of entries: blocks, and further sites where it names them.
     pub fn blocks(&self) -> usize {
         self.0.len()
     }
@@ -81,18 +83,28 @@ impl Mask {
             .map(Self)
     }
 
+    /// The mask with one entry for each of `sites`; sites it says nothing of stay.
+    pub fn over(&self, sites: usize) -> Self {
+        let mut kept = self.0.clone();
+        kept.resize(sites.max(kept.len()), true);
+        Self(kept)
+    }
+
     /// Refuses a mask for a network with another number of blocks.
     ///
     /// # Errors
-    /// When the lengths differ.
-    pub fn check(&self, blocks: usize) -> Result<()> {
-        if self.0.len() != blocks {
-            let got = self.0.len();
-            return Err(Error::Config(format!(
-                "the keep list has {got} entries, the network {blocks} blocks; give one 0 or 1 per block"
-            )));
+    /// When there are fewer entries than blocks, or more than sites.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        let (got, blocks) = (self.0.len(), graph.blocks.len());
+        if fits(&self.0, graph) {
+            return Ok(());
         }
-        Ok(())
+        let problem = format!("the keep list has {got} entries, the network {blocks} blocks");
+        Err(Error::Config(if got > blocks && !self.0[blocks..].contains(&true) {
+            format!("{problem} and no activation beside them that could be freed; make or import the model again")
+        } else {
+            format!("{problem}; give one 0 or 1 per block")
+        }))
     }
 }
 
@@ -134,6 +146,16 @@ impl FromStr for Mask {
         });
         bits.collect::<Result<_>>().map(Self)
     }
+}
+
+/// Whether flags are one per block, or one per site. Sites behind the last one may be listed as freed where they are gone
+/// already; a network that never had them has an activation in front of its blocks that belongs to none.
+pub(super) fn fits(kept: &[bool], graph: &Graph) -> bool {
+    let (blocks, sites) = (graph.blocks.len(), graph.sites());
+    let front = graph.blocks.first().map_or(0, |block| block.nodes.start);
+    let has_activation = || graph.nodes[..front].iter().any(|node| matches!(node.op, Op::Activation(_)));
+    let all_freed = |rest: &[bool]| rest.iter().all(|kept| !kept);
+    kept.len() >= blocks && (kept.len() <= sites || (all_freed(&kept[sites..]) && !has_activation()))
 }
 
 /// The candidates from the highest keep score to the lowest; of equal scores the lower block index comes first.
@@ -262,6 +284,6 @@ mod tests {
         assert_eq!(mask.slopes(1.0), [0.0, 1.0, 0.0]);
         assert_eq!(mask.removed(), [1]);
         assert!("1,2".parse::<Mask>().is_err() && "".parse::<Mask>().is_err() && Mask::from_bits(&[2]).is_err());
-        assert!(mask.check(4).is_err());
+        assert_eq!((mask.over(5).to_string(), mask.over(2)), ("1,0,1,1,1".to_owned(), mask));
     }
 }

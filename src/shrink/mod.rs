@@ -8,9 +8,10 @@
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
 //! | `random_masks` | what a learned mask has to beat |
 //! | `published_masks` | masks of the papers, by name |
+//! | `selection` | [`Selection`]: what is decided, the content of `plan.json`, and [`linear_segments`] |
 //! | [`surgery`] | activations and padding of freed blocks |
-//! | [`padding`] | where the padding of a linear block sits |
-//! | [`merge`] | stage 3: every linear block becomes one convolution |
+//! | [`padding`] | where the padding of a linear segment sits |
+//! | [`merge`] | stage 3: every linear segment becomes one convolution |
 
 mod finetune;
 mod mask;
@@ -20,6 +21,7 @@ mod published_masks;
 mod random_masks;
 mod scores;
 mod search;
+mod selection;
 pub mod surgery;
 
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
@@ -28,3 +30,4 @@ pub use published_masks::{published_mask, published_names};
 pub use random_masks::{random_mask, random_masks};
 pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient};
 pub use search::{Search, relative_savings};
+pub use selection::{NestedMask, Selection, linear_segments};

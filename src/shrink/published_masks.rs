@@ -3,7 +3,8 @@
 //! `ds` are DepthShrinker's models A to F (their configurations `mbv2-140-A` to `-F`), `ec` the patterns that "Efficient CNN
 //! Depth Compression" (Kim et al., 2023) compares with, `r` presumably searched again with their own pipeline and
 //! `aug` with their augmentation (`methods.md` 1.7). DepthShrinker's lists have an entry for the stem and one for the
-//! head besides; A, D and E also drop the stem's activation, which is no block and stays here.
+//! head besides; A, D and E also drop the stem's activation, which is the site behind those of the blocks, and all keep
+//! the head's.
 
 use super::mask::Mask;
 use crate::{Error, Result};
@@ -42,13 +43,19 @@ pub fn published_names() -> impl Iterator<Item = &'static str> {
     MASKS.iter().map(|(name, _)| *name)
 }
 
-/// A published mask by name: one entry per block of MobileNetV2.
+/// Masks that free the stem's activation, too.
+const FREE_STEM: [&str; 3] = ["mbv2-1.4-ds-a", "mbv2-1.4-ds-d", "mbv2-1.4-ds-e"];
+
+/// A published mask by name: one entry per block of MobileNetV2, and one for the stem where that is freed.
 ///
 /// # Errors
 /// A name that is none of [`published_names`], which the message lists.
 pub fn published_mask(name: &str) -> Result<Mask> {
     match MASKS.iter().find(|(known, _)| *known == name) {
-        Some((_, kept)) => Ok(Mask::new((0..BLOCKS).map(|block| kept.contains(&block)).collect())),
+        Some((name, kept)) => {
+            let stem = FREE_STEM.contains(name).then_some(false);
+            Ok(Mask::new((0..BLOCKS).map(|block| kept.contains(&block)).chain(stem).collect()))
+        }
         None => {
             let known = published_names().collect::<Vec<_>>().join(", ");
             Err(Error::Config(format!(

@@ -25,6 +25,8 @@ pub struct Search {
     keep: usize,
     savings: Vec<f32>,
     seed: u64,
+    /// Sites of the network; those that belong to no block always stay.
+    sites: usize,
     state: State,
 }
 
@@ -49,8 +51,8 @@ impl Search {
     pub fn new(graph: &Graph, config: &ScoreConfig, budget: Budget, savings: Vec<f32>, seed: u64) -> Result<Self> {
         config.check()?;
         let blocks = graph.blocks.len();
-        if let Some(block) = graph.blocks.iter().find(|b| b.state != BlockState::Active) {
-            let name = &block.name;
+        if let Some(block) = (0..blocks).find(|&b| graph.state(b) != BlockState::Active) {
+            let name = &graph.blocks[block].name;
             return Err(Error::Config(format!("block {name} has lost its activations; search in the original model")));
         }
         if savings.len() != blocks || savings.iter().any(|s| !s.is_finite()) {
@@ -66,7 +68,7 @@ impl Search {
         let scores = Scores::new(blocks);
         let kept = Mask::top_k(scores.values(), &candidates, keep).bits();
         let state = State { scores, kept, changes: 0, history: Vec::new() };
-        Ok(Self { config: config.clone(), candidates, keep, savings, seed, state })
+        Ok(Self { config: config.clone(), candidates, keep, savings, seed, sites: graph.sites(), state })
     }
 
     /// The mask that the scores give now, without noise.
@@ -111,7 +113,7 @@ impl Hook for Search {
         self.state.changes += self.state.kept.iter().zip(&bits).filter(|(old, new)| old != new).count() as u64;
         self.state.kept = bits;
         step.collect_score_gradients(true);
-        step.set_slopes(&mask.slopes(1.0))
+        step.set_slopes(&mask.over(self.sites).slopes(1.0))
     }
 
     fn after_step(&mut self, step: &TrainStep<'_>, at: Progress<'_>) -> Result<()> {
@@ -119,7 +121,7 @@ impl Hook for Search {
             self.state.history.push((0, self.scores().to_vec()));
         }
         let (place, mask) = (self.place(at), Mask::from_bits(&self.state.kept)?);
-        let gradients = (&step.score_gradients()?[..], self.savings.as_slice());
+        let gradients = (&step.score_gradients()?[..self.candidates.len()], self.savings.as_slice());
         self.state.scores.update(&self.config, &self.candidates, &mask, gradients, place)?;
         let done = at.step + 1;
         if done.is_multiple_of(at.total_steps.div_ceil(RECORDS).max(1)) || done == at.total_steps {
@@ -129,7 +131,7 @@ impl Hook for Search {
     }
 
     fn before_evaluation(&mut self, engine: &mut Engine, _: Progress<'_>) -> Result<()> {
-        engine.set_slopes(&self.mask().slopes(1.0))
+        engine.set_slopes(&self.mask().over(self.sites).slopes(1.0))
     }
 
     fn epoch_record(&mut self, at: Progress<'_>) -> Option<HookRecord> {

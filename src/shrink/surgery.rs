@@ -1,15 +1,18 @@
 //! Stage 2's changes of the graph: inner activations of freed blocks go, a final activation comes, and the padding
 //! moves to the front (`methods.md` 1.3 and 1.4).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::mask::{Mask, fits};
 use super::merge::check;
-use super::padding::{PaddingMode, reordered};
-use crate::graph::{Activation, Block, BlockState, Conv, ConvFamily, Graph, Node, NodeId, Op};
+use super::padding::PaddingMode;
+use super::selection::{Selection, future_segments, with_reordered_padding};
+use crate::graph::{
+    Activation, Block, BlockState, Conv, ConvFamily, Graph, Node, NodeId, Op, Segment, SegmentEnds, SiteId,
+};
 use crate::model::{Model, Weights};
-use crate::shape::{Padding, Window};
 use crate::{Error, Result};
 
 /// What happens to a block whose activations go.
@@ -23,75 +26,130 @@ pub struct Linearise {
     pub padding: PaddingMode,
 }
 
-/// Makes every block with `kept[b] == false` linear: its masked activations disappear, and what `options` asks for is
-/// done. A block that is linear already stays as it is.
+/// What is freed: sites by mask, and the segments that are to become one convolution where they are more than blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Freed<'a> {
+    /// One flag per block, and perhaps per further site: whether its activations stay.
+    pub kept: &'a [bool],
+    /// As in [`Selection::segments`].
+    pub segments: &'a [SegmentEnds],
+}
+
+impl<'a> From<&'a [bool]> for Freed<'a> {
+    fn from(kept: &'a [bool]) -> Self {
+        Self { kept, segments: &[] }
+    }
+}
+
+impl<'a> From<&'a Vec<bool>> for Freed<'a> {
+    fn from(kept: &'a Vec<bool>) -> Self {
+        kept.as_slice().into()
+    }
+}
+
+impl<'a, const N: usize> From<&'a [bool; N]> for Freed<'a> {
+    fn from(kept: &'a [bool; N]) -> Self {
+        kept.as_slice().into()
+    }
+}
+
+impl<'a> From<&'a Mask> for Freed<'a> {
+    fn from(mask: &'a Mask) -> Self {
+        mask.kept().into()
+    }
+}
+
+impl<'a> From<&'a Selection> for Freed<'a> {
+    fn from(selection: &'a Selection) -> Self {
+        Self { kept: selection.keep.kept(), segments: &selection.segments }
+    }
+}
+
+impl Freed<'_> {
+    /// Whether the activations of a site are to go.
+    fn frees(self, site: SiteId) -> bool {
+        self.kept.get(site).is_some_and(|kept| !kept)
+    }
+}
+
+/// Makes every block that is freed linear: its activations disappear, and what `options` asks for is done. A block that is
+/// linear already stays as it is.
 ///
 /// # Errors
 /// A mask of the wrong length, one that keeps a block whose activations are gone, one that frees a merged block, or a
-/// block that could not be merged afterwards; said before anything is trained.
-pub fn linearise(model: &Model, kept: &[bool], options: &Linearise) -> Result<Model> {
-    let prepared = prepare_finetune(model, kept, options)?;
-    let removed: Vec<bool> = kept.iter().map(|k| !k).collect();
+/// block or segment that could not be merged afterwards; said before anything is trained.
+pub fn linearise<'a>(model: &Model, freed: impl Into<Freed<'a>>, options: &Linearise) -> Result<Model> {
+    let freed = freed.into();
+    let prepared = prepare_finetune(model, freed, options)?;
+    let removed: Vec<bool> = freed.kept.iter().map(|k| !k).collect();
     drop_linear_activations(&prepared, &removed)
 }
 
-/// As [`linearise`], but the masked activations and the blocks' states stay, so that finetuning can move the slope of
-/// the freed blocks from 0 to 1; [`drop_linear_activations`] ends it. Preparing a prepared model changes nothing.
+/// As [`linearise`], but the freed activations stay, so that finetuning can move their slope from 0 to 1;
+/// [`drop_linear_activations`] ends it. Preparing a prepared model changes nothing.
 ///
 /// # Errors
 /// As [`linearise`].
-pub fn prepare_finetune(model: &Model, kept: &[bool], options: &Linearise) -> Result<Model> {
-    with_weights(prepared(&model.graph, kept, options)?, model)
+pub fn prepare_finetune<'a>(model: &Model, freed: impl Into<Freed<'a>>, options: &Linearise) -> Result<Model> {
+    with_weights(prepared(&model.graph, freed.into(), options)?, model)
 }
 
 /// Refuses blocks that could not be merged if their activations went: the same as [`linearise`] says, from the graph alone.
 ///
 /// # Errors
 /// As [`linearise`].
-pub fn check_linearise(graph: &Graph, kept: &[bool], options: &Linearise) -> Result<()> {
-    prepared(graph, kept, options).map(drop)
+pub fn check_linearise<'a>(graph: &Graph, freed: impl Into<Freed<'a>>, options: &Linearise) -> Result<()> {
+    prepared(graph, freed.into(), options).map(drop)
 }
 
 /// The graph that finetuning starts with.
-fn prepared(graph: &Graph, kept: &[bool], options: &Linearise) -> Result<Graph> {
-    check_mask(graph, kept)?;
-    let freed = |b: usize| !kept[b] && graph.blocks[b].state == BlockState::Active;
-    let graph = if options.final_activation { add_final_activations(graph, freed)? } else { graph.clone() };
-    let graph = if options.padding == PaddingMode::Reorder { reorder_padding(&graph, freed)? } else { graph };
-    // Blocks that cannot be merged are refused here, before hours of finetuning.
-    let linear = without_masked(&graph, freed)?;
+fn prepared(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Graph> {
+    check_mask(graph, freed.kept)?;
+    let blocks: Vec<usize> =
+        (0..graph.blocks.len()).filter(|&b| freed.frees(b) && graph.state(b) == BlockState::Active).collect();
+    let graph = if options.final_activation { add_final_activations(graph, &blocks, freed)? } else { graph.clone() };
+    // Segments are those of the graph without activations, where blocks that cannot be merged are refused before hours of
+    // finetuning.
+    let linear = without_activations(&graph, |site| freed.frees(site))?;
+    let segments = future_segments(&linear, blocks.into_iter(), freed.segments, options.padding)?;
+    let moves = options.padding == PaddingMode::Reorder;
+    let linear = if moves { with_reordered_padding(&linear, &segments)? } else { linear };
     let shapes = linear.shapes()?;
-    for block in (0..kept.len()).filter(|&b| freed(b)) {
-        check(&linear, &shapes, block, options.padding)?;
+    for segment in &segments {
+        check(&linear, &shapes, segment, options.padding)?;
     }
-    Ok(graph)
+    if moves { with_windows_of(&graph, &linear) } else { Ok(graph) }
 }
 
-/// Removes the masked activations of the blocks with `removed[b] == true`, whose slope has reached 1: the identity.
-/// Blocks that have lost them already stay as they are, so that blocks can be freed one after the other.
+/// Removes the activations of the sites with `removed[site] == true`, whose slope has reached 1: the identity. Sites that
+/// have lost them already stay as they are, so that blocks can be freed one after the other.
 ///
 /// # Errors
 /// A list of the wrong length.
 pub fn drop_linear_activations(model: &Model, removed: &[bool]) -> Result<Model> {
-    check_length(&model.graph, removed)?;
-    let freed = |b: usize| removed[b] && model.graph.blocks[b].state == BlockState::Active;
-    with_weights(without_masked(&model.graph, freed)?, model)
+    let kept: Vec<bool> = removed.iter().map(|removed| !removed).collect();
+    check_length(&model.graph, &kept)?;
+    with_weights(without_activations(&model.graph, |site| removed.get(site) == Some(&true))?, model)
 }
 
-/// A mask has one entry per block.
-fn check_length(graph: &Graph, mask: &[bool]) -> Result<()> {
-    let (got, blocks) = (mask.len(), graph.blocks.len());
-    if got == blocks {
+/// A mask has one entry per block, and may go on with one for each further site.
+fn check_length(graph: &Graph, kept: &[bool]) -> Result<()> {
+    let (got, blocks, sites) = (kept.len(), graph.blocks.len(), graph.sites());
+    if fits(kept, graph) {
         return Ok(());
     }
-    Err(Error::Merge(format!("the mask has {got} entries, {} has {blocks} blocks; give one per block", graph.name)))
+    let more = if sites > blocks { format!(" and {} more that can be freed", sites - blocks) } else { String::new() };
+    Err(Error::Merge(format!(
+        "the mask has {got} entries, {} has {blocks} blocks{more}; give one per block",
+        graph.name
+    )))
 }
 
 /// A mask agrees with what has happened to the blocks.
 fn check_mask(graph: &Graph, kept: &[bool]) -> Result<()> {
     check_length(graph, kept)?;
-    for (block, &kept) in graph.blocks.iter().zip(kept) {
-        let problem = match (block.state, kept) {
+    for (index, (block, &kept)) in graph.blocks.iter().zip(kept).enumerate() {
+        let problem = match (graph.state(index), kept) {
             (BlockState::Linear | BlockState::Merged, true) => "has lost its activations, the mask cannot keep it",
             (BlockState::Merged, false) => "is merged already",
             _ => continue,
@@ -101,39 +159,35 @@ fn check_mask(graph: &Graph, kept: &[bool]) -> Result<()> {
     Ok(())
 }
 
-/// The graph without the masked activations of the freed blocks, which become linear.
-fn without_masked(graph: &Graph, freed: impl Fn(usize) -> bool) -> Result<Graph> {
-    graph.rewrite(
-        |_, node, out| match node.op {
-            Op::Activation(Activation { mask: Some(mask), .. }) if freed(mask) => Ok(out.value(node.inputs[0])),
-            _ => Ok(out.copy(node)),
-        },
-        |block, state| if freed(block) { BlockState::Linear } else { state },
-    )
+/// The graph without the activations of the freed sites.
+fn without_activations(graph: &Graph, freed: impl Fn(SiteId) -> bool) -> Result<Graph> {
+    graph.rewrite(|_, node, out| match node.site() {
+        Some(site) if freed(site) => Ok(out.value(node.inputs[0])),
+        _ => Ok(out.copy(node)),
+    })
 }
 
-/// ReLU6 behind the output of the freed blocks that expand and do not end in an unmasked activation yet.
-fn add_final_activations(graph: &Graph, freed: impl Fn(usize) -> bool) -> Result<Graph> {
+/// ReLU6 behind the output of the freed blocks that expand and do not end in an activation yet, nor go on in a segment.
+fn add_final_activations(graph: &Graph, freed_blocks: &[usize], freed: Freed<'_>) -> Result<Graph> {
+    let segments = freed.segments.iter().map(|ends| graph.segment(ends)).collect::<Result<Vec<Segment>>>()?;
     let ends_in_activation =
-        |block: &Block| matches!(graph.nodes[block.output()].op, Op::Activation(a) if a.mask.is_none());
-    let outputs: HashSet<NodeId> = graph
-        .blocks
+        |block: &Block| matches!(graph.nodes[block.output()].op, Op::Activation(a) if a.site.is_none());
+    let goes_on = |output: NodeId| segments.iter().any(|s| s.nodes.contains(&output) && s.output() != output);
+    let outputs: HashSet<NodeId> = freed_blocks
         .iter()
-        .enumerate()
-        .filter(|(b, block)| freed(*b) && !is_depthwise_separable(graph, block) && !ends_in_activation(block))
-        .map(|(_, block)| block.output())
+        .map(|&b| &graph.blocks[b])
+        .filter(|block| !is_depthwise_separable(graph, block) && !ends_in_activation(block))
+        .map(Block::output)
+        .filter(|&output| !goes_on(output))
         .collect();
-    graph.rewrite(
-        |id, node, out| {
-            let output = out.copy(node);
-            if !outputs.contains(&id) {
-                return Ok(output);
-            }
-            let name = format!("{}.act", node.name);
-            Ok(out.push(Node { name, inputs: vec![output], op: Op::Activation(Activation::RELU6) }))
-        },
-        |_, state| state,
-    )
+    graph.rewrite(|id, node, out| {
+        let output = out.copy(node);
+        if !outputs.contains(&id) {
+            return Ok(output);
+        }
+        let name = format!("{}.act", node.name);
+        Ok(out.push(Node { name, inputs: vec![output], op: Op::Activation(Activation::RELU6) }))
+    })
 }
 
 /// Whether a block begins with its depthwise convolution, without expansion.
@@ -145,25 +199,16 @@ fn is_depthwise_separable(graph: &Graph, block: &Block) -> bool {
     first.is_some_and(|conv| conv.family() == ConvFamily::Depthwise)
 }
 
-/// R1 on every freed block.
-fn reorder_padding(graph: &Graph, freed: impl Fn(usize) -> bool) -> Result<Graph> {
-    let shapes = graph.shapes()?;
-    let mut moved: HashMap<NodeId, Padding> = HashMap::new();
-    for (_, block) in graph.blocks.iter().enumerate().filter(|(b, _)| freed(*b)) {
-        moved.extend(reordered(graph, &shapes, block)?);
-    }
-    graph.rewrite(
-        |id, node, out| {
-            let new = out.copy(node);
-            Ok(match (node.op, moved.get(&id)) {
-                (Op::Conv(conv), Some(&pad)) => {
-                    out.set_op(new, Op::Conv(Conv { window: Window { pad, ..conv.window }, ..conv }))
-                }
-                _ => new,
-            })
-        },
-        |_, state| state,
-    )
+/// The graph with the windows that its convolutions have in another one, found by name.
+fn with_windows_of(graph: &Graph, other: &Graph) -> Result<Graph> {
+    let map = graph.map_by_name(other);
+    graph.rewrite(|id, node, out| {
+        let new = out.copy(node);
+        Ok(match (node.op, map[id].map(|id| other.nodes[id].op)) {
+            (Op::Conv(conv), Some(Op::Conv(Conv { window, .. }))) => out.set_op(new, Op::Conv(Conv { window, ..conv })),
+            _ => new,
+        })
+    })
 }
 
 /// The model's weights on the changed graph. A pointwise convolution that gets padding is dense from then on, and the

@@ -3,7 +3,7 @@
 use depthshrinker::graph::{BatchNorm, Bias, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Padding, Shape, Window};
-use depthshrinker::shrink::merge::fold_block;
+use depthshrinker::shrink::merge::fold;
 use depthshrinker::shrink::padding::{PaddingMode, reordered};
 use proptest::prelude::*;
 
@@ -46,7 +46,7 @@ fn members(mut c: usize, drawn: &[Drawn]) -> Vec<Member> {
 fn reorder(model: &Model) -> Model {
     let mut graph = model.graph.clone();
     let shapes = graph.shapes().unwrap();
-    for (id, pad) in reordered(&graph, &shapes, &graph.blocks[0]).unwrap() {
+    for (id, pad) in reordered(&graph, &shapes, &graph.blocks[0].segment().unwrap()).unwrap() {
         if let Op::Conv(conv) = &mut graph.nodes[id].op {
             conv.window.pad = pad;
         }
@@ -96,7 +96,7 @@ proptest! {
         };
         prop_assert_eq!(segments[0].kernel, [kernel(|w| (w.k_h, w.stride_h)), kernel(|w| (w.k_w, w.stride_w))]);
         let depthwise = members.iter().all(|m| (m.groups, m.c_out) == (c, c));
-        let folded = fold_block(&moved, 0, PaddingMode::Reorder).unwrap();
+        let folded = fold(&moved, &moved.graph.blocks[0].segment().unwrap(), PaddingMode::Reorder).unwrap();
         prop_assert_eq!(folded.conv.groups, if depthwise { c } else { 1 });
     }
 
@@ -217,7 +217,7 @@ fn folding_has_the_same_bits_for_any_number_of_threads() {
     let model = random_model(chain(Shape::new(13, 14, 8), &members, false).unwrap(), 1);
     let fold = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| fold_block(&model, 0, PaddingMode::BorderBias).unwrap())
+        pool.install(|| fold(&model, &model.graph.blocks[0].segment().unwrap(), PaddingMode::BorderBias).unwrap())
     };
     let one = fold(1);
     assert_eq!(one, fold(3));

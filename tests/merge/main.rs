@@ -11,4 +11,6 @@ mod published;
 mod reference;
 mod refusals;
 mod residual;
+mod segments;
 mod surgery;
+mod verification;

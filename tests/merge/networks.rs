@@ -1,6 +1,6 @@
 //! Small networks to merge.
 
-use depthshrinker::graph::{Activation, BatchNorm, Bias, BlockState, Conv, Graph, GraphBuilder, NodeId, Op};
+use depthshrinker::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, NodeId, Op};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::{Padding, Shape, Window};
 
@@ -49,9 +49,7 @@ pub fn one_block(
     let last = b.next_node() - 1;
     let x = b.push("pool", Op::GlobalAvgPool, &[last]);
     b.linear("classifier", c_out, 3, x);
-    let mut graph = b.finish()?;
-    graph.blocks[0].state = BlockState::Linear;
-    Ok(graph)
+    b.finish()
 }
 
 /// Appends the members of a chain, `0`, `0.bn`, `1`, … and returns the last value.
@@ -79,8 +77,8 @@ pub fn chain(input: Shape, members: &[Member], residual: bool) -> depthshrinker:
 
 /// An active inverted-residual block: expand, depthwise k×k, project, masked ReLU6 in between.
 pub fn inverted_residual(input: Shape, hidden: usize, c_out: usize, k: usize, stride: usize, pad: Padding) -> Graph {
-    let mut graph = one_block(input, c_out, |b, input_id| {
-        let act = Activation { mask: Some(0), ..Activation::RELU6 };
+    one_block(input, c_out, |b, input_id| {
+        let act = Activation { site: Some(0), ..Activation::RELU6 };
         let window = Window { pad, ..Window::square(k, stride, 0) };
         let depthwise = Member { window, ..Member::depthwise(hidden, k, stride, 0) };
         let mut x = input_id;
@@ -100,9 +98,7 @@ pub fn inverted_residual(input: Shape, hidden: usize, c_out: usize, k: usize, st
             b.push("add", Op::Add, &[input_id, x]);
         }
     })
-    .unwrap();
-    graph.blocks[0].state = BlockState::Active;
-    graph
+    .unwrap()
 }
 
 /// A MobileNetV2 that is small enough for seven loops.

@@ -1,9 +1,9 @@
 //! Facts about the merged convolution that hold however it was computed.
 
-use depthshrinker::graph::{Bias, BlockState};
+use depthshrinker::graph::Bias;
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Padding, Shape};
-use depthshrinker::shrink::merge::{MergeOptions, fold_block, merge};
+use depthshrinker::shrink::merge::{Folded, MergeOptions, Merged, fold, merge};
 use depthshrinker::shrink::padding::PaddingMode;
 
 use crate::networks::{Member, chain, inverted_residual};
@@ -14,20 +14,21 @@ fn linear_block(k: usize, stride: usize, size: usize) -> Model {
     let mut graph = inverted_residual(shape, 9, 4, k, stride, Padding::all(k / 2));
     for node in &mut graph.nodes {
         if let depthshrinker::graph::Op::Activation(act) = &mut node.op {
-            (act.slope, act.mask) = (1.0, None);
+            (act.slope, act.site) = (1.0, None);
         }
     }
     // The identity activations go by hand: this test asks nothing of the surgery.
     let graph = graph
-        .rewrite(
-            |_, node, out| match node.op {
-                depthshrinker::graph::Op::Activation(_) => Ok(out.value(node.inputs[0])),
-                _ => Ok(out.copy(node)),
-            },
-            |_, _| BlockState::Linear,
-        )
+        .rewrite(|_, node, out| match node.op {
+            depthshrinker::graph::Op::Activation(_) => Ok(out.value(node.inputs[0])),
+            _ => Ok(out.copy(node)),
+        })
         .unwrap();
     random_model(graph, 11)
+}
+
+fn folded_block(model: &Model, padding: PaddingMode) -> depthshrinker::Result<Folded> {
+    fold(model, &model.graph.blocks[0].segment().unwrap(), padding)
 }
 
 /// A merge that keeps the interior's bias everywhere is wrong on the border pixels and nowhere else.
@@ -36,12 +37,12 @@ fn a_naive_merge_is_wrong_exactly_at_the_border() {
     for (stride, wrong, of) in [(1, 24, 49), (2, 12, 16)] {
         let model = linear_block(3, stride, 7);
         let options = MergeOptions { padding: PaddingMode::BorderBias };
-        let (merged, _) = merge(&model, &options).unwrap();
-        let folded = fold_block(&model, 0, PaddingMode::BorderBias).unwrap();
+        let Merged { model: merged, .. } = merge(&model, &options).unwrap();
+        let folded = folded_block(&model, PaddingMode::BorderBias).unwrap();
         let size = folded.output.h;
         let center = (size / 2 * size + size / 2) * 4;
         let mut naive = Reference::new(&merged);
-        naive.set_folded(0, &folded);
+        naive.set_folded("block", &folded);
         let interior = folded.bias[center..center + 4].to_vec();
         naive.weights.insert("block.conv.bias_map".into(), interior.repeat(folded.output.h * folded.output.w));
         let image = noise(model.graph.input_shape().len(), 1);
@@ -58,7 +59,7 @@ fn a_naive_merge_is_wrong_exactly_at_the_border() {
 fn the_bias_map_is_the_response_to_zero() {
     for (k, stride) in [(3, 1), (3, 2), (5, 1), (5, 2)] {
         let model = linear_block(k, stride, 9);
-        let folded = fold_block(&model, 0, PaddingMode::BorderBias).unwrap();
+        let folded = folded_block(&model, PaddingMode::BorderBias).unwrap();
         assert_eq!(folded.conv.bias, Bias::Map);
         let zeros = vec![0.0; model.graph.input_shape().len()];
         let response = Reference::new(&model).values(&zeros).swap_remove(model.graph.blocks[0].output());
@@ -78,7 +79,7 @@ fn the_kernel_is_the_impulse_response() {
     for members in chains {
         let shape = Shape::new(21, 19, 2);
         let model = random_model(chain(shape, members, false).unwrap(), 21);
-        let folded = fold_block(&model, 0, PaddingMode::Reorder).unwrap();
+        let folded = folded_block(&model, PaddingMode::Reorder).unwrap();
         let (window, c_out) = (folded.conv.window, folded.conv.c_out);
         let reference = Reference::new(&model);
         let output = model.graph.blocks[0].output();

@@ -30,7 +30,7 @@ fn published_operations_are_reproduced() {
     let options = Linearise { final_activation: true, padding: PaddingMode::Reorder };
     let merged = |kept: &[bool]| {
         let linear = linearise(&model, kept, &options).unwrap();
-        merge(&linear, &MergeOptions { padding: PaddingMode::Reorder }).unwrap().0.graph
+        merge(&linear, &MergeOptions { padding: PaddingMode::Reorder }).unwrap().model.graph
     };
     // What each block takes as it is and merged.
     let (before, after) = (model.graph.clone(), merged(&[false; 17]));
@@ -60,15 +60,17 @@ fn published_operations_are_reproduced() {
     }
     // The sums over blocks are what a network has that was merged in one go.
     let kept = published_mask("mbv2-1.4-ds-d").unwrap();
-    assert_eq!(operations(&merged(kept.kept())), count(kept.kept()));
+    assert_eq!(operations(&merged(&kept.kept()[..17])), count(kept.kept()));
 }
 
 #[test]
 fn published_masks_have_names() {
     let counts: Vec<usize> = published_names().map(|name| published_mask(name).unwrap().count()).collect();
     assert_eq!(counts, [11, 8, 8, 6, 6, 0, 11, 8, 6, 11, 8, 6, 12, 12, 9, 7, 12, 9, 7, 12, 9, 7]);
-    assert!(published_names().all(|name| published_mask(name).unwrap().blocks() == 17));
-    assert_eq!(published_mask("mbv2-1.4-ds-a").unwrap().to_string(), "1,0,0,1,1,0,1,0,1,0,1,1,0,1,1,1,1");
+    let stem = published_names().filter(|name| published_mask(name).unwrap().blocks() == 18);
+    assert_eq!(stem.collect::<Vec<_>>(), ["mbv2-1.4-ds-a", "mbv2-1.4-ds-d", "mbv2-1.4-ds-e"]);
+    assert_eq!(published_mask("mbv2-1.4-ds-b").unwrap().blocks(), 17);
+    assert_eq!(published_mask("mbv2-1.4-ds-a").unwrap().to_string(), "1,0,0,1,1,0,1,0,1,0,1,1,0,1,1,1,1,0");
     let message = published_mask("mbv2-1.4-ds-g").unwrap_err().to_string();
     assert!(message.contains("mbv2-1.4-ds-f") && message.contains("mbv2-1.0-ec-cr-aug"), "{message}");
 }

@@ -1,16 +1,18 @@
 //! A merge that would not be exact is refused, with a reason that names block, node and remedy.
 
-use depthshrinker::graph::{Activation, Bias, BlockState, Graph, Op};
+use depthshrinker::graph::{Activation, Bias, Graph, Op};
 use depthshrinker::shape::{Padding, Shape, Window};
-use depthshrinker::shrink::merge::{Kernel, MergeOptions, fold_block, merge};
+use depthshrinker::shrink::merge::{Kernel, MergeOptions, Merged, fold, merge, merge_segments};
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::surgery::{Linearise, drop_linear_activations, linearise};
 
 use crate::networks::{Member, chain, inverted_residual, one_block, push_chain, tiny_mobilenet};
 use crate::reference::random_model;
 
+/// What is said of merging the blocks of a graph, whatever their state.
 fn refusal(graph: Graph, padding: PaddingMode) -> String {
-    merge(&random_model(graph, 1), &MergeOptions { padding }).unwrap_err().to_string()
+    let segments: Vec<_> = graph.blocks.iter().filter_map(|block| block.segment()).collect();
+    merge_segments(&random_model(graph, 1), &segments, &MergeOptions { padding }).unwrap_err().to_string()
 }
 
 fn assert_mentions(message: &str, words: &[&str]) {
@@ -35,7 +37,7 @@ fn an_activation_inside_is_refused() {
 fn a_masked_activation_at_the_end_is_refused() {
     let graph = one_block(Shape::new(6, 7, 3), 4, |b, input| {
         let x = push_chain(b, input, 3, &[Member::dense(4, 1, 1, 0)]);
-        b.activation(Activation { mask: Some(0), ..Activation::RELU6 }, x);
+        b.activation(Activation { site: Some(0), ..Activation::RELU6 }, x);
     });
     assert_mentions(&refusal(graph.unwrap(), PaddingMode::BorderBias), &["0.bn.act", "activation inside"]);
 }
@@ -71,7 +73,6 @@ fn a_skip_over_a_stride_is_refused() {
 #[test]
 fn half_a_residual_is_refused() {
     let mut graph = inverted_residual(Shape::new(7, 8, 4), 9, 4, 3, 1, Padding::all(1));
-    graph.blocks[0].state = BlockState::Linear;
     graph.blocks[0].nodes.start += 2;
     graph.blocks[0].input += 2;
     assert!(graph.shapes().unwrap_err().to_string().contains("second entry or exit"));
@@ -80,13 +81,13 @@ fn half_a_residual_is_refused() {
 #[test]
 fn reordering_across_an_inner_skip_is_refused() {
     let members = [Member::dense(4, 3, 1, 1)];
-    let mut graph = one_block(Shape::new(6, 7, 4), 4, |b, input| {
+    let graph = one_block(Shape::new(6, 7, 4), 4, |b, input| {
         let x = push_chain(b, input, 4, &members);
+        let x = b.activation(Activation { site: Some(0), ..Activation::RELU }, x);
         let y = b.push("inner", crate::networks::conv(4, &Member::dense(4, 3, 1, 1)), &[x]);
         b.push("inner.add", Op::Add, &[x, y]);
     })
     .unwrap();
-    graph.blocks[0].state = BlockState::Active;
     let options = Linearise { final_activation: false, padding: PaddingMode::Reorder };
     let message = linearise(&random_model(graph, 1), &[false], &options).unwrap_err().to_string();
     assert_mentions(&message, &["block block", "inner.add", "crop"]);
@@ -127,16 +128,17 @@ fn masks_that_do_not_fit_are_refused() {
     let options = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
     let message = linearise(&model, &[true; 16], &options).unwrap_err().to_string();
     assert_mentions(&message, &["16 entries", "17 blocks"]);
-    assert!(drop_linear_activations(&model, &[true; 18]).is_err());
+    assert!(drop_linear_activations(&model, &[true; 19]).is_err());
 
     let mut kept = [true; 17];
     kept[3] = false;
     let linear = linearise(&model, &kept, &options).unwrap();
     assert_eq!(linearise(&linear, &kept, &options).unwrap(), linear);
     assert_mentions(&linearise(&linear, &[true; 17], &options).unwrap_err().to_string(), &["blocks.2.0", "keep"]);
-    assert_mentions(&fold_block(&model, 3, PaddingMode::Reorder).unwrap_err().to_string(), &["not linear"]);
-    assert!(fold_block(&model, 17, PaddingMode::Reorder).is_err());
+    let block = model.graph.blocks[3].segment().unwrap();
+    let message = fold(&model, &block, PaddingMode::BorderBias).unwrap_err().to_string();
+    assert_mentions(&message, &["block blocks.2.0", "activation inside"]);
 
-    let (merged, _) = merge(&linear, &MergeOptions { padding: PaddingMode::BorderBias }).unwrap();
+    let Merged { model: merged, .. } = merge(&linear, &MergeOptions { padding: PaddingMode::BorderBias }).unwrap();
     assert_mentions(&linearise(&merged, &kept, &options).unwrap_err().to_string(), &["blocks.2.0", "merged already"]);
 }

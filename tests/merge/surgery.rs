@@ -1,10 +1,10 @@
 //! What linearising does to the graph.
 
-use depthshrinker::graph::{Activation, BlockState, Graph, Op};
+use depthshrinker::graph::{Activation, BlockState, Graph, Op, Span};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Padding, Shape};
-use depthshrinker::shrink::merge::{MergeOptions, merge};
-use depthshrinker::shrink::padding::{PaddingMode, Span};
+use depthshrinker::shrink::merge::{MergeOptions, Merged, merge};
+use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::surgery::{Linearise, drop_linear_activations, linearise, prepare_finetune};
 
 use crate::networks::{inverted_residual, tiny_mobilenet};
@@ -34,16 +34,16 @@ fn activations_go_and_a_final_one_comes() {
     assert_eq!(names(&linear.graph, 1), block(&strided));
     assert_eq!(names(&linear.graph, 2).last(), Some(&"blocks.1.1.add.act"));
     let last = &linear.graph.nodes[linear.graph.blocks[2].output()];
-    assert_eq!(last.op, Op::Activation(Activation { limit: Some(6.0), mask: None, slope: 0.0 }));
+    assert_eq!(last.op, Op::Activation(Activation { limit: Some(6.0), site: None, slope: 0.0 }));
     assert_eq!(names(&linear.graph, 3), names(&model.graph, 3));
-    for (b, block) in linear.graph.blocks.iter().enumerate() {
-        assert_eq!(block.state, if freed()[b] { BlockState::Active } else { BlockState::Linear });
+    for b in 0..17 {
+        assert_eq!(linear.graph.state(b), if freed()[b] { BlockState::Active } else { BlockState::Linear });
     }
     assert_eq!(linear.weights, model.weights);
 
     let plain = linearise(&model, &freed(), &Linearise { final_activation: false, ..BORDER_BIAS }).unwrap();
     assert_eq!(names(&plain.graph, 2).last(), Some(&"blocks.1.1.add"));
-    let (merged, _) = merge(&linear, &MergeOptions { padding: PaddingMode::BorderBias }).unwrap();
+    let Merged { model: merged, .. } = merge(&linear, &MergeOptions { padding: PaddingMode::BorderBias }).unwrap();
     assert_eq!(names(&merged.graph, 0), ["blocks.0.0.conv"]);
     assert_eq!(names(&merged.graph, 2), ["blocks.1.1.conv", "blocks.1.1.add.act"]);
 }
@@ -93,7 +93,7 @@ fn preparing_and_dropping_is_linearising() {
     let removed: Vec<bool> = freed().iter().map(|k| !k).collect();
     for options in [REORDER, BORDER_BIAS] {
         let prepared = prepare_finetune(&model, &freed(), &options).unwrap();
-        assert!(prepared.graph.blocks.iter().all(|b| b.state == BlockState::Active));
+        assert!((0..17).all(|b| prepared.graph.state(b) == BlockState::Active));
         assert_eq!(prepare_finetune(&prepared, &freed(), &options).unwrap(), prepared);
         let linear = linearise(&model, &freed(), &options).unwrap();
         assert_eq!(drop_linear_activations(&prepared, &removed).unwrap(), linear);
@@ -103,7 +103,7 @@ fn preparing_and_dropping_is_linearising() {
         let logits = |network: &Reference| network.values(&image).pop().unwrap();
         let linear = logits(&Reference::new(&linear));
         assert!(relative_error(&linear, &logits(&moving)) > 1e-3, "slope 0 keeps the activations");
-        moving.slopes = removed.iter().map(|&r| f64::from(u8::from(r))).collect();
+        moving.slopes = removed.iter().map(|&r| f64::from(u8::from(r))).chain([0.0]).collect();
         assert_eq!(relative_error(&linear, &logits(&moving)), 0.0);
     }
 }
@@ -121,6 +121,6 @@ fn padding_modes_have_names() {
 #[test]
 fn a_model_without_linear_blocks_merges_to_itself() {
     let model: Model = random_model(tiny_mobilenet(), 1);
-    let (merged, segments) = merge(&model, &MergeOptions { padding: PaddingMode::Reorder }).unwrap();
-    assert_eq!((merged, segments), (model, Vec::new()));
+    let merged = merge(&model, &MergeOptions { padding: PaddingMode::Reorder }).unwrap();
+    assert_eq!(merged, Merged::unchanged(model));
 }

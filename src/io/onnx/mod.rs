@@ -55,6 +55,7 @@ pub fn write_onnx(path: &Path, model: &Model, info: &ModelInfo, precision: Dtype
 /// # Errors
 /// As [`write_onnx`].
 pub fn to_onnx(model: &Model, info: &ModelInfo, precision: Dtype) -> Result<Vec<u8>> {
+    model.graph.check_classifier()?;
     let folded = model.folded()?;
     folded.check_finite()?;
     let graph = Exporter::new(&folded, precision)?.export()?;

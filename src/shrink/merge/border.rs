@@ -10,7 +10,7 @@ use super::compose::Layer;
 use crate::graph::ConvFamily;
 use crate::shape::{Shape, Window};
 
-/// Response of a value to a block input of zeros.
+/// Response of a value to a segment input of zeros.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response {
     /// The class of every row and of every column.
@@ -26,7 +26,7 @@ pub struct Response {
 type Lines = (Vec<usize>, Vec<Vec<Option<usize>>>);
 
 impl Response {
-    /// The response of the block's input itself.
+    /// The response of the segment's input itself.
     pub fn zero(shape: Shape) -> Self {
         Self { classes: [vec![0; shape.h], vec![0; shape.w]], col_classes: 1, c: shape.c, values: vec![0.0; shape.c] }
     }

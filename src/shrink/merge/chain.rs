@@ -1,10 +1,10 @@
-//! Whether and why a block is one convolution: a walk over its nodes that looks at shapes only.
+//! Whether and why a segment is one convolution: a walk over its nodes that looks at shapes only.
 
 use std::collections::BTreeMap;
 
-use crate::graph::{Bias, BlockState, Conv, Graph, NodeId, Op};
+use crate::graph::{Bias, Conv, Graph, NodeId, Op, Segment, Span, read_padding};
 use crate::shape::{Padding, Shape};
-use crate::shrink::padding::{PaddingMode, Span, read_padding};
+use crate::shrink::padding::PaddingMode;
 use crate::{Error, Result};
 
 /// Largest kernel size, stride or padding of a merged convolution, as [`Graph::shapes`] has it.
@@ -13,7 +13,7 @@ const MAX_WINDOW: usize = 1024;
 /// known network, ResNet-50's last block, has 38 million.
 const MAX_WEIGHTS: usize = 1 << 26;
 
-/// A block that can be merged exactly.
+/// A segment that can be merged exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chain {
     /// The value in front of the final activation: what the merged convolution computes.
@@ -26,43 +26,39 @@ pub struct Chain {
 
 impl Chain {
     /// How many numbers the merged convolution has at most: weights, and where a padding may leave one a bias map.
-    pub(super) fn params(&self, graph: &Graph, shapes: &[Shape], block: usize, padding: PaddingMode) -> (usize, usize) {
-        let (c_in, output) = (shapes[graph.blocks[block].input].c, shapes[self.output]);
+    pub(super) fn params(&self, shapes: &[Shape], segment: &Segment, padding: PaddingMode) -> (usize, usize) {
+        let (c_in, output) = (shapes[segment.input].c, shapes[self.output]);
         let [k_h, k_w] = self.span.kernel;
         let maps = padding == PaddingMode::BorderBias && self.span.pad != [0, 0];
         (k_h * k_w * c_in * output.c, if maps { output.len() } else { 0 })
     }
 }
 
-/// Checks that a linear block is exactly one convolution under `padding`.
+/// Checks that a segment is exactly one convolution under `padding`.
 ///
-/// Every value of the block is affine in the block's input, so skips and projections fold wherever they start. What
+/// Every value of the segment is affine in its input, so skips and projections fold wherever they start. What
 /// cannot be repaired is a convolution that zero-pads values which already span several pixels: the merged
 /// convolution would read real data where the original read zeros.
 ///
 /// # Errors
-/// Names the block and the node that stands in the way, and what to do.
-pub fn check(graph: &Graph, shapes: &[Shape], block: usize, padding: PaddingMode) -> Result<Chain> {
-    let block = &graph.blocks[block];
-    let refuse =
-        |id: NodeId, why: String| Error::Merge(format!("block {}: {} {why}", block.name, graph.nodes[id].name));
-    if block.state != BlockState::Linear {
-        let advice = "remove its activations first, or leave it out";
-        return Err(Error::Merge(format!("block {} is not linear; {advice}", block.name)));
-    }
-    let mut spans = BTreeMap::from([(block.input, Span::IDENTITY)]);
-    let (mut output, mut final_activation, mut convs) = (block.output(), None, 0);
-    for id in block.nodes.clone() {
+/// Names the segment and the node that stands in the way, and what to do.
+pub fn check(graph: &Graph, shapes: &[Shape], segment: &Segment, padding: PaddingMode) -> Result<Chain> {
+    graph.check_segment(segment)?;
+    let what = graph.describe_segment(segment);
+    let refuse = |id: NodeId, why: String| Error::Merge(format!("{what}: {} {why}", graph.nodes[id].name));
+    let mut spans = BTreeMap::from([(segment.input, Span::IDENTITY)]);
+    let (mut output, mut final_activation, mut convs) = (segment.output(), None, 0);
+    for id in segment.nodes.clone() {
         let node = &graph.nodes[id];
         let source = spans[&node.inputs[0]];
         let span = match node.op {
             Op::Conv(conv) => {
                 convs += 1;
                 let read = read_padding(conv.window, shapes[node.inputs[0]], shapes[id]);
-                check_border(&conv, read, source, node.inputs[0] == block.input, padding)
+                check_border(&conv, read, source, node.inputs[0] == segment.input, padding)
                     .map_err(|why| refuse(id, why))?;
                 let span = source.then(conv.window);
-                let channels = shapes[block.input].c * conv.c_out;
+                let channels = shapes[segment.input].c * conv.c_out;
                 check_size(span, channels).map_err(|why| refuse(id, why))?;
                 span
             }
@@ -70,12 +66,12 @@ pub fn check(graph: &Graph, shapes: &[Shape], block: usize, padding: PaddingMode
             Op::Add => source.join(spans[&node.inputs[1]]).ok_or_else(|| {
                 refuse(id, "adds a skip of another stride; such a skip cannot be folded, keep this block".into())
             })?,
-            Op::Activation(act) if id == block.output() && act.mask.is_none() => {
+            Op::Activation(act) if id == segment.output() && act.site.is_none() => {
                 (output, final_activation) = (node.inputs[0], Some(id));
                 source
             }
             Op::Activation(_) => {
-                let why = "is an activation inside the linear part; remove it, or end the block before it";
+                let why = "is an activation inside the linear part; remove it, or end before it";
                 return Err(refuse(id, why.into()));
             }
             // Whatever is not affine, or not known to be.
@@ -86,7 +82,7 @@ pub fn check(graph: &Graph, shapes: &[Shape], block: usize, padding: PaddingMode
         spans.insert(id, span);
     }
     if convs == 0 {
-        return Err(Error::Merge(format!("block {} holds no convolution; there is nothing to merge", block.name)));
+        return Err(Error::Merge(format!("{what} holds no convolution; there is nothing to merge")));
     }
     Ok(Chain { output, final_activation, span: spans[&output] })
 }

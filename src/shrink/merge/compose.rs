@@ -4,8 +4,7 @@
 use rayon::prelude::*;
 
 use super::product::{Rows, add_product};
-use crate::graph::{Conv, ConvFamily};
-use crate::shrink::padding::Span;
+use crate::graph::{Conv, ConvFamily, Span};
 
 /// A convolution with its weights in f64, in the layout of its family.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,10 +26,10 @@ pub enum Taps {
     Dense(Vec<f64>),
 }
 
-/// The linear part of an affine map from a block's input to one of its values.
+/// The linear part of an affine map from a segment's input to one of its values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kernel {
-    /// Channels of the block's input.
+    /// Channels of the segment's input.
     pub c_in: usize,
     /// Channels of the value.
     pub c_out: usize,

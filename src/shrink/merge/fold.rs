@@ -1,17 +1,17 @@
-//! Folding one block: the walk over its nodes that composes their maps.
+//! Folding one segment: the walk over its nodes that composes their maps.
 
 use std::collections::BTreeMap;
 
 use super::border::Response;
 use super::chain::{Chain, check};
 use super::compose::{Kernel, Layer};
-use crate::graph::{Bias, Conv, NodeId, Op};
+use crate::graph::{Bias, Conv, NodeId, Op, Segment};
 use crate::model::Model;
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::{Error, Result};
 
-/// The one convolution a block is, in f64.
+/// The one convolution a segment is, in f64.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Folded {
     /// Its channels, window, groups and kind of bias.
@@ -27,22 +27,19 @@ pub struct Folded {
     pub chain: Chain,
 }
 
-/// Folds one linear block of a model into one convolution, in f64 throughout.
+/// Folds one linear segment of a model into one convolution, in f64 throughout.
 ///
 /// # Errors
-/// As [`check`]: where the merge would not be exact. `block` out of range is refused too.
-pub fn fold_block(model: &Model, block: usize, padding: PaddingMode) -> Result<Folded> {
+/// As [`check`]: where the merge would not be exact.
+pub fn fold(model: &Model, segment: &Segment, padding: PaddingMode) -> Result<Folded> {
     let graph = &model.graph;
-    let Some(b) = graph.blocks.get(block) else {
-        return Err(Error::Merge(format!("{} has {} blocks, no block {block}", graph.name, graph.blocks.len())));
-    };
     let shapes = graph.shapes()?;
-    let chain = check(graph, &shapes, block, padding)?;
-    let users = graph.users();
-    let last_user = |id: NodeId| users[id].iter().copied().filter(|u| b.nodes.contains(u)).max();
-    let mut values =
-        BTreeMap::from([(b.input, (Kernel::identity(shapes[b.input].c), Response::zero(shapes[b.input])))]);
-    for id in b.nodes.start..=chain.output {
+    let chain = check(graph, &shapes, segment, padding)?;
+    let refuse = |node: &str, why: &str| Error::Merge(format!("{}: {node} {why}", graph.describe_segment(segment)));
+    let (users, input) = (graph.users(), shapes[segment.input]);
+    let last_user = |id: NodeId| users[id].iter().copied().filter(|u| segment.nodes.contains(u)).max();
+    let mut values = BTreeMap::from([(segment.input, (Kernel::identity(input.c), Response::zero(input)))]);
+    for id in segment.nodes.start..=chain.output {
         let node = &graph.nodes[id];
         let (kernel, response) = &values[&node.inputs[0]];
         let value = match node.op {
@@ -59,18 +56,16 @@ pub fn fold_block(model: &Model, block: usize, padding: PaddingMode) -> Result<F
             }
             Op::Add => {
                 let (other, other_response) = &values[&node.inputs[1]];
-                let sum = kernel.plus(other).ok_or_else(|| {
-                    Error::Merge(format!("block {}: {} adds values that do not align", b.name, node.name))
-                })?;
+                let sum = kernel.plus(other).ok_or_else(|| refuse(&node.name, "adds values that do not align"))?;
                 (sum, response.plus(other_response))
             }
-            _ => return Err(Error::Merge(format!("block {}: {} is not linear", b.name, node.name))),
+            _ => return Err(refuse(&node.name, "is not linear")),
         };
         values.retain(|&v, _| last_user(v).is_some_and(|u| u > id));
         values.insert(id, value);
     }
     let (kernel, response) = &values[&chain.output];
-    let (input, output) = (shapes[b.input], shapes[chain.output]);
+    let output = shapes[chain.output];
     let (bias, data) = match response.uniform() {
         Some(channel) => (Bias::Channel, channel.to_vec()),
         None => (Bias::Map, response.map()),

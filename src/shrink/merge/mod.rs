@@ -1,6 +1,6 @@
-//! Stage 3: every linear block becomes one convolution, exactly (`methods.md` 1.4).
+//! Stage 3: every linear segment becomes one convolution, exactly (`methods.md` 1.4).
 //!
-//! Each value of a block is an affine map of the block's input. Its linear part is a [`Kernel`], its constant part a
+//! Each value of a segment is an affine map of its input. Its linear part is a [`Kernel`], its constant part a
 //! [`Response`] to zeros; both are composed in f64 along the nodes and cast to f32 once at the end.
 
 mod border;
@@ -8,21 +8,21 @@ mod chain;
 mod compose;
 mod fold;
 mod product;
+mod truth;
 mod verify;
 
 pub use border::Response;
 pub use chain::{Chain, check};
 pub use compose::{Kernel, Layer, Taps};
-pub use fold::{Folded, fold_block};
-pub use verify::{BlockError, MergeError, TOLERANCE, Verifier, verify, verify_random};
-
-use std::ops::Range;
+pub use fold::{Folded, fold};
+pub use verify::{MergeError, SegmentError, Verifier, verify, verify_random};
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{Bias, BlockState, Cost, Graph, Node, NodeId, Op};
+use crate::graph::{Bias, Graph, Node, NodeId, Op, Segment};
 use crate::model::Model;
 use crate::shrink::padding::PaddingMode;
+use crate::shrink::selection::{Selection, linear_segments};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -36,17 +36,51 @@ const MAX_MAPS: usize = 1 << 25;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeOptions {
-    /// How borders are made exact. [`PaddingMode::Reorder`] accepts only blocks whose padding is at the front
+    /// How borders are made exact. [`PaddingMode::Reorder`] accepts only segments whose padding is at the front
     /// already, so that a merged network never carries a bias map; [`PaddingMode::BorderBias`] accepts those too.
     pub padding: PaddingMode,
 }
 
-/// What one block became.
+/// A merged network and where it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Merged {
+    /// The network, with one convolution in the place of each segment.
+    pub model: Model,
+    /// For every node of the unmerged network the node that computes the same value; `None` where a merged convolution
+    /// leaves the value out.
+    pub map: Vec<Option<NodeId>>,
+    /// The segments in network order.
+    pub segments: Vec<MergedSegment>,
+}
+
+impl Merged {
+    /// A network of which nothing was merged.
+    pub fn unchanged(model: Model) -> Self {
+        let map = (0..model.graph.nodes.len()).map(Some).collect();
+        Self { model, map, segments: Vec::new() }
+    }
+
+    /// For every node of `original`, from which surgery made the unmerged network, the node that stands for its value.
+    pub fn map_from(&self, original: &Graph, unmerged: &Graph) -> Vec<Option<NodeId>> {
+        original.map_by_name(unmerged).into_iter().map(|id| self.map[id?]).collect()
+    }
+}
+
+/// What one segment became.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MergedSegment {
-    /// Index of the block.
-    pub block: usize,
-    /// Name of the block.
+    /// The nodes of the unmerged network, a final activation that stays included.
+    #[serde(skip)]
+    pub segment: Segment,
+    /// The value of the unmerged network that the merged convolution computes.
+    #[serde(skip)]
+    pub output: NodeId,
+    /// The merged convolution in the merged network.
+    #[serde(skip)]
+    pub conv: NodeId,
+    /// Indices of the blocks that it holds nodes of.
+    pub blocks: Vec<usize>,
+    /// Name of the block, or of the segment as [`Graph::segment_name`] gives it.
     pub name: String,
     /// Kernel height and width of the merged convolution.
     pub kernel: [usize; 2],
@@ -64,48 +98,64 @@ pub struct MergedSegment {
     pub bias_map: bool,
 }
 
-/// Replaces every block in state [`BlockState::Linear`] by one convolution `<block>.conv`, followed by the block's
-/// final activation where it has one. All other blocks stay as they are; without a linear block the model comes back
-/// unchanged and the list is empty.
+/// Merges what is linear: the segments of [`linear_segments`]. Without any the model comes back as it is.
 ///
 /// # Errors
-/// [`Error::Merge`] naming the block and the node where a merge would not be exact, or where weights are not finite.
-pub fn merge(model: &Model, options: &MergeOptions) -> Result<(Model, Vec<MergedSegment>)> {
+/// As [`merge_segments`].
+pub fn merge(model: &Model, options: &MergeOptions) -> Result<Merged> {
+    merge_segments(model, &linear_segments(&model.graph, &[], options.padding)?, options)
+}
+
+/// As [`merge`], of a model that was linearised for `selection`, with the segments it names.
+///
+/// # Errors
+/// As [`merge_segments`], and names that bound no segment.
+pub fn merge_selection(model: &Model, selection: &Selection, options: &MergeOptions) -> Result<Merged> {
+    let segments = linear_segments(&model.graph, &selection.segments, options.padding)?;
+    merge_segments(model, &segments, options)
+}
+
+/// Replaces segments, which lie in network order and do not overlap, each by one convolution `<segment>.conv`, followed by
+/// its final activation where it has one. All else stays as it is.
+///
+/// # Errors
+/// [`Error::Merge`] naming the segment and the node where a merge would not be exact, or where weights are not finite.
+pub fn merge_segments(model: &Model, segments: &[Segment], options: &MergeOptions) -> Result<Merged> {
     let graph = &model.graph;
-    let linear: Vec<usize> = (0..graph.blocks.len()).filter(|&b| graph.blocks[b].state == BlockState::Linear).collect();
-    check_size(graph, &linear, options.padding)?;
-    let mut folded: Vec<Option<Folded>> = vec![None; graph.blocks.len()];
+    check_size(graph, segments, options.padding)?;
+    let mut folded = Vec::with_capacity(segments.len());
     let mut weights = model.weights.clone();
     let params = graph.params()?;
-    for &index in &linear {
-        let block = &graph.blocks[index];
-        let result = fold_block(model, index, options.padding)?;
-        for param in params.iter().filter(|p| block.nodes.contains(&p.node)) {
+    for segment in segments {
+        let result = fold(model, segment, options.padding)?;
+        for param in params.iter().filter(|p| segment.nodes.contains(&p.node)) {
             weights.remove(&param.name);
         }
-        let name = conv_name(graph, index);
-        let (suffix, bias_shape) = result.conv.bias_param(result.output).expect("a folded block has a bias");
+        let name = conv_name(graph, segment);
+        let (suffix, bias_shape) = result.conv.bias_param(result.output).expect("a folded segment has a bias");
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.{suffix}"));
         let weight_values = tensor(&weight, result.conv.weight_shape(), &result.weight)?;
         let bias_values = tensor(&bias, bias_shape, &result.bias)?;
         weights.extend([(weight, weight_values), (bias, bias_values)]);
         // What is left of it from here on is its structure.
-        folded[index] = Some(Folded { weight: Vec::new(), bias: Vec::new(), ..result });
+        folded.push((segment, Folded { weight: Vec::new(), bias: Vec::new(), ..result }));
     }
-    let merged = Model::new(replace_blocks(graph, &folded)?, weights)?;
-    let (before, after) = (graph.cost()?, merged.graph.cost()?);
-    let segments =
-        linear.iter().filter_map(|&b| Some(segment(b, folded[b].as_ref()?, graph, &merged.graph, &before, &after)));
-    let segments = segments.collect();
-    Ok((merged, segments))
+    let (graph, map) = replace(graph, &folded)?;
+    let merged = Merged { model: Model::new(graph, weights)?, map, segments: Vec::new() };
+    Ok(Merged { segments: describe(&model.graph, &merged, &folded)?, ..merged })
 }
 
-/// Refuses blocks that cannot be merged, and merged networks beyond all reason, before anything is folded.
-fn check_size(graph: &Graph, linear: &[usize], padding: PaddingMode) -> Result<()> {
+/// Refuses segments that overlap or cannot be merged, and merged networks beyond all reason, before anything is folded.
+fn check_size(graph: &Graph, segments: &[Segment], padding: PaddingMode) -> Result<()> {
     let shapes = graph.shapes()?;
-    let (mut weights, mut maps) = (0, 0);
-    for &block in linear {
-        let (of_weights, of_map) = check(graph, &shapes, block, padding)?.params(graph, &shapes, block, padding);
+    let (mut weights, mut maps, mut end) = (0, 0, 0);
+    for segment in segments {
+        if segment.nodes.start < end {
+            let what = graph.describe_segment(segment);
+            return Err(Error::Merge(format!("{what} overlaps the one before it; give segments in network order")));
+        }
+        end = segment.nodes.end;
+        let (of_weights, of_map) = check(graph, &shapes, segment, padding)?.params(&shapes, segment, padding);
         (weights, maps) = (weights + of_weights, maps + of_map);
     }
     if weights > MAX_WEIGHTS {
@@ -121,8 +171,8 @@ fn check_size(graph: &Graph, linear: &[usize], padding: PaddingMode) -> Result<(
     Ok(())
 }
 
-fn conv_name(graph: &Graph, block: usize) -> String {
-    format!("{}.conv", graph.blocks[block].name)
+fn conv_name(graph: &Graph, segment: &Segment) -> String {
+    format!("{}.conv", graph.segment_name(segment))
 }
 
 /// One tensor of a merged convolution in f32.
@@ -134,38 +184,44 @@ fn tensor(name: &str, shape: Vec<usize>, values: &[f64]) -> Result<Tensor> {
     Err(Error::Merge(format!("{name} would not be finite in f32; the unmerged block's weights are unusable")))
 }
 
-/// The graph with one convolution in the place of each folded block.
-fn replace_blocks(graph: &Graph, folded: &[Option<Folded>]) -> Result<Graph> {
-    let block_of = |id: NodeId| graph.blocks.iter().position(|b| b.nodes.contains(&id));
-    graph.rewrite(
-        |id, node, out| {
-            let Some((index, folded)) = block_of(id).and_then(|b| Some((b, folded[b].as_ref()?))) else {
-                return Ok(out.copy(node));
-            };
-            let input = out.value(graph.blocks[index].input);
-            if id == folded.chain.output {
-                let op = Op::Conv(folded.conv);
-                return Ok(out.push(Node { name: conv_name(graph, index), inputs: vec![input], op }));
-            }
-            // Nothing outside the block reads its inner values, so they may stand for anything.
-            Ok(if folded.chain.final_activation == Some(id) { out.copy(node) } else { input })
-        },
-        |block, state| if folded[block].is_some() { BlockState::Merged } else { state },
-    )
+/// The graph with one convolution in the place of each folded segment, and its map.
+fn replace(graph: &Graph, folded: &[(&Segment, Folded)]) -> Result<(Graph, Vec<Option<NodeId>>)> {
+    let (new, map) = graph.rewrite_with_map(|id, node, out| {
+        let Some((segment, folded)) = folded.iter().find(|(segment, _)| segment.nodes.contains(&id)) else {
+            return Ok(out.copy(node));
+        };
+        let input = out.value(segment.input);
+        if id == folded.chain.output {
+            let op = Op::Conv(folded.conv);
+            return Ok(out.push(Node { name: conv_name(graph, segment), inputs: vec![input], op }));
+        }
+        // Nothing outside the segment reads its inner values, so they may stand for anything.
+        Ok(if folded.chain.final_activation == Some(id) { out.copy(node) } else { input })
+    })?;
+    let is_inner =
+        |id: NodeId| folded.iter().any(|(segment, folded)| segment.nodes.start <= id && id < folded.chain.output);
+    Ok((new, map.into_iter().enumerate().map(|(id, new)| (!is_inner(id)).then_some(new)).collect()))
 }
 
-fn segment(index: usize, folded: &Folded, old: &Graph, new: &Graph, before: &Cost, after: &Cost) -> MergedSegment {
-    let params = |cost: &Cost, nodes: Range<NodeId>| cost.nodes[nodes].iter().map(|n| n.params).sum();
-    let (was, is) = (&old.blocks[index], &new.blocks[index]);
-    MergedSegment {
-        block: index,
-        name: was.name.clone(),
-        kernel: folded.chain.span.kernel,
-        stride: folded.chain.span.stride,
-        macs_before: before.macs_of(was.nodes.clone()),
-        macs_after: after.macs_of(is.nodes.clone()),
-        params_before: params(before, was.nodes.clone()),
-        params_after: params(after, is.nodes.clone()),
-        bias_map: folded.conv.bias == Bias::Map,
-    }
+fn describe(old: &Graph, merged: &Merged, folded: &[(&Segment, Folded)]) -> Result<Vec<MergedSegment>> {
+    let (before, after) = (old.cost()?, merged.model.graph.cost()?);
+    let segment = |(segment, folded): &(&Segment, Folded)| {
+        let conv = merged.map[folded.chain.output].expect("the value that the merged convolution computes");
+        let (was, is) = (before.of(segment), after.nodes[conv]);
+        MergedSegment {
+            segment: (*segment).clone(),
+            output: folded.chain.output,
+            conv,
+            blocks: old.blocks_in(segment),
+            name: old.segment_name(segment),
+            kernel: folded.chain.span.kernel,
+            stride: folded.chain.span.stride,
+            macs_before: was.macs,
+            macs_after: is.macs,
+            params_before: was.params,
+            params_after: is.params,
+            bias_map: folded.conv.bias == Bias::Map,
+        }
+    };
+    Ok(folded.iter().map(segment).collect())
 }

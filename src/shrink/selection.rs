@@ -1,0 +1,163 @@
+//! What a selection decides, and the segments that follow from it.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::mask::Mask;
+use super::merge::check;
+use super::padding::{PaddingMode, reordered};
+use crate::graph::{BlockState, Conv, Graph, Op, Segment, SegmentEnds};
+use crate::io::write_atomic;
+use crate::shape::{Padding, Window};
+use crate::{Error, Result};
+
+/// Which activations stay and which segments become one convolution: what `search` writes to `plan.json` and `finetune` and
+/// `merge` read with `--plan`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Selection {
+    /// Which sites keep their activations.
+    #[serde(rename = "kept")]
+    pub keep: Mask,
+    /// Segments to merge where they are more than what the mask implies ([`linear_segments`]), in network order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SegmentEnds>,
+    /// How borders are made exact, where the selection was made for one way; else the settings decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<PaddingMode>,
+    /// Keep scores in [0, 1], one per block; empty for a selection made by hand.
+    #[serde(default)]
+    pub scores: Vec<f32>,
+    /// Masks of other sizes from the same ranking, by the number of kept blocks.
+    #[serde(default)]
+    pub nested: Vec<NestedMask>,
+}
+
+/// A mask of another size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NestedMask {
+    /// Number of blocks that keep their activations.
+    pub keep: usize,
+    /// One entry per block.
+    pub kept: Mask,
+}
+
+impl From<Mask> for Selection {
+    fn from(keep: Mask) -> Self {
+        Self { keep, segments: Vec::new(), padding: None, scores: Vec::new(), nested: Vec::new() }
+    }
+}
+
+impl Selection {
+    /// Reads `plan.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or says nothing usable about blocks.
+    pub fn read(path: &Path) -> Result<Self> {
+        Self::parse(path, &std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?)
+    }
+
+    /// As [`read`](Self::read), from text; `path` is what messages name.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        serde_json::from_str(text)
+            .map_err(|e| Error::file(path, format!("is no plan ({e}); it needs \"kept\": one 0 or 1 per block")))
+    }
+
+    /// Writes `plan.json` atomically.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = format!("{:#}\n", serde_json::json!(self));
+        write_atomic(path, |out| out.write_all(text.as_bytes()))
+    }
+}
+
+/// The segments of a graph that merge: those `given`, and every other linear block. Where a block reads a convolution
+/// outside of all blocks without an activation in between, as the first one does once the stem's activation is gone, its
+/// segment begins there if that is exact under `padding`.
+///
+/// # Errors
+/// Names that bound no segment.
+pub fn linear_segments(graph: &Graph, given: &[SegmentEnds], padding: PaddingMode) -> Result<Vec<Segment>> {
+    let shapes = graph.shapes()?;
+    let linear = (0..graph.blocks.len()).filter(|&b| graph.state(b) == BlockState::Linear);
+    segments_of(graph, linear, given, |segment| check(graph, &shapes, segment, padding).is_ok())
+}
+
+/// As [`linear_segments`], of blocks that are to be linear in a graph whose padding may still move.
+pub(super) fn future_segments(
+    graph: &Graph,
+    blocks: impl Iterator<Item = usize>,
+    given: &[SegmentEnds],
+    padding: PaddingMode,
+) -> Result<Vec<Segment>> {
+    let shapes = graph.shapes()?;
+    segments_of(graph, blocks, given, |segment| match padding {
+        PaddingMode::BorderBias => check(graph, &shapes, segment, padding).is_ok(),
+        PaddingMode::Reorder => with_reordered_padding(graph, std::slice::from_ref(segment))
+            .is_ok_and(|moved| moved.shapes().is_ok_and(|shapes| check(&moved, &shapes, segment, padding).is_ok())),
+    })
+}
+
+/// The graph with the padding of each segment at its front (R1); no node changes its place.
+///
+/// # Errors
+/// As [`reordered`].
+pub(super) fn with_reordered_padding(graph: &Graph, segments: &[Segment]) -> Result<Graph> {
+    let shapes = graph.shapes()?;
+    let mut moved: HashMap<usize, Padding> = HashMap::new();
+    for segment in segments {
+        moved.extend(reordered(graph, &shapes, segment)?);
+    }
+    graph.rewrite(|id, node, out| {
+        let new = out.copy(node);
+        Ok(match (node.op, moved.get(&id)) {
+            (Op::Conv(conv), Some(&pad)) => {
+                out.set_op(new, Op::Conv(Conv { window: Window { pad, ..conv.window }, ..conv }))
+            }
+            _ => new,
+        })
+    })
+}
+
+/// The given segments and the other blocks, each as long as `fits` allows.
+fn segments_of(
+    graph: &Graph,
+    blocks: impl Iterator<Item = usize>,
+    given: &[SegmentEnds],
+    fits: impl Fn(&Segment) -> bool,
+) -> Result<Vec<Segment>> {
+    let mut segments = given.iter().map(|ends| graph.segment(ends)).collect::<Result<Vec<Segment>>>()?;
+    let given = segments.clone();
+    let taken = |node: usize| given.iter().any(|segment| segment.nodes.contains(&node));
+    for block in blocks.filter_map(|block| graph.blocks[block].segment()) {
+        if block.nodes.clone().any(taken) {
+            continue;
+        }
+        let wider = with_front(graph, &block).filter(|wider| !wider.nodes.clone().any(taken) && fits(wider));
+        segments.push(wider.unwrap_or(block));
+    }
+    segments.sort_by_key(|segment| segment.nodes.start);
+    Ok(segments)
+}
+
+/// A block with the convolutions outside of all blocks that it reads without an activation in between.
+fn with_front(graph: &Graph, block: &Segment) -> Option<Segment> {
+    let (mut input, mut wider) = (block.input, None);
+    while input > 0 {
+        let node = &graph.nodes[input];
+        if graph.block_of(input).is_some() || !matches!(node.op, Op::Conv(_) | Op::BatchNorm(_)) {
+            break;
+        }
+        if matches!(node.op, Op::Conv(_)) {
+            wider = Some(Segment { input: node.inputs[0], nodes: input..block.nodes.end });
+        }
+        input = node.inputs[0];
+    }
+    wider.filter(|wider| graph.check_segment(wider).is_ok())
+}
