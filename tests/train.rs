@@ -13,8 +13,8 @@ use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::train::{
-    Distillation, Evaluation, Hook, HookRecord, Interrupt, Metrics, NoHook, Progress, Reporter, Session, Stage,
-    TrainConfig, TrainStep, evaluate, train,
+    Distillation, EpochRecord, Evaluation, Hook, HookRecord, Interrupt, Metrics, NoHook, Progress, Reporter,
+    ScoreRecord, Session, Stage, TrainConfig, TrainStep, evaluate, train,
 };
 use depthshrinker::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -233,6 +233,47 @@ fn training_learns_and_writes_a_record_per_epoch() {
     let mut engine = Engine::new(&Device::Cpu, &trained, &options).unwrap();
     let Evaluation { top1, loss, images } = evaluate(&mut engine, &Loader::eval(dataset(30, 2), 8).unwrap()).unwrap();
     assert_eq!((Some(top1), Some(loss), images), (number(11, "test_top1"), number(11, "test_loss"), 30));
+}
+
+/// The lines that scripts and older reports read, byte for byte.
+#[test]
+fn every_kind_of_line_has_its_keys() {
+    let folder = Folder::new();
+    let mut metrics = Metrics::create(&folder.metrics()).unwrap();
+    let search = EpochRecord {
+        stage: "search".into(),
+        epoch: 1,
+        step: 2,
+        lr: 0.1,
+        train_loss: 2.5,
+        train_top1: 6.25,
+        test_loss: Some(2.25),
+        test_top1: None,
+        images_per_s: None,
+        seconds: 3.5,
+        device_peak_bytes: None,
+        hook: Some(HookRecord::Search { exploring: false, kept: vec![1, 0], mask_changes: 16 }),
+    };
+    metrics.append(&search).unwrap();
+    let hook = Some(HookRecord::Finetune { removed_slope: 0.5, partial: true });
+    metrics.append(&EpochRecord { stage: "finetune".into(), device_peak_bytes: Some(7), hook, ..search }).unwrap();
+    metrics.append(&ScoreRecord { stage: "search".into(), step: 0, scores: vec![0.5, 0.207_011_67] }).unwrap();
+    let text = fs::read_to_string(folder.metrics()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let numbers = r#""test_loss":2.25,"test_top1":null,"train_loss":2.5,"train_top1":6.25}"#;
+    assert_eq!(
+        lines,
+        [
+            format!(
+                r#"{{"epoch":1,"exploring":false,"images_per_s":null,"kept":[1,0],"lr":0.10000000149011612,"mask_changes":16,"seconds":3.5,"stage":"search","step":2,{numbers}"#
+            ),
+            format!(
+                r#"{{"device_peak_bytes":7,"epoch":1,"images_per_s":null,"lr":0.10000000149011612,"partial":true,"removed_slope":0.5,"seconds":3.5,"stage":"finetune","step":2,{numbers}"#
+            ),
+            r#"{"scores":[0.5,0.20701166987419128],"stage":"search","step":0}"#.to_owned(),
+        ]
+    );
+    assert_eq!(metrics.len(), text.len() as u64);
 }
 
 #[test]
