@@ -198,8 +198,8 @@ fn sweeps() -> Vec<Sweep> {
     sweeps.extend([
         Sweep::new("global_pool_forward", "pool/3x20x24", pool),
         Sweep::new("global_pool_backward", "pool/3x20x24", pool),
-        Sweep::new("max_pool_forward", "max_pool/3x3_s2", max_pool),
-        Sweep::new("max_pool_backward", "max_pool/3x3_s2", max_pool),
+        Sweep::new("window_pool_forward", "max_pool/3x3_s2", max_pool),
+        Sweep::new("window_pool_backward", "max_pool/3x3_s2", max_pool),
         Sweep::new("elementwise", "add/from_0", walk(Family::Elementwise, 5000, true)),
         Sweep::new("elementwise", "add/from_1", walk(Family::Elementwise, 5000, false)),
         Sweep::new("activation_forward", "activation/relu6", walk(Family::Activation, 4999, true)),

@@ -85,8 +85,8 @@ impl LaneConfig {
         [self.lanes(p.c, dtype).tiles, p.n, 1]
     }
 
-    /// Blocks of a max-pool whose result has `pixels` an image: rows of threads, tiles of channels, images.
-    pub fn max_pool_grid(&self, p: &PoolProblem, pixels: usize, dtype: Dtype) -> [usize; 3] {
+    /// Blocks of a pool whose windows slide and whose result has `pixels` an image: rows of threads, tiles of channels, images.
+    pub fn window_pool_grid(&self, p: &PoolProblem, pixels: usize, dtype: Dtype) -> [usize; 3] {
         let lanes = self.lanes(p.input.c, dtype);
         [pixels.div_ceil(lanes.rows), lanes.tiles, p.n]
     }
@@ -161,7 +161,7 @@ macro_rules! by_lanes {
     };
 }
 by_lanes!(GlobalPoolProblem, Family::GlobalPool, p => p.c);
-by_lanes!(PoolProblem, Family::MaxPool, p => p.input.c);
+by_lanes!(PoolProblem, Family::WindowPool, p => p.input.c);
 by_lanes!(AugmentProblem, Family::Augment, p => p.len);
 
 /// db `[c]` = Σ dy over `pixels`.

@@ -54,8 +54,8 @@ pub enum Family {
     BatchNorm,
     /// The global average of `pool.cu`.
     GlobalPool,
-    /// The maximum of `pool.cu`.
-    MaxPool,
+    /// What slides a window in `pool.cu`.
+    WindowPool,
     /// Conversion and addition: `elementwise.cu`.
     Elementwise,
     /// `activation.cu`, and `feature_mse` of `loss.cu`, which sum on the way.
@@ -155,54 +155,76 @@ pub fn chosen<P: Problem>(problem: &P, pass: Pass, device: &Device) -> Result<Op
 /// A name that is none of the family's.
 pub fn force(gpu: &Gpu, kernels: Kernels, name: Option<&str>) -> Result<()> {
     if let Some(name) = name {
-        match kernels.family {
-            Family::Pointwise | Family::Dense => name.parse::<GemmConfig>().map(drop),
-            Family::Depthwise => name.parse::<DepthwiseConfig>().map(drop),
-            Family::Bias => name.parse::<BiasConfig>().map(drop),
-            Family::BatchNorm => name.parse::<NormConfig>().map(drop),
-            Family::GlobalPool | Family::MaxPool | Family::Augment => name.parse::<LaneConfig>().map(drop),
-            Family::Elementwise | Family::Activation | Family::Dropout => name.parse::<WalkConfig>().map(drop),
-            Family::Optimizer => name.parse::<OptimizerConfig>().map(drop),
-        }?;
+        (kernels.row().parse)(name)?;
     }
     gpu.force(kernels.name(), name);
     Ok(())
 }
 
+/// A row of the table of kernels.
+#[derive(Debug, Clone, Copy)]
+struct KernelsRow {
+    kernels: Kernels,
+    name: &'static str,
+    /// Whether a name is that of a configuration.
+    parse: fn(&str) -> Result<()>,
+}
+
+const fn row(family: Family, pass: Pass, name: &'static str, parse: fn(&str) -> Result<()>) -> KernelsRow {
+    KernelsRow { kernels: Kernels { family, pass }, name, parse }
+}
+
+fn reads<C: FromStr<Err = Error>>(name: &str) -> Result<()> {
+    name.parse::<C>().map(drop)
+}
+
+/// All kernels that have something to choose, by name.
+const KERNELS: &[KernelsRow] = &[
+    row(Family::Pointwise, Pass::Forward, "pointwise_forward", reads::<GemmConfig>),
+    row(Family::Pointwise, Pass::InputGradient, "pointwise_dgrad", reads::<GemmConfig>),
+    row(Family::Pointwise, Pass::WeightGradient, "pointwise_wgrad", reads::<GemmConfig>),
+    row(Family::Dense, Pass::Forward, "dense_forward", reads::<GemmConfig>),
+    row(Family::Dense, Pass::InputGradient, "dense_dgrad", reads::<GemmConfig>),
+    row(Family::Dense, Pass::WeightGradient, "dense_wgrad", reads::<GemmConfig>),
+    row(Family::Depthwise, Pass::Forward, "depthwise_forward", reads::<DepthwiseConfig>),
+    row(Family::Depthwise, Pass::InputGradient, "depthwise_dgrad", reads::<DepthwiseConfig>),
+    row(Family::Depthwise, Pass::WeightGradient, "depthwise_wgrad", reads::<DepthwiseConfig>),
+    row(Family::Bias, Pass::WeightGradient, "bias_gradient", reads::<BiasConfig>),
+    row(Family::BatchNorm, Pass::Forward, "batch_norm_forward", reads::<NormConfig>),
+    row(Family::BatchNorm, Pass::Backward, "batch_norm_backward", reads::<NormConfig>),
+    row(Family::GlobalPool, Pass::Forward, "global_pool_forward", reads::<LaneConfig>),
+    row(Family::GlobalPool, Pass::Backward, "global_pool_backward", reads::<LaneConfig>),
+    row(Family::WindowPool, Pass::Forward, "window_pool_forward", reads::<LaneConfig>),
+    row(Family::WindowPool, Pass::Backward, "window_pool_backward", reads::<LaneConfig>),
+    row(Family::Elementwise, Pass::Forward, "elementwise", reads::<WalkConfig>),
+    row(Family::Activation, Pass::Forward, "activation_forward", reads::<WalkConfig>),
+    row(Family::Activation, Pass::Backward, "activation_backward", reads::<WalkConfig>),
+    row(Family::Dropout, Pass::Forward, "dropout", reads::<WalkConfig>),
+    row(Family::Optimizer, Pass::Forward, "optimizer", reads::<OptimizerConfig>),
+    row(Family::Augment, Pass::Forward, "augment", reads::<LaneConfig>),
+];
+
 impl Kernels {
-    /// All that have something to choose, by name.
-    pub const ALL: [(Self, &'static str); 22] = [
-        (Self { family: Family::Pointwise, pass: Pass::Forward }, "pointwise_forward"),
-        (Self { family: Family::Pointwise, pass: Pass::InputGradient }, "pointwise_dgrad"),
-        (Self { family: Family::Pointwise, pass: Pass::WeightGradient }, "pointwise_wgrad"),
-        (Self { family: Family::Dense, pass: Pass::Forward }, "dense_forward"),
-        (Self { family: Family::Dense, pass: Pass::InputGradient }, "dense_dgrad"),
-        (Self { family: Family::Dense, pass: Pass::WeightGradient }, "dense_wgrad"),
-        (Self { family: Family::Depthwise, pass: Pass::Forward }, "depthwise_forward"),
-        (Self { family: Family::Depthwise, pass: Pass::InputGradient }, "depthwise_dgrad"),
-        (Self { family: Family::Depthwise, pass: Pass::WeightGradient }, "depthwise_wgrad"),
-        (Self { family: Family::Bias, pass: Pass::WeightGradient }, "bias_gradient"),
-        (Self { family: Family::BatchNorm, pass: Pass::Forward }, "batch_norm_forward"),
-        (Self { family: Family::BatchNorm, pass: Pass::Backward }, "batch_norm_backward"),
-        (Self { family: Family::GlobalPool, pass: Pass::Forward }, "global_pool_forward"),
-        (Self { family: Family::GlobalPool, pass: Pass::Backward }, "global_pool_backward"),
-        (Self { family: Family::MaxPool, pass: Pass::Forward }, "max_pool_forward"),
-        (Self { family: Family::MaxPool, pass: Pass::Backward }, "max_pool_backward"),
-        (Self { family: Family::Elementwise, pass: Pass::Forward }, "elementwise"),
-        (Self { family: Family::Activation, pass: Pass::Forward }, "activation_forward"),
-        (Self { family: Family::Activation, pass: Pass::Backward }, "activation_backward"),
-        (Self { family: Family::Dropout, pass: Pass::Forward }, "dropout"),
-        (Self { family: Family::Optimizer, pass: Pass::Forward }, "optimizer"),
-        (Self { family: Family::Augment, pass: Pass::Forward }, "augment"),
-    ];
+    /// All that have something to choose.
+    pub fn all() -> impl Iterator<Item = Self> {
+        KERNELS.iter().map(|row| row.kernels)
+    }
+
+    /// Its row.
+    ///
+    /// # Panics
+    /// For a pass that the family has no kernels for.
+    fn row(self) -> &'static KernelsRow {
+        let found = KERNELS.iter().find(|row| row.kernels == self);
+        found.unwrap_or_else(|| panic!("{:?} has no {:?} pass", self.family, self.pass))
+    }
 
     /// Its name: `pointwise_wgrad`.
     ///
     /// # Panics
     /// For a pass that the family has no kernels for.
     pub fn name(self) -> &'static str {
-        let found = Self::ALL.iter().find(|(kernels, _)| *kernels == self);
-        found.map(|(_, name)| *name).unwrap_or_else(|| panic!("{:?} has no {:?} pass", self.family, self.pass))
+        self.row().name
     }
 }
 
@@ -216,9 +238,9 @@ impl FromStr for Kernels {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL.iter().find(|(_, name)| *name == text).map(|(kernels, _)| *kernels);
+        let found = KERNELS.iter().find(|row| row.name == text).map(|row| row.kernels);
         found.ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|(_, name)| *name).collect();
+            let names: Vec<&str> = KERNELS.iter().map(|row| row.name).collect();
             Error::Config(format!("no kernels {text:?}; expected one of {}", names.join(", ")))
         })
     }
@@ -230,7 +252,7 @@ pub(super) fn vector_len(dtype: Dtype) -> usize {
 }
 
 /// Whether `c` channels are whole vectors.
-fn whole_vectors(dtype: Dtype, c: usize) -> bool {
+pub(super) fn whole_vectors(dtype: Dtype, c: usize) -> bool {
     c.is_multiple_of(vector_len(dtype))
 }
 
@@ -291,7 +313,7 @@ fn vector_word(vector: bool) -> &'static str {
 }
 
 /// A configuration that does not solve a problem.
-fn refused(config: impl fmt::Display, why: impl fmt::Display) -> Error {
+pub(super) fn refused(config: impl fmt::Display, why: impl fmt::Display) -> Error {
     Error::Config(format!("configuration {config} does not serve: {why}"))
 }
 
@@ -397,8 +419,8 @@ mod tests {
         assert!("march".parse::<DepthwiseConfig>().is_err() && "march14-sum2".parse::<ConvConfig>().is_err());
         assert!("scalar-map8-sum8".parse::<NormConfig>().is_err() && "vector-".parse::<LaneConfig>().is_err());
         assert!("convolution".parse::<Kernels>().unwrap_err().to_string().contains("pointwise_wgrad"));
-        for (kernels, name) in Kernels::ALL {
-            assert_eq!(name.parse::<Kernels>().unwrap(), kernels);
+        for KernelsRow { kernels, name, .. } in KERNELS {
+            assert_eq!(name.parse::<Kernels>().unwrap(), *kernels);
         }
     }
 

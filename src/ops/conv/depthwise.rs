@@ -49,7 +49,16 @@ pub(super) fn forward<R: Send>(
 
 /// Some output rows of one image, from just the input rows under them.
 fn band(p: &ConvProblem, x: &Source<'_>, w: &[f32], image: usize, rows: Range<usize>, y: &mut [f32]) {
-    let (window, line_in) = (p.window, p.input.w * p.input.c);
+    let line_in = p.input.w * p.input.c;
+    let (under, part) = rows_under(p, rows);
+    let start = image * p.input.len();
+    let range = start + under.start * line_in..start + under.end * line_in;
+    with_scratch(x.scratch_len(range.len()), |scratch| forward_rows(&part, x.load(range, scratch), w, y));
+}
+
+/// The input rows under some output rows of an image, and the problem of just these.
+pub(in crate::ops) fn rows_under(p: &ConvProblem, rows: Range<usize>) -> (Range<usize>, ConvProblem) {
+    let window = p.window;
     let above = rows.start * window.stride_h;
     let top = above.saturating_sub(window.pad.top).min(p.input.h);
     let bottom = ((rows.end - 1) * window.stride_h + window.k_h).saturating_sub(window.pad.top).clamp(top, p.input.h);
@@ -57,12 +66,12 @@ fn band(p: &ConvProblem, x: &Source<'_>, w: &[f32], image: usize, rows: Range<us
     part.input.h = bottom - top;
     part.output.h = rows.len();
     part.window.pad.top = (window.pad.top + top).saturating_sub(above);
-    let start = image * p.input.len();
-    let range = start + top * line_in..start + bottom * line_in;
-    with_scratch(x.scratch_len(range.len()), |scratch| {
-        let x = x.load(range, scratch);
-        with_simd(p.output.c, Lines { p: &part, x, w, first: 0, y, accumulate: false });
-    });
+    (top..bottom, part)
+}
+
+/// y = x ∗ w for the images of a problem, on one thread.
+pub(in crate::ops) fn forward_rows(p: &ConvProblem, x: &[f32], w: &[f32], y: &mut [f32]) {
+    with_simd(p.output.c, Lines { p, x, w, first: 0, y, accumulate: false });
 }
 
 /// dw and dx (+)= in one walk over groups of images; dy is formed once per group.

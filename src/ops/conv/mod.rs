@@ -4,7 +4,7 @@
 //! ([`ConvFamily`]). Cross-correlation: y[o, u] = Σ w[o, c, v]·x[c, s·u + v − p].
 
 mod dense;
-mod depthwise;
+pub(super) mod depthwise;
 mod pointwise;
 mod source;
 mod step;

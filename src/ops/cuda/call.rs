@@ -7,12 +7,12 @@ use crate::ops::activation::Act;
 use crate::ops::config::THREADS;
 
 /// An integer argument of a kernel.
-pub(super) fn int(n: usize) -> i32 {
+pub(in crate::ops) fn int(n: usize) -> i32 {
     i32::try_from(n).expect("a tensor's dimensions and slabs fit 31 bits")
 }
 
 /// A count of elements.
-pub(super) fn long(n: usize) -> i64 {
+pub(in crate::ops) fn long(n: usize) -> i64 {
     n as i64
 }
 
@@ -43,7 +43,7 @@ impl From<Workspace> for Floats {
 
 /// A launch of one kernel, whose arguments are given in the kernel's order.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
+pub(in crate::ops) struct Call<'a> {
     gpu: &'a Gpu,
     instance: String,
     arguments: Vec<Argument>,
@@ -51,7 +51,7 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// Of an instance by its name expression, on a device.
-    pub(super) fn new(gpu: &'a Gpu, instance: impl Into<String>) -> Self {
+    pub(in crate::ops) fn new(gpu: &'a Gpu, instance: impl Into<String>) -> Self {
         // As many as any kernel takes.
         Self { gpu, instance: instance.into(), arguments: Vec::with_capacity(18) }
     }
@@ -73,14 +73,14 @@ impl<'a> Call<'a> {
     ///
     /// # Panics
     /// When it is shorter, or on another device.
-    pub(super) fn reads(self, what: &str, view: GpuView<'_>, len: usize) -> Self {
+    pub(in crate::ops) fn reads(self, what: &str, view: GpuView<'_>, len: usize) -> Self {
         self.require(what, view.len(), len);
         self.require_here(what, view.gpu());
         self.push(view.into())
     }
 
     /// The same, or the null pointer.
-    pub(super) fn reads_if(self, what: &str, view: Option<GpuView<'_>>, len: usize) -> Self {
+    pub(in crate::ops) fn reads_if(self, what: &str, view: Option<GpuView<'_>>, len: usize) -> Self {
         match view {
             Some(view) => self.reads(what, view, len),
             None => self.push(Argument::null()),
@@ -91,14 +91,14 @@ impl<'a> Call<'a> {
     ///
     /// # Panics
     /// When it is shorter, or on another device.
-    pub(super) fn writes(self, what: &str, view: &GpuViewMut<'_>, len: usize) -> Self {
+    pub(in crate::ops) fn writes(self, what: &str, view: &GpuViewMut<'_>, len: usize) -> Self {
         self.require(what, view.view().len(), len);
         self.require_here(what, view.view().gpu());
         self.push(view.into())
     }
 
     /// The same, or the null pointer.
-    pub(super) fn writes_if(self, what: &str, view: Option<&GpuViewMut<'_>>, len: usize) -> Self {
+    pub(in crate::ops) fn writes_if(self, what: &str, view: Option<&GpuViewMut<'_>>, len: usize) -> Self {
         match view {
             Some(view) => self.writes(what, view, len),
             None => self.push(Argument::null()),
@@ -109,14 +109,14 @@ impl<'a> Call<'a> {
     ///
     /// # Panics
     /// When there are fewer.
-    pub(super) fn floats(self, what: &str, floats: impl Into<Floats>, len: usize) -> Self {
+    pub(in crate::ops) fn floats(self, what: &str, floats: impl Into<Floats>, len: usize) -> Self {
         let floats = floats.into();
         self.require(what, floats.len, len);
         self.push(floats.argument)
     }
 
     /// The same, or the null pointer.
-    pub(super) fn floats_if(self, what: &str, floats: Option<Workspace>, len: usize) -> Self {
+    pub(in crate::ops) fn floats_if(self, what: &str, floats: Option<Workspace>, len: usize) -> Self {
         match floats {
             Some(floats) => self.floats(what, floats, len),
             None => self.push(Argument::null()),
@@ -127,25 +127,31 @@ impl<'a> Call<'a> {
     ///
     /// # Panics
     /// When there are fewer.
-    pub(super) fn memory(self, what: &str, (view, writable): (GpuView<'_>, bool), of: Element, count: usize) -> Self {
+    pub(in crate::ops) fn memory(
+        self,
+        what: &str,
+        (view, writable): (GpuView<'_>, bool),
+        of: Element,
+        count: usize,
+    ) -> Self {
         self.require(what, view.len() * view.dtype().bytes() / of.bytes(), count);
         self.require_here(what, view.gpu());
         self.push(Argument::pointer(view.address(), of, writable))
     }
 
     /// A number or a struct.
-    pub(super) fn value(self, value: impl Into<Argument>) -> Self {
+    pub(in crate::ops) fn value(self, value: impl Into<Argument>) -> Self {
         self.push(value.into())
     }
 
     /// Dimensions and counts that a kernel takes as `int`.
-    pub(super) fn sizes<const N: usize>(mut self, sizes: [usize; N]) -> Self {
+    pub(in crate::ops) fn sizes<const N: usize>(mut self, sizes: [usize; N]) -> Self {
         self.arguments.extend(sizes.map(|n| Argument::from(int(n))));
         self
     }
 
     /// Limit, slope and where the slope lies, for kernels that read it on the device.
-    pub(super) fn act_at(mut self, act: Option<Act<'_>>) -> Self {
+    pub(in crate::ops) fn act_at(mut self, act: Option<Act<'_>>) -> Self {
         self.arguments.extend(act.unwrap_or(Act::NONE).arguments());
         self
     }
@@ -154,7 +160,7 @@ impl<'a> Call<'a> {
     ///
     /// # Panics
     /// When the slope is to be read on the device: the number would go stale in work that is recorded.
-    pub(super) fn act(mut self, act: Option<Act<'_>>) -> Self {
+    pub(in crate::ops) fn act(mut self, act: Option<Act<'_>>) -> Self {
         let [limit, slope, slope_at] = act.unwrap_or(Act::NONE).arguments();
         assert!(slope_at.is_null(), "{} takes its slope as a number, and it is on the device", self.instance);
         self.arguments.extend([limit, slope]);
@@ -162,12 +168,12 @@ impl<'a> Call<'a> {
     }
 
     /// Launches blocks of 256 threads.
-    pub(super) fn launch(self, grid: [usize; 3]) {
+    pub(in crate::ops) fn launch(self, grid: [usize; 3]) {
         self.launch_of(THREADS, grid);
     }
 
     /// Launches blocks of so many threads.
-    pub(super) fn launch_of(self, threads: usize, grid: [usize; 3]) {
+    pub(in crate::ops) fn launch_of(self, threads: usize, grid: [usize; 3]) {
         let dimension = |n: usize| u32::try_from(n).expect("a batch that fits a device's memory fits its grids");
         let shape = LaunchShape { grid: grid.map(dimension), block: [dimension(threads), 1, 1], shared: 0 };
         // SAFETY: `Gpu::launch` checks number and types of the arguments. Pointers come from views and workspaces of this

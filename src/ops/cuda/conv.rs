@@ -202,7 +202,7 @@ fn sum_slabs(call: Call<'_>, (slabs, len): (usize, usize), out: &GpuViewMut<'_>)
     call.writes("the sum", out, len).value(int(slabs)).value(long(len)).launch([len.div_ceil(SUMS_OF_BLOCK), 1, 1]);
 }
 
-pub(super) fn geometry(p: &ConvProblem) -> ConvGeometry {
+pub(in crate::ops) fn geometry(p: &ConvProblem) -> ConvGeometry {
     ConvGeometry {
         n: int(p.n),
         h_in: int(p.input.h),

@@ -14,14 +14,14 @@ pub(super) mod loss;
 pub(super) mod optimizer;
 pub(super) mod pool;
 
-use call::{Call, Floats, int, long};
+pub(super) use call::{Call, Floats, int, long};
 
 use crate::device::gpu::GpuView;
 use crate::ops::config::{Pass, Problem, resolve};
 
 /// The configuration of a launch on an operand's device. One that is forced and does not solve the problem is told by the
 /// next check, and nothing is launched.
-fn configured<P: Problem>(problem: &P, pass: Pass, of: GpuView<'_>) -> Option<P::Config> {
+pub(super) fn configured<P: Problem>(problem: &P, pass: Pass, of: GpuView<'_>) -> Option<P::Config> {
     match resolve(problem, pass, of.gpu(), of.dtype()) {
         Ok(config) => Some(config),
         Err(error) => {

@@ -39,7 +39,7 @@ pub fn max_forward(p: &PoolProblem, x: GpuView<'_>, y: &GpuViewMut<'_>) {
         .writes("y", y, p.n * p.output.len())
         .value(window(p))
         .sizes([config.lanes(p.input.c, x.dtype()).lanes])
-        .launch(config.max_pool_grid(p, p.output.pixels(), x.dtype()));
+        .launch(config.window_pool_grid(p, p.output.pixels(), x.dtype()));
 }
 
 /// dx (+)= the gradients of the windows that a pixel won.
@@ -52,7 +52,7 @@ pub fn max_backward(p: &PoolProblem, (x, dy): (GpuView<'_>, GpuView<'_>), dx: &G
         .value(i32::from(accumulate))
         .value(window(p))
         .sizes([config.lanes(p.input.c, x.dtype()).lanes])
-        .launch(config.max_pool_grid(p, p.input.pixels(), x.dtype()));
+        .launch(config.window_pool_grid(p, p.input.pixels(), x.dtype()));
 }
 
 /// A pool slides as a depthwise convolution does.
