@@ -164,3 +164,69 @@ fn claimed_images_take_no_memory() {
     write(chain(Shape::new(1000, 1000, 1), 4, true));
     json(path, &["merge", "m.safetensors", "--padding", "reorder", "-o", "out.safetensors"]);
 }
+
+/// A file from before the stem had a site: states in it count for nothing, and masks that free the stem are refused.
+#[test]
+fn older_files_load_and_have_no_site_for_the_stem() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let file = path.join("m.safetensors");
+    let graph = model(&file, false);
+    let mut tensors = read_tensors(&file).unwrap();
+    let text = tensors.metadata.get_mut("depthshrinker.graph").unwrap();
+    assert!(text.contains("\"mask\":17") && text.contains("\"state\":\"active\""), "{text}");
+    *text = text.replace("\"mask\":17", "\"mask\":null").replace("\"state\":\"active\"", "\"state\":\"linear\"");
+    write_tensors(&file, &tensors.tensors, &tensors.metadata).unwrap();
+    let old = read_model(&file).unwrap().0.graph;
+    assert_eq!((old.sites(), graph.sites(), old.kept()), (17, 18, vec![true; 17]));
+    let refused =
+        depthshrinker(path, &["merge", "m.safetensors", "--keep-list", "mbv2-1.4-ds-d", "-o", "out.safetensors"]);
+    assert!(refusal(&refused, 2).contains("make or import the model again"));
+    let told = json(path, &["merge", "m.safetensors", "--keep-list", "mbv2-1.4-ds-b", "-o", "out.safetensors"]);
+    assert_eq!(told["segments"], 9);
+}
+
+/// A plan decides the segments and their padding; a flag goes over the padding.
+#[test]
+fn a_plan_with_segments_is_merged_as_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let options = NetworkOptions::new(Shape::new(40, 32, 3), 10);
+    let network = random_model(build("mobilenetv2-0.35", &options).unwrap(), 1);
+    write_model(&path.join("m.safetensors"), &network, &ModelInfo::default()).unwrap();
+    let kept = "[0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,0]";
+    let plan = |padding: &str| {
+        format!(
+            "{{\"kept\": {kept}, \"segments\": [{{\"first\": \"conv_stem\", \"last\": \"blocks.0.0.bn2\"}}]{padding}}}"
+        )
+    };
+    let merge = ["merge", "m.safetensors", "--plan", "plan.json", "-o", "out.safetensors"];
+    fs::write(path.join("plan.json"), plan(", \"padding\": \"reorder\"")).unwrap();
+    let told = json(path, &merge);
+    assert_eq!(told["blocks"][0]["name"], "conv_stem+blocks.0.0");
+    assert_eq!((&told["segments"], &told["blocks"][0]["kernel"]), (&Value::from(1), &Value::from(vec![7, 7])));
+    let refused = depthshrinker(path, &[&merge[..], &["--padding", "border-bias"]].concat());
+    assert!(refusal(&refused, 1).contains("segment conv_stem+blocks.0.0: blocks.0.0.conv_dw zero-pads"));
+    fs::write(path.join("plan.json"), plan("").replace("bn2", "bn7")).unwrap();
+    assert!(refusal(&depthshrinker(path, &merge), 1).contains("blocks.0.0.bn7"));
+}
+
+/// A network that ends in features can be kept in a file, but classifies nothing.
+#[test]
+fn a_cut_is_refused_where_images_are_classified() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    model(&path.join("m.safetensors"), false);
+    let whole = read_model(&path.join("m.safetensors")).unwrap().0;
+    let cut = whole.cut(&whole.graph.blocks[1].segment().unwrap()).unwrap();
+    write_model(&path.join("cut.safetensors"), &cut, &ModelInfo::default()).unwrap();
+    assert_eq!(read_model(&path.join("cut.safetensors")).unwrap().0, cut);
+    for args in [
+        &["infer", "cut.safetensors", "--input", "x.safetensors"][..],
+        &["eval", "cut.safetensors"],
+        &["export", "cut.safetensors", "-o", "cut.onnx"],
+    ] {
+        let text = refusal(&depthshrinker(path, args), 1);
+        assert!(text.contains("classifies nothing"), "{args:?}: {text}");
+    }
+}

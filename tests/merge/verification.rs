@@ -19,7 +19,17 @@ const FAMILIES: [(&str, PaddingMode, Option<usize>); 5] = [
 
 /// A freshly initialised network, as timm initialises it, with every block freed, and merged.
 fn all_freed(name: &str, padding: PaddingMode, head_channels: Option<usize>, seed: u64) -> (Model, Merged) {
-    let options = NetworkOptions { head_channels, ..NetworkOptions::new(Shape::new(40, 36, 3), 10) };
+    all_freed_at(Shape::new(40, 36, 3), name, padding, head_channels, seed)
+}
+
+fn all_freed_at(
+    input: Shape,
+    name: &str,
+    padding: PaddingMode,
+    head_channels: Option<usize>,
+    seed: u64,
+) -> (Model, Merged) {
+    let options = NetworkOptions { head_channels, ..NetworkOptions::new(input, 10) };
     let model = Model::initialise(build(name, &options).unwrap(), seed).unwrap();
     let kept = vec![false; model.graph.blocks.len()];
     let linear = linearise(&model, &kept, &Linearise { final_activation: true, padding }).unwrap();
@@ -81,16 +91,13 @@ fn wrong_border(merged: &mut Merged, at: usize) -> &'static str {
     "border"
 }
 
-/// Random networks whose layers add up to more than 1e-4 of rounding in their logits are exact all the same.
+/// A fresh network of the published size, whose f32 rounding adds up over its layers, is exact all the same.
 #[test]
-fn deep_random_networks_pass() {
-    for seed in [2, 3] {
-        let (linear, merged) = all_freed("mobilenetv2-1.0", PaddingMode::Reorder, None, seed);
-        let error = verify_random(&linear, &merged, 2, seed).unwrap();
-        error.check(&merged).unwrap();
-        let again = verify_random(&linear, &merged, 2, seed).unwrap();
-        assert_eq!(error, again);
-    }
+fn a_deep_random_network_passes() {
+    let (linear, merged) = all_freed_at(Shape::new(224, 224, 3), "mobilenetv2-1.0", PaddingMode::Reorder, None, 0);
+    let error = verify_random(&linear, &merged, 2, 0).unwrap();
+    error.check(&merged).unwrap();
+    assert_eq!(error, verify_random(&linear, &merged, 2, 0).unwrap());
 }
 
 /// Badly conditioned weights: variances so small that the chain cancels to a millionth of its terms.
