@@ -264,6 +264,25 @@ fn a_few_layers_run_on_the_emulator_which_says_that_its_times_say_nothing() {
     assert!(records.iter().all(|r| r["time_us"].as_f64().unwrap() > 0.0));
 }
 
+/// Every record on a GPU names the configurations that it timed, and one that is asked for is taken.
+#[test]
+fn kernel_configurations_are_named_and_can_be_forced() {
+    let dir = folder();
+    let layer =
+        ["--layer", "blocks.6.0.conv_pw", "--passes", "fwd,train-bwd", "--device", "emulator", "--precision", "f16"];
+    let of = |forced: &[&str]| -> Vec<String> {
+        let args = [&["kernels"][..], &TINY, &layer, forced].concat();
+        records(dir.path(), &args).iter().map(|r| r["config"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let chosen = of(&[]);
+    assert!(!chosen.is_empty() && chosen[0].starts_with("pointwise_forward=64x64-vector"), "{chosen:?}");
+    let of_step = ["batch_norm_backward=", "pointwise_dgrad=", "pointwise_wgrad="];
+    assert!(chosen.iter().any(|config| of_step.iter().all(|kernels| config.contains(kernels))), "{chosen:?}");
+    let forced = of(&["--kernel-config", "pointwise_forward=64x64-scalar"]);
+    assert_eq!(forced[0], "pointwise_forward=64x64-scalar");
+    assert_eq!(forced[1..], chosen[1..]);
+}
+
 fn emulator(memory: u64) -> Device {
     let options = EmulatorOptions { memory, ..EmulatorOptions::default() };
     let cache = Cache::at(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
@@ -337,6 +356,7 @@ fn wrong_usage_is_told_in_one_line() {
         (&["kernels", "resnet-9000"][..], 2, &["resnet-9000"][..]),
         (&["kernels", "mobilenetv2-0.25", "--passes", "up"], 2, &["up", "fwd", "train-bwd"]),
         (&["kernels", "mobilenetv2-0.25", "--layer", "none", "--seconds", "0"], 2, &["none"]),
+        (&["kernels", "mobilenetv2-0.25", "--seconds", "0", "--kernel-config", "x=y"], 2, &["CPU", "--kernel-config"]),
         (&["network", "missing.safetensors"], 1, &["missing.safetensors"]),
         (&["network", "mobilenetv2-0.25", "--device", "cuda:99"], 1, &["cuda"]),
     ] {

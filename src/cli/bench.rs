@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::io::write_atomic;
 use crate::measure::{Findings, Layer, LayerPass, Limits};
+use crate::ops::config::force;
 use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged};
 use crate::report::{
     BENCH_SCHEMA, BenchFile, RooflinePlot, csv, json_text, layer_table, layer_totals, limits_text, network_bars,
@@ -73,6 +74,10 @@ struct KernelBenchArgs {
     /// Only layers whose name contains this
     #[arg(long, value_name = "NAME")]
     layer: Option<String>,
+    /// Launch some kernels with this configuration, such as pointwise_forward=64x64-vector, whatever would be chosen; may
+    /// be repeated
+    #[arg(long, value_name = "KERNELS=CONFIG")]
+    kernel_config: Vec<String>,
     /// Ask PyTorch only for so many layers: those that take most of the time
     #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
     peer_layers: usize,
@@ -197,12 +202,27 @@ impl<'a> Setting<'a> {
     }
 }
 
+/// Forces each `kernels=configuration` on a GPU.
+fn force_configurations(device: &Device, named: &[String]) -> crate::Result<()> {
+    for text in named {
+        let Device::Gpu(gpu, _) = device else {
+            return Err(Error::Config("the CPU has no kernel configurations; leave --kernel-config out".into()));
+        };
+        let (kernels, config) = text.split_once('=').ok_or_else(|| {
+            Error::Config(format!("--kernel-config {text:?}; expected one like pointwise_forward=64x64-vector"))
+        })?;
+        force(gpu, kernels.parse()?, Some(config))?;
+    }
+    Ok(())
+}
+
 fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
     let asked: Vec<LayerPass> = args.passes.iter().map(|pass| pass.trim().parse()).collect::<crate::Result<_>>()?;
     let selection = args.bench.mask.selection()?;
     // Before the device is opened, which takes a while: the network may not exist.
     let model = args.bench.net.model(0)?;
     let setting = Setting::new(&args.bench, common)?;
+    force_configurations(&setting.device, &args.kernel_config)?;
     let merged = fully_merged(&model, selection.as_ref(), &setting.config)?;
     let mut networks = vec!["original"];
     networks.extend(merged.is_some().then_some("merged"));

@@ -31,6 +31,8 @@ pub struct Gpu {
     /// Names of configurations that are not to be chosen, by name of the kernels, and whether there are any.
     forced: Mutex<BTreeMap<String, String>>,
     any_forced: AtomicBool,
+    /// Configurations of launches, while somebody watches them.
+    watched: Mutex<Option<Vec<String>>>,
     /// Whether launches are recorded instead of done.
     recording: AtomicBool,
     /// Whether every launch is waited for.
@@ -65,8 +67,8 @@ impl Gpu {
     /// A device over a driver.
     pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
         let (functions, launched, pool, failure, forced) = Default::default();
-        let (any_forced, recording, blocking) = Default::default();
-        Arc::new(Self { driver, functions, launched, pool, failure, forced, any_forced, recording, blocking })
+        let (any_forced, watched, recording, blocking) = Default::default();
+        Arc::new(Self { driver, functions, launched, pool, failure, forced, any_forced, watched, recording, blocking })
     }
 
     /// The driver.
@@ -139,6 +141,28 @@ impl Gpu {
             None => drop(forced.remove(kernels)),
         }
         self.any_forced.store(!forced.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Does some work and tells the configurations that its launches used, each once, such as
+    /// `pointwise_forward=128x128-vector`, in order.
+    ///
+    /// # Errors
+    /// What the work returns.
+    pub fn watch_configurations(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
+        *lock(&self.watched) = Some(Vec::new());
+        let outcome = work();
+        let seen = lock(&self.watched).take().unwrap_or_default();
+        outcome.map(|()| seen)
+    }
+
+    /// Notes the configuration of a launch, where somebody watches.
+    pub(crate) fn note_configuration(&self, of: impl FnOnce() -> String) {
+        if let Some(seen) = &mut *lock(&self.watched) {
+            let name = of();
+            if !seen.contains(&name) {
+                seen.push(name);
+            }
+        }
     }
 
     /// The name of the configuration that launches of some kernels must use.

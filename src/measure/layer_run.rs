@@ -37,6 +37,21 @@ impl LayerBench {
         })
     }
 
+    /// The kernel configurations that a layer's steps are launched with, such as `pointwise_forward=128x128-vector`; the host
+    /// has none.
+    ///
+    /// # Errors
+    /// When the device is out of memory or a launch fails.
+    pub fn configurations(&self, layer: &Layer) -> Result<Option<String>> {
+        let Device::Gpu(gpu, _) = &self.device else { return Ok(None) };
+        let mut operands = self.operands(layer)?;
+        let names = gpu.watch_configurations(|| {
+            operands.run();
+            self.device.check()
+        })?;
+        Ok((!names.is_empty()).then(|| names.join(", ")))
+    }
+
     /// One set of operands: noise with the moments of activations, signed noise for weights, and ones for what is per
     /// channel, which makes a statistic of mean 1 and deviation 1.
     fn operands(&self, layer: &Layer) -> Result<SequenceRun> {

@@ -87,8 +87,13 @@ impl Bench<'_> {
         let mut found = Findings { records: Vec::with_capacity(layers.len()), peer: None };
         let share = self.own_budget() / layers.len().max(1) as u32;
         for layer in layers {
-            let work = LayerWork::new(layer, networks, self.device, kernel_config(layer, self.device));
-            let own = measured(self.time_layer(&bench, layer, share), work.name.as_str(), work.pass);
+            let outcome = bench.configurations(layer);
+            let (config, outcome) = match outcome {
+                Ok(config) => (config, self.time_layer(&bench, layer, share)),
+                Err(error) => (None, Err(error)),
+            };
+            let work = LayerWork::new(layer, networks, self.device, config);
+            let own = measured(outcome, work.name.as_str(), work.pass);
             release_idle(self.device);
             found.records.push(LayerRecord { work, own, peer: None });
             keep(&found)?;
@@ -229,12 +234,6 @@ impl Bench<'_> {
             }
         }
     }
-}
-
-/// The configuration of the kernel that `device` runs for a layer. No device tells it: configurations are chosen where
-/// kernels are launched.
-const fn kernel_config(_layer: &Layer, _device: &Device) -> Option<String> {
-    None
 }
 
 /// An outcome for a record. A failure is told at once, too.

@@ -17,13 +17,17 @@ pub(super) mod pool;
 pub(super) use call::{Call, Floats, int, long};
 
 use crate::device::gpu::GpuView;
-use crate::ops::config::{Pass, Problem, resolve};
+use crate::ops::config::{Kernels, Pass, Problem, resolve};
 
 /// The configuration of a launch on an operand's device. One that is forced and does not solve the problem is told by the
 /// next check, and nothing is launched.
 pub(super) fn configured<P: Problem>(problem: &P, pass: Pass, of: GpuView<'_>) -> Option<P::Config> {
     match resolve(problem, pass, of.gpu(), of.dtype()) {
-        Ok(config) => Some(config),
+        Ok(config) => {
+            let kernels = Kernels { family: problem.family(), pass };
+            of.gpu().note_configuration(|| format!("{kernels}={config}"));
+            Some(config)
+        }
         Err(error) => {
             of.gpu().fail(error);
             None
