@@ -5,11 +5,13 @@
 //! precision before either side sees them, so that only sums and the rounding of results may differ.
 
 mod conv;
+mod inverted_residual;
 mod norm;
 mod small;
 pub mod training;
 
 pub use conv::{CONVOLUTIONS, ConvRow, problem};
+pub use inverted_residual::{BLOCKS, BlockData, BlockRow};
 pub use norm::{NORMS, NormRow};
 
 use serde::Serialize;
@@ -189,6 +191,7 @@ pub fn numbers(seed: u64, len: usize) -> Vec<f32> {
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = CONVOLUTIONS.iter().flat_map(conv::cases).collect();
     cases.extend(NORMS.iter().flat_map(norm::cases));
+    cases.extend(inverted_residual::cases());
     cases.extend(small::cases());
     cases.extend(training::cases());
     cases

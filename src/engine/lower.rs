@@ -1,10 +1,11 @@
 //! Lowering a graph to forward steps: a table of rules, of which the first that matches a node takes it and the run of
 //! nodes behind it. The last rule alone is the reference plan.
 
-use crate::graph::{Activation, Bias, ConvFamily, Graph, NodeId, Op, ParamRole, ParamSpec};
+use crate::graph::{Activation, Bias, Conv, ConvFamily, Graph, NodeId, Op, ParamRole, ParamSpec};
 use crate::ops::batch_norm::{Normalisation, NormaliseStep, PlannedStatistics, StatisticsStep};
 use crate::ops::conv::ConvStep;
 use crate::ops::epilogue::PlannedEpilogue;
+use crate::ops::inverted_residual::{InvertedResidualProblem, InvertedResidualStep, PlannedConv};
 use crate::ops::operation::LoweredNode;
 use crate::ops::step::{Backend, Operand, Place, Step, ValueId, Values};
 use crate::shape::Shape;
@@ -30,6 +31,7 @@ const CUDA: &[Backend] = &[Backend::Cuda];
 
 /// Highest level first.
 const RULES: &[Rule] = &[
+    Rule { level: Fusion::Block, backends: BOTH, training: &[false], apply: inverted_residual },
     Rule { level: Fusion::OnLoad, backends: HOST, training: &[true], apply: conv_bn_formed_on_load },
     Rule { level: Fusion::Epilogue, backends: HOST, training: &[true], apply: conv_with_statistics },
     Rule { level: Fusion::Epilogue, backends: CUDA, training: &[true], apply: conv_then_statistics },
@@ -197,6 +199,47 @@ impl<'a> Lowering<'a> {
         conv.planned(&mut self.at(id, y), x, y)
     }
 
+    /// The convolutions of an inverted residual that begins at a node: expansion (or none), depthwise, projection, each with a
+    /// bias per channel, the inner ones read by the next alone.
+    fn inverted_residual(&self, id: NodeId) -> Option<Vec<ConvRun>> {
+        let families = |runs: &[ConvRun]| -> Vec<ConvFamily> {
+            let family = |run: &ConvRun| match self.op(run.nodes[0]) {
+                Op::Conv(conv) if conv.bias == Bias::Channel => Some(conv.family()),
+                _ => None,
+            };
+            runs.iter().filter_map(family).collect()
+        };
+        const WITHOUT_EXPANSION: [ConvFamily; 2] = [ConvFamily::Depthwise, ConvFamily::Pointwise];
+        let mut runs = vec![self.conv_run(id, false)?];
+        while runs.len() < 3 && families(&runs)[..] != WITHOUT_EXPANSION {
+            let last = &runs[runs.len() - 1];
+            let next = self.next(last.output()).filter(|_| last.residual.is_none())?;
+            runs.push(self.conv_run(next, false)?);
+        }
+        let [first, rest @ ..] = &families(&runs)[..] else { return None };
+        let expands = *first == ConvFamily::Pointwise && *rest == WITHOUT_EXPANSION;
+        (expands || families(&runs)[..] == WITHOUT_EXPANSION).then_some(runs)
+    }
+
+    /// What those convolutions compute together, where the backend can.
+    fn inverted_residual_problem(&self, runs: &[ConvRun]) -> Option<InvertedResidualProblem> {
+        let [.., depthwise, project] = runs else { return None };
+        let Op::Conv(Conv { window, c_out: hidden, .. }) = self.op(depthwise.nodes[0]) else { return None };
+        let input = self.shapes[self.graph.nodes[runs[0].nodes[0]].inputs[0]];
+        let (hidden, c_out) = ((runs.len() == 3).then_some(hidden), self.shapes[project.output()].c);
+        let problem = InvertedResidualProblem::new(1, input, hidden, c_out, window)?;
+        (self.target.backend == Backend::Host || problem.has_kernel()).then_some(problem)
+    }
+
+    /// Weights, bias and activation of a convolution within a block whose result is y; `None` for any other node.
+    fn folded_conv(&mut self, run: &ConvRun, y: ValueId) -> Result<Option<PlannedConv>> {
+        let Op::Conv(conv) = self.op(run.nodes[0]) else { return Ok(None) };
+        let mut node = self.at(run.nodes[0], y);
+        let w = node.param(Place::Weight, ParamRole::ConvWeight(conv.family()))?;
+        let b = node.param(Place::Param, ParamRole::ConvBias)?;
+        Ok(Some(PlannedConv { w, b, act: run.act }))
+    }
+
     /// A convolution's raw result, its batch-norm and what follows; the result is not stored yet.
     fn conv_bn(&mut self, run: &ConvRun, bn: NodeId) -> Result<(ConvStep, Normalisation, PlannedStatistics)> {
         let raw = self.values.activation(self.shapes[bn]);
@@ -217,6 +260,22 @@ impl<'a> Lowering<'a> {
         let Op::Conv(conv) = self.op(reader) else { return false };
         conv.family() != ConvFamily::Dense && self.conv_run(reader, true).is_some()
     }
+}
+
+/// Expansion, depthwise convolution, projection and residual with their activations, for inference: what lies between is
+/// not stored (`docs/kernels.md`).
+fn inverted_residual(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> {
+    let Some(mut runs) = l.inverted_residual(id) else { return Ok(None) };
+    let Some(problem) = l.inverted_residual_problem(&runs) else { return Ok(None) };
+    let (nodes, residual) = (runs.iter().flat_map(|run| run.nodes.clone()).collect(), runs[runs.len() - 1].residual);
+    let (x, residual) = (l.stored(l.graph.nodes[id].inputs[0])?, residual.map(|node| l.stored(node)).transpose()?);
+    let y = l.result(runs[runs.len() - 1].output());
+    let project = runs.pop().map(|run| l.folded_conv(&run, y)).transpose()?.flatten();
+    let depthwise = runs.pop().map(|run| l.folded_conv(&run, y)).transpose()?.flatten();
+    let expand = runs.pop().map(|run| l.folded_conv(&run, y)).transpose()?.flatten();
+    let (Some(depthwise), Some(project)) = (depthwise, project) else { return Ok(None) };
+    let step = InvertedResidualStep { problem, x, expand, depthwise, project, residual, y };
+    Ok(Some(Group { nodes, steps: vec![Box::new(step)] }))
 }
 
 /// Convolution and batch-norm whose result the next convolution forms on load (`docs/kernels.md`, level C).

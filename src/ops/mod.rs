@@ -19,6 +19,7 @@ mod cuda;
 pub mod dropout;
 pub mod epilogue;
 mod gemm;
+pub mod inverted_residual;
 pub mod linear;
 pub mod loss;
 pub mod operation;

@@ -29,6 +29,7 @@ pub use walk::{OptimizerConfig, OptimizerProblem, WalkConfig, WalkProblem};
 use crate::device::Device;
 use crate::device::gpu::Gpu;
 use crate::dtype::Dtype;
+use crate::ops::inverted_residual::InvertedResidualConfig;
 use crate::{Error, Result};
 
 /// Threads of a block of every kernel that says nothing else.
@@ -48,6 +49,8 @@ pub enum Family {
     Dense,
     /// `depthwise.cu`.
     Depthwise,
+    /// Whole blocks: `inverted_residual.cu`.
+    InvertedResidual,
     /// Gradient of a bias: `bias_gradient` of `conv_reduce.cu`.
     Bias,
     /// `batch_norm.cu`.
@@ -189,6 +192,7 @@ const KERNELS: &[KernelsRow] = &[
     row(Family::Depthwise, Pass::Forward, "depthwise_forward", reads::<DepthwiseConfig>),
     row(Family::Depthwise, Pass::InputGradient, "depthwise_dgrad", reads::<DepthwiseConfig>),
     row(Family::Depthwise, Pass::WeightGradient, "depthwise_wgrad", reads::<DepthwiseConfig>),
+    row(Family::InvertedResidual, Pass::Forward, "inverted_residual", reads::<InvertedResidualConfig>),
     row(Family::Bias, Pass::WeightGradient, "bias_gradient", reads::<BiasConfig>),
     row(Family::BatchNorm, Pass::Forward, "batch_norm_forward", reads::<NormConfig>),
     row(Family::BatchNorm, Pass::Backward, "batch_norm_backward", reads::<NormConfig>),
