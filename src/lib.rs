@@ -1,9 +1,9 @@
 //! depthshrinker: learns which activations of a compact CNN can go, finetunes without them, and folds what became
 //! linear into dense convolutions, exactly.
 //!
-//! Layers, top down; a module imports only from those below it: [`cli`], [`pipeline`] and [`config`], [`report`],
-//! [`shrink`], [`train`], [`measure`] and [`check`], then [`io`], [`networks`], [`data`], [`engine`], [`model`],
-//! [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`dtype`] and [`error`].
+//! Layers, top down; a module imports only from those below it, which `tests/layers.rs` holds: [`cli`], [`pipeline`],
+//! [`config`], [`report`], [`shrink`], [`train`], [`check`], [`measure`], [`io`], [`networks`], [`data`], [`engine`],
+//! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`dtype`] and [`error`].
 #![deny(missing_docs)]
 
 pub mod check;
