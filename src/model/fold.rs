@@ -7,7 +7,7 @@ use crate::tensor::Tensor;
 
 impl Model {
     /// Batch-norm on running statistics as a factor a = γ/√(σ² + ε) and a shift β − a·μ per channel, in f64; `bn` is the
-    /// node called `name`, with its own ε (`methods.md` 1.4).
+    /// node called `name`, with its own ε (`docs/methods.md` 1.4).
     pub fn batch_norm_affine(&self, name: &str, bn: BatchNorm) -> (Vec<f64>, Vec<f64>) {
         let of = |suffix: &str| self.weight(&format!("{name}.{suffix}")).data.iter().map(|&v| f64::from(v));
         let factors: Vec<f64> =

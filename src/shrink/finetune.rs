@@ -1,5 +1,5 @@
 //! Stage 2, finetuning without the freed activations: how they go, and what the original network teaches
-//! (`methods.md` 1.3).
+//! (`docs/methods.md` 1.3).
 
 use serde::{Deserialize, Serialize};
 

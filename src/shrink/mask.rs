@@ -171,7 +171,7 @@ pub fn ranking(scores: &[f32], candidates: &[bool]) -> Vec<usize> {
 pub enum Budget {
     /// This many stay.
     Keep(usize),
-    /// This share of all blocks stays, rounded down (`methods.md` 1.2: ⌊ρ·n⌋).
+    /// This share of all blocks stays, rounded down (`docs/methods.md` 1.2: ⌊ρ·n⌋).
     KeepFraction(f64),
     /// This many go.
     Remove(usize),

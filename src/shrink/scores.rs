@@ -1,7 +1,7 @@
 //! Keep scores and how they are learned: the arithmetic of the mask search, without network or data.
 //!
 //! Every block has a *keep* score a in [0, 1]; the k blocks with the highest scores keep their activations
-//! (`methods.md` 1.2 in the keep form, y = â·φ(x) + (1 − â)·x). The loss is L_task + λ Σ Δ_b·clip(a_b, 0, 1), with Δ_b
+//! (`docs/methods.md` 1.2 in the keep form, y = â·φ(x) + (1 − â)·x). The loss is L_task + λ Σ Δ_b·clip(a_b, 0, 1), with Δ_b
 //! what merging block b saves: a block that is dear unmerged is pushed towards being freed, one that merging makes
 //! dearer (Δ_b < 0) towards being kept.
 //!

@@ -1,5 +1,5 @@
 //! Stage 1, the mask search: weights and keep scores are trained together. Before every pass the mask is drawn at random
-//! while the search explores, then it is the hard top-k of the scores (`methods.md` 1.2).
+//! while the search explores, then it is the hard top-k of the scores (`docs/methods.md` 1.2).
 //!
 //! The search runs on a copy of the model. DepthShrinker finetunes from the original weights and throws the searched
 //! ones away; keeping them instead is an option of the job.

@@ -1,5 +1,5 @@
 //! Stage 2's changes of the graph: inner activations of freed blocks go, a final activation comes, and the padding
-//! moves to the front (`methods.md` 1.3 and 1.4).
+//! moves to the front (`docs/methods.md` 1.3 and 1.4).
 
 use std::collections::HashSet;
 

@@ -7,7 +7,7 @@ use crate::model::Model;
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, distillation, feature_mse};
 use crate::{Error, Result};
 
-/// What a student is to follow (`methods.md` 1.3).
+/// What a student is to follow (`docs/methods.md` 1.3).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distillation {
     /// The teacher; it takes the student's images and has its classes.

@@ -11,7 +11,7 @@ use depthshrinker::shrink::{published_mask, published_names};
 use crate::reference::random_model;
 
 /// Multiply-accumulates, five operations for each element that a batch-norm of an unmerged part writes, and one for each
-/// that the pool at the end reads: DepthShrinker's counter (`methods.md` 1.5).
+/// that the pool at the end reads: DepthShrinker's counter (`docs/methods.md` 1.5).
 fn operations(graph: &Graph) -> u64 {
     let shapes = graph.shapes().unwrap();
     let elements = graph.nodes.iter().map(|node| match node.op {

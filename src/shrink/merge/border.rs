@@ -1,7 +1,7 @@
 //! The constant part of an affine map on images: its response to an image of zeros.
 //!
 //! A convolution that zero-pads a biased value sees zeros where the interior has the bias, so the response differs at
-//! the border: it is the bias map b\[o] − E\[o,u] of `methods.md` 1.4 (R3), for any stride and padding. Rows and columns
+//! the border: it is the bias map b\[o] − E\[o,u] of `docs/methods.md` 1.4 (R3), for any stride and padding. Rows and columns
 //! that see the same taps share a class, so that only a few positions are computed.
 
 use std::collections::HashMap;

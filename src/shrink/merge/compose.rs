@@ -1,5 +1,5 @@
 //! The algebra of affine maps on images in f64: convolutions one behind the other, batch-norm, and sums
-//! (`methods.md` 1.4).
+//! (`docs/methods.md` 1.4).
 
 use rayon::prelude::*;
 
