@@ -4,14 +4,19 @@ use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
-use image::{DynamicImage, GrayAlphaImage, GrayImage, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::{Error, Result};
 
 const MAX_FILE: u64 = 256 << 20;
-const MAX_SIDE: u32 = 32_768;
+const MAX_SIDE: usize = 32_768;
 /// Bytes of pixels; Pillow, too, refuses pictures of more than about 179 million RGB pixels.
-const MAX_DECODED: u64 = 512 << 20;
+const MAX_DECODED: usize = 512 << 20;
+const JPEG: &[u8] = b"\xff\xd8\xff";
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 /// A decoded picture.
 #[derive(Debug)]
@@ -39,17 +44,41 @@ impl Picture {
 
     /// Decodes `bytes`, which came from `path`.
     pub(super) fn decode(bytes: &[u8], path: &Path, channels: usize) -> Result<Self> {
-        let picture = eight_bits(decoded(bytes).map_err(|problem| wrong(path, problem))?);
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        if channels != 1 && channels != 3 {
+            return Err(Error::Data(format!("pictures have 1 or 3 channels, the network takes {channels}")));
+        }
+        let samples = decoded(bytes).map_err(|problem| wrong(path, problem))?;
+        let (width, height) = (samples.width, samples.height);
         if width == 0 || height == 0 {
             return Err(wrong(path, "has no pixels".to_owned()));
         }
-        let pixels = match channels {
-            1 => grey(picture),
-            3 => picture.into_rgb8().into_raw(),
-            _ => return Err(Error::Data(format!("pictures have 1 or 3 channels, the network takes {channels}"))),
-        };
-        Ok(Self { width, height, channels, pixels })
+        Ok(Self { width, height, channels, pixels: samples.with_channels(channels) })
+    }
+}
+
+/// A picture as its file has it.
+struct Samples {
+    width: usize,
+    height: usize,
+    /// 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+    channels: usize,
+    /// `uint8` HWC.
+    bytes: Vec<u8>,
+}
+
+impl Samples {
+    /// The same in grey (1) or RGB (3), without alpha.
+    fn with_channels(self, channels: usize) -> Vec<u8> {
+        if self.channels == channels {
+            return self.bytes;
+        }
+        let pixels = self.bytes.chunks_exact(self.channels);
+        match (self.channels < 3, channels) {
+            (true, 1) => pixels.map(|p| p[0]).collect(),
+            (true, _) => pixels.flat_map(|p| [p[0]; 3]).collect(),
+            (false, 1) => pixels.map(luma).collect(),
+            (false, _) => pixels.flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        }
     }
 }
 
@@ -57,47 +86,66 @@ fn wrong(path: &Path, problem: String) -> Error {
     Error::file(path, format!("{problem}; replace or remove it"))
 }
 
-fn decoded(bytes: &[u8]) -> std::result::Result<DynamicImage, String> {
-    // By content: pictures named .jpg that are PNG are common.
-    let format = image::guess_format(bytes).map_err(|_| "is neither JPEG nor PNG".to_owned())?;
-    // The decoder fills what is missing of a cut JPEG with grey and says nothing.
-    if format == ImageFormat::Jpeg && !bytes.windows(2).rev().any(|marker| marker == [0xff, 0xd9]) {
-        return Err("JPEG is cut short: it has no end marker".to_owned());
-    }
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(MAX_DECODED);
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    reader.limits(limits);
-    reader.decode().map_err(|e| format!("cannot be decoded: {}", e.to_string().replace('\n', " ")))
-}
-
-/// Only the upper byte of 16 bits, as Pillow; `image` would round.
-fn eight_bits(picture: DynamicImage) -> DynamicImage {
-    fn upper(samples: &[u16]) -> Vec<u8> {
-        samples.iter().map(|sample| (sample >> 8) as u8).collect()
-    }
-    let (width, height) = (picture.width(), picture.height());
-    let cut = match &picture {
-        DynamicImage::ImageLuma16(p) => GrayImage::from_raw(width, height, upper(p.as_raw())).map(Into::into),
-        DynamicImage::ImageLumaA16(p) => GrayAlphaImage::from_raw(width, height, upper(p.as_raw())).map(Into::into),
-        DynamicImage::ImageRgb16(p) => RgbImage::from_raw(width, height, upper(p.as_raw())).map(Into::into),
-        DynamicImage::ImageRgba16(p) => RgbaImage::from_raw(width, height, upper(p.as_raw())).map(Into::into),
-        _ => None,
+/// Decodes by content, since pictures named .jpg that are PNG are common.
+fn decoded(bytes: &[u8]) -> std::result::Result<Samples, String> {
+    let decoded = if bytes.starts_with(JPEG) {
+        // The decoder fills what is missing of a cut JPEG with grey and says nothing.
+        if !bytes.windows(2).rev().any(|marker| marker == [0xff, 0xd9]) {
+            return Err("JPEG is cut short: it has no end marker".to_owned());
+        }
+        jpeg(bytes)
+    } else if bytes.starts_with(PNG) {
+        png(bytes)
+    } else {
+        return Err("is neither JPEG nor PNG".to_owned());
     };
-    cut.unwrap_or(picture)
+    decoded.map_err(|problem| format!("cannot be decoded: {}", problem.replace('\n', " ")))
 }
 
-/// The grey of one RGB pixel, with the weights of ITU-R BT.601 as JPEG and Pillow have them; `image` would take BT.709's.
+fn jpeg(bytes: &[u8]) -> std::result::Result<Samples, String> {
+    let options = DecoderOptions::default().set_strict_mode(false).set_max_width(MAX_SIDE).set_max_height(MAX_SIDE);
+    let decoder = |options| JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let mut head = decoder(options);
+    head.decode_headers().map_err(|e| e.to_string())?;
+    let (width, height) = head.dimensions().ok_or("it has no size")?;
+    // Colour of any kind, CMYK included, becomes RGB.
+    let (space, channels) = match head.input_colorspace() {
+        Some(ColorSpace::Luma) => (ColorSpace::Luma, 1),
+        _ => (ColorSpace::RGB, 3),
+    };
+    let mut samples = Samples { width, height, channels, bytes: room(width, height, channels)? };
+    decoder(options.jpeg_set_out_colorspace(space)).decode_into(&mut samples.bytes).map_err(|e| e.to_string())?;
+    Ok(samples)
+}
+
+fn png(bytes: &[u8]) -> std::result::Result<Samples, String> {
+    let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: MAX_DECODED });
+    decoder.set_ignore_text_chunk(true);
+    // Palettes and fewer than eight bits become eight; of sixteen bits only the upper byte is taken, as Pillow does.
+    decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
+    let (width, height) = decoder.read_header_info().map_err(|e| e.to_string())?.size();
+    let (width, height) = (width as usize, height as usize);
+    if width.max(height) > MAX_SIDE {
+        return Err(format!("it is {width}x{height}, larger than {MAX_SIDE} pixels a side"));
+    }
+    let mut reader = decoder.read_info().map_err(|e| e.to_string())?;
+    let channels = reader.output_color_type().0.samples();
+    let mut samples = Samples { width, height, channels, bytes: room(width, height, channels)? };
+    reader.next_frame(&mut samples.bytes).map_err(|e| e.to_string())?;
+    Ok(samples)
+}
+
+/// Memory for the pixels of a picture.
+fn room(width: usize, height: usize, channels: usize) -> std::result::Result<Vec<u8>, String> {
+    let len = width.saturating_mul(height).saturating_mul(channels);
+    if len > MAX_DECODED {
+        return Err(format!("its pixels take {len} bytes, more than {MAX_DECODED}"));
+    }
+    Ok(vec![0; len])
+}
+
+/// The grey of one RGB pixel, with the weights of ITU-R BT.601 as JPEG and Pillow have them.
 pub(super) fn luma(rgb: &[u8]) -> u8 {
     let [r, g, b] = [0, 1, 2].map(|c| u32::from(rgb[c]));
     ((19_595 * r + 38_470 * g + 7_471 * b + 0x8000) >> 16) as u8
-}
-
-fn grey(picture: DynamicImage) -> Vec<u8> {
-    if !picture.color().has_color() {
-        return picture.into_luma8().into_raw();
-    }
-    picture.into_rgb8().as_raw().chunks_exact(3).map(luma).collect()
 }

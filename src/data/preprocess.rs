@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use fast_image_resize::images::{CroppedImage, Image, ImageRef};
-use fast_image_resize::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 use super::dataset::{ImageShape, Normalisation};
@@ -110,7 +111,8 @@ impl Resize {
     /// Writes `picture`, made to fit `shape`, to `out` (`uint8` HWC).
     pub(super) fn apply(&self, picture: &Picture, shape: ImageShape, out: &mut [u8]) -> Result<()> {
         let window = self.window(picture.width, picture.height, shape);
-        resize(&picture.view()?, window, self.interpolation, shape, out)
+        let whole = Window { left: 0.0, top: 0.0, width: picture.width as f64, height: picture.height as f64 };
+        resize(picture, whole, window, self.interpolation, shape, out)
     }
 }
 
@@ -122,26 +124,38 @@ pub(super) fn resize_cut(
     shape: ImageShape,
     out: &mut [u8],
 ) -> Result<()> {
-    let Window { left, top, width, height } = cut;
-    let source = picture.view()?;
-    let source = CroppedImage::new(&source, left as u32, top as u32, width as u32, height as u32)
-        .map_err(|e| Error::shape("crop", format!("a part of {}x{}", picture.width, picture.height), e.to_string()))?;
-    resize(&source, Window { left: 0.0, top: 0.0, ..cut }, interpolation, shape, out)
+    resize(picture, cut, Window { left: 0.0, top: 0.0, ..cut }, interpolation, shape, out)
 }
 
-/// Writes a part of `source`, resized to `shape`, to `out` (`uint8` HWC). Pixels around the part count where the filter
-/// reaches them.
-///
-/// Rows first, columns after, with bytes between them, as Pillow does it. The other order would be faster, but where
-/// bicubic overshoots black or white in both directions it clips other pixels.
+/// Writes the part `window` of what `cut` leaves of `picture`, resized to `shape`, to `out` (`uint8` HWC). `cut` is of
+/// whole pixels. Pixels around the window count where the filter reaches them.
 fn resize(
-    source: &impl IntoImageView,
+    picture: &Picture,
+    cut: Window,
     window: Window,
     interpolation: Interpolation,
     shape: ImageShape,
     out: &mut [u8],
 ) -> Result<()> {
-    let pixel = if shape.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+    match (picture.channels, shape.channels) {
+        (1, 1) => resize_as::<U8>(picture, cut, window, interpolation, shape, out),
+        (3, 3) => resize_as::<U8x3>(picture, cut, window, interpolation, shape, out),
+        (got, expected) => Err(Error::shape("resize", format!("{expected} channels"), got.to_string())),
+    }
+}
+
+/// [`resize`] with a type for the pixel: the resizer is built for the two that there are, and for one kind of source.
+///
+/// Rows first, columns after, with bytes between them, as Pillow does it. The other order would be faster, but where
+/// bicubic overshoots black or white in both directions it clips other pixels.
+fn resize_as<P: PixelTrait>(
+    picture: &Picture,
+    cut: Window,
+    window: Window,
+    interpolation: Interpolation,
+    shape: ImageShape,
+    out: &mut [u8],
+) -> Result<()> {
     let (filter, radius) = match interpolation {
         Interpolation::Bilinear => (FilterType::Bilinear, 1.0),
         Interpolation::Bicubic => (FilterType::CatmullRom, 2.0),
@@ -150,30 +164,26 @@ fn resize(
     // The lines of the picture that the window's lines are mixed from.
     let reach = radius * (height / shape.height as f64).max(1.0) + 1.0;
     let first = (top - reach).floor().max(0.0);
-    let last = (top + height + reach).ceil().min(f64::from(source.height()));
+    let last = (top + height + reach).ceil().min(cut.height);
     let lines = (last - first) as usize;
+    let of_picture = |e: String| Error::shape("crop", format!("a part of {}x{}", picture.width, picture.height), e);
+    let pixels = TypedImageRef::<P>::from_buffer(picture.width as u32, picture.height as u32, &picture.pixels);
+    let pixels = pixels.map_err(|e| of_picture(e.to_string()))?;
+    let [x, y, w, h] = [cut.left, cut.top, cut.width, cut.height].map(|side| side as u32);
+    let source = TypedCroppedImage::from_ref(&pixels, x, y, w, h).map_err(|e| of_picture(e.to_string()))?;
     let fault = |e: String| Error::shape("resize", format!("{shape} bytes"), e);
     let mut target =
-        Image::from_slice_u8(shape.width as u32, shape.height as u32, out, pixel).map_err(|e| fault(e.to_string()))?;
+        TypedImage::<P>::from_buffer(shape.width as u32, shape.height as u32, out).map_err(|e| fault(e.to_string()))?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
     let along_rows = options.crop(left, first, width, lines as f64);
     let along_columns = options.crop(0.0, top - first, shape.width as f64, height);
     RESIZER.with_borrow_mut(|(resizer, buffer)| {
         buffer.resize(lines * shape.width * shape.channels, 0);
-        let mut narrow =
-            Image::from_slice_u8(shape.width as u32, lines as u32, buffer, pixel).map_err(|e| fault(e.to_string()))?;
-        resizer.resize(source, &mut narrow, &along_rows).map_err(|e| fault(e.to_string()))?;
-        resizer.resize(&narrow, &mut target, &along_columns).map_err(|e| fault(e.to_string()))
+        let mut narrow = TypedImage::<P>::from_buffer(shape.width as u32, lines as u32, buffer);
+        let narrow = narrow.as_mut().map_err(|e| fault(e.to_string()))?;
+        resizer.resize_typed(&source, narrow, &along_rows).map_err(|e| fault(e.to_string()))?;
+        resizer.resize_typed(&*narrow, &mut target, &along_columns).map_err(|e| fault(e.to_string()))
     })
-}
-
-impl Picture {
-    fn view(&self) -> Result<ImageRef<'_>> {
-        let pixel = if self.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
-        ImageRef::new(self.width as u32, self.height as u32, &self.pixels, pixel).map_err(|e| {
-            Error::shape("picture", format!("{}x{}x{}", self.height, self.width, self.channels), e.to_string())
-        })
-    }
 }
 
 impl Preprocessing {

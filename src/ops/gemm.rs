@@ -1,4 +1,4 @@
-//! Matrix products on one thread, through the `gemm` crate, with the bounds checked.
+//! Matrix products on one thread, through the `gemm` crates, with the bounds checked.
 
 /// A matrix in a slice: element (i, j) lies at `i * row + j * col`.
 #[derive(Clone, Copy)]
@@ -19,6 +19,10 @@ impl<'a> Matrix<'a> {
         Self { data, row: 1, col: cols }
     }
 
+    fn transpose(self) -> Self {
+        Self { row: self.col, col: self.row, ..self }
+    }
+
     fn holds(&self, m: usize, n: usize) -> bool {
         m == 0 || n == 0 || (m - 1) * self.row + (n - 1) * self.col < self.data.len()
     }
@@ -36,29 +40,31 @@ pub(super) fn gemm(
     assert!(a.holds(m, k) && b.holds(k, n), "gemm operand too short");
     assert!(m == 0 || n == 0 || (m - 1) * ldc + n <= c.len(), "gemm result too short");
     let (beta_dst, read) = if accumulate { (1.0, true) } else { (0.0, false) };
+    // The kernels want columns that lie side by side: rows are the columns of the transpose, Cᵀ = Bᵀ·Aᵀ.
+    let (m, n, left, right) = if ldc > 1 { (n, m, b.transpose(), a.transpose()) } else { (m, n, a, b) };
     // SAFETY: the assertions above bound every element that the strides reach; `c` is borrowed mutably, so it
     // overlaps neither operand.
     unsafe {
-        gemm::gemm(
+        gemm_f32::gemm::f32::get_gemm_fn()(
             m,
             n,
             k,
             c.as_mut_ptr(),
-            1,
             ldc as isize,
+            1,
             read,
-            a.data.as_ptr(),
-            a.col as isize,
-            a.row as isize,
-            b.data.as_ptr(),
-            b.col as isize,
-            b.row as isize,
+            left.data.as_ptr(),
+            left.col as isize,
+            left.row as isize,
+            right.data.as_ptr(),
+            right.col as isize,
+            right.row as isize,
             beta_dst,
             1.0,
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            gemm_common::Parallelism::None,
         );
     }
 }
