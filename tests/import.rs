@@ -510,26 +510,22 @@ fn the_parts_make_sound_files() {
     assert_eq!(tensors["w"], Tensor::zeros(&[2, 2]));
 }
 
-#[test]
-fn hostile_files_are_refused_in_one_line() {
-    let own = storage(FLOATS, "0", 4);
-    let sound = view(&own, 0, &[2, 2], &[2, 1]);
-    let keys = |count: u64, bytes: usize| {
-        [b"\x80\x02]".to_vec(), text("0"), b"a.".to_vec(), count.to_le_bytes().to_vec(), vec![0; bytes]].concat()
-    };
-    let nested = |open: &[u8], times: usize| [b"\x80\x02".to_vec(), open.repeat(times), b".".to_vec()].concat();
-    let call = |function: &str| {
-        pickled(&[b"\x80\x02c", function.as_bytes(), &b"\n("[..], &text("touch /tmp/run"), b"tR."].concat())
-    };
-    let stack_global = [&b"\x80\x04"[..], &text("posix"), &text("system"), b"\x93", &text("id"), b"\x85R."].concat();
-    // Memo slot 0 is a dict that holds itself.
-    let cyclic = [&b"\x80\x02}q\x00"[..], &text("state_dict"), b"h\x00s."].concat();
+/// A file's name in the table, the file, and what its error says.
+type Hostile = (&'static str, Vec<u8>, &'static str);
+
+/// A tensor of four numbers, from which the hostile files are made.
+fn sound_view() -> Vec<u8> {
+    view(&storage(FLOATS, "0", 4), 0, &[2, 2], &[2, 1])
+}
+
+fn hostile_archives() -> Vec<Hostile> {
+    let sound = sound_view();
     let whole = zipped(&sound);
     let mut wrong_sum = whole.clone();
     let at = wrong_sum.windows(16).position(|w| w == [0; 16]).unwrap();
     wrong_sum[at + 3] ^= 1;
     let real = fs::read(fixture("timm.pth")).unwrap();
-    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+    vec![
         ("empty", vec![], "no file of PyTorch's"),
         ("text", b"weights".to_vec(), "no file of PyTorch's"),
         ("tar, as the oldest PyTorch wrote", [&b"sys_info\0"[..], &[0; 512]].concat(), "no file of PyTorch's"),
@@ -543,6 +539,12 @@ fn hostile_files_are_refused_in_one_line() {
         ("compressed entries", deflated(whole.clone()), "compressed"),
         ("big-endian", archive(&[("a/byteorder", b"big"), ("a/data.pkl", &dict_of(&sound))]), "big-endian"),
         ("short storage", archive(&[("a/data.pkl", &dict_of(&sound)), ("a/data/0", &[0; 12])]), "has 12 bytes"),
+    ]
+}
+
+fn hostile_tensors() -> Vec<Hostile> {
+    let own = storage(FLOATS, "0", 4);
+    vec![
         ("path in a key", zipped(&view(&storage(FLOATS, "../data.pkl", 4), 0, &[4], &[1])), "cannot be read"),
         ("huge storage", zipped(&view(&storage(FLOATS, "0", 1 << 60), 0, &[4], &[1])), "its pickle says"),
         ("huge shape", zipped(&view(&own, 0, &[1 << 40], &[1])), "more numbers than the file can hold"),
@@ -566,6 +568,19 @@ fn hostile_files_are_refused_in_one_line() {
             "two ways",
         ),
         ("tensor of no storage", zipped(&view(&int(7), 0, &[1], &[1])), "a tensor that is none"),
+    ]
+}
+
+fn hostile_pickles() -> Vec<Hostile> {
+    let sound = sound_view();
+    let nested = |open: &[u8], times: usize| [b"\x80\x02".to_vec(), open.repeat(times), b".".to_vec()].concat();
+    let call = |function: &str| {
+        pickled(&[b"\x80\x02c", function.as_bytes(), &b"\n("[..], &text("touch /tmp/run"), b"tR."].concat())
+    };
+    let stack_global = [&b"\x80\x04"[..], &text("posix"), &text("system"), b"\x93", &text("id"), b"\x85R."].concat();
+    // Memo slot 0 is a dict that holds itself.
+    let cyclic = [&b"\x80\x02}q\x00"[..], &text("state_dict"), b"h\x00s."].concat();
+    vec![
         ("os.system", call("os\nsystem"), "names os.system"),
         ("builtins.eval", call("builtins\neval"), "names builtins.eval"),
         ("a whole model", call("torchvision.models.resnet\nResNet"), "names torchvision.models.resnet.ResNet"),
@@ -595,6 +610,16 @@ fn hostile_files_are_refused_in_one_line() {
         ("append to a dict", pickled(b"\x80\x02}Na."), "no list"),
         ("odd items", pickled(b"\x80\x02}(Nu."), "no dict"),
         ("no dict", pickled(b"\x80\x02K\x01."), "no tensors by name"),
+    ]
+}
+
+/// Files of the form before zip.
+fn hostile_old_files() -> Vec<Hostile> {
+    let sound = sound_view();
+    let keys = |count: u64, bytes: usize| {
+        [b"\x80\x02]".to_vec(), text("0"), b"a.".to_vec(), count.to_le_bytes().to_vec(), vec![0; bytes]].concat()
+    };
+    vec![
         ("old, cut behind the magic", old(b"", b""), "cut short"),
         ("old, other protocol", replaced(&old(b"", b""), b"M\xe9\x03", b"M\xea\x03"), "protocol"),
         ("old, cut within a storage", old(&dict_of(&sound), &keys(4, 15)), "ends within the storage"),
@@ -602,7 +627,12 @@ fn hostile_files_are_refused_in_one_line() {
         ("old, wrong count", old(&dict_of(&sound), &keys(u64::MAX, 16)), "its pickle says 4"),
         ("old, unknown storage", old(b"\x80\x02}.", &keys(4, 16)), "no tensor uses"),
         ("old, os.system", old(b"\x80\x02cos\nsystem\n.", b""), "names os.system"),
-    ];
+    ]
+}
+
+#[test]
+fn hostile_files_are_refused_in_one_line() {
+    let cases = [hostile_archives(), hostile_tensors(), hostile_pickles(), hostile_old_files()].concat();
     for (name, bytes, expected) in cases {
         let start = Instant::now();
         let error = parse_torch(Path::new("hostile.pth"), &bytes).expect_err(name).to_string();

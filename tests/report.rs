@@ -153,7 +153,7 @@ fn a_pair_is_timed_in_turns() {
     let spin = |name: char, micros: u64| {
         order.borrow_mut().push(name);
         let start = std::time::Instant::now();
-        while start.elapsed() < std::time::Duration::from_micros(micros) {}
+        while start.elapsed() < Duration::from_micros(micros) {}
         Ok(())
     };
     let ratio = paired(|| spin('a', 2000), || spin('b', 500), 9).unwrap();

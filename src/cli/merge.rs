@@ -26,7 +26,7 @@ pub struct Args {
     #[command(flatten)]
     mask: MaskArgs,
     /// How borders are made exact: reorder moves the padding to the front of a block, border-bias keeps the trained
-    /// function and adds a bias per position. The configuration's if not given, which has border-bias of itself
+    /// function and adds a bias per position. If not given, the configuration decides; its default is border-bias
     #[arg(long, value_name = "MODE")]
     padding: Option<PaddingMode>,
     /// No ReLU6 behind the freed blocks, whatever the configuration says

@@ -34,7 +34,7 @@ pub struct LaunchShape {
 /// Geometry of a convolution as kernels take it (`kernels/geometry.cuh`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields are named as in the kernels' struct")]
 pub struct ConvGeometry {
     pub n: i32,
     pub h_in: i32,

@@ -264,8 +264,7 @@ impl Graph {
             let input = self.nodes[start].inputs[0];
             // The last node that reads a value of the segment other than its output.
             let mut read_until = 0;
-            for end in start..self.nodes.len() {
-                let node = &self.nodes[end];
+            for (end, node) in self.nodes.iter().enumerate().skip(start) {
                 let within = |i: &NodeId| *i == input || (start..end).contains(i);
                 let affine = matches!(node.op, Op::Conv(_) | Op::BatchNorm(_) | Op::Add | Op::Activation(_));
                 if !affine || !node.inputs.iter().all(within) {

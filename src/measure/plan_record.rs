@@ -113,6 +113,6 @@ fn roofline(costs: &[KernelCost], batch: usize) -> Vec<DeviceTime> {
     sheets.map(time).collect()
 }
 
-fn by_name<S: Serializer>(times: &[DeviceTime], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+fn by_name<S: Serializer>(times: &[DeviceTime], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(times.iter().map(|time| (&time.device, time.ms)))
 }

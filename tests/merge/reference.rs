@@ -44,7 +44,7 @@ impl Reference {
         let shapes = self.graph.shapes().unwrap();
         let mut values: Vec<Vec<f64>> = Vec::new();
         for (id, node) in self.graph.nodes.iter().enumerate() {
-            let x = node.inputs.first().map(|&i| values[i].as_slice()).unwrap_or(image);
+            let x = node.inputs.first().map_or(image, |&i| values[i].as_slice());
             let weight = |suffix: &str| self.weights.get(&format!("{}.{suffix}", node.name));
             let channels = shapes[id].c;
             let value = match node.op {

@@ -10,7 +10,7 @@ use crate::ops::config::{NormConfig, Pass, THREADS};
 
 /// A value that is normalised, and what follows; as [`crate::ops::batch_norm::Normalised`].
 #[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the type that it mirrors documents each")]
 pub struct Normalised<'a> {
     pub y: GpuView<'a>,
     pub gamma: GpuView<'a>,
