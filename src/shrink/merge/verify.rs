@@ -32,9 +32,9 @@ const BATCH: usize = 16;
 /// a network of which one image does not fit is refused.
 const MAX_BYTES: u64 = 2 << 30;
 /// Multiply-accumulates in f64 that one segment may take for the images of a pass: fewer images are looked at beyond.
-const WORK: u64 = 1 << 28;
+const WORK: u64 = 1 << 26;
 /// The same for all rows of one image of noise; of a larger one, rows are chosen as for given images.
-const WHOLE_WORK: u64 = 1 << 29;
+const WHOLE_WORK: u64 = 1 << 28;
 /// Share of the rows inside that is looked at per pass; the next pass takes the next ones.
 const BANDS: usize = 8;
 /// Unit of rounding of f32, and the factor that leaves room for it.
