@@ -14,20 +14,13 @@ mod params;
 mod rewrite;
 mod segment;
 
+pub use crate::ops::operation::ParamRole;
+pub use crate::ops::step::SiteId;
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
 pub use counterpart::Counterpart;
-// A node holds the operation's own description.
-pub use crate::ops::activation::Activation;
-pub use crate::ops::batch_norm::BatchNorm;
-pub use crate::ops::conv::{Bias, Conv, ConvFamily};
-pub use crate::ops::dropout::Dropout;
-pub use crate::ops::linear::Linear;
-pub use crate::ops::operation::ParamRole;
-pub use crate::ops::pool::max::MaxPool;
-pub use crate::ops::step::SiteId;
 pub use node::{Block, BlockState, Graph, Node, NodeId};
-pub use op::{Input, Op};
+pub use op::*;
 pub use params::ParamSpec;
 pub use rewrite::Emitter;
 pub use segment::{Segment, SegmentEnds, Span, read_padding};

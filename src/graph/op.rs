@@ -2,15 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ops::activation::Activation;
+// A node holds the operation's own description.
+pub use crate::ops::activation::Activation;
+pub use crate::ops::batch_norm::BatchNorm;
+pub use crate::ops::conv::{Bias, Conv, ConvFamily};
+pub use crate::ops::dropout::Dropout;
+pub use crate::ops::linear::Linear;
+pub use crate::ops::pool::max::MaxPool;
+
 use crate::ops::add::Add;
-use crate::ops::batch_norm::BatchNorm;
-use crate::ops::conv::Conv;
-use crate::ops::dropout::Dropout;
-use crate::ops::linear::Linear;
 use crate::ops::operation::{LoweredNode, Operation};
 use crate::ops::pool::global::GlobalAvgPool;
-use crate::ops::pool::max::MaxPool;
 use crate::ops::step::Step;
 use crate::shape::Shape;
 use crate::{Error, Result};

@@ -10,7 +10,7 @@
 //! | convolution | `Conv`; a bias map is an `Add` behind it |
 //! | batch-norm that no convolution takes | `BatchNormalization` |
 //! | activation | `Relu` or `Clip`; with a slope q: q·x + (1 − q)·clip(x), which is what it computes |
-//! | sum, pools | `Add`, `MaxPool`, `GlobalAveragePool` |
+//! | sum, pools | `Add`, and the operator of the pool's name, such as `MaxPool` |
 //! | linear layer | `Flatten` and `Gemm` |
 //! | dropout | nothing |
 

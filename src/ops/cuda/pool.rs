@@ -56,6 +56,6 @@ pub fn max_backward(p: &PoolProblem, (x, dy): (GpuView<'_>, GpuView<'_>), dx: &G
 }
 
 /// A pool slides as a depthwise convolution does.
-fn window(p: &PoolProblem) -> ConvGeometry {
+pub(in crate::ops) fn window(p: &PoolProblem) -> ConvGeometry {
     geometry(&ConvProblem { n: p.n, input: p.input, output: p.output, window: p.window, groups: p.input.c })
 }
