@@ -399,6 +399,13 @@ fn small_trials() -> Vec<Trial> {
             let pad = Padding { top: 4, left: 0, bottom: 1, right: 1 };
             max_pool_case((2, Shape::new(11, 6, 8)), Window { k_h: 5, k_w: 2, stride_h: 3, stride_w: 3, pad })
         }),
+        trial("avg_pool/3x3_stride_2", || avg_pool_case((3, Shape::new(9, 12, 6)), Window::square(3, 2, 1))),
+        trial("avg_pool/2x2_stride_2", || avg_pool_case((2, Shape::new(7, 8, 17)), Window::square(2, 2, 0))),
+        trial("avg_pool/3x3_stride_1", || avg_pool_case((1, Shape::new(5, 4, 3)), Window::square(3, 1, 1))),
+        trial("avg_pool/5x2_asymmetric", || {
+            let pad = Padding { top: 4, left: 0, bottom: 1, right: 1 };
+            avg_pool_case((2, Shape::new(11, 6, 8)), Window { k_h: 5, k_w: 2, stride_h: 3, stride_w: 3, pad })
+        }),
         trial("max_pool/not_a_number_wins", || {
             let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
             let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
@@ -446,6 +453,40 @@ fn small_trials() -> Vec<Trial> {
     ]
 }
 
+/// The elements of x that the window of an element of y holds, in row-major order.
+fn held(p: &PoolProblem, i: usize) -> Vec<usize> {
+    let (input, output, window) = (p.input, p.output, p.window);
+    let (image, rest) = (i / output.len(), i % output.len());
+    let (row, col, c) = (rest / output.c / output.w, rest / output.c % output.w, rest % output.c);
+    let inside = |v: usize| {
+        let row = (row * window.stride_h + v / window.k_w).checked_sub(window.pad.top).filter(|&r| r < input.h)?;
+        let col = (col * window.stride_w + v % window.k_w).checked_sub(window.pad.left).filter(|&c| c < input.w)?;
+        Some(image * input.len() + (row * input.w + col) * input.c + c)
+    };
+    (0..window.taps()).filter_map(inside).collect()
+}
+
+/// The mean of every window on its own; what lies in the padding does not count.
+fn avg_pool_case((n, input): (usize, Shape), window: Window) -> Result<(), String> {
+    let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
+    let p = PoolProblem { n, input, output: Shape::new(h, w, input.c), window };
+    let (x, dy) = (numbers(1, n * input.len()), numbers(2, n * p.output.len()));
+    let (mut expected, mut gradient) = (Vec::new(), vec![0.0f64; x.len()]);
+    for (i, dy) in dy.iter().enumerate() {
+        let places = held(&p, i);
+        expected.push(places.iter().map(|&at| f64::from(x[at])).sum::<f64>() / places.len() as f64);
+        places.iter().for_each(|&at| gradient[at] += f64::from(*dy) / places.len() as f64);
+    }
+    let mut y = vec![f32::NAN; dy.len()];
+    pool::average::forward(&p, View::Host(&x), ViewMut::Host(&mut y));
+    compare("y", &y, &expected, 1e-6)?;
+    let (mut dx, mut added) = (vec![f32::NAN; x.len()], vec![2.0; x.len()]);
+    pool::average::backward(&p, View::Host(&dy), (ViewMut::Host(&mut dx), false));
+    pool::average::backward(&p, View::Host(&dy), (ViewMut::Host(&mut added), true));
+    compare("dx", &dx, &gradient, 1e-6)?;
+    compare("dx, added", &added, &gradient.iter().map(|v| v + 2.0).collect::<Vec<_>>(), 1e-6)
+}
+
 /// Every window looked at on its own; the values are few, so that ties are common.
 fn max_pool_case((n, input): (usize, Shape), window: Window) -> Result<(), String> {
     let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
@@ -455,14 +496,7 @@ fn max_pool_case((n, input): (usize, Shape), window: Window) -> Result<(), Strin
     let dy = numbers(2, n * output.len());
     let (mut expected, mut gradient) = (Vec::new(), vec![0.0f64; x.len()]);
     for (i, dy) in dy.iter().enumerate() {
-        let (image, rest) = (i / output.len(), i % output.len());
-        let (row, col, c) = (rest / output.c / output.w, rest / output.c % output.w, rest % output.c);
-        let inside = |v: usize| {
-            let row = (row * window.stride_h + v / window.k_w).checked_sub(window.pad.top).filter(|&r| r < input.h)?;
-            let col = (col * window.stride_w + v % window.k_w).checked_sub(window.pad.left).filter(|&c| c < input.w)?;
-            Some(image * input.len() + (row * input.w + col) * input.c + c)
-        };
-        let places: Vec<usize> = (0..window.taps()).filter_map(inside).collect();
+        let places = held(&p, i);
         let largest = places.iter().map(|&at| f64::from(x[at])).fold(f64::NEG_INFINITY, f64::max);
         let first = places.iter().find(|&&at| f64::from(x[at]) == largest).expect("a window holds a pixel");
         expected.push(largest);

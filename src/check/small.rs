@@ -11,6 +11,7 @@ use crate::ops::linear::{Linear, LinearProblem, LinearStep};
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, cross_entropy, distillation, feature_mse};
 use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
 use crate::ops::pool::PoolProblem;
+use crate::ops::pool::average::AvgPoolStep;
 use crate::ops::pool::global::GlobalPoolStep;
 use crate::ops::pool::max::MaxPoolStep;
 use crate::ops::step::{Place, Step, ValueId, Values};
@@ -28,6 +29,10 @@ pub(super) fn cases() -> Vec<Case> {
         case("max_pool/3x3_s1_odd", |on| max_pool_case((1, Shape::new(7, 5, 13)), Window::square(3, 1, 1), on)),
         case("max_pool/2x2_s2", |on| max_pool_case((3, Shape::new(8, 7, 40)), Window::square(2, 2, 0), on)),
         case("max_pool/5x2_asymmetric", |on| max_pool_case((2, Shape::new(11, 6, 8)), asymmetric(), on)),
+        case("avg_pool/3x3_s2", |on| avg_pool_case((2, Shape::new(9, 12, 16)), Window::square(3, 2, 1), on)),
+        case("avg_pool/3x3_s1_odd", |on| avg_pool_case((1, Shape::new(7, 5, 13)), Window::square(3, 1, 1), on)),
+        case("avg_pool/2x2_s2", |on| avg_pool_case((3, Shape::new(8, 7, 40)), Window::square(2, 2, 0), on)),
+        case("avg_pool/5x2_asymmetric", |on| avg_pool_case((2, Shape::new(11, 6, 8)), asymmetric(), on)),
         case("dropout/5000", dropout_case),
         case("augment/5x9x8x4", |on| augment_case(Shape::new(9, 8, 4), on)),
         case("augment/3x7x5x3", |on| augment_case(Shape::new(7, 5, 3), on)),
@@ -148,6 +153,16 @@ fn max_pool_case((n, input): (usize, Shape), window: Window, on: &On<'_>) -> Res
     // Few different values, so that windows have ties.
     let numbers: Vec<f32> = super::numbers(1, n * input.len()).iter().map(|v| (v * 3.0).round()).collect();
     unary_case(Unary { values, step, x, y, n }, &numbers, Terms { y: 1, dx: window.taps() }, on)
+}
+
+fn avg_pool_case((n, input): (usize, Shape), window: Window, on: &On<'_>) -> Result<Vec<Output>> {
+    let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
+    let problem = PoolProblem { n: 1, input, output: Shape::new(h, w, input.c), window };
+    let mut values = Values::default();
+    let (x, y) = (values.activation(input), values.activation(problem.output));
+    let step = Box::new(AvgPoolStep { problem, x, y });
+    let terms = Terms { y: window.taps(), dx: window.taps() };
+    unary_case(Unary { values, step, x, y, n }, &on.numbers(1, n * input.len()), terms, on)
 }
 
 fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {

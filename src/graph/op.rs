@@ -8,6 +8,7 @@ pub use crate::ops::batch_norm::BatchNorm;
 pub use crate::ops::conv::{Bias, Conv, ConvFamily};
 pub use crate::ops::dropout::Dropout;
 pub use crate::ops::linear::Linear;
+pub use crate::ops::pool::average::AvgPool;
 pub use crate::ops::pool::max::MaxPool;
 
 use crate::ops::add::Add;
@@ -35,6 +36,8 @@ pub enum Op {
     GlobalAvgPool,
     /// Largest value of a window per channel.
     MaxPool(MaxPool),
+    /// Mean of a window per channel.
+    AvgPool(AvgPool),
     /// Fully connected layer.
     Linear(Linear),
     /// Dropout.
@@ -52,6 +55,7 @@ impl Op {
             Self::Add => &Add,
             Self::GlobalAvgPool => &GlobalAvgPool,
             Self::MaxPool(pool) => pool,
+            Self::AvgPool(pool) => pool,
             Self::Linear(linear) => linear,
             Self::Dropout(dropout) => dropout,
         }

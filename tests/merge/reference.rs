@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use depthshrinker::graph::{Conv, ConvFamily, Graph, MaxPool, Op};
+use depthshrinker::graph::{AvgPool, Conv, ConvFamily, Graph, MaxPool, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::linear_segments;
@@ -76,7 +76,7 @@ impl Reference {
                     let pixels = x.len() / channels;
                     (0..channels).map(|c| x.iter().skip(c).step_by(channels).sum::<f64>() / pixels as f64).collect()
                 }
-                Op::MaxPool(MaxPool { window }) => {
+                Op::MaxPool(MaxPool { window }) | Op::AvgPool(AvgPool { window }) => {
                     let (input, output) = (shapes[node.inputs[0]], shapes[id]);
                     let at = |i: usize, v: usize| {
                         let (pixel, c) = (i / channels, i % channels);
@@ -85,8 +85,12 @@ impl Reference {
                         let (row, col) = (row.checked_sub(window.pad.top)?, col.checked_sub(window.pad.left)?);
                         (row < input.h && col < input.w).then(|| x[(row * input.w + col) * channels + c])
                     };
-                    let largest = |i| (0..window.taps()).filter_map(|v| at(i, v)).fold(f64::NEG_INFINITY, f64::max);
-                    (0..output.len()).map(largest).collect()
+                    let held = |i| (0..window.taps()).filter_map(|v| at(i, v)).collect::<Vec<f64>>();
+                    let of = |held: Vec<f64>| match node.op {
+                        Op::MaxPool(_) => held.into_iter().fold(f64::NEG_INFINITY, f64::max),
+                        _ => held.iter().sum::<f64>() / held.len() as f64,
+                    };
+                    (0..output.len()).map(|i| of(held(i))).collect()
                 }
                 Op::Linear(linear) => {
                     let (w, b) = (weight("weight").unwrap(), weight("bias").unwrap());

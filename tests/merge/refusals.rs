@@ -1,6 +1,6 @@
 //! A merge that would not be exact is refused, with a reason that names block, node and remedy.
 
-use depthshrinker::graph::{Activation, Bias, Graph, Op};
+use depthshrinker::graph::{Activation, AvgPool, Bias, Graph, Op};
 use depthshrinker::shape::{Padding, Shape, Window};
 use depthshrinker::shrink::merge::{Kernel, MergeOptions, Merged, fold, merge, merge_segments};
 use depthshrinker::shrink::padding::PaddingMode;
@@ -31,6 +31,16 @@ fn an_activation_inside_is_refused() {
     });
     let message = refusal(graph.unwrap(), PaddingMode::BorderBias);
     assert_mentions(&message, &["merge refused", "block block", "first.act", "activation inside"]);
+}
+
+#[test]
+fn a_pool_inside_is_refused() {
+    let graph = one_block(Shape::new(6, 7, 3), 4, |b, input| {
+        let x = push_chain(b, input, 3, &[Member::dense(4, 1, 1, 0)]);
+        b.push("mean", Op::AvgPool(AvgPool { window: Window::square(2, 2, 0) }), &[x]);
+    });
+    let message = refusal(graph.unwrap(), PaddingMode::BorderBias);
+    assert_mentions(&message, &["block block", "mean", "neither convolution, batch-norm nor sum"]);
 }
 
 #[test]

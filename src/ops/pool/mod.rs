@@ -1,5 +1,6 @@
-//! Pooling: the mean over all pixels, and the largest value of each window per channel.
+//! Pooling: the mean over all pixels, and the largest value or the mean of each window per channel.
 
+pub mod average;
 pub mod global;
 pub mod max;
 
