@@ -3,7 +3,8 @@
 //!
 //! Layers, top down; a module imports only from those below it, which `tests/layers.rs` holds: [`cli`], [`pipeline`],
 //! [`config`], [`report`], [`shrink`], [`train`], [`check`], [`measure`], [`io`], [`networks`], [`data`], [`engine`],
-//! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`dtype`] and [`error`].
+//! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`index`], [`dtype`]
+//! and [`error`].
 
 pub mod check;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod dtype;
 pub mod engine;
 pub mod error;
 pub mod graph;
+pub mod index;
 pub mod io;
 pub mod measure;
 pub mod model;

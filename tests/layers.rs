@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of `src/lib.rs` from top to bottom, as its doc comment lists them.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 21] = [
     "cli", "pipeline", "config", "report", "shrink", "train", "check", "measure", "io", "networks", "data", "engine",
-    "model", "graph", "ops", "device", "tensor", "shape", "dtype", "error",
+    "model", "graph", "ops", "device", "tensor", "shape", "index", "dtype", "error",
 ];
 
 /// Where a layer stands in [`LAYERS`], 0 being the top.

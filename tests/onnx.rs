@@ -179,7 +179,7 @@ fn network(case: &Case) -> Result<(), Failed> {
         if let Op::Activation(activation) = &mut node.op
             && let Some(site) = activation.site
         {
-            activation.slope = [0.0, 0.3, 0.85, 1.0][site % 4];
+            activation.slope = [0.0, 0.3, 0.85, 1.0][site.index() % 4];
         }
     }
     agrees(&format!("{name}, slopes"), &model, 7).map(drop)

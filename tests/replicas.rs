@@ -55,7 +55,7 @@ fn model() -> Model {
     let mut x = b.conv_bn(("stem", dense), ("stem_bn", bn(8)), 0);
     x = b.activation(Activation::RELU6, x);
     let (input, first) = (x, b.next_node());
-    let act = Activation { site: Some(b.next_block()), ..Activation::RELU6 };
+    let act = Activation { site: Some(b.next_block().site()), ..Activation::RELU6 };
     x = b.conv_bn(("dw", GraphBuilder::conv(8, 8, Window::square(3, 1, 1), 8)), ("bn1", bn(8)), x);
     x = b.activation(act, x);
     x = b.conv_bn(("pw", GraphBuilder::conv(8, 8, Window::square(1, 1, 0), 1)), ("bn2", bn(8)), x);

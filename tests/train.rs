@@ -52,7 +52,7 @@ fn model(seed: u64) -> Model {
     x = b.activation(Activation::RELU6, x);
     for block in 0..2 {
         let (input, first) = (x, b.next_node());
-        let act = Activation { site: Some(b.next_block()), ..Activation::RELU6 };
+        let act = Activation { site: Some(b.next_block().site()), ..Activation::RELU6 };
         let name = |part: &str| format!("blocks.{block}.{part}");
         x = b.conv_bn((&name("dw"), GraphBuilder::conv(8, 8, window, 8)), (&name("bn1"), bn(8)), x);
         x = b.activation(act, x);

@@ -6,7 +6,7 @@ use crate::engine::{Backpropagated, Sequence, SequenceRun};
 use crate::ops::activation::Activation;
 use crate::ops::conv::{Bias, Conv, ConvProblem, ConvStep};
 use crate::ops::epilogue::{BiasOperand, PlannedEpilogue};
-use crate::ops::step::{Operand, Place, ValueId, Values};
+use crate::ops::step::{Operand, ParamId, Place, ValueId, Values};
 use crate::shape::{Padding, Shape, Window};
 
 /// n, (h, w, c_in), c_out, (k_h, k_w), (stride_h, stride_w), padding top/left/bottom/right, groups.
@@ -120,9 +120,9 @@ impl Planned {
     fn new(p: &ConvProblem, bias: Option<Bias>, act: Option<Activation>) -> Self {
         let mut values = Values::default();
         let (x, y) = (values.activation(p.input), values.activation(p.output));
-        let w = values.pinned(Place::Weight(0), p.weight_len());
+        let w = values.pinned(Place::Weight(ParamId::new(0)), p.weight_len());
         let len = if bias == Some(Bias::Map) { p.output.len() } else { p.output.c };
-        let bias_value = bias.map(|_| values.pinned(Place::Param(1), len));
+        let bias_value = bias.map(|_| values.pinned(Place::Param(ParamId::new(1)), len));
         // Behind an activation comes a residual too, so that the order of both shows.
         let residual = act.map(|_| values.activation(p.output));
         let operand = match (bias, bias_value) {

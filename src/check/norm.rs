@@ -10,11 +10,17 @@ use crate::ops::batch_norm::{
 };
 use crate::ops::conv::{Bias, Conv, ConvProblem, ConvStep};
 use crate::ops::epilogue::PlannedEpilogue;
-use crate::ops::step::{Operand, Place, Step, ValueId, Values};
+use crate::ops::step::{Operand, ParamId, Place, SiteId, Step, ValueId, Values};
 use crate::shape::{Shape, Window};
 
 /// lines, w, c, whether a residual follows, limit and slope of an activation.
 pub type NormRow = (usize, usize, usize, bool, Option<(f32, f32)>);
+
+/// The parameters of the cases.
+const WEIGHT: ParamId = ParamId::new(0);
+const GAMMA: ParamId = ParamId::new(1);
+const BETA: ParamId = ParamId::new(2);
+const RUNNING: [ParamId; 2] = [ParamId::new(3), ParamId::new(4)];
 
 /// With and without residual and activation; a slope of 1 and of 0; one pixel per line; many channels and few.
 pub const NORMS: &[NormRow] = &[
@@ -59,14 +65,14 @@ impl Planned {
         let of = Normalisation {
             problem,
             y,
-            gamma: values.pinned(Place::Param(1), c),
-            beta: values.pinned(Place::Param(2), c),
+            gamma: values.pinned(Place::Param(GAMMA), c),
+            beta: values.pinned(Place::Param(BETA), c),
             statistics,
             residual: with_residual.then(|| values.activation(shape)),
-            act: act.map(|(limit, slope)| Activation { limit: Some(limit), site: Some(0), slope }),
+            act: act.map(|(limit, slope)| Activation { limit: Some(limit), site: Some(SiteId::new(0)), slope }),
             z: values.activation(shape),
         };
-        let running = [values.pinned(Place::Running(3), c), values.pinned(Place::Running(4), c)];
+        let running = RUNNING.map(|param| values.pinned(Place::Running(param), c));
         Self { values, of, to: PlannedStatistics { problem, statistics, running } }
     }
 
@@ -88,7 +94,7 @@ fn fused(row: NormRow, on: &On<'_>) -> Result<Vec<Output>> {
     let problem = ConvProblem::new(&conv, shape, 1).expect("a pointwise kernel fits");
     let mut values = Values::default();
     let (x, raw) = (values.activation(shape), values.activation(shape));
-    let weight = values.pinned(Place::Weight(0), c * c);
+    let weight = values.pinned(Place::Weight(WEIGHT), c * c);
     let planned = Planned::new(values, raw, row);
     let backend = on.device.backend();
     let on_host = backend == Backend::Host;
@@ -155,11 +161,11 @@ fn gradients(planned: &Planned, back: Backpropagated, forward: &mut SequenceRun,
         let values = on.get(run.buffer(gradient))?;
         outputs.push(match steps.values.get(gradient).place {
             // Products of the rounded dy with x, whose mean is large while that of dy is 0.
-            Place::ParamGradient(0) => Output::derived("dw", values, 100 * pixels, 8.0 * (pixels as f64).sqrt()),
-            Place::ParamGradient(1) => Output::float("dγ", values, pixels),
+            Place::ParamGradient(WEIGHT) => Output::derived("dw", values, 100 * pixels, 8.0 * (pixels as f64).sqrt()),
+            Place::ParamGradient(GAMMA) => Output::float("dγ", values, pixels),
             Place::ParamGradient(_) => Output::float("dβ", values, pixels),
             // The host forms the gradient of the raw result on load, and stores none.
-            _ if id == planned.of.y && of(Place::ParamGradient(0)).is_some() => continue,
+            _ if id == planned.of.y && of(Place::ParamGradient(WEIGHT)).is_some() => continue,
             _ => Output::rounded("dx", values, pixels),
         });
     }

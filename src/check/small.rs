@@ -14,7 +14,7 @@ use crate::ops::pool::PoolProblem;
 use crate::ops::pool::average::AvgPoolStep;
 use crate::ops::pool::global::GlobalPoolStep;
 use crate::ops::pool::max::MaxPoolStep;
-use crate::ops::step::{Place, Step, ValueId, Values};
+use crate::ops::step::{ParamId, Place, SiteId, Step, ValueId, Values};
 use crate::ops::{add, copy, dropout};
 use crate::shape::{Lines, Padding, Shape, Window};
 
@@ -124,7 +124,10 @@ fn linear_case(p: LinearProblem, on: &On<'_>) -> Result<Vec<Output>> {
     let LinearProblem { n, c_in, c_out } = p;
     let mut values = Values::default();
     let (x, y) = (values.activation(Shape::new(1, 1, c_in)), values.activation(Shape::new(1, 1, c_out)));
-    let (w, b) = (values.pinned(Place::Weight(0), c_in * c_out), values.pinned(Place::Param(1), c_out));
+    let (w, b) = (
+        values.pinned(Place::Weight(ParamId::new(0)), c_in * c_out),
+        values.pinned(Place::Param(ParamId::new(1)), c_out),
+    );
     let step = Box::new(LinearStep { layer: Linear { c_in, c_out }, x, w, b, y });
     let terms = Terms { y: c_in, dx: c_out };
     unary_case(Unary { values, step, x, y, n }, &on.numbers(1, n * c_in), terms, on)
@@ -201,7 +204,7 @@ fn activation_case(act: Activation, len: usize, on: &On<'_>) -> Result<Vec<Outpu
 }
 
 fn act(limit: f32, slope: f32) -> Activation {
-    Activation { limit: Some(limit), site: Some(0), slope }
+    Activation { limit: Some(limit), site: Some(SiteId::new(0)), slope }
 }
 
 /// What a 16-bit sum that is too large becomes is brought back between the bounds.

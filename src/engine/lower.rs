@@ -7,7 +7,7 @@ use crate::ops::conv::ConvStep;
 use crate::ops::epilogue::PlannedEpilogue;
 use crate::ops::inverted_residual::{InvertedResidualProblem, InvertedResidualStep, PlannedConv};
 use crate::ops::operation::LoweredNode;
-use crate::ops::step::{Backend, Operand, Place, Step, ValueId, Values};
+use crate::ops::step::{Backend, Operand, ParamId, Place, Step, ValueId, Values};
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -366,10 +366,12 @@ impl LoweredNode for At<'_, '_> {
         self.lowering.target.training
     }
 
-    fn param(&mut self, place: fn(usize) -> Place, role: ParamRole) -> Result<ValueId> {
+    fn param(&mut self, place: fn(ParamId) -> Place, role: ParamRole) -> Result<ValueId> {
         let Lowering { params, values, graph, .. } = &mut *self.lowering;
         let id = params.iter().position(|param| param.node == self.id && param.role == role);
-        let id = id.ok_or_else(|| Error::Graph(format!("{} lacks its {role:?}", graph.nodes[self.id].name)))?;
+        let id = id
+            .map(ParamId::new)
+            .ok_or_else(|| Error::Graph(format!("{} lacks its {role:?}", graph.nodes[self.id].name)))?;
         Ok(values.pinned(place(id), params[id].len()))
     }
 

@@ -36,7 +36,7 @@ impl Params {
         let (mut values_len, mut running_len) = (0, 0);
         let mut ranges = Vec::with_capacity(specs.len());
         let mut trained = Vec::new();
-        for (id, spec) in specs.iter().enumerate() {
+        for (id, spec) in ParamId::enumerate(&specs) {
             let end = if spec.role.is_trained() { &mut values_len } else { &mut running_len };
             let range = *end..*end + spec.len();
             *end = range.end.next_multiple_of(ALIGNMENT);

@@ -85,7 +85,7 @@ impl Pass<'_> {
                     let (to, range) = match place(id) {
                         Place::Running(param) => (&mut running, params.range(param)),
                         Place::ParamGradient(param) => (&mut gradients, params.range(param)),
-                        Place::Score(site) => (&mut of_scores, site..site + 1),
+                        Place::Score(site) => (&mut of_scores, site.index()..site.index() + 1),
                         _ => continue,
                     };
                     to.ids.push(id);

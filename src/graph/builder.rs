@@ -3,6 +3,7 @@
 use super::node::{Block, Graph, Node, NodeId};
 use super::op::{Input, Op};
 use crate::Result;
+use crate::index::BlockId;
 use crate::ops::activation::Activation;
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv::{Bias, Conv};
@@ -50,9 +51,9 @@ impl GraphBuilder {
         self.push(name, Op::Linear(Linear { c_in, c_out }), &[x])
     }
 
-    /// The index the next block will have: what its activations take as their site.
-    pub fn next_block(&self) -> usize {
-        self.graph.blocks.len()
+    /// The index the next block will have: its activations take its site.
+    pub fn next_block(&self) -> BlockId {
+        BlockId::new(self.graph.blocks.len())
     }
 
     /// The id the next node will have.

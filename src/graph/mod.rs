@@ -14,8 +14,8 @@ mod params;
 mod rewrite;
 mod segment;
 
+pub use crate::index::{BlockId, ParamId, SiteId};
 pub use crate::ops::operation::ParamRole;
-pub use crate::ops::step::SiteId;
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
 pub use counterpart::Counterpart;

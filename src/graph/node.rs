@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::file::GraphFile;
 use super::op::Op;
 use super::segment::Segment;
-use crate::ops::step::SiteId;
+use crate::index::SiteId;
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -141,7 +141,7 @@ impl Graph {
     /// Number of sites: one per block, then those that belong to no block.
     pub fn sites(&self) -> usize {
         let sites = self.nodes.iter().filter_map(Node::site);
-        sites.map(|site| site + 1).fold(self.blocks.len(), usize::max)
+        sites.map(|site| site.index() + 1).fold(self.blocks.len(), usize::max)
     }
 
     /// What has happened to a block: with a switchable activation it is active; without one, a single convolution
@@ -248,7 +248,7 @@ impl Graph {
             end = block_end;
         }
         for node in &self.nodes {
-            if let Some(site) = node.site().filter(|&site| site >= MAX_NODES) {
+            if let Some(site) = node.site().filter(|site| site.index() >= MAX_NODES) {
                 return Err(Error::Graph(format!("{} has mask {site}; there are {MAX_NODES} at most", node.name)));
             }
         }

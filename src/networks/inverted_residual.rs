@@ -3,7 +3,7 @@
 
 use super::{Family, Network, NetworkOptions, round_channels};
 use crate::Result;
-use crate::graph::{Activation, BatchNorm, Conv, Graph, GraphBuilder, NodeId, Op};
+use crate::graph::{Activation, BatchNorm, Conv, Graph, GraphBuilder, NodeId, Op, SiteId};
 use crate::shape::{Padding, Window};
 
 const STEM_CHANNELS: usize = 32;
@@ -67,7 +67,7 @@ impl Network for InvertedResiduals {
         let mut x = body.conv_bn(("conv_stem", stem), "bn1", 0);
         let blocks = (0..self.stages.len()).map(|stage| self.repeats(stage)).sum();
         // A site of its own behind those of the blocks.
-        x = body.b.activation(Activation { site: Some(blocks), ..self.activation }, x);
+        x = body.b.activation(Activation { site: Some(SiteId::new(blocks)), ..self.activation }, x);
         for (index, (stage, &stride)) in self.stages.iter().zip(&strides).enumerate() {
             let c_out = scaled(stage.channels);
             for repeat in 0..self.repeats(index) {
@@ -134,7 +134,7 @@ impl Body<'_> {
     /// One inverted residual: expand, depthwise, project; without expansion it is the depthwise-separable block, whose
     /// projection timm calls `conv_pw`.
     fn block(&mut self, name: &str, (input, c_in, c_out): (NodeId, usize, usize), stage: &Stage) -> NodeId {
-        let act = Activation { site: Some(self.b.next_block()), ..self.network.activation };
+        let act = Activation { site: Some(self.b.next_block().site()), ..self.network.activation };
         let first = self.b.next_node();
         let at = |suffix: &str| format!("{name}.{suffix}");
         let mut x = input;

@@ -74,7 +74,7 @@ impl ResNet {
         channels: usize,
         stride: usize,
     ) -> (NodeId, usize) {
-        let act = Activation { site: Some(b.next_block()), ..Activation::RELU };
+        let act = Activation { site: Some(b.next_block().site()), ..Activation::RELU };
         let first = b.next_node();
         let at = |suffix: &str| format!("{name}.{suffix}");
         let c_out = if self.bottleneck { channels * BOTTLENECK_EXPANSION } else { channels };

@@ -83,7 +83,7 @@ fn block(
     (c_in, c_out): (usize, usize),
     stride: usize,
 ) -> NodeId {
-    let site = Some(b.next_block());
+    let site = Some(b.next_block().site());
     let first = b.next_node();
     let name = format!("features.{index}");
     let mut x = input;

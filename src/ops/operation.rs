@@ -2,7 +2,7 @@
 //! called in ONNX. An operation's own file implements this; graph, lowering and export only ask.
 
 use super::conv::ConvFamily;
-use super::step::{Place, Step, ValueId, Values};
+use super::step::{ParamId, Place, Step, ValueId, Values};
 use crate::shape::{Shape, Window};
 use crate::{Error, Result};
 
@@ -160,7 +160,7 @@ pub trait LoweredNode {
     ///
     /// # Errors
     /// When the operation has none.
-    fn param(&mut self, place: fn(usize) -> Place, role: ParamRole) -> Result<ValueId>;
+    fn param(&mut self, place: fn(ParamId) -> Place, role: ParamRole) -> Result<ValueId>;
 
     /// The table of values.
     fn values(&mut self) -> &mut Values;

@@ -13,17 +13,8 @@ use super::dropout::DropoutStream;
 pub use crate::device::Backend;
 use crate::device::{View, ViewMut};
 use crate::dtype::Dtype;
+pub use crate::index::{ParamId, SiteId, ValueId};
 use crate::shape::Shape;
-
-/// Index of a value in its plan's table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ValueId(usize);
-
-/// Index of a parameter in [`crate::graph::Graph::params`].
-pub type ParamId = usize;
-
-/// Index of a group of activations that are switched together: those of block b are site b, further sites follow.
-pub type SiteId = usize;
 
 /// How many elements a value has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,7 +88,7 @@ impl Values {
     /// Adds a value.
     pub fn add(&mut self, extent: Extent, store: Store, place: Place) -> ValueId {
         self.0.push(Value { extent, store, place });
-        ValueId(self.0.len() - 1)
+        ValueId::new(self.0.len() - 1)
     }
 
     /// Adds an activation, or the gradient of one.
@@ -113,7 +104,7 @@ impl Values {
     /// The value that lies at a place outside planned memory, added where it is not known yet.
     pub fn pinned(&mut self, place: Place, len: usize) -> ValueId {
         if let Some(known) = self.0.iter().position(|value| value.place == place) {
-            return ValueId(known);
+            return ValueId::new(known);
         }
         let store = if matches!(place, Place::Weight(_)) { Store::Activation } else { Store::Float };
         self.add(Extent::Fixed(len), store, place)
@@ -121,7 +112,7 @@ impl Values {
 
     /// A value.
     pub fn get(&self, id: ValueId) -> &Value {
-        &self.0[id.0]
+        &self.0[id]
     }
 
     /// Number of values.
@@ -136,14 +127,7 @@ impl Values {
 
     /// All values with their ids, in the order in which they were added.
     pub fn iter(&self) -> impl Iterator<Item = (ValueId, &Value)> {
-        self.0.iter().enumerate().map(|(id, value)| (ValueId(id), value))
-    }
-}
-
-impl ValueId {
-    /// Its place in the table.
-    pub fn index(self) -> usize {
-        self.0
+        ValueId::enumerate(&self.0)
     }
 }
 
@@ -389,7 +373,7 @@ impl<'a> Io<'a> {
     pub fn act(&self, activation: &Activation) -> Act<'a> {
         let of_site = activation.site.zip(self.slopes.values);
         let slope = of_site.map_or(activation.slope, |(site, slopes)| slopes[site]);
-        let at = of_site.and_then(|(site, _)| Some(self.slopes.at?.slice(site..site + 1)));
+        let at = of_site.and_then(|(site, _)| Some(self.slopes.at?.slice(site.index()..site.index() + 1)));
         Act::new(activation.limit, slope).at(at)
     }
 

@@ -10,7 +10,7 @@ use super::merge::check;
 use super::padding::PaddingMode;
 use super::selection::{Selection, future_segments, with_reordered_padding};
 use crate::graph::{
-    Activation, Block, BlockState, Conv, ConvFamily, Graph, Node, NodeId, Op, Segment, SegmentEnds, SiteId,
+    Activation, Block, BlockId, BlockState, Conv, ConvFamily, Graph, Node, NodeId, Op, Segment, SegmentEnds, SiteId,
 };
 use crate::model::{Model, Weights};
 use crate::{Error, Result};
@@ -68,7 +68,7 @@ impl<'a> From<&'a Selection> for Freed<'a> {
 impl Freed<'_> {
     /// Whether the activations of a site are to go.
     fn frees(self, site: SiteId) -> bool {
-        self.kept.get(site).is_some_and(|kept| !kept)
+        self.kept.get(site.index()).is_some_and(|kept| !kept)
     }
 }
 
@@ -105,8 +105,9 @@ pub fn check_linearise<'a>(graph: &Graph, freed: impl Into<Freed<'a>>, options: 
 /// The graph that finetuning starts with.
 fn prepared(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Graph> {
     check_mask(graph, freed.kept)?;
-    let blocks: Vec<usize> =
-        (0..graph.blocks.len()).filter(|&b| freed.frees(b) && graph.state(b) == BlockState::Active).collect();
+    let blocks: Vec<usize> = (0..graph.blocks.len())
+        .filter(|&b| freed.frees(BlockId::new(b).site()) && graph.state(b) == BlockState::Active)
+        .collect();
     let graph = if options.final_activation { add_final_activations(graph, &blocks, freed)? } else { graph.clone() };
     // Segments are those of the graph without activations, where blocks that cannot be merged are refused before hours of
     // finetuning.
@@ -129,7 +130,7 @@ fn prepared(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Grap
 pub fn drop_linear_activations(model: &Model, removed: &[bool]) -> Result<Model> {
     let kept: Vec<bool> = removed.iter().map(|removed| !removed).collect();
     check_length(&model.graph, &kept)?;
-    with_weights(without_activations(&model.graph, |site| removed.get(site) == Some(&true))?, model)
+    with_weights(without_activations(&model.graph, |site| removed.get(site.index()) == Some(&true))?, model)
 }
 
 /// A mask has one entry per block, and may go on with one for each further site.

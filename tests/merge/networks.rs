@@ -1,6 +1,6 @@
 //! Small networks to merge.
 
-use depthshrinker::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, NodeId, Op};
+use depthshrinker::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, NodeId, Op, SiteId};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::{Padding, Shape, Window};
 
@@ -78,7 +78,7 @@ pub fn chain(input: Shape, members: &[Member], residual: bool) -> depthshrinker:
 /// An active inverted-residual block: expand, depthwise k×k, project, masked ReLU6 in between.
 pub fn inverted_residual(input: Shape, hidden: usize, c_out: usize, k: usize, stride: usize, pad: Padding) -> Graph {
     one_block(input, c_out, |b, input_id| {
-        let act = Activation { site: Some(0), ..Activation::RELU6 };
+        let act = Activation { site: Some(SiteId::new(0)), ..Activation::RELU6 };
         let window = Window { pad, ..Window::square(k, stride, 0) };
         let depthwise = Member { window, ..Member::depthwise(hidden, k, stride, 0) };
         let mut x = input_id;

@@ -1,6 +1,6 @@
 //! A merge that would not be exact is refused, with a reason that names block, node and remedy.
 
-use depthshrinker::graph::{Activation, AvgPool, Bias, Graph, Op};
+use depthshrinker::graph::{Activation, AvgPool, Bias, Graph, Op, SiteId};
 use depthshrinker::shape::{Padding, Shape, Window};
 use depthshrinker::shrink::merge::{Kernel, MergeOptions, Merged, fold, merge, merge_segments};
 use depthshrinker::shrink::padding::PaddingMode;
@@ -47,7 +47,7 @@ fn a_pool_inside_is_refused() {
 fn a_masked_activation_at_the_end_is_refused() {
     let graph = one_block(Shape::new(6, 7, 3), 4, |b, input| {
         let x = push_chain(b, input, 3, &[Member::dense(4, 1, 1, 0)]);
-        b.activation(Activation { site: Some(0), ..Activation::RELU6 }, x);
+        b.activation(Activation { site: Some(SiteId::new(0)), ..Activation::RELU6 }, x);
     });
     assert_mentions(&refusal(graph.unwrap(), PaddingMode::BorderBias), &["0.bn.act", "activation inside"]);
 }
@@ -93,7 +93,7 @@ fn reordering_across_an_inner_skip_is_refused() {
     let members = [Member::dense(4, 3, 1, 1)];
     let graph = one_block(Shape::new(6, 7, 4), 4, |b, input| {
         let x = push_chain(b, input, 4, &members);
-        let x = b.activation(Activation { site: Some(0), ..Activation::RELU }, x);
+        let x = b.activation(Activation { site: Some(SiteId::new(0)), ..Activation::RELU }, x);
         let y = b.push("inner", crate::networks::conv(4, &Member::dense(4, 3, 1, 1)), &[x]);
         b.push("inner.add", Op::Add, &[x, y]);
     })

@@ -1,6 +1,6 @@
 //! Blocks of ResNet and VGG: shortcuts with a projection, chains of several padded convolutions; and whole networks.
 
-use depthshrinker::graph::{Activation, Graph, Op};
+use depthshrinker::graph::{Activation, Graph, Op, SiteId};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, Merged, merge, verify_random};
@@ -34,7 +34,7 @@ fn residual(input: Shape, members: &[Member], late: bool) -> Graph {
             c = member.c_out;
             x = b.push(format!("bn{i}"), bn(c, BN_EPS), &[x]);
             if i + 1 < members.len() {
-                x = b.activation(Activation { site: Some(0), ..Activation::RELU }, x);
+                x = b.activation(Activation { site: Some(SiteId::new(0)), ..Activation::RELU }, x);
             }
         }
         let shortcut = early.unwrap_or_else(|| project(b));
@@ -107,7 +107,7 @@ fn a_basic_block_is_refused_without_reordering() {
 fn a_projection_from_inside_is_refused() {
     let graph = one_block(Shape::new(8, 8, 4), 4, |b, input| {
         let x = b.push("first", conv(4, &Member::dense(4, 3, 1, 1)), &[input]);
-        let x = b.activation(Activation { site: Some(0), ..Activation::RELU }, x);
+        let x = b.activation(Activation { site: Some(SiteId::new(0)), ..Activation::RELU }, x);
         let short = b.push("short", conv(4, &Member::dense(4, 1, 1, 0)), &[x]);
         let y = b.push("second", conv(4, &Member::dense(4, 3, 1, 1)), &[x]);
         let y = b.push("third", conv(4, &Member::dense(4, 1, 1, 0)), &[y]);

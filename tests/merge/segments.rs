@@ -2,7 +2,7 @@
 
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{Activation, BlockState, Graph, GraphBuilder, Op, SegmentEnds};
+use depthshrinker::graph::{Activation, BlockState, Graph, GraphBuilder, Op, SegmentEnds, SiteId};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge, merge_selection, verify_random};
@@ -101,7 +101,7 @@ fn two_blocks() -> Graph {
     let mut x = 0;
     for (block, c_out, stride, pad) in [(0, 4, 1, 1), (1, 6, 2, 0)] {
         let (input, first) = (x, b.next_node());
-        let act = Activation { site: Some(block), ..Activation::RELU6 };
+        let act = Activation { site: Some(SiteId::new(block)), ..Activation::RELU6 };
         for (name, c, member) in [
             ("pw", 4, Member::dense(9, 1, 1, 0)),
             ("dw", 9, Member::depthwise(9, 3, stride, pad)),

@@ -4,7 +4,8 @@ use super::{ConvFamily, ConvGradient, ConvInput, ConvProblem, GradientsOut};
 use crate::ops::batch_norm::{PlannedStatistics, PlannedSums};
 use crate::ops::epilogue::PlannedEpilogue;
 use crate::ops::step::{
-    Backend, Backward, ComputeUnit, GradientOperand, Io, Operand, Place, Sink, Step, Uses, ValueId, Values, Work,
+    Backend, Backward, ComputeUnit, GradientOperand, Io, Operand, ParamId, Place, Sink, Step, Uses, ValueId, Values,
+    Work,
 };
 
 /// y = φ(conv(x, w) + bias + residual), or y = conv(x, w) with the statistics of y.
@@ -137,8 +138,8 @@ impl LoneGradients {
         let mut values = Values::default();
         let (x, dy) = (values.activation(problem.input), values.activation(problem.output));
         let dx = Sink { value: values.activation(problem.input), add: false };
-        let w = values.pinned(Place::Weight(0), problem.weight_len());
-        let dw = values.pinned(Place::ParamGradient(0), problem.weight_len());
+        let w = values.pinned(Place::Weight(ParamId::new(0)), problem.weight_len());
+        let dw = values.pinned(Place::ParamGradient(ParamId::new(0)), problem.weight_len());
         let (operand, gradient) = (Operand::Stored(x), GradientOperand::Stored(dy));
         let host = |dx| ConvGradients { problem, x: operand, w, dy: gradient, dx, dw, db: None, sums: None };
         let (weights, input): (Box<dyn Step>, Box<dyn Step>) = match backend {
