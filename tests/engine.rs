@@ -5,7 +5,7 @@ mod reference;
 
 use depthshrinker::device::{Device, View, ViewMut};
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{ConvFamily, ParamRole};
+use depthshrinker::graph::{ConvFamily, NodeId, ParamRole};
 use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
@@ -125,7 +125,7 @@ fn wrong_batches_are_refused() {
     assert!(training.forward(&vec![0.0; 3 * len]).is_err(), "batch statistics need the whole batch");
     assert!(training.forward(&vec![0.0; 4 * len - 1]).is_err());
     assert!(training.set_slopes(&[0.0]).is_err());
-    assert!(training.tap(3).is_err());
+    assert!(training.tap(NodeId::new(3)).is_err());
     let mut inference = engine(&model, 4, Fusion::OnLoad, false);
     assert!(inference.forward(&vec![0.0; 5 * len]).is_err());
     assert!(inference.backward(&Device::Cpu.zeros(40).unwrap()).is_err());
@@ -231,7 +231,7 @@ fn pytorch_agrees_on_every_convolution_and_its_gradients() {
         let nhwc = |key: &str| nhwc(&fixture(&tensors, &format!("{name}/{key}")));
         let spec = depthshrinker::graph::ParamSpec {
             name: name.clone(),
-            node: 0,
+            node: NodeId::INPUT,
             role: ParamRole::ConvWeight(conv.family()),
             shape: match conv.family() {
                 ConvFamily::Depthwise => vec![k_h, k_w, c_in],

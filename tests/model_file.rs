@@ -7,7 +7,7 @@ use std::process::Command;
 
 use depthshrinker::Error;
 use depthshrinker::data::{Interpolation, Resize};
-use depthshrinker::graph::{Bias, Conv, GraphBuilder, Op, ParamRole};
+use depthshrinker::graph::{Bias, Conv, GraphBuilder, NodeId, Op, ParamRole};
 use depthshrinker::io::atomic::remove_leftovers;
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::{Checkpoint, DataInfo, ModelInfo, Position, Sums, read_model, write_atomic, write_model};
@@ -35,7 +35,7 @@ fn mobilenet() -> Model {
 fn merged_like() -> Model {
     let mut b = GraphBuilder::new("merged", Shape::new(5, 7, 2));
     let dense = Conv { bias: Bias::Map, ..GraphBuilder::conv(2, 4, Window::square(3, 2, 1), 1) };
-    let mut x = b.push("dense", Op::Conv(dense), &[0]);
+    let mut x = b.push("dense", Op::Conv(dense), &[NodeId::INPUT]);
     let depthwise = Conv { bias: Bias::Channel, ..GraphBuilder::conv(4, 4, Window::square(3, 1, 1), 4) };
     x = b.push("depthwise", Op::Conv(depthwise), &[x]);
     x = b.push("pointwise", Op::Conv(GraphBuilder::conv(4, 6, Window::square(1, 1, 0), 1)), &[x]);

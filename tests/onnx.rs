@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use depthshrinker::device::Device;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::graph::{
-    Activation, AvgPool, BatchNorm, Bias, Conv, Dropout, Graph, GraphBuilder, MaxPool, Op, ParamRole,
+    Activation, AvgPool, BatchNorm, Bias, Conv, Dropout, Graph, GraphBuilder, MaxPool, NodeId, Op, ParamRole,
 };
 use depthshrinker::io::ModelInfo;
 use depthshrinker::io::layout::nchw_to_nhwc;
@@ -211,7 +211,7 @@ fn rare_nodes() -> Result<(), Failed> {
     let bn = |channels| Op::BatchNorm(BatchNorm { channels, eps: 1e-3, momentum: 0.1 });
     let pad = Padding { top: 0, left: 2, bottom: 3, right: 1 };
     let uneven = Window { k_h: 3, k_w: 5, stride_h: 2, stride_w: 1, pad };
-    let first = b.push("bn_of_input", bn(4), &[0]);
+    let first = b.push("bn_of_input", bn(4), &[NodeId::INPUT]);
     let dense = b.push("dense", Op::Conv(Conv { bias: Bias::Map, ..GraphBuilder::conv(4, 6, uneven, 2) }), &[first]);
     let x = b.push("bn_of_map", bn(6), &[dense]);
     let relu = b.activation(Activation { limit: None, ..Activation::RELU6 }, x);

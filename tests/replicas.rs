@@ -12,7 +12,7 @@ use depthshrinker::device::gpu::Gpu;
 use depthshrinker::device::{Buffer, Device, View};
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, Op};
+use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, NodeId, Op};
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::ops::augment::ImageView;
 use depthshrinker::ops::loss::{Gradient, LossRecord, LossSum, cross_entropy};
@@ -52,7 +52,7 @@ fn model() -> Model {
     let mut b = GraphBuilder::new("tiny", SHAPE.into());
     let bn = |channels| BatchNorm { channels, eps: 1e-5, momentum: 0.1 };
     let dense = GraphBuilder::conv(1, 8, Window::square(3, 2, 1), 1);
-    let mut x = b.conv_bn(("stem", dense), ("stem_bn", bn(8)), 0);
+    let mut x = b.conv_bn(("stem", dense), ("stem_bn", bn(8)), NodeId::INPUT);
     x = b.activation(Activation::RELU6, x);
     let (input, first) = (x, b.next_node());
     let act = Activation { site: Some(b.next_block().site()), ..Activation::RELU6 };

@@ -95,9 +95,9 @@ fn kernels_cover_every_node_once_and_count_what_the_graph_counts() {
     // 52 convolutions, pool and classifier: nothing is left beside them.
     assert_eq!(kernels.len(), 54);
     let folded = graph.without_batch_norm().unwrap().0;
-    let mut nodes: Vec<usize> = kernels.iter().flat_map(|k| k.nodes.clone()).collect();
+    let mut nodes: Vec<NodeId> = kernels.iter().flat_map(|k| k.nodes.clone()).collect();
     nodes.sort_unstable();
-    assert_eq!(nodes, (1..folded.nodes.len()).collect::<Vec<_>>());
+    assert_eq!(nodes, NodeId::all(folded.nodes.len()).skip(1).collect::<Vec<_>>());
     let pool = |k: &&KernelCost| k.name != "global_pool";
     let macs: u64 = kernels.iter().filter(pool).map(|k| k.flops / 2).sum();
     assert_eq!(macs, 300_774_272);
@@ -261,7 +261,7 @@ fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
 /// The structure of a merged network: one dense convolution and an activation in place of each block not kept.
 fn merged(graph: &Graph, kept: &[u8]) -> Graph {
     let shapes = graph.shapes().unwrap();
-    let emit = |id: usize, node: &Node, out: &mut Emitter| {
+    let emit = |id: NodeId, node: &Node, out: &mut Emitter| {
         let Some(index) = graph.blocks.iter().position(|b| b.nodes.contains(&id)).filter(|&b| kept[b] == 0) else {
             return Ok(out.copy(node));
         };

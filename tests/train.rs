@@ -9,7 +9,7 @@ use std::time::Duration;
 use depthshrinker::data::{Augment, Dataset, ImageShape, Loader};
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, Op};
+use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, NodeId, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::train::{
@@ -48,7 +48,7 @@ fn model(seed: u64) -> Model {
     let mut b = GraphBuilder::new("tiny", Shape::new(8, 9, 1));
     let bn = |channels| BatchNorm { channels, eps: 1e-5, momentum: 0.1 };
     let window = Window::square(3, 1, 1);
-    let mut x = b.conv_bn(("stem", GraphBuilder::conv(1, 8, window, 1)), ("stem_bn", bn(8)), 0);
+    let mut x = b.conv_bn(("stem", GraphBuilder::conv(1, 8, window, 1)), ("stem_bn", bn(8)), NodeId::INPUT);
     x = b.activation(Activation::RELU6, x);
     for block in 0..2 {
         let (input, first) = (x, b.next_node());
@@ -431,7 +431,7 @@ fn a_student_follows_its_teacher() {
     let again = run(&config, &mut NoHook, Some(&distillation), &mut Session::silent()).unwrap();
     assert_same("distillation", &again, &want);
 
-    let misfit = Distillation { feature_pairs: vec![(output, 0)], ..distillation.clone() };
+    let misfit = Distillation { feature_pairs: vec![(output, NodeId::INPUT)], ..distillation.clone() };
     assert!(run(&config, &mut NoHook, Some(&misfit), &mut Session::silent()).is_err());
     let cold = Distillation { temperature: 0.0, ..distillation };
     assert!(matches!(run(&config, &mut NoHook, Some(&cold), &mut Session::silent()), Err(Error::Config(_))));

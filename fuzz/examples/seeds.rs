@@ -26,13 +26,12 @@ fn tiny(state: BlockState) -> Outcome<Model> {
     let options = NetworkOptions { head_channels: Some(8), ..NetworkOptions::new(Shape::new(8, 9, 1), 2) };
     let mut graph: Graph = build("mobilenetv2-0.1", &options)?;
     let (block, input, classifier) = (graph.blocks[0].clone(), graph.input_shape(), graph.nodes.pop());
-    graph.nodes.truncate(block.nodes.end);
+    graph.nodes.truncate(block.nodes.end.index());
     graph.blocks.truncate(1);
     let mut classifier = classifier.ok_or("a graph has nodes")?;
     let mut pool = classifier.clone();
-    (pool.name, pool.inputs, pool.op) =
-        ("pool".into(), vec![graph.nodes.len() - 1], depthshrinker::graph::Op::GlobalAvgPool);
-    classifier.inputs = vec![graph.nodes.len()];
+    (pool.name, pool.inputs, pool.op) = ("pool".into(), vec![graph.output()], depthshrinker::graph::Op::GlobalAvgPool);
+    classifier.inputs = vec![graph.output().next()];
     graph.nodes.extend([pool, classifier]);
     assert_eq!(graph.input_shape(), input);
     let mut model = Model::initialise(graph, 1)?;

@@ -2,7 +2,7 @@
 
 use super::{Case, On, Output};
 use crate::engine::{Engine, EngineOptions, Fusion};
-use crate::graph::{Activation, Bias, Conv, GraphBuilder, Op};
+use crate::graph::{Activation, Bias, Conv, GraphBuilder, NodeId, Op};
 use crate::model::{Model, Weights};
 use crate::ops::activation::Clamp;
 use crate::ops::inverted_residual::InvertedResidualProblem;
@@ -126,7 +126,7 @@ impl BlockRow {
         let mut b = GraphBuilder::new("block", p.input);
         let acts =
             self.activations().map(|clamp| Activation { limit: Some(clamp.limit), site: None, slope: clamp.slope });
-        let mut x = 0;
+        let mut x = NodeId::INPUT;
         let names = ["expand", "depthwise", "project"];
         let convs = [p.expand(), Some(p.depthwise()), Some(p.project())];
         for ((name, conv), act) in names.into_iter().zip(convs).zip(acts) {
@@ -138,7 +138,7 @@ impl BlockRow {
             x = b.push(name, Op::Conv(biased), &[x]);
             let is_last = name == "project";
             if is_last && self.shortcut {
-                x = b.push("add", Op::Add, &[x, 0]);
+                x = b.push("add", Op::Add, &[x, NodeId::INPUT]);
             }
             if !is_last || self.last.is_some() {
                 x = b.push(format!("{name}.act"), Op::Activation(act), &[x]);

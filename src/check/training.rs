@@ -5,7 +5,7 @@ use crate::Result;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::engine::Fusion;
-use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, MaxPool, Op, SiteId};
+use crate::graph::{Activation, BatchNorm, Bias, Conv, Graph, GraphBuilder, MaxPool, NodeId, Op, SiteId};
 use crate::model::Model;
 use crate::networks::{NetworkOptions, build};
 use crate::ops::optimizer::{Optimizer, Update};
@@ -66,7 +66,7 @@ pub fn pooled() -> Result<Graph> {
     let bn = |channels| BatchNorm { channels, eps: 1e-5, momentum: 0.1 };
     let act = Activation { site: Some(SiteId::new(0)), ..Activation::RELU };
     let biased = Conv { bias: Bias::Channel, ..GraphBuilder::conv(1, 8, Window::square(3, 1, 1), 1) };
-    let mut x = b.push("stem", Op::Conv(biased), &[0]);
+    let mut x = b.push("stem", Op::Conv(biased), &[NodeId::INPUT]);
     x = b.push("stem_bn", Op::BatchNorm(bn(8)), &[x]);
     x = b.activation(Activation::RELU, x);
     let input = b.push("pool", Op::MaxPool(MaxPool { window: Window::square(3, 2, 1) }), &[x]);

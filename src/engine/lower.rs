@@ -88,7 +88,7 @@ impl<'a> Lowering<'a> {
     pub fn groups(&mut self) -> Result<Vec<Group>> {
         let mut groups: Vec<Group> = Vec::new();
         let mut covered = vec![false; self.graph.nodes.len()];
-        for id in 1..self.graph.nodes.len() {
+        for id in NodeId::all(self.graph.nodes.len()).skip(1) {
             if covered[id] {
                 continue;
             }

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::device::{Buffer, Device};
+use crate::graph::NodeId;
 use crate::ops::step::{Extent, Place, Store, ValueId};
 
 use super::plan::Plan;
@@ -49,9 +50,9 @@ impl Layout {
             let (from, to) = lives[value.index()].unwrap_or((time, time));
             lives[value.index()] = Some((from.min(time), to.max(time)));
         };
-        touch(plan.value(0), 0);
+        touch(plan.value(NodeId::INPUT), 0);
         // Whoever runs the plan reads the output and the taps, and gives their gradients.
-        for node in plan.target.taps.iter().copied().chain([plan.shapes.len() - 1]) {
+        for node in plan.target.taps.iter().copied().chain([NodeId::new(plan.shapes.len() - 1)]) {
             touch(plan.value(node), loss);
         }
         plan.given().iter().for_each(|&(_, gradient)| touch(gradient, loss));

@@ -115,12 +115,12 @@ impl Engine {
         if options.batch == 0 {
             return Err(Error::Config("a batch needs at least one image".into()));
         }
-        if let Some(tap) = options.taps.iter().find(|&&tap| tap >= model.graph.nodes.len()) {
+        if let Some(tap) = options.taps.iter().find(|tap| tap.index() >= model.graph.nodes.len()) {
             return Err(Error::Graph(format!("tap {tap} is no node of {}", model.graph.name)));
         }
         let (planned, map) = match options.folds() {
             true => model.folded_with_map()?,
-            false => (model.clone(), (0..model.graph.nodes.len()).collect()),
+            false => (model.clone(), NodeId::all(model.graph.nodes.len()).collect()),
         };
         let target = Target {
             backend: device.backend(),
@@ -285,7 +285,7 @@ impl Engine {
         self.begin(images.len() / len)?;
         match images {
             View::Host(images) if self.runs_whole_batches() => {
-                self.memory.of_mut(&self.layout, self.plan.value(0)).write(images)?;
+                self.memory.of_mut(&self.layout, self.plan.value(NodeId::INPUT)).write(images)?;
             }
             View::Host(images) => self.images.copy_from_slice(images),
             View::Gpu(_) => copy(images, self.images_mut()),
@@ -317,7 +317,7 @@ impl Engine {
     pub fn images_mut(&mut self) -> ViewMut<'_> {
         if self.runs_whole_batches() {
             let len = self.n * self.graph.input_shape().len();
-            self.memory.of_mut(&self.layout, self.plan.value(0)).view_mut(0..len)
+            self.memory.of_mut(&self.layout, self.plan.value(NodeId::INPUT)).view_mut(0..len)
         } else {
             ViewMut::Host(&mut self.images)
         }
@@ -326,7 +326,7 @@ impl Engine {
     /// The images of the last pass `[n, h, w, c]` on the engine's device.
     pub fn images(&self) -> View<'_> {
         if self.runs_whole_batches() {
-            self.running().view(&self.memory, self.plan.value(0))
+            self.running().view(&self.memory, self.plan.value(NodeId::INPUT))
         } else {
             View::Host(&self.images)
         }
@@ -487,7 +487,7 @@ impl Engine {
             let slopes = slopes(&self.slopes, None);
             let (plan, layout) = (&self.plan, &self.layout);
             let running = Running { plan, layout, n, slopes, dropout: &self.dropout };
-            memory.of_mut(layout, plan.value(0)).write(images)?;
+            memory.of_mut(layout, plan.value(NodeId::INPUT)).write(images)?;
             running.run(&plan.steps, Lent::Shared(&self.params), &mut memory);
             memory.of(layout, plan.value(self.graph.output())).read(&mut logits[..n * output])?;
             self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);

@@ -1,8 +1,9 @@
 //! Which batch-norms disappear into a convolution at inference: one rule for networks with weights and without.
 
-use super::node::{Graph, NodeId};
+use super::node::Graph;
 use super::op::Op;
 use crate::Result;
+use crate::index::NodeId;
 use crate::ops::conv::{Bias, Conv};
 
 impl Graph {
@@ -15,7 +16,7 @@ impl Graph {
             }
             _ => None,
         };
-        users.iter().enumerate().map(fold).collect()
+        NodeId::enumerate(&users).map(fold).collect()
     }
 
     /// The graph that inference runs, and the new id of every old value: each batch-norm of

@@ -1,9 +1,9 @@
 //! Builds a graph node by node.
 
-use super::node::{Block, Graph, Node, NodeId};
+use super::node::{Block, Graph, Node};
 use super::op::{Input, Op};
 use crate::Result;
-use crate::index::BlockId;
+use crate::index::{BlockId, NodeId};
 use crate::ops::activation::Activation;
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv::{Bias, Conv};
@@ -25,8 +25,9 @@ impl GraphBuilder {
 
     /// Appends any node.
     pub fn push(&mut self, name: impl Into<String>, op: Op, inputs: &[NodeId]) -> NodeId {
+        let id = self.next_node();
         self.graph.nodes.push(Node { name: name.into(), inputs: inputs.to_vec(), op });
-        self.graph.nodes.len() - 1
+        id
     }
 
     /// Appends a convolution without bias followed by batch-norm.
@@ -58,12 +59,12 @@ impl GraphBuilder {
 
     /// The id the next node will have.
     pub fn next_node(&self) -> NodeId {
-        self.graph.nodes.len()
+        NodeId::new(self.graph.nodes.len())
     }
 
     /// Declares the nodes from `first` to the latest one a block that reads `input`.
     pub fn block(&mut self, name: impl Into<String>, input: NodeId, first: NodeId) {
-        let nodes = first..self.graph.nodes.len();
+        let nodes = (first..self.next_node()).into();
         self.graph.blocks.push(Block { name: name.into(), input, nodes });
     }
 

@@ -3,6 +3,7 @@
 use super::node::Graph;
 use super::segment::Segment;
 use crate::Result;
+use crate::index::NodeId;
 
 /// What one node costs per image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,7 +38,7 @@ impl Cost {
 
     /// What a segment costs: the sum of its nodes, each of which reads and writes its own values.
     pub fn of(&self, segment: &Segment) -> NodeCost {
-        let sum = |of: fn(&NodeCost) -> u64| self.nodes[segment.nodes.clone()].iter().map(of).sum();
+        let sum = |of: fn(&NodeCost) -> u64| self.nodes[segment.nodes].iter().map(of).sum();
         NodeCost {
             macs: sum(|n| n.macs),
             reads: sum(|n| n.reads),
@@ -55,7 +56,7 @@ impl Graph {
     pub fn cost(&self) -> Result<Cost> {
         let shapes = self.shapes()?;
         let mut nodes = vec![NodeCost::default(); self.nodes.len()];
-        for (id, node) in self.nodes.iter().enumerate() {
+        for (id, node) in NodeId::enumerate(&self.nodes) {
             let macs = node.op.operation().macs(shapes[id]);
             let reads = node.inputs.iter().map(|&i| shapes[i].len() as u64).sum();
             nodes[id] = NodeCost { macs, reads, writes: shapes[id].len() as u64, params: 0 };

@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::node::{Graph, NodeId};
+use super::node::Graph;
 use super::op::Op;
 use super::segment::Segment;
+use crate::index::NodeId;
 use crate::{Error, Result};
 
 /// Blocks of one network and the same part of another: one block, or all that a merge took into one segment.
@@ -22,7 +23,7 @@ pub struct Counterpart {
 impl Graph {
     /// For every node the node of the same name in `other`, if there is one: surgery keeps the names of what it keeps.
     pub fn map_by_name(&self, other: &Graph) -> Vec<Option<NodeId>> {
-        let ids: HashMap<&str, NodeId> = other.nodes.iter().enumerate().map(|(id, n)| (n.name.as_str(), id)).collect();
+        let ids: HashMap<&str, NodeId> = NodeId::enumerate(&other.nodes).map(|(id, n)| (n.name.as_str(), id)).collect();
         self.nodes.iter().map(|node| ids.get(node.name.as_str()).copied()).collect()
     }
 
@@ -32,8 +33,9 @@ impl Graph {
     /// # Errors
     /// A map that does not belong to the two networks.
     pub fn counterparts(&self, other: &Graph, map: &[Option<NodeId>]) -> Result<Vec<Counterpart>> {
-        let known = |id: NodeId| id < other.nodes.len();
-        if map.len() != self.nodes.len() || map[0] != Some(0) || !map.iter().flatten().all(|&id| known(id)) {
+        let known = |id: NodeId| id.index() < other.nodes.len();
+        if map.len() != self.nodes.len() || map[0] != Some(NodeId::INPUT) || !map.iter().flatten().all(|&id| known(id))
+        {
             return Err(Error::Graph(format!(
                 "the map from {} to {} belongs to other networks",
                 self.name, other.name
@@ -69,8 +71,8 @@ impl Graph {
             }
             let (Some(new_input), Some(new_output)) = (map[input], map[output]) else { continue };
             let (new_input, new_output) = (finished(new_input), finished(new_output));
-            let before = Segment { input, nodes: start..output + 1 };
-            let after = Segment { input: new_input, nodes: new_input + 1..new_output + 1 };
+            let before = Segment { input, nodes: (start..=output).into() };
+            let after = Segment { input: new_input, nodes: (new_input.next()..=new_output).into() };
             self.check_segment(&before)?;
             other.check_segment(&after)?;
             parts.push(Counterpart { blocks: first..index + 1, before, after });

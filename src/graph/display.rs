@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::node::Graph;
+use crate::index::NodeId;
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -10,7 +11,7 @@ impl fmt::Display for Graph {
             return write!(f, "{} (malformed)", self.name);
         };
         writeln!(f, "{}: {} nodes, {} MACs, {} parameters", self.name, self.nodes.len(), cost.macs(), cost.params())?;
-        for (id, node) in self.nodes.iter().enumerate() {
+        for (id, node) in NodeId::enumerate(&self.nodes) {
             for (index, block) in self.blocks.iter().enumerate().filter(|(_, b)| b.nodes.start == id) {
                 writeln!(f, "  block {} ({:?})", block.name, self.state(index))?;
             }

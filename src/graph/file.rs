@@ -1,10 +1,9 @@
 //! The graph as model files have it: every block beside its state, which here follows from its nodes.
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 
-use super::node::{Block, BlockState, Graph, Node, NodeId};
+use super::node::{Block, BlockState, Graph, Node};
+use crate::index::{NodeId, NodeRange};
 
 /// A graph in a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,7 +21,7 @@ pub(super) struct GraphFile {
 struct BlockFile {
     name: String,
     input: NodeId,
-    nodes: Range<NodeId>,
+    nodes: NodeRange,
     #[serde(default = "unknown")]
     state: BlockState,
 }
@@ -33,7 +32,7 @@ fn unknown() -> BlockState {
 
 impl From<Graph> for GraphFile {
     fn from(graph: Graph) -> Self {
-        let state = |block: usize| match graph.blocks[block].nodes.end <= graph.nodes.len() {
+        let state = |block: usize| match graph.blocks[block].nodes.end.index() <= graph.nodes.len() {
             true => graph.state(block),
             false => unknown(),
         };

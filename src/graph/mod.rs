@@ -14,12 +14,12 @@ mod params;
 mod rewrite;
 mod segment;
 
-pub use crate::index::{BlockId, ParamId, SiteId};
+pub use crate::index::{BlockId, NodeId, NodeRange, ParamId, SiteId};
 pub use crate::ops::operation::ParamRole;
 pub use builder::GraphBuilder;
 pub use cost::{Cost, NodeCost};
 pub use counterpart::Counterpart;
-pub use node::{Block, BlockState, Graph, Node, NodeId};
+pub use node::{Block, BlockState, Graph, Node};
 pub use op::*;
 pub use params::ParamSpec;
 pub use rewrite::Emitter;

@@ -1,18 +1,13 @@
 //! Nodes, blocks and the checks that make a graph well formed.
 
-use std::ops::Range;
-
 use serde::{Deserialize, Serialize};
 
 use super::file::GraphFile;
 use super::op::Op;
 use super::segment::Segment;
-use crate::index::SiteId;
+use crate::index::{NodeId, NodeRange, SiteId};
 use crate::shape::Shape;
 use crate::{Error, Result};
-
-/// Index of a node, and of the one value it produces.
-pub type NodeId = usize;
 
 /// Largest number of elements of one image's activation, 256 MiB in f32: MobileNetV2 takes half as many at 1 024 pixels. A
 /// graph can come from a file, so its claims are bounded before anything is allocated, and nothing but a graph's claim
@@ -68,18 +63,18 @@ pub struct Block {
     pub input: NodeId,
     /// Its nodes, in order; the last produces its output. Empty where a merge took the block into the segment of a later
     /// one, whose first node stands at this place.
-    pub nodes: Range<NodeId>,
+    pub nodes: NodeRange,
 }
 
 impl Block {
     /// The value that leaves the block; of an empty block the one that enters it.
     pub fn output(&self) -> NodeId {
-        if self.nodes.is_empty() { self.input } else { self.nodes.end - 1 }
+        self.nodes.last().unwrap_or(self.input)
     }
 
     /// The block as a segment; an empty one has none.
     pub fn segment(&self) -> Option<Segment> {
-        (!self.nodes.is_empty()).then(|| Segment { input: self.input, nodes: self.nodes.clone() })
+        (!self.nodes.is_empty()).then(|| Segment { input: self.input, nodes: self.nodes })
     }
 }
 
@@ -106,7 +101,7 @@ impl Graph {
 
     /// The node whose value is the output.
     pub fn output(&self) -> NodeId {
-        self.nodes.len() - 1
+        NodeId::new(self.nodes.len() - 1)
     }
 
     /// The shape of the output.
@@ -147,7 +142,7 @@ impl Graph {
     /// What has happened to a block: with a switchable activation it is active; without one, a single convolution
     /// (with its final activation) or no node at all is merged, everything else linear.
     pub fn state(&self, block: usize) -> BlockState {
-        let nodes = &self.nodes[self.blocks[block].nodes.clone()];
+        let nodes = &self.nodes[self.blocks[block].nodes];
         if nodes.iter().any(|node| node.site().is_some()) {
             return BlockState::Active;
         }
@@ -166,7 +161,7 @@ impl Graph {
     /// The nodes that read each value.
     pub fn users(&self) -> Vec<Vec<NodeId>> {
         let mut users = vec![Vec::new(); self.nodes.len()];
-        for (id, node) in self.nodes.iter().enumerate() {
+        for (id, node) in NodeId::enumerate(&self.nodes) {
             for &input in &node.inputs {
                 users[input].push(id);
             }
@@ -200,7 +195,7 @@ impl Graph {
         }
         let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
         let mut names = std::collections::HashSet::new();
-        for (id, node) in self.nodes.iter().enumerate() {
+        for (id, node) in NodeId::enumerate(&self.nodes) {
             if !names.insert(node.name.as_str()) {
                 return Err(Error::Graph(format!("two nodes are called {}", node.name)));
             }
@@ -209,7 +204,7 @@ impl Graph {
             }
             let operation = node.op.operation();
             let expected = operation.arity();
-            if node.inputs.len() != expected || (expected == 0) != (id == 0) {
+            if node.inputs.len() != expected || (expected == 0) != (id == NodeId::INPUT) {
                 let got = node.inputs.len();
                 return Err(Error::Graph(format!("{} has {got} inputs, its operation takes {expected}", node.name)));
             }
@@ -234,11 +229,11 @@ impl Graph {
 
     /// Blocks lie in order, do not overlap, and have one entry and one exit.
     fn check_blocks(&self) -> Result<()> {
-        let mut end = 1;
+        let mut end = NodeId::INPUT.next();
         let users = self.users();
         for block in &self.blocks {
-            let Range { start, end: block_end } = block.nodes;
-            if start < end || block_end < start || block_end > self.nodes.len() || block.input >= start {
+            let NodeRange { start, end: block_end } = block.nodes;
+            if start < end || block_end < start || block_end.index() > self.nodes.len() || block.input >= start {
                 return Err(Error::Graph(format!("block {} does not lie in order within the graph", block.name)));
             }
             if let Some(node) = block.segment().and_then(|segment| self.second_way(&segment, &users)) {

@@ -1,7 +1,8 @@
 //! The parameters a graph needs: names, shapes and roles, in one fixed order.
 
-use super::node::{Graph, NodeId};
+use super::node::Graph;
 use crate::Result;
+use crate::index::NodeId;
 use crate::ops::operation::ParamRole;
 
 /// One parameter of a graph.
@@ -37,7 +38,7 @@ impl Graph {
     pub fn params(&self) -> Result<Vec<ParamSpec>> {
         let shapes = self.shapes()?;
         let mut params = Vec::new();
-        for (node, n) in self.nodes.iter().enumerate() {
+        for (node, n) in NodeId::enumerate(&self.nodes) {
             let own = n.op.operation().params(shapes[node]).into_iter();
             params.extend(own.map(|param| ParamSpec {
                 name: format!("{}.{}", n.name, param.suffix),

@@ -1,8 +1,9 @@
 //! Rewriting a graph node by node, carrying the blocks along.
 
-use super::node::{Block, Graph, Node, NodeId};
+use super::node::{Block, Graph, Node};
 use super::op::Op;
 use crate::Result;
+use crate::index::NodeId;
 
 /// Collects the nodes of the new graph while the old one is walked.
 #[derive(Debug)]
@@ -31,8 +32,14 @@ impl Emitter {
 
     /// Appends a node whose inputs are ids of the new graph.
     pub fn push(&mut self, node: Node) -> NodeId {
+        let id = self.next();
         self.nodes.push(node);
-        self.nodes.len() - 1
+        id
+    }
+
+    /// The id that the next new node will have.
+    fn next(&self) -> NodeId {
+        NodeId::new(self.nodes.len())
     }
 }
 
@@ -56,16 +63,16 @@ impl Graph {
     ) -> Result<(Graph, Vec<NodeId>)> {
         let mut emitter = Emitter { nodes: Vec::new(), map: Vec::new() };
         let mut starts = Vec::with_capacity(self.nodes.len() + 1);
-        for (id, node) in self.nodes.iter().enumerate() {
-            starts.push(emitter.nodes.len());
+        for (id, node) in NodeId::enumerate(&self.nodes) {
+            starts.push(emitter.next());
             let new = emit(id, node, &mut emitter)?;
             emitter.map.push(new);
         }
-        starts.push(emitter.nodes.len());
+        starts.push(emitter.next());
         let block = |block: &Block| Block {
             name: block.name.clone(),
             input: emitter.map[block.input],
-            nodes: starts[block.nodes.start]..starts[block.nodes.end],
+            nodes: (starts[block.nodes.start]..starts[block.nodes.end]).into(),
         };
         let blocks = self.blocks.iter().map(block).collect();
         let graph = Graph { name: self.name.clone(), nodes: emitter.nodes, blocks };

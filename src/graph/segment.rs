@@ -2,12 +2,12 @@
 //! is one, and so are several blocks, or the stem and the first block.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::node::{Graph, Node, NodeId};
+use super::node::{Graph, Node};
 use super::op::{Input, Op};
+use crate::index::{NodeId, NodeRange};
 use crate::ops::activation::Activation;
 use crate::shape::{Padding, Shape, Window};
 use crate::{Error, Result};
@@ -18,13 +18,13 @@ pub struct Segment {
     /// The value it reads.
     pub input: NodeId,
     /// Its nodes, in order and not empty; the last produces its output.
-    pub nodes: Range<NodeId>,
+    pub nodes: NodeRange,
 }
 
 impl Segment {
     /// The value that leaves the segment.
     pub fn output(&self) -> NodeId {
-        self.nodes.end - 1
+        self.nodes.last().expect("a segment has nodes")
     }
 }
 
@@ -107,8 +107,8 @@ impl Graph {
     /// # Errors
     /// Names the node where another value enters or leaves.
     pub fn check_segment(&self, segment: &Segment) -> Result<()> {
-        let Range { start, end } = segment.nodes;
-        if segment.input >= start || end <= start || end > self.nodes.len() {
+        let NodeRange { start, end } = segment.nodes;
+        if segment.input >= start || end <= start || end.index() > self.nodes.len() {
             return Err(Error::Graph(format!("nodes {start} to {end} of {} are no segment", self.name)));
         }
         match self.second_way(segment, &self.users()) {
@@ -122,7 +122,7 @@ impl Graph {
 
     /// The first node of a segment where a second value enters or leaves.
     pub(super) fn second_way(&self, segment: &Segment, users: &[Vec<NodeId>]) -> Option<NodeId> {
-        segment.nodes.clone().find(|&id| {
+        segment.nodes.iter().find(|&id| {
             let enters = self.nodes[id].inputs.iter().any(|i| *i != segment.input && !segment.nodes.contains(i));
             let leaves = id != segment.output() && users[id].iter().any(|u| !segment.nodes.contains(u));
             enters || leaves
@@ -136,11 +136,12 @@ impl Graph {
     pub fn segment(&self, ends: &SegmentEnds) -> Result<Segment> {
         let find = |name: &str| {
             let id = self.nodes.iter().position(|node| node.name == name);
-            id.ok_or_else(|| Error::Graph(format!("{} has no node {name:?} to bound a segment", self.name)))
+            id.map(NodeId::new)
+                .ok_or_else(|| Error::Graph(format!("{} has no node {name:?} to bound a segment", self.name)))
         };
         let (first, last) = (find(&ends.first)?, find(&ends.last)?);
         let input = self.nodes[first].inputs.first().copied().unwrap_or(first);
-        let segment = Segment { input, nodes: first..last + 1 };
+        let segment = Segment { input, nodes: (first..=last).into() };
         self.check_segment(&segment)?;
         Ok(segment)
     }
@@ -148,21 +149,23 @@ impl Graph {
     /// The names that [`segment`](Self::segment) finds it by. An activation at the end is left out: surgery may remove it.
     pub fn segment_ends(&self, segment: &Segment) -> SegmentEnds {
         let plain = |id: &NodeId| !matches!(self.nodes[*id].op, Op::Activation(_));
-        let last = segment.nodes.clone().rev().find(plain).unwrap_or(segment.output());
+        let last = segment.nodes.iter().rev().find(plain).unwrap_or(segment.output());
         SegmentEnds { first: self.nodes[segment.nodes.start].name.clone(), last: self.nodes[last].name.clone() }
     }
 
     /// What to call a segment: the block it is, or its first and last part with a plus; a part is a block that begins or
     /// ends with the segment, else a node.
     pub fn segment_name(&self, segment: &Segment) -> String {
-        let Range { start, .. } = segment.nodes;
+        let start = segment.nodes.start;
         let rest_is_activation =
-            |nodes: Range<NodeId>| self.nodes[nodes].iter().all(|node| matches!(node.op, Op::Activation(_)));
+            |nodes: NodeRange| self.nodes[nodes].iter().all(|node| matches!(node.op, Op::Activation(_)));
         let first = self.blocks.iter().find(|b| b.nodes.start == start && !b.nodes.is_empty());
         let first = first.map_or(&self.nodes[start].name, |b| &b.name);
         let output = segment.output();
-        let last =
-            self.blocks.iter().find(|b| b.nodes.contains(&output) && rest_is_activation(output + 1..b.nodes.end));
+        let last = self
+            .blocks
+            .iter()
+            .find(|b| b.nodes.contains(&output) && rest_is_activation((output.next()..b.nodes.end).into()));
         let last = last.map_or(&self.nodes[output].name, |b| &b.name);
         if first == last { first.clone() } else { format!("{first}+{last}") }
     }
@@ -176,13 +179,13 @@ impl Graph {
 
     /// The blocks that a segment holds nodes of, in order.
     pub fn blocks_in(&self, segment: &Segment) -> Vec<usize> {
-        let meets = |nodes: &Range<NodeId>| nodes.start < segment.nodes.end && segment.nodes.start < nodes.end;
+        let meets = |nodes: &NodeRange| nodes.start < segment.nodes.end && segment.nodes.start < nodes.end;
         (0..self.blocks.len()).filter(|&b| meets(&self.blocks[b].nodes)).collect()
     }
 
     /// Whether a segment is affine in its input, an activation that cannot be switched allowed at its end.
     pub fn is_linear(&self, segment: &Segment) -> bool {
-        segment.nodes.clone().all(|id| match self.nodes[id].op {
+        segment.nodes.iter().all(|id| match self.nodes[id].op {
             Op::Conv(_) | Op::BatchNorm(_) | Op::Add => true,
             Op::Activation(activation) => id == segment.output() && activation.site.is_none(),
             _ => false,
@@ -195,7 +198,7 @@ impl Graph {
     /// A sum of two values of different strides.
     pub fn span(&self, segment: &Segment) -> Result<Span> {
         let mut spans = HashMap::from([(segment.input, Span::IDENTITY)]);
-        for id in segment.nodes.clone() {
+        for id in segment.nodes.iter() {
             let node = &self.nodes[id];
             let mut inputs = node.inputs.iter().map(|input| spans.get(input).copied().unwrap_or(Span::IDENTITY));
             let first = inputs.next().unwrap_or(Span::IDENTITY);
@@ -209,20 +212,18 @@ impl Graph {
     /// The nodes of a segment from its input to its output, in order: of two values that are added the way goes on through
     /// the one behind more convolutions, of equals through the later.
     pub fn main_chain(&self, segment: &Segment) -> Vec<NodeId> {
-        let start = segment.nodes.start;
-        let mut depth = vec![0usize; segment.nodes.len()];
-        let at = |depth: &[usize], id: NodeId| if id < start { 0 } else { depth[id - start] };
-        for id in segment.nodes.clone() {
+        let mut depth = vec![0usize; segment.nodes.end.index()];
+        for id in segment.nodes.iter() {
             let node = &self.nodes[id];
-            let deepest = node.inputs.iter().map(|&i| at(&depth, i)).max().unwrap_or(0);
-            depth[id - start] = deepest + usize::from(matches!(node.op, Op::Conv(_)));
+            let deepest = node.inputs.iter().map(|&i| depth[i]).max().unwrap_or(0);
+            depth[id] = deepest + usize::from(matches!(node.op, Op::Conv(_)));
         }
         let mut chain = Vec::new();
         let mut next = segment.output();
         while segment.nodes.contains(&next) {
             chain.push(next);
             let inputs = self.nodes[next].inputs.iter().copied();
-            next = inputs.max_by_key(|&i| (at(&depth, i), i)).expect("a node inside a segment reads something");
+            next = inputs.max_by_key(|&i| (depth[i], i)).expect("a node inside a segment reads something");
         }
         chain.reverse();
         chain
@@ -237,8 +238,11 @@ impl Graph {
         self.check_segment(segment)?;
         let input = Op::Input(Input { shape: self.shapes()?[segment.input] });
         let mut nodes = vec![Node { name: self.nodes[0].name.clone(), inputs: Vec::new(), op: input }];
-        let renumbered = |id: &NodeId| if *id == segment.input { 0 } else { id - segment.nodes.start + 1 };
-        nodes.extend(segment.nodes.clone().map(|id| {
+        let renumbered = |id: &NodeId| match *id == segment.input {
+            true => NodeId::INPUT,
+            false => NodeId::new(id.index() - segment.nodes.start.index() + 1),
+        };
+        nodes.extend(segment.nodes.iter().map(|id| {
             let Node { name, inputs, op } = &self.nodes[id];
             let op = match *op {
                 Op::Activation(activation) => Op::Activation(Activation { site: None, ..activation }),
@@ -257,14 +261,14 @@ impl Graph {
     pub fn segments(&self) -> Vec<Segment> {
         let users = self.users();
         let mut segments = Vec::new();
-        for start in 1..self.nodes.len() {
+        for start in NodeId::all(self.nodes.len()).skip(1) {
             if !matches!(self.nodes[start].op, Op::Conv(_)) {
                 continue;
             }
             let input = self.nodes[start].inputs[0];
             // The last node that reads a value of the segment other than its output.
-            let mut read_until = 0;
-            for (end, node) in self.nodes.iter().enumerate().skip(start) {
+            let mut read_until = NodeId::INPUT;
+            for (end, node) in NodeId::enumerate(&self.nodes).skip(start.index()) {
                 let within = |i: &NodeId| *i == input || (start..end).contains(i);
                 let affine = matches!(node.op, Op::Conv(_) | Op::BatchNorm(_) | Op::Add | Op::Activation(_));
                 if !affine || !node.inputs.iter().all(within) {
@@ -277,9 +281,9 @@ impl Graph {
                 };
                 let complete = !matches!(users[end][..], [user] if completes(&user));
                 if read_until <= end && complete && !matches!(node.op, Op::Activation(_)) {
-                    segments.push(Segment { input, nodes: start..end + 1 });
+                    segments.push(Segment { input, nodes: (start..=end).into() });
                 }
-                read_until = users[end].iter().copied().fold(read_until, usize::max);
+                read_until = users[end].iter().copied().fold(read_until, NodeId::max);
             }
         }
         segments

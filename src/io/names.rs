@@ -162,7 +162,7 @@ fn has_params(node: &Node) -> bool {
 /// Names of the nodes with parameters in each block, in order.
 fn blocks(graph: &Graph) -> impl Iterator<Item = Vec<&str>> {
     graph.blocks.iter().map(|block| {
-        let nodes = graph.nodes[block.nodes.clone()].iter().filter(|n| has_params(n));
+        let nodes = graph.nodes[block.nodes].iter().filter(|n| has_params(n));
         nodes.map(|n| n.name.as_str()).collect()
     })
 }

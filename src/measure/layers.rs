@@ -215,7 +215,7 @@ impl Maker<'_> {
 
     /// Whether the run begins with the image, which needs no gradient.
     fn reads_image(&self, nodes: &[NodeId]) -> bool {
-        self.graph.nodes[nodes[0]].inputs[0] == 0
+        self.graph.nodes[nodes[0]].inputs[0] == NodeId::INPUT
     }
 }
 

@@ -33,7 +33,7 @@ impl Model {
     /// As [`folded`](Self::folded).
     pub fn folded_with_map(&self) -> Result<(Self, Vec<NodeId>)> {
         let mut weights = self.weights.clone();
-        for (conv_id, bn_id) in self.graph.batch_norm_folds().into_iter().enumerate() {
+        for (conv_id, bn_id) in NodeId::enumerate(self.graph.batch_norm_folds()) {
             let Some(bn_id) = bn_id else { continue };
             let (conv, norm) = (&self.graph.nodes[conv_id], &self.graph.nodes[bn_id]);
             if let (Op::Conv(op), Op::BatchNorm(bn)) = (conv.op, norm.op) {

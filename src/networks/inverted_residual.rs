@@ -64,7 +64,7 @@ impl Network for InvertedResiduals {
 
         let mut c = if self.fixed_ends { STEM_CHANNELS } else { scaled(STEM_CHANNELS) };
         let stem = body.conv((options.input.c, c), 3, options.input_stride.unwrap_or(2), 1);
-        let mut x = body.conv_bn(("conv_stem", stem), "bn1", 0);
+        let mut x = body.conv_bn(("conv_stem", stem), "bn1", NodeId::INPUT);
         let blocks = (0..self.stages.len()).map(|stage| self.repeats(stage)).sum();
         // A site of its own behind those of the blocks.
         x = body.b.activation(Activation { site: Some(SiteId::new(blocks)), ..self.activation }, x);

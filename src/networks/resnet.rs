@@ -40,7 +40,7 @@ impl Network for ResNet {
         }
         let mut b = GraphBuilder::new(name, options.input);
         let stem = Window::square(7, options.input_stride.unwrap_or(2), 3);
-        let mut x = conv_bn(&mut b, ("conv1", "bn1"), (options.input.c, STEM_CHANNELS), stem, 0);
+        let mut x = conv_bn(&mut b, ("conv1", "bn1"), (options.input.c, STEM_CHANNELS), stem, NodeId::INPUT);
         x = b.activation(Activation::RELU, x);
         x = b.push("maxpool", Op::MaxPool(MaxPool { window: Window::square(3, 2, 1) }), &[x]);
         let mut c = STEM_CHANNELS;

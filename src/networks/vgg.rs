@@ -37,7 +37,7 @@ impl Network for Vgg19 {
         }
         let mut b = GraphBuilder::new(name, options.input);
         let (mut h, mut w) = (options.input.h, options.input.w);
-        let (mut x, mut c) = (0, options.input.c);
+        let (mut x, mut c) = (NodeId::INPUT, options.input.c);
         // The index that torchvision's list of layers gives a layer: activations and pools count too.
         let mut index = 0;
         for (stage, (&(channels, convs), &stride)) in STAGES.iter().zip(&strides).enumerate() {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::plot::{legend, open, text};
 use crate::Result;
-use crate::graph::{ConvFamily, Counterpart, Graph, NodeId, Op};
+use crate::graph::{ConvFamily, Counterpart, Graph, NodeId, NodeRange, Op};
 
 const WIDTH: f64 = 560.0;
 const ROW: f64 = 40.0;
@@ -39,20 +39,21 @@ pub(super) fn network_drawing(
     for (x, name) in [(8.0, "block"), (SHAPE_X, "output"), (BEFORE_X, "original"), (AFTER_X, "now")] {
         text(&mut svg, "tick", (x, 15.0), "start", name);
     }
-    let stem_end = parts.first().map_or(before.nodes.len(), |part| part.before.nodes.start);
-    let head_start = parts.last().map_or(before.nodes.len(), |part| part.before.nodes.end);
-    draw_plain(&mut svg, 0, "stem", before, 1..stem_end, &shapes);
+    let end = before.output().next();
+    let stem_end = parts.first().map_or(end, |part| part.before.nodes.start);
+    let head_start = parts.last().map_or(end, |part| part.before.nodes.end);
+    draw_plain(&mut svg, 0, "stem", before, (NodeId::INPUT.next()..stem_end).into(), &shapes);
     for (index, part) in parts.iter().enumerate() {
         let y = HEADER + ROW * (index + 1) as f64;
         let class = class(after, part, kept);
         let names: Vec<&str> = part.blocks.clone().map(|b| short_name(&before.blocks[b].name)).collect();
         label_row(&mut svg, y, &names.join("+"), class, &shapes[part.before.output()].to_string());
-        let was = part.before.nodes.clone();
-        draw_layers(&mut svg, (BEFORE_X, y), &layers(before, was.clone(), true), "c-plain", has_skip(before, was));
-        let (is, sized) = (part.after.nodes.clone(), class != "c-kept");
-        draw_layers(&mut svg, (AFTER_X, y), &layers(after, is.clone(), sized), class, has_skip(after, is));
+        let was = part.before.nodes;
+        draw_layers(&mut svg, (BEFORE_X, y), &layers(before, was, true), "c-plain", has_skip(before, was));
+        let (is, sized) = (part.after.nodes, class != "c-kept");
+        draw_layers(&mut svg, (AFTER_X, y), &layers(after, is, sized), class, has_skip(after, is));
     }
-    draw_plain(&mut svg, rows - 1, "head", before, head_start..before.nodes.len(), &shapes);
+    draw_plain(&mut svg, rows - 1, "head", before, (head_start..end).into(), &shapes);
     svg.push_str("</svg>");
     let entries =
         [("c-kept", "kept, activations in place"), ("c-linear", "linear, not merged"), ("c-merged", "merged")];
@@ -61,7 +62,7 @@ pub(super) fn network_drawing(
 
 /// The colour of what became of some blocks. One whose activations are there is kept, or will go if the mask says so.
 fn class(after: &Graph, part: &Counterpart, kept: &[bool]) -> &'static str {
-    let nodes = &after.nodes[part.after.nodes.clone()];
+    let nodes = &after.nodes[part.after.nodes];
     let is_active = nodes.iter().any(|node| node.site().is_some());
     let convs = nodes.iter().filter(|node| matches!(node.op, Op::Conv(_))).count();
     match () {
@@ -73,8 +74,8 @@ fn class(after: &Graph, part: &Counterpart, kept: &[bool]) -> &'static str {
     }
 }
 
-fn has_skip(graph: &Graph, mut nodes: std::ops::Range<NodeId>) -> bool {
-    nodes.any(|id| matches!(graph.nodes[id].op, Op::Add))
+fn has_skip(graph: &Graph, nodes: NodeRange) -> bool {
+    nodes.iter().any(|id| matches!(graph.nodes[id].op, Op::Add))
 }
 
 /// The block's place in the network without the prefix all of them share.
@@ -87,11 +88,11 @@ fn draw_plain(
     row: usize,
     name: &str,
     graph: &Graph,
-    nodes: std::ops::Range<NodeId>,
+    nodes: NodeRange,
     shapes: &[crate::shape::Shape],
 ) {
     let y = HEADER + ROW * row as f64;
-    let conv = nodes.clone().rfind(|&id| matches!(graph.nodes[id].op, Op::Conv(_)));
+    let conv = nodes.iter().rfind(|&id| matches!(graph.nodes[id].op, Op::Conv(_)));
     let shape = conv.map(|id| shapes[id].to_string()).unwrap_or_default();
     label_row(svg, y, name, "muted", &shape);
     draw_layers(svg, (BEFORE_X, y), &layers(graph, nodes, true), "c-plain", false);
@@ -103,9 +104,9 @@ fn label_row(svg: &mut String, y: f64, name: &str, class: &str, shape: &str) {
 }
 
 /// The convolutions and linear layers of a run of nodes; short labels leave the sizes out.
-fn layers(graph: &Graph, nodes: std::ops::Range<NodeId>, sized: bool) -> Vec<Layer> {
+fn layers(graph: &Graph, nodes: NodeRange, sized: bool) -> Vec<Layer> {
     let mut layers: Vec<Layer> = Vec::new();
-    for id in nodes {
+    for id in nodes.iter() {
         match graph.nodes[id].op {
             Op::Conv(conv) => {
                 let (k_h, k_w) = (conv.window.k_h, conv.window.k_w);

@@ -152,7 +152,7 @@ impl FromStr for Mask {
 /// already; a network that never had them has an activation in front of its blocks that belongs to none.
 pub(super) fn fits(kept: &[bool], graph: &Graph) -> bool {
     let (blocks, sites) = (graph.blocks.len(), graph.sites());
-    let front = graph.blocks.first().map_or(0, |block| block.nodes.start);
+    let front = graph.blocks.first().map_or(0, |block| block.nodes.start.index());
     let has_activation = || graph.nodes[..front].iter().any(|node| matches!(node.op, Op::Activation(_)));
     let all_freed = |rest: &[bool]| rest.iter().all(|kept| !kept);
     kept.len() >= blocks && (kept.len() <= sites || (all_freed(&kept[sites..]) && !has_activation()))

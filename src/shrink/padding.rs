@@ -57,7 +57,7 @@ pub fn reordered(graph: &Graph, shapes: &[Shape], segment: &Segment) -> Result<V
         Error::Merge(format!("{what}: {node} {why}; use --padding border-bias or keep this block"))
     };
     let chain = graph.main_chain(segment);
-    let mut shortcuts = segment.nodes.clone().filter(|id| !chain.contains(id));
+    let mut shortcuts = segment.nodes.iter().filter(|id| !chain.contains(id));
     if let Some(id) = shortcuts.find(|&id| graph.nodes[id].inputs.iter().any(|input| chain.contains(input))) {
         return Err(refuse(id, "branches off the chain, and its padding cannot move to the front"));
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::mask::Mask;
 use super::merge::check;
 use super::padding::{PaddingMode, reordered};
-use crate::graph::{BlockState, Conv, Graph, Op, Segment, SegmentEnds};
+use crate::graph::{BlockState, Conv, Graph, NodeId, Op, Segment, SegmentEnds};
 use crate::io::write_atomic;
 use crate::shape::{Padding, Window};
 use crate::{Error, Result};
@@ -110,7 +110,7 @@ pub(super) fn future_segments(
 /// As [`reordered`].
 pub(super) fn with_reordered_padding(graph: &Graph, segments: &[Segment]) -> Result<Graph> {
     let shapes = graph.shapes()?;
-    let mut moved: HashMap<usize, Padding> = HashMap::new();
+    let mut moved: HashMap<NodeId, Padding> = HashMap::new();
     for segment in segments {
         moved.extend(reordered(graph, &shapes, segment)?);
     }
@@ -134,12 +134,12 @@ fn segments_of(
 ) -> Result<Vec<Segment>> {
     let mut segments = given.iter().map(|ends| graph.segment(ends)).collect::<Result<Vec<Segment>>>()?;
     let given = segments.clone();
-    let taken = |node: usize| given.iter().any(|segment| segment.nodes.contains(&node));
+    let taken = |node: NodeId| given.iter().any(|segment| segment.nodes.contains(&node));
     for block in blocks.filter_map(|block| graph.blocks[block].segment()) {
-        if block.nodes.clone().any(taken) {
+        if block.nodes.iter().any(taken) {
             continue;
         }
-        let wider = with_front(graph, &block).filter(|wider| !wider.nodes.clone().any(taken) && fits(wider));
+        let wider = with_front(graph, &block).filter(|wider| !wider.nodes.iter().any(taken) && fits(wider));
         segments.push(wider.unwrap_or(block));
     }
     segments.sort_by_key(|segment| segment.nodes.start);
@@ -149,13 +149,13 @@ fn segments_of(
 /// A block with the convolutions outside of all blocks that it reads without an activation in between.
 fn with_front(graph: &Graph, block: &Segment) -> Option<Segment> {
     let (mut input, mut wider) = (block.input, None);
-    while input > 0 {
+    while input > NodeId::INPUT {
         let node = &graph.nodes[input];
         if graph.block_of(input).is_some() || !matches!(node.op, Op::Conv(_) | Op::BatchNorm(_)) {
             break;
         }
         if matches!(node.op, Op::Conv(_)) {
-            wider = Some(Segment { input: node.inputs[0], nodes: input..block.nodes.end });
+            wider = Some(Segment { input: node.inputs[0], nodes: (input..block.nodes.end).into() });
         }
         input = node.inputs[0];
     }

@@ -193,7 +193,7 @@ fn add_final_activations(graph: &Graph, freed_blocks: &[usize], freed: Freed<'_>
 
 /// Whether a block begins with its depthwise convolution, without expansion.
 fn is_depthwise_separable(graph: &Graph, block: &Block) -> bool {
-    let first = graph.nodes[block.nodes.clone()].iter().find_map(|n| match n.op {
+    let first = graph.nodes[block.nodes].iter().find_map(|n| match n.op {
         Op::Conv(conv) => Some(conv),
         _ => None,
     });

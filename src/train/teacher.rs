@@ -93,7 +93,7 @@ fn check_pairs(pairs: &[(NodeId, NodeId)], student: &Graph, teacher: &Graph) -> 
     let (own, teachers) = (student.shapes()?, teacher.shapes()?);
     let mut seen = std::collections::HashSet::new();
     for &(s, t) in pairs {
-        match (own.get(s), teachers.get(t)) {
+        match (own.get(s.index()), teachers.get(t.index())) {
             (Some(a), Some(b)) if a == b && seen.insert(s) => {}
             (a, b) => {
                 let got = format!("student's node {s} {a:?}, teacher's node {t} {b:?}");

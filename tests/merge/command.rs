@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use depthshrinker::graph::{Bias, BlockState, Conv, Graph, GraphBuilder, Op};
+use depthshrinker::graph::{Bias, BlockState, Conv, Graph, GraphBuilder, NodeId, Op};
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::{DataInfo, ModelInfo, read_model, write_model};
 use depthshrinker::model::Model;
@@ -110,7 +110,7 @@ fn chain(shape: Shape, count: usize, pads_first: bool) -> Graph {
         Op::Conv(Conv { bias: Bias::Channel, ..conv })
     };
     let mut b = GraphBuilder::new("chain", shape);
-    let mut x = 0;
+    let mut x = NodeId::INPUT;
     for block in 0..count {
         let (input, first) = (x, b.next_node());
         for (at, k) in [(0, if pads_first { 3 } else { 1 }), (1, if pads_first { 1 } else { 3 })] {

@@ -44,9 +44,9 @@ pub fn one_block(
     body: impl FnOnce(&mut GraphBuilder, NodeId),
 ) -> depthshrinker::Result<Graph> {
     let mut b = GraphBuilder::new("one-block", input);
-    body(&mut b, 0);
-    b.block("block", 0, 1);
-    let last = b.next_node() - 1;
+    body(&mut b, NodeId::INPUT);
+    b.block("block", NodeId::INPUT, NodeId::INPUT.next());
+    let last = NodeId::new(b.next_node().index() - 1);
     let x = b.push("pool", Op::GlobalAvgPool, &[last]);
     b.linear("classifier", c_out, 3, x);
     b.finish()

@@ -46,8 +46,8 @@ fn a_naive_merge_is_wrong_exactly_at_the_border() {
         let interior = folded.bias[center..center + 4].to_vec();
         naive.weights.insert("block.conv.bias_map".into(), interior.repeat(folded.output.h * folded.output.w));
         let image = noise(model.graph.input_shape().len(), 1);
-        let expected = Reference::new(&model).values(&image).swap_remove(model.graph.blocks[0].output());
-        let got = naive.values(&image).swap_remove(merged.graph.blocks[0].output());
+        let expected = Reference::new(&model).values(&image).swap_remove(model.graph.blocks[0].output().index());
+        let got = naive.values(&image).swap_remove(merged.graph.blocks[0].output().index());
         let pixels = expected.chunks(4).zip(got.chunks(4));
         let differ = pixels.clone().filter(|(a, b)| relative_error(a, b) > 1e-9).count();
         assert_eq!((differ, pixels.count()), (wrong, of), "stride {stride}");
@@ -62,7 +62,7 @@ fn the_bias_map_is_the_response_to_zero() {
         let folded = folded_block(&model, PaddingMode::BorderBias).unwrap();
         assert_eq!(folded.conv.bias, Bias::Map);
         let zeros = vec![0.0; model.graph.input_shape().len()];
-        let response = Reference::new(&model).values(&zeros).swap_remove(model.graph.blocks[0].output());
+        let response = Reference::new(&model).values(&zeros).swap_remove(model.graph.blocks[0].output().index());
         assert!(relative_error(&response, &folded.bias) < 1e-13);
     }
 }
@@ -83,7 +83,7 @@ fn the_kernel_is_the_impulse_response() {
         let (window, c_out) = (folded.conv.window, folded.conv.c_out);
         let reference = Reference::new(&model);
         let output = model.graph.blocks[0].output();
-        let rest = reference.values(&vec![0.0; shape.len()]).swap_remove(output);
+        let rest = reference.values(&vec![0.0; shape.len()]).swap_remove(output.index());
         let (row, col) = (folded.output.h / 2, folded.output.w / 2);
         let at = |y: &[f64]| y[(row * folded.output.w + col) * c_out..][..c_out].to_vec();
         assert!(relative_error(&at(&rest), &folded.bias) < 1e-12);
@@ -93,7 +93,7 @@ fn the_kernel_is_the_impulse_response() {
                 let mut impulse = vec![0.0; shape.len()];
                 let pixel = (row * window.stride_h + v) * shape.w + col * window.stride_w + u;
                 impulse[pixel * shape.c + c] = 1.0;
-                let response = reference.values(&impulse).swap_remove(output);
+                let response = reference.values(&impulse).swap_remove(output.index());
                 for (o, (with, without)) in at(&response).iter().zip(at(&rest)).enumerate() {
                     let weight = folded.weight[(o * window.taps() + tap) * shape.c + c];
                     assert!((with - without - weight).abs() < 1e-11, "tap {v},{u} of {members:?}");

@@ -1,6 +1,6 @@
 //! The masks that were published, and the operations that were counted for them.
 
-use depthshrinker::graph::{Graph, Op};
+use depthshrinker::graph::{Graph, NodeId, Op};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge};
@@ -36,11 +36,11 @@ fn published_operations_are_reproduced() {
     let (before, after) = (model.graph.clone(), merged(&[false; 17]));
     let of_blocks = |graph: &Graph| -> Vec<i64> {
         let (shapes, cost) = (graph.shapes().unwrap(), graph.cost().unwrap());
-        let of = |id: usize| match graph.nodes[id].op {
+        let of = |id: NodeId| match graph.nodes[id].op {
             Op::BatchNorm(_) => 5 * shapes[id].len() as u64,
             _ => cost.nodes[id].macs,
         };
-        graph.blocks.iter().map(|b| b.nodes.clone().map(of).sum::<u64>() as i64).collect()
+        graph.blocks.iter().map(|b| b.nodes.iter().map(of).sum::<u64>() as i64).collect()
     };
     let (before_of, after_of) = (of_blocks(&before), of_blocks(&after));
     let count = |kept: &[bool]| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use depthshrinker::graph::{AvgPool, Conv, ConvFamily, Graph, MaxPool, Op};
+use depthshrinker::graph::{AvgPool, Conv, ConvFamily, Graph, MaxPool, NodeId, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::linear_segments;
@@ -43,7 +43,7 @@ impl Reference {
     pub fn values(&self, image: &[f64]) -> Vec<Vec<f64>> {
         let shapes = self.graph.shapes().unwrap();
         let mut values: Vec<Vec<f64>> = Vec::new();
-        for (id, node) in self.graph.nodes.iter().enumerate() {
+        for (id, node) in NodeId::enumerate(&self.graph.nodes) {
             let x = node.inputs.first().map_or(image, |&i| values[i].as_slice());
             let weight = |suffix: &str| self.weights.get(&format!("{}.{suffix}", node.name));
             let channels = shapes[id].c;
@@ -190,7 +190,7 @@ pub fn assert_same(model: &Model, merged: &Merged, padding: PaddingMode, seed: u
     let stored_tolerance = if merged.segments.len() > 1 { 1e-4 } else { 1e-5 };
     for (network, tolerance) in [(&wide, 1e-10), (&stored, stored_tolerance)] {
         let got = network.values(&image);
-        for (id, now) in merged.map.iter().enumerate().filter_map(|(id, now)| Some((id, (*now)?))) {
+        for (id, now) in NodeId::enumerate(&merged.map).filter_map(|(id, now)| Some((id, (*now)?))) {
             let (error, name) = (relative_error(&expected[id], &got[now]), &model.graph.nodes[id].name);
             assert!(error <= tolerance, "{name} of {}: error {error:.1e} above {tolerance:.0e}", model.graph.name);
         }

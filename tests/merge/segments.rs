@@ -2,7 +2,7 @@
 
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{Activation, BlockState, Graph, GraphBuilder, Op, SegmentEnds, SiteId};
+use depthshrinker::graph::{Activation, BlockState, Graph, GraphBuilder, NodeId, Op, SegmentEnds, SiteId};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge, merge_selection, verify_random};
@@ -29,7 +29,8 @@ fn mobilenet() -> Graph {
 fn the_segments_of_mobilenet_are_those_of_the_published_tables() {
     const BREAKS: [usize; 4] = [5, 11, 20, 41];
     let graph = build("mobilenetv2-1.0", &NetworkOptions::new(Shape::new(224, 224, 3), 10)).unwrap();
-    let convs: Vec<usize> = (0..graph.nodes.len()).filter(|&id| matches!(graph.nodes[id].op, Op::Conv(_))).collect();
+    let convs: Vec<NodeId> =
+        NodeId::all(graph.nodes.len()).filter(|&id| matches!(graph.nodes[id].op, Op::Conv(_))).collect();
     let segments = graph.segments();
     let published = segments.iter().filter(|segment| {
         let inside: Vec<usize> = (0..convs.len()).filter(|&i| segment.nodes.contains(&convs[i])).collect();
@@ -98,7 +99,7 @@ fn the_stem_is_a_site() {
 /// Two blocks: an inverted residual of stride 1 with its skip, and one of stride 2 that pads nothing.
 fn two_blocks() -> Graph {
     let mut b = GraphBuilder::new("two", Shape::new(13, 11, 4));
-    let mut x = 0;
+    let mut x = NodeId::INPUT;
     for (block, c_out, stride, pad) in [(0, 4, 1, 1), (1, 6, 2, 0)] {
         let (input, first) = (x, b.next_node());
         let act = Activation { site: Some(SiteId::new(block)), ..Activation::RELU6 };
@@ -142,7 +143,10 @@ fn a_segment_over_two_blocks_merges_exactly() {
         // Both blocks are one part, whose counterpart is the convolution with its activation.
         let map = merged.map_from(&model.graph, &linear.graph);
         let parts = model.graph.counterparts(graph, &map).unwrap();
-        assert_eq!((parts.len(), parts[0].blocks.clone(), parts[0].after.nodes.clone()), (1, 0..2, 1..3));
+        assert_eq!(
+            (parts.len(), parts[0].blocks.clone(), parts[0].after.nodes.iter().collect::<Vec<_>>()),
+            (1, 0..2, [1, 2].map(NodeId::new).to_vec())
+        );
     }
     // Block by block it is two convolutions.
     let both = Selection::from(Mask::new(vec![false; 2]));
@@ -174,7 +178,7 @@ fn a_cut_is_a_network_of_its_own() {
     let model = random_model(mobilenet(), 6);
     let graph = &model.graph;
     let image: Vec<f32> = noise(graph.input_shape().len(), 7).into_iter().map(|v| v as f32).collect();
-    let forward = |model: &depthshrinker::model::Model, taps: Vec<usize>, images: &[f32]| {
+    let forward = |model: &depthshrinker::model::Model, taps: Vec<NodeId>, images: &[f32]| {
         let options = EngineOptions { batch: 1, fusion: Fusion::OnLoad, training: false, taps };
         let mut engine = Engine::new(&Device::Cpu, model, &options).unwrap();
         let mut output = vec![0.0; model.graph.output_shape().len()];

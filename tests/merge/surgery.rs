@@ -14,7 +14,7 @@ const REORDER: Linearise = Linearise { final_activation: true, padding: PaddingM
 const BORDER_BIAS: Linearise = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
 
 fn names(graph: &Graph, block: usize) -> Vec<&str> {
-    graph.nodes[graph.blocks[block].nodes.clone()].iter().map(|n| n.name.as_str()).collect()
+    graph.nodes[graph.blocks[block].nodes].iter().map(|n| n.name.as_str()).collect()
 }
 
 /// Frees blocks 0 (depthwise-separable), 1 (stride 2), 2 (residual) and 9.
@@ -79,7 +79,7 @@ fn reordering_changes_only_the_border() {
     let image = noise(model.graph.input_shape().len(), 4);
     let output = |options| {
         let linear = linearise(&model, &[false], &Linearise { final_activation: false, ..options }).unwrap();
-        Reference::new(&linear).values(&image).swap_remove(linear.graph.blocks[0].output())
+        Reference::new(&linear).values(&image).swap_remove(linear.graph.blocks[0].output().index())
     };
     let (zero_padded, reordered) = (output(BORDER_BIAS), output(REORDER));
     let differ = zero_padded.chunks(4).zip(reordered.chunks(4)).filter(|(a, b)| relative_error(a, b) > 1e-9).count();

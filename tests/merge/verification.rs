@@ -126,7 +126,7 @@ fn another_network_around_the_segments_is_refused() {
     assert!(text.contains("another one at conv_head.weight"), "{text}");
     let mut other = merged;
     let last = other.segments.last().unwrap().conv;
-    other.model.graph.nodes[last + 2].inputs[0] = last;
+    other.model.graph.nodes[last.next().next()].inputs[0] = last;
     let text = verify_random(&linear, &other, 1, 1).unwrap_err().to_string();
     assert!(text.contains("another one at conv_head"), "{text}");
 }

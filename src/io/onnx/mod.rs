@@ -103,7 +103,7 @@ impl<'a> Exporter<'a> {
     fn export(mut self) -> Result<GraphProto> {
         self.add_weights()?;
         let graph = &self.model.graph;
-        for (id, node) in graph.nodes.iter().enumerate() {
+        for (id, node) in NodeId::enumerate(&graph.nodes) {
             let value = self.add_node(id, node)?;
             self.values.push(value);
         }

@@ -48,7 +48,7 @@ pub fn check(graph: &Graph, shapes: &[Shape], segment: &Segment, padding: Paddin
     let refuse = |id: NodeId, why: String| Error::Merge(format!("{what}: {} {why}", graph.nodes[id].name));
     let mut spans = BTreeMap::from([(segment.input, Span::IDENTITY)]);
     let (mut output, mut final_activation, mut convs) = (segment.output(), None, 0);
-    for id in segment.nodes.clone() {
+    for id in segment.nodes.iter() {
         let node = &graph.nodes[id];
         let source = spans[&node.inputs[0]];
         let span = match node.op {

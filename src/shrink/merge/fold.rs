@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::border::Response;
 use super::chain::{Chain, check};
 use super::compose::{Kernel, Layer};
-use crate::graph::{Bias, Conv, NodeId, Op, Segment};
+use crate::graph::{Bias, Conv, NodeId, NodeRange, Op, Segment};
 use crate::model::Model;
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
@@ -39,7 +39,7 @@ pub fn fold(model: &Model, segment: &Segment, padding: PaddingMode) -> Result<Fo
     let (users, input) = (graph.users(), shapes[segment.input]);
     let last_user = |id: NodeId| users[id].iter().copied().filter(|u| segment.nodes.contains(u)).max();
     let mut values = BTreeMap::from([(segment.input, (Kernel::identity(input.c), Response::zero(input)))]);
-    for id in segment.nodes.start..=chain.output {
+    for id in NodeRange::from(segment.nodes.start..=chain.output).iter() {
         let node = &graph.nodes[id];
         let (kernel, response) = &values[&node.inputs[0]];
         let value = match node.op {

@@ -56,7 +56,7 @@ pub struct Merged {
 impl Merged {
     /// A network of which nothing was merged.
     pub fn unchanged(model: Model) -> Self {
-        let map = (0..model.graph.nodes.len()).map(Some).collect();
+        let map = NodeId::all(model.graph.nodes.len()).map(Some).collect();
         Self { model, map, segments: Vec::new() }
     }
 
@@ -148,7 +148,7 @@ pub fn merge_segments(model: &Model, segments: &[Segment], options: &MergeOption
 /// Refuses segments that overlap or cannot be merged, and merged networks beyond all reason, before anything is folded.
 fn check_size(graph: &Graph, segments: &[Segment], padding: PaddingMode) -> Result<()> {
     let shapes = graph.shapes()?;
-    let (mut weights, mut maps, mut end) = (0, 0, 0);
+    let (mut weights, mut maps, mut end) = (0, 0, NodeId::INPUT);
     for segment in segments {
         if segment.nodes.start < end {
             let what = graph.describe_segment(segment);
@@ -162,7 +162,7 @@ fn check_size(graph: &Graph, segments: &[Segment], padding: PaddingMode) -> Resu
         return Err(Error::Merge(format!("the merged blocks would have {weights} weights, more than {MAX_WEIGHTS}")));
     }
     if maps > MAX_MAPS {
-        let image = shapes[0];
+        let image = shapes[NodeId::INPUT];
         return Err(Error::Merge(format!(
             "for images of {image} the bias maps of the merged blocks would have {maps} numbers, more than {MAX_MAPS}; \
              finetune and merge with --padding reorder, or take smaller images"
@@ -200,7 +200,7 @@ fn replace(graph: &Graph, folded: &[(&Segment, Folded)]) -> Result<(Graph, Vec<O
     })?;
     let is_inner =
         |id: NodeId| folded.iter().any(|(segment, folded)| segment.nodes.start <= id && id < folded.chain.output);
-    Ok((new, map.into_iter().enumerate().map(|(id, new)| (!is_inner(id)).then_some(new)).collect()))
+    Ok((new, NodeId::enumerate(map).map(|(id, new)| (!is_inner(id)).then_some(new)).collect()))
 }
 
 fn describe(old: &Graph, merged: &Merged, folded: &[(&Segment, Folded)]) -> Result<Vec<MergedSegment>> {

@@ -2,12 +2,11 @@
 //! engine, no fusion.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::product::{Rows, add_product};
-use crate::graph::{Bias, Conv, ConvFamily, NodeId, Op};
+use crate::graph::{Bias, Conv, ConvFamily, NodeId, NodeRange, Op};
 use crate::model::Model;
 use crate::shape::Shape;
 use crate::{Error, Result};
@@ -54,7 +53,7 @@ pub(super) struct Affine<'a> {
     /// The value the map reads.
     pub input: NodeId,
     /// Its nodes, of which the last gives its result.
-    pub nodes: Range<NodeId>,
+    pub nodes: NodeRange,
 }
 
 /// Some rows of a value, `[n, rows, w, c]`.
@@ -100,7 +99,7 @@ impl Affine<'_> {
             Op::Conv(conv) => conv.window.taps() * conv.c_in / conv.groups + 1,
             _ => 2,
         };
-        self.nodes.clone().map(terms).sum::<usize>() as f64
+        self.nodes.iter().map(terms).sum::<usize>() as f64
     }
 
     /// Rows of the result, `[n, rows, w, c]`.
@@ -121,12 +120,14 @@ impl Affine<'_> {
             // What no later node reads makes room.
             values.retain(|&held, _| held == id || self.is_read_after(held, id));
         }
-        let last = values.remove(&(self.nodes.end - 1)).expect("the last node is needed");
+        let last = self.nodes.last().and_then(|last| values.remove(&last)).expect("the last node is needed");
         Ok(last.data)
     }
 
     fn is_read_after(&self, value: NodeId, after: NodeId) -> bool {
-        (after + 1..self.nodes.end).any(|id| self.model.graph.nodes[id].inputs.contains(&value))
+        NodeRange::from(after.next()..self.nodes.end)
+            .iter()
+            .any(|id| self.model.graph.nodes[id].inputs.contains(&value))
     }
 
     /// The rows of every value that some rows of the result need, in order.
@@ -138,8 +139,10 @@ impl Affine<'_> {
                 *mark = true;
             }
         };
-        rows.iter().for_each(|&row| mark(&mut marks, self.nodes.end - 1, row));
-        for id in self.nodes.clone().rev() {
+        if let Some(last) = self.nodes.last() {
+            rows.iter().for_each(|&row| mark(&mut marks, last, row));
+        }
+        for id in self.nodes.iter().rev() {
             let Some(own) = marks.get(&id).cloned() else { continue };
             let node = &self.model.graph.nodes[id];
             for row in (0..own.len()).filter(|&row| own[row]) {

@@ -246,10 +246,10 @@ impl<'a> Verifier<'a> {
     fn maps(&self, at: usize) -> [Affine<'_>; 2] {
         let Pair { segment: MergedSegment { segment, output, conv, .. }, input, .. } = &self.pairs[at];
         let [unmerged, merged] = self.networks;
-        let nodes = segment.nodes.start..output + 1;
+        let nodes = (segment.nodes.start..=*output).into();
         [
             Affine { model: unmerged, shapes: &self.shapes[0], input: segment.input, nodes },
-            Affine { model: merged, shapes: &self.shapes[1], input: *input, nodes: *conv..conv + 1 },
+            Affine { model: merged, shapes: &self.shapes[1], input: *input, nodes: (*conv..=*conv).into() },
         ]
     }
 
@@ -308,7 +308,7 @@ fn check_outside(unmerged: &Model, merged: &Merged) -> Result<()> {
         return Err(Error::shape("verify", text(old), text(new)));
     }
     let conv_of = |id: NodeId| merged.segments.iter().find(|s| s.output == id);
-    for (id, node) in old.nodes.iter().enumerate() {
+    for (id, node) in NodeId::enumerate(&old.nodes) {
         let Some(new_id) = merged.map[id] else {
             match merged.segments.iter().any(|s| (s.segment.nodes.start..s.output).contains(&id)) {
                 true => continue,
