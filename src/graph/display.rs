@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::node::Graph;
-use crate::index::NodeId;
+use crate::index::{BlockId, NodeId};
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -12,7 +12,7 @@ impl fmt::Display for Graph {
         };
         writeln!(f, "{}: {} nodes, {} MACs, {} parameters", self.name, self.nodes.len(), cost.macs(), cost.params())?;
         for (id, node) in NodeId::enumerate(&self.nodes) {
-            for (index, block) in self.blocks.iter().enumerate().filter(|(_, b)| b.nodes.start == id) {
+            for (index, block) in BlockId::enumerate(&self.blocks).filter(|(_, b)| b.nodes.start == id) {
                 writeln!(f, "  block {} ({:?})", block.name, self.state(index))?;
             }
             let inputs: Vec<String> = node.inputs.iter().map(|i| format!("%{i}")).collect();

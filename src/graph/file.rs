@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::node::{Block, BlockState, Graph, Node};
-use crate::index::{NodeId, NodeRange};
+use crate::index::{BlockId, NodeId, NodeRange};
 
 /// A graph in a file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,11 +32,11 @@ fn unknown() -> BlockState {
 
 impl From<Graph> for GraphFile {
     fn from(graph: Graph) -> Self {
-        let state = |block: usize| match graph.blocks[block].nodes.end.index() <= graph.nodes.len() {
+        let state = |block: BlockId| match graph.blocks[block].nodes.end.index() <= graph.nodes.len() {
             true => graph.state(block),
             false => unknown(),
         };
-        let states: Vec<BlockState> = (0..graph.blocks.len()).map(state).collect();
+        let states: Vec<BlockState> = BlockId::all(graph.blocks.len()).map(state).collect();
         let blocks = graph.blocks.into_iter().zip(states);
         let blocks = blocks.map(|(Block { name, input, nodes }, state)| BlockFile { name, input, nodes, state });
         Self { name: graph.name, nodes: graph.nodes, blocks: blocks.collect() }

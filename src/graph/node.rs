@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::file::GraphFile;
 use super::op::Op;
 use super::segment::Segment;
-use crate::index::{NodeId, NodeRange, SiteId};
+use crate::index::{BlockId, NodeId, NodeRange, SiteId};
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -141,7 +141,7 @@ impl Graph {
 
     /// What has happened to a block: with a switchable activation it is active; without one, a single convolution
     /// (with its final activation) or no node at all is merged, everything else linear.
-    pub fn state(&self, block: usize) -> BlockState {
+    pub fn state(&self, block: BlockId) -> BlockState {
         let nodes = &self.nodes[self.blocks[block].nodes];
         if nodes.iter().any(|node| node.site().is_some()) {
             return BlockState::Active;
@@ -154,8 +154,8 @@ impl Graph {
     }
 
     /// The index of the block that holds a node.
-    pub fn block_of(&self, node: NodeId) -> Option<usize> {
-        self.blocks.iter().position(|block| block.nodes.contains(&node))
+    pub fn block_of(&self, node: NodeId) -> Option<BlockId> {
+        self.blocks.iter().position(|block| block.nodes.contains(&node)).map(BlockId::new)
     }
 
     /// The nodes that read each value.
@@ -171,7 +171,7 @@ impl Graph {
 
     /// One flag per block: whether its activations stay.
     pub fn kept(&self) -> Vec<bool> {
-        (0..self.blocks.len()).map(|b| self.state(b) == BlockState::Active).collect()
+        BlockId::all(self.blocks.len()).map(|b| self.state(b) == BlockState::Active).collect()
     }
 
     /// Checks the graph and returns the shape of every value.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::node::{Graph, Node};
 use super::op::{Input, Op};
-use crate::index::{NodeId, NodeRange};
+use crate::index::{BlockId, NodeId, NodeRange};
 use crate::ops::activation::Activation;
 use crate::shape::{Padding, Shape, Window};
 use crate::{Error, Result};
@@ -178,9 +178,9 @@ impl Graph {
     }
 
     /// The blocks that a segment holds nodes of, in order.
-    pub fn blocks_in(&self, segment: &Segment) -> Vec<usize> {
+    pub fn blocks_in(&self, segment: &Segment) -> Vec<BlockId> {
         let meets = |nodes: &NodeRange| nodes.start < segment.nodes.end && segment.nodes.start < nodes.end;
-        (0..self.blocks.len()).filter(|&b| meets(&self.blocks[b].nodes)).collect()
+        BlockId::all(self.blocks.len()).filter(|&b| meets(&self.blocks[b].nodes)).collect()
     }
 
     /// Whether a segment is affine in its input, an activation that cannot be switched allowed at its end.

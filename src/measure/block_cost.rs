@@ -3,7 +3,7 @@
 use super::roofline::{KernelCost, Roofline, kernel_costs};
 use crate::Result;
 use crate::engine::Pass;
-use crate::graph::{Graph, Segment};
+use crate::graph::{BlockId, Graph, Segment};
 use crate::ops::step::ComputeUnit;
 
 /// Roofline seconds of one block as it is and as one dense convolution.
@@ -32,8 +32,8 @@ impl BlockCost {
 pub fn block_costs(graph: &Graph, batch: usize, roofline: &Roofline) -> Result<Vec<BlockCost>> {
     let kernels = kernel_costs(graph)?;
     let mut costs = Vec::with_capacity(graph.blocks.len());
-    for (index, block) in graph.blocks.iter().enumerate() {
-        let own = kernels.iter().filter(|k| k.block == Some(index));
+    for (id, block) in BlockId::enumerate(&graph.blocks) {
+        let own = kernels.iter().filter(|k| k.block == Some(id));
         let before = own.map(|k| roofline.time(k, batch)).sum();
         let after = match block.segment() {
             Some(segment) => roofline.time(&merged_cost(graph, &segment)?, batch),

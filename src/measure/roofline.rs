@@ -12,7 +12,7 @@ use super::peaks::Peaks;
 use crate::Result;
 use crate::dtype::Dtype;
 use crate::engine::{Cost, Pass, Plan, PlannedStep, Target};
-use crate::graph::{Graph, NodeId};
+use crate::graph::{BlockId, Graph, NodeId};
 use crate::ops::step::{Backend, ComputeUnit};
 
 /// What one step of a plan must move and compute in one pass.
@@ -27,7 +27,7 @@ pub struct KernelCost {
     /// The nodes it covers, in order; ids of the planned graph.
     pub nodes: Vec<NodeId>,
     /// The block it lies in, if any.
-    pub block: Option<usize>,
+    pub block: Option<BlockId>,
     /// The unit it computes on.
     pub unit: ComputeUnit,
     /// Floating-point operations per image, a multiply-accumulate counted as two.
@@ -42,7 +42,7 @@ pub struct KernelCost {
 
 impl KernelCost {
     /// The cost of a step, or of several, that stand for some nodes.
-    pub fn new(name: String, kind: String, pass: Pass, nodes: Vec<NodeId>, block: Option<usize>, cost: Cost) -> Self {
+    pub fn new(name: String, kind: String, pass: Pass, nodes: Vec<NodeId>, block: Option<BlockId>, cost: Cost) -> Self {
         let Cost { unit, flops, activations, weights, floats } = cost;
         Self { name, kind, pass, nodes, block, unit, flops, activations, weights, floats }
     }

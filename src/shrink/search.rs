@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::mask::{Budget, Mask};
 use super::scores::{ScoreConfig, Scores, SearchStep};
 use crate::engine::Engine;
-use crate::graph::{BlockState, Graph};
+use crate::graph::{BlockId, BlockState, Graph};
 use crate::train::{Hook, HookRecord, Progress, ScoreRecord, TrainStep};
 use crate::{Error, Result};
 
@@ -51,7 +51,7 @@ impl Search {
     pub fn new(graph: &Graph, config: &ScoreConfig, budget: Budget, savings: Vec<f32>, seed: u64) -> Result<Self> {
         config.check()?;
         let blocks = graph.blocks.len();
-        if let Some(block) = (0..blocks).find(|&b| graph.state(b) != BlockState::Active) {
+        if let Some(block) = BlockId::all(blocks).find(|&b| graph.state(b) != BlockState::Active) {
             let name = &graph.blocks[block].name;
             return Err(Error::Config(format!("block {name} has lost its activations; search in the original model")));
         }

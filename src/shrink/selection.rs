@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::mask::Mask;
 use super::merge::check;
 use super::padding::{PaddingMode, reordered};
-use crate::graph::{BlockState, Conv, Graph, NodeId, Op, Segment, SegmentEnds};
+use crate::graph::{BlockId, BlockState, Conv, Graph, NodeId, Op, Segment, SegmentEnds};
 use crate::io::write_atomic;
 use crate::shape::{Padding, Window};
 use crate::{Error, Result};
@@ -85,14 +85,14 @@ impl Selection {
 /// Names that bound no segment.
 pub fn linear_segments(graph: &Graph, given: &[SegmentEnds], padding: PaddingMode) -> Result<Vec<Segment>> {
     let shapes = graph.shapes()?;
-    let linear = (0..graph.blocks.len()).filter(|&b| graph.state(b) == BlockState::Linear);
+    let linear = BlockId::all(graph.blocks.len()).filter(|&b| graph.state(b) == BlockState::Linear);
     segments_of(graph, linear, given, |segment| check(graph, &shapes, segment, padding).is_ok())
 }
 
 /// As [`linear_segments`], of blocks that are to be linear in a graph whose padding may still move.
 pub(super) fn future_segments(
     graph: &Graph,
-    blocks: impl Iterator<Item = usize>,
+    blocks: impl Iterator<Item = BlockId>,
     given: &[SegmentEnds],
     padding: PaddingMode,
 ) -> Result<Vec<Segment>> {
@@ -128,7 +128,7 @@ pub(super) fn with_reordered_padding(graph: &Graph, segments: &[Segment]) -> Res
 /// The given segments and the other blocks, each as long as `fits` allows.
 fn segments_of(
     graph: &Graph,
-    blocks: impl Iterator<Item = usize>,
+    blocks: impl Iterator<Item = BlockId>,
     given: &[SegmentEnds],
     fits: impl Fn(&Segment) -> bool,
 ) -> Result<Vec<Segment>> {

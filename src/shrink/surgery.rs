@@ -105,8 +105,8 @@ pub fn check_linearise<'a>(graph: &Graph, freed: impl Into<Freed<'a>>, options: 
 /// The graph that finetuning starts with.
 fn prepared(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Graph> {
     check_mask(graph, freed.kept)?;
-    let blocks: Vec<usize> = (0..graph.blocks.len())
-        .filter(|&b| freed.frees(BlockId::new(b).site()) && graph.state(b) == BlockState::Active)
+    let blocks: Vec<BlockId> = BlockId::all(graph.blocks.len())
+        .filter(|&b| freed.frees(b.site()) && graph.state(b) == BlockState::Active)
         .collect();
     let graph = if options.final_activation { add_final_activations(graph, &blocks, freed)? } else { graph.clone() };
     // Segments are those of the graph without activations, where blocks that cannot be merged are refused before hours of
@@ -149,8 +149,8 @@ fn check_length(graph: &Graph, kept: &[bool]) -> Result<()> {
 /// A mask agrees with what has happened to the blocks.
 fn check_mask(graph: &Graph, kept: &[bool]) -> Result<()> {
     check_length(graph, kept)?;
-    for (index, (block, &kept)) in graph.blocks.iter().zip(kept).enumerate() {
-        let problem = match (graph.state(index), kept) {
+    for (id, (block, &kept)) in BlockId::enumerate(graph.blocks.iter().zip(kept)) {
+        let problem = match (graph.state(id), kept) {
             (BlockState::Linear | BlockState::Merged, true) => "has lost its activations, the mask cannot keep it",
             (BlockState::Merged, false) => "is merged already",
             _ => continue,
@@ -169,7 +169,7 @@ fn without_activations(graph: &Graph, freed: impl Fn(SiteId) -> bool) -> Result<
 }
 
 /// ReLU6 behind the output of the freed blocks that expand and do not end in an activation yet, nor go on in a segment.
-fn add_final_activations(graph: &Graph, freed_blocks: &[usize], freed: Freed<'_>) -> Result<Graph> {
+fn add_final_activations(graph: &Graph, freed_blocks: &[BlockId], freed: Freed<'_>) -> Result<Graph> {
     let segments = freed.segments.iter().map(|ends| graph.segment(ends)).collect::<Result<Vec<Segment>>>()?;
     let ends_in_activation =
         |block: &Block| matches!(graph.nodes[block.output()].op, Op::Activation(a) if a.site.is_none());

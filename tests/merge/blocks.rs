@@ -1,6 +1,6 @@
 //! Inverted-residual blocks and whole networks.
 
-use depthshrinker::graph::BlockState;
+use depthshrinker::graph::{BlockId, BlockState};
 use depthshrinker::shape::{Padding, Shape};
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
@@ -53,7 +53,7 @@ proptest! {
         prop_assert_eq!(segments.len(), kept.iter().filter(|k| !**k).count());
         prop_assert_eq!(merged.graph.kept(), kept.clone());
         for (block, kept) in kept.into_iter().enumerate() {
-            prop_assert_eq!(merged.graph.state(block), if kept { BlockState::Active } else { BlockState::Merged });
+            prop_assert_eq!(merged.graph.state(BlockId::new(block)), if kept { BlockState::Active } else { BlockState::Merged });
         }
     }
 }
@@ -68,6 +68,6 @@ fn the_depthwise_separable_block_needs_no_map() {
         let linear = linearise(&model, &kept, &Linearise { final_activation: true, padding }).unwrap();
         let (_, segments) = assert_exact(&linear, padding, 5);
         assert!(!segments[0].bias_map);
-        assert_eq!((&segments[0].blocks[..], segments[0].name.as_str()), (&[0][..], "blocks.0.0"));
+        assert_eq!((&segments[0].blocks[..], segments[0].name.as_str()), (&[BlockId::new(0)][..], "blocks.0.0"));
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use depthshrinker::graph::{Bias, BlockState, Conv, Graph, GraphBuilder, NodeId, Op};
+use depthshrinker::graph::{Bias, BlockId, BlockState, Conv, Graph, GraphBuilder, NodeId, Op};
 use depthshrinker::io::tensors::{read_tensors, write_tensors};
 use depthshrinker::io::{DataInfo, ModelInfo, read_model, write_model};
 use depthshrinker::model::Model;
@@ -63,8 +63,8 @@ fn the_configuration_counts_and_flags_go_over_it() {
         let blocks = json(path, &[&args, more].concat())["blocks"].clone();
         let merged = read_model(&path.join("out.safetensors")).unwrap().0.graph;
         let behind = |b: &&depthshrinker::graph::Block| matches!(merged.nodes[b.output()].op, Op::Activation(_));
-        let is_merged = |(index, _): &(usize, _)| merged.state(*index) == BlockState::Merged;
-        let merged_blocks = merged.blocks.iter().enumerate().filter(is_merged).map(|(_, b)| b);
+        let is_merged = |(index, _): &(BlockId, _)| merged.state(*index) == BlockState::Merged;
+        let merged_blocks = BlockId::enumerate(&merged.blocks).filter(is_merged).map(|(_, b)| b);
         let activations = merged_blocks.filter(behind).count();
         (blocks.as_array().unwrap().iter().any(|b| b["bias_map"] == true), activations > 0)
     };

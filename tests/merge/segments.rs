@@ -2,7 +2,7 @@
 
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{Activation, BlockState, Graph, GraphBuilder, NodeId, Op, SegmentEnds, SiteId};
+use depthshrinker::graph::{Activation, BlockId, BlockState, Graph, GraphBuilder, NodeId, Op, SegmentEnds, SiteId};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge, merge_selection, verify_random};
@@ -69,9 +69,9 @@ fn masks_that_free_the_stem_merge_exactly() {
             let joins = stem && padding == PaddingMode::Reorder;
             assert_eq!(first.name == "conv_stem+blocks.0.0", joins, "{name}: {first:?}");
             if joins {
-                assert_eq!((first.kernel, first.stride, &first.blocks[..]), ([7, 7], [2, 2], &[0][..]));
+                assert_eq!((first.kernel, first.stride, &first.blocks[..]), ([7, 7], [2, 2], &[BlockId::new(0)][..]));
                 assert_eq!(merged.model.graph.nodes[1].name, "conv_stem+blocks.0.0.conv");
-                assert_eq!(merged.model.graph.state(0), BlockState::Merged);
+                assert_eq!(merged.model.graph.state(BlockId::new(0)), BlockState::Merged);
             }
             // Freeing again what is free changes nothing, and a mask of blocks alone says nothing of the stem.
             assert_eq!(linearise(&linear, &mask, &Linearise { final_activation: true, padding }).unwrap(), linear);
@@ -137,7 +137,10 @@ fn a_segment_over_two_blocks_merges_exactly() {
         let [segment] = &merged.segments[..] else { panic!("{:?}", merged.segments) };
         assert_eq!((segment.name.as_str(), segment.kernel, segment.stride), ("0+1", [5, 5], [2, 2]));
         let graph = &merged.model.graph;
-        assert_eq!((graph.state(0), graph.state(1)), (BlockState::Merged, BlockState::Merged));
+        assert_eq!(
+            (graph.state(BlockId::new(0)), graph.state(BlockId::new(1))),
+            (BlockState::Merged, BlockState::Merged)
+        );
         assert!(graph.blocks[0].nodes.is_empty() && graph.blocks[0].segment().is_none());
         assert_eq!(graph.nodes[1].name, "0+1.conv");
         // Both blocks are one part, whose counterpart is the convolution with its activation.

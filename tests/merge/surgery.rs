@@ -1,6 +1,6 @@
 //! What linearising does to the graph.
 
-use depthshrinker::graph::{Activation, BlockState, Graph, Op, Span};
+use depthshrinker::graph::{Activation, BlockId, BlockState, Graph, Op, Span};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Padding, Shape};
 use depthshrinker::shrink::merge::{MergeOptions, Merged, merge};
@@ -37,7 +37,10 @@ fn activations_go_and_a_final_one_comes() {
     assert_eq!(last.op, Op::Activation(Activation { limit: Some(6.0), site: None, slope: 0.0 }));
     assert_eq!(names(&linear.graph, 3), names(&model.graph, 3));
     for b in 0..17 {
-        assert_eq!(linear.graph.state(b), if freed()[b] { BlockState::Active } else { BlockState::Linear });
+        assert_eq!(
+            linear.graph.state(BlockId::new(b)),
+            if freed()[b] { BlockState::Active } else { BlockState::Linear }
+        );
     }
     assert_eq!(linear.weights, model.weights);
 
@@ -93,7 +96,7 @@ fn preparing_and_dropping_is_linearising() {
     let removed: Vec<bool> = freed().iter().map(|k| !k).collect();
     for options in [REORDER, BORDER_BIAS] {
         let prepared = prepare_finetune(&model, &freed(), &options).unwrap();
-        assert!((0..17).all(|b| prepared.graph.state(b) == BlockState::Active));
+        assert!(BlockId::all(17).all(|b| prepared.graph.state(b) == BlockState::Active));
         assert_eq!(prepare_finetune(&prepared, &freed(), &options).unwrap(), prepared);
         let linear = linearise(&model, &freed(), &options).unwrap();
         assert_eq!(drop_linear_activations(&prepared, &removed).unwrap(), linear);

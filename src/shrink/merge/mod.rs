@@ -19,7 +19,7 @@ pub use verify::{MergeError, SegmentError, Verifier, verify, verify_random};
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::{Bias, Graph, Node, NodeId, Op, Segment};
+use crate::graph::{Bias, BlockId, Graph, Node, NodeId, Op, Segment};
 use crate::model::Model;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::selection::{Selection, linear_segments};
@@ -79,7 +79,7 @@ pub struct MergedSegment {
     #[serde(skip)]
     pub conv: NodeId,
     /// Indices of the blocks that it holds nodes of.
-    pub blocks: Vec<usize>,
+    pub blocks: Vec<BlockId>,
     /// Name of the block, or of the segment as [`Graph::segment_name`] gives it.
     pub name: String,
     /// Kernel height and width of the merged convolution.
