@@ -74,7 +74,7 @@ impl Block {
 
     /// The block as a segment; an empty one has none.
     pub fn segment(&self) -> Option<Segment> {
-        (!self.nodes.is_empty()).then(|| Segment { input: self.input, nodes: self.nodes })
+        (!self.nodes.is_empty()).then_some(Segment { input: self.input, nodes: self.nodes })
     }
 }
 
