@@ -6,7 +6,8 @@
 //
 // x `[n, h_in, w_in, c_in]` and y `[n, h_out, w_out, c_out]` are NHWC of type T, and so is the residual, which is x
 // itself where the block has one. w_expand `[hidden, c_in]`, w_depthwise `[K, K, hidden]`, w_project `[c_out, hidden]`
-// are of type T, biases are float. y overlaps nothing that is read. Launched by src/ops/cuda/inverted_residual.rs.
+// are of type T, biases are float. y overlaps nothing that is read. Launched by
+// src/ops/inverted_residual/cuda.rs.
 //
 // Memory: x is read from global memory (again for every slice of hidden channels and for the halo of a tile, but then
 // from the caches) and y is written once. h and d, which are six times as wide and make up most of the traffic of three

@@ -1,5 +1,5 @@
 //! Lowering a graph to forward steps: a table of rules, of which the first that matches a node takes it and the run of
-//! nodes behind it. The last rule alone is the reference plan.
+//! nodes behind it (`docs/kernels.md` a). The last rule alone is the reference plan.
 
 use crate::graph::{Activation, Bias, Conv, ConvFamily, Graph, NodeId, Op, ParamRole, ParamSpec};
 use crate::ops::batch_norm::{Normalisation, NormaliseStep, PlannedStatistics, StatisticsStep};
@@ -263,7 +263,7 @@ impl<'a> Lowering<'a> {
 }
 
 /// Expansion, depthwise convolution, projection and residual with their activations, for inference: what lies between is
-/// not stored (`docs/kernels.md`).
+/// not stored (`docs/kernels.md` b).
 fn inverted_residual(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> {
     let Some(mut runs) = l.inverted_residual(id) else { return Ok(None) };
     let Some(problem) = l.inverted_residual_problem(&runs) else { return Ok(None) };
@@ -278,7 +278,7 @@ fn inverted_residual(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> 
     Ok(Some(Group { nodes, steps: vec![Box::new(step)] }))
 }
 
-/// Convolution and batch-norm whose result the next convolution forms on load (`docs/kernels.md`, level C).
+/// Convolution and batch-norm whose result the next convolution forms on load (`docs/kernels.md` a).
 fn conv_bn_formed_on_load(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> {
     let Some(run) = l.conv_run(id, true) else { return Ok(None) };
     let (Some(bn), None, true) = (run.batch_norm, run.residual, l.is_formed_on_load(run.output())) else {

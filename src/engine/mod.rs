@@ -50,6 +50,31 @@ pub struct EngineOptions {
 }
 
 /// Parameters, planned buffers and steps of one network on one device.
+///
+/// # Examples
+/// One training pass: logits, and from their gradient that of every parameter.
+/// ```
+/// use depthshrinker::device::Device;
+/// use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+/// use depthshrinker::model::Model;
+/// use depthshrinker::networks::{NetworkOptions, build};
+/// use depthshrinker::shape::Shape;
+///
+/// let graph = build("mobilenetv2-0.1", &NetworkOptions::new(Shape::new(32, 32, 3), 5))?;
+/// let model = Model::initialise(graph, 7)?;
+/// let options = EngineOptions { batch: 2, fusion: Fusion::OnLoad, training: true, taps: Vec::new() };
+/// let mut engine = Engine::new(&Device::Cpu, &model, &options)?;
+///
+/// let images = vec![0.5; 2 * 32 * 32 * 3]; // [n, h, w, c]
+/// let mut logits = [0.0; 2 * 5];
+/// engine.forward(&images)?.read(&mut logits)?;
+/// assert!(logits.iter().all(|v| v.is_finite()));
+///
+/// engine.backward(&Device::Cpu.upload(&[0.1; 2 * 5])?)?;
+/// let (weights, gradients) = engine.trainable();
+/// assert_eq!(weights.len(), gradients.len());
+/// # Ok::<(), depthshrinker::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Engine {
     device: Device,
@@ -237,7 +262,7 @@ impl Engine {
     }
 
     /// Σ ⟨dy, x − φ(x)⟩ over the activations of each site and the last batch: the straight-through gradient of a
-    /// removal score (`methods.md` 1.2).
+    /// removal score (`docs/methods.md` 1.2).
     ///
     /// # Errors
     /// When the device fails.

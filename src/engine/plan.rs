@@ -88,6 +88,28 @@ pub struct Cost {
 }
 
 /// The steps of a network in order of execution.
+///
+/// # Examples
+/// What runs for a block at two levels of fusion, printed.
+/// ```
+/// use depthshrinker::engine::{Fusion, Plan, Target};
+/// use depthshrinker::model::Model;
+/// use depthshrinker::networks::{NetworkOptions, build};
+/// use depthshrinker::ops::step::Backend;
+/// use depthshrinker::shape::Shape;
+///
+/// let graph = build("mobilenetv2-0.1", &NetworkOptions::new(Shape::new(32, 32, 3), 5))?;
+/// let graph = Model::initialise(graph, 7)?.folded()?.graph;
+/// let print = |fusion| -> depthshrinker::Result<Vec<String>> {
+///     let plan = Plan::new(&graph, &Target { fusion, ..Target::inference(Backend::Host) })?;
+///     let of_block = plan.steps.iter().filter(|step| step.name.starts_with("blocks.1.1"));
+///     Ok(of_block.map(|step| step.step.describe()).collect())
+/// };
+/// let epilogue = ["pointwise 1x1 + activation", "depthwise 3x3 + activation", "pointwise 1x1 + residual"];
+/// assert_eq!(print(Fusion::Epilogue)?, epilogue);
+/// assert_eq!(print(Fusion::Block)?, ["inverted_residual 3x3 + residual"]);
+/// # Ok::<(), depthshrinker::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Plan {
     /// Everything that steps read and write.

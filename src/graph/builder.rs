@@ -11,6 +11,31 @@ use crate::ops::linear::Linear;
 use crate::shape::{Shape, Window};
 
 /// Appends nodes in order; [`finish`](Self::finish) checks the whole.
+///
+/// # Examples
+/// A depthwise-separable block with its shortcut; its activation is the block's site, so that a mask can free it.
+/// ```
+/// use depthshrinker::graph::{Activation, BatchNorm, BlockId, BlockState, GraphBuilder, NodeId, Op};
+/// use depthshrinker::shape::{Shape, Window};
+///
+/// let mut b = GraphBuilder::new("tiny", Shape::new(8, 6, 4));
+/// let (image, first) = (NodeId::INPUT, b.next_node());
+/// let bn = BatchNorm { channels: 4, eps: 1e-5, momentum: 0.1 };
+/// let act = Activation { site: Some(b.next_block().site()), ..Activation::RELU6 };
+/// let mut x = b.conv_bn(("dw", GraphBuilder::conv(4, 4, Window::square(3, 1, 1), 4)), ("bn1", bn), image);
+/// x = b.activation(act, x);
+/// x = b.conv_bn(("pw", GraphBuilder::conv(4, 4, Window::square(1, 1, 0), 1)), ("bn2", bn), x);
+/// x = b.push("add", Op::Add, &[image, x]);
+/// b.block("block", image, first);
+/// x = b.push("pool", Op::GlobalAvgPool, &[x]);
+/// b.linear("classifier", 4, 10, x);
+/// let graph = b.finish()?;
+///
+/// assert_eq!((graph.classes(), graph.sites()), (10, 1));
+/// assert_eq!(graph.state(BlockId::new(0)), BlockState::Active);
+/// assert_eq!(graph.cost()?.macs(), 8 * 6 * (9 * 4 + 4 * 4) + 4 * 10);
+/// # Ok::<(), depthshrinker::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct GraphBuilder {
     graph: Graph,

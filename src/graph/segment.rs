@@ -1,5 +1,5 @@
 //! Segments: runs of nodes with one entry and one exit, what is made linear, merged, timed and priced as one thing. A block
-//! is one, and so are several blocks, or the stem and the first block.
+//! is one, and so are several blocks, or the stem and the first block (`docs/methods.md` 2.1).
 
 use std::collections::HashMap;
 
@@ -13,6 +13,26 @@ use crate::shape::{Padding, Shape, Window};
 use crate::{Error, Result};
 
 /// A run of nodes that reads one value from outside and of whose values only the last is read outside.
+///
+/// # Examples
+/// Stem and first block of a MobileNetV2, as what they would merge into: a 3×3 of stride 2 and a depthwise 3×3 behind it.
+/// ```
+/// use depthshrinker::graph::SegmentEnds;
+/// use depthshrinker::networks::{NetworkOptions, build};
+/// use depthshrinker::shape::Shape;
+///
+/// let graph = build("mobilenetv2-0.35", &NetworkOptions::new(Shape::new(32, 32, 3), 5))?;
+/// let ends = SegmentEnds { first: "conv_stem".into(), last: "blocks.0.0.bn2".into() };
+/// let segment = graph.segment(&ends)?;
+/// assert!(graph.segments().contains(&segment));
+/// assert_eq!(graph.segment_name(&segment), "conv_stem+blocks.0.0");
+///
+/// let span = graph.span(&segment)?;
+/// assert_eq!((span.kernel, span.stride), ([7, 7], [2, 2]));
+/// assert!(!graph.is_linear(&segment), "its activations are there");
+/// assert_eq!(graph.cut(&segment)?.input_shape(), graph.input_shape());
+/// # Ok::<(), depthshrinker::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Segment {
     /// The value it reads.

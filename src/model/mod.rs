@@ -13,6 +13,26 @@ use crate::{Error, Result};
 pub type Weights = BTreeMap<String, Tensor>;
 
 /// A graph with exactly the weights it needs.
+///
+/// # Examples
+/// ```
+/// use depthshrinker::model::Model;
+/// use depthshrinker::networks::{NetworkOptions, build};
+/// use depthshrinker::shape::Shape;
+///
+/// let graph = build("mobilenetv2-0.1", &NetworkOptions::new(Shape::new(32, 32, 3), 5))?;
+/// let model = Model::initialise(graph, 7)?;
+/// assert_eq!(model.weight("classifier.weight").shape[0], 5);
+///
+/// // Batch-norm folds into the convolution before it, for inference.
+/// let folded = model.folded()?;
+/// assert!(folded.weights.len() < model.weights.len());
+///
+/// // A graph refuses weights that are not its own.
+/// let problem = Model::new(model.graph.clone(), folded.weights).unwrap_err().to_string();
+/// assert!(problem.contains("bn1.weight is missing"), "{problem}");
+/// # Ok::<(), depthshrinker::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// The network.

@@ -1,7 +1,7 @@
 //! Clamped activations with a slope outside the bounds.
 //!
 //! y = x inside (0, limit), q·x below 0, limit + q·(x − limit) above; q = 0 is ReLU/ReLU6, q = 1 the identity
-//! (`methods.md` 1.3). The derivative is 1 strictly inside the bounds and q elsewhere, as in PyTorch's hardtanh.
+//! (`docs/methods.md` 1.3). The derivative is 1 strictly inside the bounds and q elsewhere, as in PyTorch's hardtanh.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use crate::device::{View, ViewMut};
 use crate::shape::{Lines, Shape};
 
 /// A clamp to `[0, limit]` with a slope outside it: 0 is the plain activation, 1 is the identity
-/// (DepthShrinker's removal by slope; `methods.md` 1.3).
+/// (DepthShrinker's removal by slope; `docs/methods.md` 1.3).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activation {
@@ -110,7 +110,7 @@ impl Clamp {
     }
 
     /// x − φ(x) for the activation without slope: what the straight-through score gradient weighs
-    /// (`methods.md` 1.2).
+    /// (`docs/methods.md` 1.2).
     #[inline(always)]
     pub fn excess(self, x: f32) -> f32 {
         let low = if x < 0.0 { x } else { 0.0 };

@@ -1,7 +1,7 @@
 //! Losses on logits and on feature maps, each with its gradient in the same pass.
 //!
 //! With p = softmax(z): cross-entropy with label smoothing ε is −Σ_k t_k log p_k, t = (1−ε)·onehot(y) + ε/K, and its
-//! gradient p − t. Distillation (Hinton et al., 2015, in the form of DepthShrinker, `methods.md` 1.3) is
+//! gradient p − t. Distillation (Hinton et al., 2015, in the form of DepthShrinker, `docs/methods.md` 1.3) is
 //! α·T²·CE(softmax(z_t/T), softmax(z_s/T)) + (1−α)·CE(y, softmax(z_s/T)). Everything is a mean over the batch.
 //!
 //! Rows are handled in chunks of a fixed size whose `f64` sums are added in order: the same bits for any thread count.

@@ -200,6 +200,35 @@ impl Work {
 }
 
 /// A piece of a network's work.
+///
+/// # Examples
+/// A step outside of any network: what it uses, its result, and its backward pass, which is steps again.
+/// ```
+/// use depthshrinker::device::Device;
+/// use depthshrinker::engine::{Sequence, SequenceRun};
+/// use depthshrinker::ops::pool::global::GlobalPoolStep;
+/// use depthshrinker::ops::step::{Backend, Step, Values};
+/// use depthshrinker::shape::Shape;
+///
+/// let mut values = Values::default();
+/// let input = Shape::new(2, 3, 1);
+/// let (x, y) = (values.activation(input), values.activation(Shape::new(1, 1, 1)));
+/// let step = GlobalPoolStep { input, x, y };
+/// assert_eq!((step.uses().reads, step.uses().writes), (vec![x], vec![y]));
+///
+/// let pool = Sequence::new(values, vec![Box::new(step)]);
+/// let mut run = SequenceRun::new(&Device::Cpu, &pool, 1)?;
+/// run.buffer_mut(x).unwrap().write(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
+/// run.run();
+/// let mut mean = [0.0];
+/// run.buffer(y).read(&mut mean)?;
+/// assert_eq!(mean, [3.5]);
+///
+/// let backward = pool.backward(Backend::Host, &[y], &[]);
+/// assert_eq!(backward.steps.steps.len(), 1);
+/// assert!(backward.gradients.of(x).is_some());
+/// # Ok::<(), depthshrinker::Error>(())
+/// ```
 pub trait Step: Debug + Send + Sync {
     /// What it computes, in words such as `pointwise 1x1 + activation`.
     fn describe(&self) -> String;
@@ -287,7 +316,7 @@ impl dyn Backward + '_ {
 pub enum Operand {
     /// A stored value.
     Stored(ValueId),
-    /// The raw result of a convolution before, normalised and activated on load (level C of `docs/kernels.md`).
+    /// The raw result of a convolution before, normalised and activated on load (level `OnLoad`, `docs/kernels.md` a).
     Normalised(Normalisation),
 }
 

@@ -1,5 +1,5 @@
 //! Where the zero padding of a linear segment sits, which decides how its border can be merged exactly
-//! (`methods.md` 1.4, "the border problem").
+//! (`docs/methods.md` 1.4, "the border problem").
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! What a selection decides, and the segments that follow from it.
+//! What a selection decides, and the segments that follow from it (`docs/methods.md` 2.2).
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -240,7 +240,7 @@ impl<'a> TrainStep<'a> {
     }
 
     /// Σ ⟨dy, x − φ(x)⟩ over the activations of each block and all images of the last step, y's gradient being that of the
-    /// mean loss: the straight-through gradient of a removal score (`methods.md` 1.2).
+    /// mean loss: the straight-through gradient of a removal score (`docs/methods.md` 1.2).
     ///
     /// # Errors
     /// When a device fails.

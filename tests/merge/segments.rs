@@ -24,7 +24,7 @@ fn mobilenet() -> Graph {
 }
 
 /// What EC's solver enumerates: 171 segments of the 50 convolutions between stem and head, none of which goes on behind a
-/// strided block.
+/// strided block (`docs/methods.md` 2.1).
 #[test]
 fn the_segments_of_mobilenet_are_those_of_the_published_tables() {
     const BREAKS: [usize; 4] = [5, 11, 20, 41];

@@ -1,9 +1,30 @@
-//! How a GPU solves a problem, as a value: problem → configuration → launch.
+//! How a GPU solves a problem, as a value: problem → configuration → launch (`docs/kernels.md` c).
 //!
 //! A configuration says what a launch has a choice about: tiles, slabs, vectors, blocks. It is plain data with a name that
 //! reads back ([`std::fmt::Display`], [`std::str::FromStr`]). [`Problem::list`] has those that solve a problem,
 //! [`Problem::choose`] the one that is taken, and grids and workspaces follow from it by its methods, here and nowhere
 //! else: the headers of `kernels/` refer to them by name.
+//!
+//! ```
+//! use depthshrinker::dtype::Dtype;
+//! use depthshrinker::ops::config::{GemmConfig, GemmProblem, Kernels, Pass, Problem, Target};
+//!
+//! // y [6272, 64] = x [6272, 384]·Wᵀ, on an A100 in f16.
+//! let problem = GemmProblem::product(6272, 384, 64);
+//! let on = Target { dtype: Dtype::F16, arch: 80 };
+//! let chosen = problem.choose(Pass::Forward, on);
+//! assert_eq!(chosen.to_string(), "64x64-vector");
+//! assert_eq!(chosen.grid(&problem, Pass::Forward), [98, 1, 1]);
+//! assert!(problem.list(Pass::Forward, on).contains(&chosen));
+//!
+//! // Names read back; one that does not solve a problem is refused.
+//! let narrow: GemmConfig = "128x32-vector".parse()?;
+//! problem.check(narrow, Pass::Forward, on)?;
+//! assert!(problem.check(narrow, Pass::Forward, Target { dtype: Dtype::F32, ..on }).is_err());
+//! let kernels = Kernels { family: problem.family(), pass: Pass::Forward };
+//! assert_eq!(format!("{kernels}={narrow}"), "pointwise_forward=128x32-vector");
+//! # Ok::<(), depthshrinker::Error>(())
+//! ```
 //!
 //! What decides the order of a sum follows from the problem and its configuration, never from the device, so that results
 //! repeat bit by bit on GPUs of one architecture; how a tensor core adds within one instruction differs among them.

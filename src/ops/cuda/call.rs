@@ -1,4 +1,4 @@
-//! The one place where operations launch kernels.
+//! The one place where operations launch kernels (`docs/kernels.md` c).
 
 use crate::device::argument::{Argument, Element};
 use crate::device::driver::LaunchShape;

@@ -1,4 +1,5 @@
-//! The inverted residual as one operation, for inference: y = φ₃(W₃·φ₂(w₂ ∗ φ₁(W₁·x + b₁) + b₂) + b₃ + residual).
+//! The inverted residual as one operation, for inference (`docs/kernels.md` b):
+//! y = φ₃(W₃·φ₂(w₂ ∗ φ₁(W₁·x + b₁) + b₂) + b₃ + residual).
 //!
 //! x `[n, h_in, w_in, c_in]`, y `[n, h_out, w_out, c_out]`; W₁ `[hidden, c_in]`, w₂ `[k_h, k_w, hidden]`, W₃
 //! `[c_out, hidden]`; batch norms are folded into weights and biases beforehand. The hidden values, `hidden` channels

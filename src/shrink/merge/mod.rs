@@ -1,4 +1,4 @@
-//! Stage 3: every linear segment becomes one convolution, exactly (`methods.md` 1.4).
+//! Stage 3: every linear segment becomes one convolution, exactly (`docs/methods.md` 1.4).
 //!
 //! Each value of a segment is an affine map of its input. Its linear part is a [`Kernel`], its constant part a
 //! [`Response`] to zeros; both are composed in f64 along the nodes and cast to f32 once at the end.
@@ -99,6 +99,30 @@ pub struct MergedSegment {
 }
 
 /// Merges what is linear: the segments of [`linear_segments`]. Without any the model comes back as it is.
+///
+/// # Examples
+/// A block without its activations becomes one convolution, and the network computes the same.
+/// ```
+/// use depthshrinker::model::Model;
+/// use depthshrinker::networks::{NetworkOptions, build};
+/// use depthshrinker::shape::Shape;
+/// use depthshrinker::shrink::Mask;
+/// use depthshrinker::shrink::merge::{MergeOptions, merge, verify_random};
+/// use depthshrinker::shrink::padding::PaddingMode;
+/// use depthshrinker::shrink::surgery::{Linearise, linearise};
+///
+/// let graph = build("mobilenetv2-0.1", &NetworkOptions::new(Shape::new(32, 32, 3), 5))?;
+/// let model = Model::initialise(graph, 7)?;
+/// let mask: Mask = "1,1,0,1,1,1,1,1,1,1,1,1,1,1,1,1,1".parse()?;
+/// let padding = PaddingMode::BorderBias;
+/// let unmerged = linearise(&model, &mask, &Linearise { final_activation: true, padding })?;
+///
+/// let merged = merge(&unmerged, &MergeOptions { padding })?;
+/// let [block] = &merged.segments[..] else { panic!("one block was freed") };
+/// assert_eq!((block.name.as_str(), block.kernel), ("blocks.1.1", [3, 3]));
+/// verify_random(&unmerged, &merged, 2, 0)?.check(&merged)?;
+/// # Ok::<(), depthshrinker::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`merge_segments`].

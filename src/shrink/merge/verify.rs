@@ -1,4 +1,5 @@
-//! Proof that a merged network computes what the unmerged one computes, and how far their logits lie apart.
+//! Proof that a merged network computes what the unmerged one computes, and how far their logits lie apart
+//! (`docs/methods.md` 2.3).
 //!
 //! The proof has two parts. Outside of the merged segments both networks have the same nodes with the same weights, bit for
 //! bit. And each merged convolution gives what its segment gives, for one and the same input, both evaluated in f64: what is
