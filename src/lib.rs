@@ -2,7 +2,7 @@
 //! linear into dense convolutions, exactly.
 //!
 //! Layers, top down; a module imports only from those below it, which `tests/layers.rs` holds: [`cli`], [`pipeline`],
-//! [`config`], [`report`], [`shrink`], [`train`], [`check`], [`measure`], [`io`], [`networks`], [`data`], [`engine`],
+//! [`config`], [`report`], [`shrink`], [`check`], [`measure`], [`train`], [`io`], [`networks`], [`data`], [`engine`],
 //! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`index`], [`dtype`]
 //! and [`error`].
 

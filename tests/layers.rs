@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of `src/lib.rs` from top to bottom, as its doc comment lists them.
 const LAYERS: [&str; 21] = [
-    "cli", "pipeline", "config", "report", "shrink", "train", "check", "measure", "io", "networks", "data", "engine",
+    "cli", "pipeline", "config", "report", "shrink", "check", "measure", "train", "io", "networks", "data", "engine",
     "model", "graph", "ops", "device", "tensor", "shape", "index", "dtype", "error",
 ];
 

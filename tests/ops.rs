@@ -375,23 +375,7 @@ fn small_trials() -> Vec<Trial> {
     vec![
         trial("linear/7x33_to_10", || linear_case(LinearProblem { n: 7, c_in: 33, c_out: 10 })),
         trial("linear/130x64_to_3", || linear_case(LinearProblem { n: 130, c_in: 64, c_out: 3 })),
-        trial("pool/3x20x24", || {
-            let (n, pixels, c) = (3, 20, 24);
-            let input = Shape::new(4, 5, c);
-            let (x, dy) = (numbers(1, n * pixels * c), numbers(2, n * c));
-            let mut y = vec![f32::NAN; n * c];
-            pool::global::forward(input, View::Host(&x), ViewMut::Host(&mut y));
-            let mean = |i: usize| {
-                let (n, c_index) = (i / c, i % c);
-                (0..pixels).map(|p| f64::from(x[(n * pixels + p) * c + c_index])).sum::<f64>() / pixels as f64
-            };
-            compare("y", &y, &(0..n * c).map(mean).collect::<Vec<_>>(), 1e-6)?;
-            let mut dx = vec![2.0; x.len()];
-            pool::global::backward(input, View::Host(&dy), (ViewMut::Host(&mut dx), true));
-            let expected: Vec<f64> =
-                (0..x.len()).map(|i| 2.0 + f64::from(dy[i / (pixels * c) * c + i % c]) / pixels as f64).collect();
-            compare("dx", &dx, &expected, 1e-6)
-        }),
+        trial("pool/3x20x24", global_pool_case),
         trial("max_pool/3x3_stride_2", || max_pool_case((3, Shape::new(9, 12, 6)), Window::square(3, 2, 1))),
         trial("max_pool/2x2_stride_2", || max_pool_case((2, Shape::new(7, 8, 17)), Window::square(2, 2, 0))),
         trial("max_pool/3x3_stride_1", || max_pool_case((1, Shape::new(5, 4, 3)), Window::square(3, 1, 1))),
@@ -451,6 +435,25 @@ fn small_trials() -> Vec<Trial> {
             if data[..] == [5.0, 2.0, 3.0] { Ok(()) } else { Err(format!("{data:?}")) }
         }),
     ]
+}
+
+/// The mean over all pixels.
+fn global_pool_case() -> Result<(), String> {
+    let (n, pixels, c) = (3, 20, 24);
+    let input = Shape::new(4, 5, c);
+    let (x, dy) = (numbers(1, n * pixels * c), numbers(2, n * c));
+    let mut y = vec![f32::NAN; n * c];
+    pool::global::forward(input, View::Host(&x), ViewMut::Host(&mut y));
+    let mean = |i: usize| {
+        let (n, c_index) = (i / c, i % c);
+        (0..pixels).map(|p| f64::from(x[(n * pixels + p) * c + c_index])).sum::<f64>() / pixels as f64
+    };
+    compare("y", &y, &(0..n * c).map(mean).collect::<Vec<_>>(), 1e-6)?;
+    let mut dx = vec![2.0; x.len()];
+    pool::global::backward(input, View::Host(&dy), (ViewMut::Host(&mut dx), true));
+    let expected: Vec<f64> =
+        (0..x.len()).map(|i| 2.0 + f64::from(dy[i / (pixels * c) * c + i % c]) / pixels as f64).collect();
+    compare("dx", &dx, &expected, 1e-6)
 }
 
 /// The elements of x that the window of an element of y holds, in row-major order.

@@ -354,30 +354,12 @@ fn around(chosen: usize, steps: u32, bounds: std::ops::RangeInclusive<usize>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::{CONVOLUTIONS, NORMS, problem};
     use crate::ops::batch_norm::BatchNormProblem;
     use crate::ops::conv::{Bias, Conv, ConvProblem};
-    use crate::ops::pool::PoolProblem;
     use crate::shape::{Lines, Shape, Window};
 
     fn target(dtype: Dtype) -> Target {
         Target { dtype, arch: 80 }
-    }
-
-    /// Every listed configuration serves, reads back from its name, and has a name of its own; the chosen one is listed.
-    fn is_whole<P: Problem>(problem: &P, passes: &[Pass]) {
-        for (&pass, dtype) in passes.iter().flat_map(|pass| Dtype::ALL.map(|dtype| (pass, dtype))) {
-            let (on, all) = (target(dtype), problem.list(pass, target(dtype)));
-            assert!(all.contains(&problem.choose(pass, on)), "{pass:?} {dtype}: {all:?}");
-            for config in &all {
-                problem.check(*config, pass, on).unwrap();
-                assert_eq!(config.to_string().parse::<P::Config>().unwrap(), *config);
-            }
-            let mut names: Vec<String> = all.iter().map(P::Config::to_string).collect();
-            names.sort();
-            names.dedup();
-            assert_eq!(names.len(), all.len(), "{names:?}");
-        }
     }
 
     fn batch_norm((lines, w, c): (usize, usize, usize)) -> BatchNormProblem {
@@ -385,31 +367,6 @@ mod tests {
     }
 
     const CONV_PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
-    const BOTH: [Pass; 2] = [Pass::Forward, Pass::Backward];
-
-    #[test]
-    fn configurations_are_listed_with_the_chosen_one_and_read_back() {
-        for row in CONVOLUTIONS {
-            let p = problem(row);
-            is_whole(&p, &CONV_PASSES);
-            is_whole(&BiasProblem { pixels: p.n * p.output.pixels(), c: p.output.c }, &[Pass::WeightGradient]);
-        }
-        is_whole(&GemmProblem::product(130, 64, 16), &CONV_PASSES);
-        for row in NORMS {
-            is_whole(&batch_norm((row.0, row.1, row.2)), &BOTH);
-        }
-        is_whole(&GlobalPoolProblem { n: 3, pixels: 20, c: 24 }, &BOTH);
-        let (input, output) = (Shape::new(9, 7, 13), Shape::new(5, 4, 13));
-        is_whole(&PoolProblem { n: 2, input, output, window: Window::square(3, 2, 1) }, &BOTH);
-        for family in [Family::Elementwise, Family::Activation, Family::Dropout] {
-            for len in [1, 5000, 70_001, 30_000_000] {
-                is_whole(&WalkProblem { family, len, aligned: true }, &BOTH);
-            }
-        }
-        is_whole(&WalkProblem { family: Family::Elementwise, len: 999, aligned: false }, &[Pass::Forward]);
-        is_whole(&OptimizerProblem { len: 100_000 }, &[Pass::Forward]);
-        is_whole(&AugmentProblem { n: 4, len: 288 }, &[Pass::Forward]);
-    }
 
     fn conv(n: usize, side: usize, c_in: usize, c_out: usize, window: Window, groups: usize) -> ConvProblem {
         let conv = Conv { c_in, c_out, window, groups, bias: Bias::None };

@@ -303,10 +303,17 @@ fn pair(segment: &MergedSegment, graph: &Graph, shapes: &[Shape]) -> Pair {
 fn check_outside(unmerged: &Model, merged: &Merged) -> Result<()> {
     let (old, new) = (&unmerged.graph, &merged.model.graph);
     let differs = |name: &str| Err(Error::Merge(format!("the merged network is another one at {name}")));
-    let is_output = merged.map.last() == Some(&Some(new.output()));
-    if merged.map.len() != old.nodes.len() || !is_output || old.output_shape() != new.output_shape() {
+    if old.output_shape() != new.output_shape() {
         let text = |graph: &Graph| format!("{}, {} and {}", graph.name, graph.input_shape(), graph.output_shape());
         return Err(Error::shape("verify", text(old), text(new)));
+    }
+    let (nodes, mapped) = (old.nodes.len(), merged.map.len());
+    if mapped != nodes {
+        let text = format!("the merged network is another one: it was made of {mapped} nodes, not of these {nodes}");
+        return Err(Error::Merge(text));
+    }
+    if merged.map.last() != Some(&Some(new.output())) {
+        return differs("its output");
     }
     let conv_of = |id: NodeId| merged.segments.iter().find(|s| s.output == id);
     for (id, node) in NodeId::enumerate(&old.nodes) {
