@@ -1,4 +1,4 @@
-//! Embeds the text of `kernels/` in the library, and tells of a fault in it before anything runs.
+//! Embeds the text of `kernels/` in the library, and reports faults in it at build time.
 //!
 //! Nothing of CUDA is needed to build: the text is compiled at run time, for the device or for the emulator.
 

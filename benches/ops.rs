@@ -9,7 +9,7 @@ use depthshrinker::config::Config;
 use depthshrinker::device::Device;
 use depthshrinker::device::cuda::Cuda;
 use depthshrinker::dtype::Dtype;
-use depthshrinker::measure::{Layer, LayerBench, LayerPass, Limits};
+use depthshrinker::measure::{LayerBench, LayerPass, Limits, TimedLayer};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::pipeline::fully_merged;
@@ -34,14 +34,14 @@ fn devices() -> Vec<Device> {
     devices
 }
 
-fn layers(device: &Device) -> Vec<Layer> {
+fn layers(device: &Device) -> Vec<TimedLayer> {
     let options = NetworkOptions { input_stride: Some(1), ..NetworkOptions::new(Shape::new(28, 28, 1), 10) };
     let graph = build("mobilenetv2-0.5", &options).expect("a known network");
     let model = Model::initialise(graph, 0).expect("the graph is well formed");
     let merged = fully_merged(&model, None, &Config::default()).expect("blocks merge").expect("there are blocks");
     let passes = LayerPass::on(device, &LayerPass::ALL);
     let mut layers =
-        Layer::of_networks(&[&model.graph, &merged.graph], BATCH, &passes, device.backend()).expect("well formed");
+        TimedLayer::of_networks(&[&model.graph, &merged.graph], BATCH, &passes, device.backend()).expect("well formed");
     layers.retain(|layer| BLOCKS.iter().any(|block| layer.name.starts_with(block)));
     layers
 }

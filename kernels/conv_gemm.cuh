@@ -17,7 +17,7 @@
 // the products of the tile before. f16 and bf16 are multiplied by tensor cores, float by 8x4 sums in the registers of a
 // thread. Without VECTOR the elements are gathered one by one, and the rest is the same.
 //
-// TILE_M x TILE_N is 64x64 for all types, and 128x128 or 128x32 too for f16 and bf16; gemm_threads() gives the block.
+// TILE_M x TILE_N is 64x64 for all types, and 128x128 or 128x32 too for f16 and bf16; gemm_threads() is the size of a block.
 // An element of C is summed over k in the same order in all of them, so that the choice changes no result: 128x32 suits
 // N <= 32, 128x128 suits products with enough tiles of that size to fill the device, 64x64 the rest.
 //
@@ -363,7 +363,7 @@ struct Gemm {
         for (int step = 0, stage = 0; step < steps + AHEAD; step++) {
             if (step >= AHEAD) {
                 copy_async_wait<AHEAD - 1>();
-                // Past the barrier everybody's copies of the tile are there, and nobody reads the one before it.
+                // After the barrier all copies of the tile have arrived, and no thread reads the previous tile any more.
                 __syncthreads();
             }
             if (step < steps) {

@@ -1,7 +1,7 @@
 // The device language as every kernel of this folder sees it.
 //
 // The same text is compiled by NVRTC, which predefines `__CUDA_ARCH__` and the CUDA built-ins, and by a C++17 compiler
-// of the host, where the emulator gives them. This header adds what the two do not share: the architecture as a
+// of the host, where the emulator defines them. This header adds what the two do not share: the architecture as a
 // number, and shared memory through two macros. It is included by numeric.cuh, so that no kernel names it.
 //
 //   ARCH                         700, 750, 800, 860, 890, 900 ...; a macro, for `#if` and `if constexpr` alike. On the

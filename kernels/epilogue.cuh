@@ -49,7 +49,7 @@ struct EveryPixel {
     __device__ __forceinline__ int operator()(int m) const { return m; }
 };
 
-/// dx = sum, or dx += sum; `Pixels` tells which pixel row m is.
+/// dx = sum, or dx += sum; `Pixels` maps row m to its pixel.
 template <typename T, class Pixels = EveryPixel>
 struct InputGradientWriter {
     using Output = T;

@@ -2,7 +2,7 @@
 //
 // `f16` and `bf16` are storage only: 16 bits without arithmetic and without constructors, so that they may lie in
 // shared memory and in vectors. Kernels read them with `to_float`, compute in `float`, and write with `from_float<T>`,
-// which rounds to nearest even; not-a-number becomes 0x7fff in both types, as the hardware's `cvt` has it.
+// which rounds to nearest even; not-a-number becomes 0x7fff in both types, as the hardware's `cvt` does.
 
 #pragma once
 

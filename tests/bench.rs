@@ -12,7 +12,7 @@ use depthshrinker::device::gpu::Gpu;
 use depthshrinker::device::{Backend, Device};
 use depthshrinker::dtype::Dtype;
 use depthshrinker::graph::{ConvFamily, Graph};
-use depthshrinker::measure::{DataSheet, Findings, Layer, LayerPass, LayerRecord, Limits, peak_memory};
+use depthshrinker::measure::{DataSheet, Findings, LayerPass, LayerRecord, Limits, TimedLayer, peak_memory};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::step::ComputeUnit;
@@ -75,14 +75,14 @@ fn layers_cost_what_a_hand_computes() {
     let options = NetworkOptions::new(Shape::new(224, 224, 3), 1000);
     let graph = build("mobilenetv2-1.0", &options).unwrap();
     let passes = [LayerPass::ALL.as_slice(), &[LayerPass::BothGradients]].concat();
-    let of = |backend| Layer::of_networks(&[&graph], 128, &passes, backend).unwrap();
+    let of = |backend| TimedLayer::of_networks(&[&graph], 128, &passes, backend).unwrap();
     let (layers, host) = (of(Backend::Cuda), of(Backend::Host));
-    let among = |layers: &[Layer], name: &str, pass| {
+    let among = |layers: &[TimedLayer], name: &str, pass| {
         layers.iter().find(|l| l.name == name && l.pass == pass).expect(name).clone()
     };
     let find = |name: &str, pass| among(&layers, name, pass);
-    let gigaflops = |layer: &Layer| (layer.flops() as f64 / 1e7).round() / 100.0;
-    let megabytes = |layer: &Layer| (layer.bytes(2) as f64 / 1e5).round() / 10.0;
+    let gigaflops = |layer: &TimedLayer| (layer.flops() as f64 / 1e7).round() / 100.0;
+    let megabytes = |layer: &TimedLayer| (layer.bytes(2) as f64 / 1e5).round() / 10.0;
     // Table (a) of the kernel notes at 16 bits: expand of the second block, its depthwise, a projection with residual.
     for (name, flops, bytes) in [
         ("conv_stem", 2.77, 141.3),
@@ -300,7 +300,7 @@ fn layers_without_memory_are_told_and_the_others_are_timed() {
     let graph = tiny();
     // Room for the noise that operands are filled from and for small layers.
     let device = emulator((8 << 20) + (256 << 10));
-    let layers = Layer::of_networks(&[&graph], 2, &[LayerPass::Forward], Backend::Cuda).unwrap();
+    let layers = TimedLayer::of_networks(&[&graph], 2, &[LayerPass::Forward], Backend::Cuda).unwrap();
     let limits = Limits::measure(&Device::Cpu, Duration::ZERO).unwrap();
     let kept = RefCell::new(Vec::new());
     let keep = |found: &Findings<LayerRecord>| {

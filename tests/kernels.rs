@@ -18,8 +18,8 @@ use depthshrinker::engine::Fusion;
 use depthshrinker::graph::Graph;
 use depthshrinker::ops::batch_norm::BatchNormProblem;
 use depthshrinker::ops::config::{
-    AugmentProblem, BiasProblem, Family, GlobalPoolProblem, Kernels, OptimizerProblem, Pass, Problem, Target,
-    WalkProblem, force,
+    AugmentProblem, BiasProblem, GlobalPoolProblem, KernelFamily, KernelPass, KernelTarget, Kernels, OptimizerProblem,
+    Problem, WalkProblem, force,
 };
 use depthshrinker::ops::conv::ConvProblem;
 use depthshrinker::ops::pool::PoolProblem;
@@ -109,7 +109,7 @@ fn trains_as_the_host_does(
     }
     let again = train(&device, fusion, graph()?, STEPS, true)?;
     if again != trained {
-        return Err("a recorded run gives other losses than one that is not".into());
+        return Err("a recorded run has other losses than one that is not recorded".into());
     }
     Ok(())
 }
@@ -119,7 +119,7 @@ struct Sweep {
     kernels: &'static str,
     /// What the names of the cases begin with, and end with.
     cases: (String, &'static str),
-    names: Box<dyn Fn(Target) -> Vec<String> + Send + Sync>,
+    names: Box<dyn Fn(KernelTarget) -> Vec<String> + Send + Sync>,
 }
 
 impl Sweep {
@@ -136,7 +136,7 @@ impl Sweep {
         let (start, end) = &self.cases;
         let meant = |name: &str| name.starts_with(start) && name.ends_with(end);
         let cases: Vec<_> = cases().into_iter().filter(|case| meant(&case.name)).collect();
-        let names = (self.names)(Target { dtype: *dtype, arch: mode.arch });
+        let names = (self.names)(KernelTarget { dtype: *dtype, arch: mode.arch });
         if cases.is_empty() || names.is_empty() {
             return Err(format!("{} cases {start}, {} configurations", cases.len(), names.len()).into());
         }
@@ -174,9 +174,11 @@ fn sweeps() -> Vec<Sweep> {
         let family = format!("{:?}", p.family()).to_lowercase();
         let cases = format!("conv/{family}/n{n}_{}_to_{c_out}_k{}x{}_", p.input, p.window.k_h, p.window.k_w);
         let of_family = |pass| Kernels { family: Problem::family(&p), pass }.name();
-        for (pass, end) in
-            [(Pass::Forward, "/finish"), (Pass::InputGradient, "/gradient"), (Pass::WeightGradient, "/gradient")]
-        {
+        for (pass, end) in [
+            (KernelPass::Forward, "/finish"),
+            (KernelPass::InputGradient, "/gradient"),
+            (KernelPass::WeightGradient, "/gradient"),
+        ] {
             let sweep = Sweep::new(of_family(pass), cases.clone(), p);
             sweeps.push(Sweep { cases: (cases.clone(), end), ..sweep });
         }
@@ -200,12 +202,12 @@ fn sweeps() -> Vec<Sweep> {
         Sweep::new("global_pool_backward", "pool/3x20x24", pool),
         Sweep::new("window_pool_forward", "max_pool/3x3_s2", max_pool),
         Sweep::new("window_pool_backward", "max_pool/3x3_s2", max_pool),
-        Sweep::new("elementwise", "add/from_0", walk(Family::Elementwise, 5000, true)),
-        Sweep::new("elementwise", "add/from_1", walk(Family::Elementwise, 5000, false)),
-        Sweep::new("activation_forward", "activation/relu6", walk(Family::Activation, 4999, true)),
-        Sweep::new("activation_backward", "activation/relu6", walk(Family::Activation, 4999, true)),
-        Sweep::new("activation_forward", "feature_mse/", walk(Family::Activation, 6007, true)),
-        Sweep::new("dropout", "dropout/", walk(Family::Dropout, 5000, true)),
+        Sweep::new("elementwise", "add/from_0", walk(KernelFamily::Elementwise, 5000, true)),
+        Sweep::new("elementwise", "add/from_1", walk(KernelFamily::Elementwise, 5000, false)),
+        Sweep::new("activation_forward", "activation/relu6", walk(KernelFamily::Activation, 4999, true)),
+        Sweep::new("activation_backward", "activation/relu6", walk(KernelFamily::Activation, 4999, true)),
+        Sweep::new("activation_forward", "feature_mse/", walk(KernelFamily::Activation, 6007, true)),
+        Sweep::new("dropout", "dropout/", walk(KernelFamily::Dropout, 5000, true)),
         Sweep::new("augment", "augment/5x9x8x4", AugmentProblem { n: 5, len: 9 * 8 * 4 }),
         Sweep::new("optimizer", "optimizer/", OptimizerProblem { len: 6000 }),
     ]);

@@ -11,7 +11,7 @@ use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::loss::{self, Gradient, LossRecord, LossSum, SoftTarget};
-use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, Span, StepSize, Update, clip_coefficient};
+use depthshrinker::ops::optimizer::{Optimizer, OptimizerState, ParamSpan, StepSize, Update, clip_coefficient};
 use depthshrinker::shape::Shape;
 use depthshrinker::tensor::Tensor;
 use depthshrinker::train::{StepBatch, StepImages, StepOptions, StepSettings, TrainStep};
@@ -199,9 +199,9 @@ const LEN: usize = 40_000;
 const SGD: Optimizer = Optimizer::Sgd { momentum: 0.9, nesterov: true };
 const ADAMW: Optimizer = Optimizer::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
 
-fn test_spans() -> Vec<Span> {
+fn test_spans() -> Vec<ParamSpan> {
     [(3..17, true), (17..20_000, false), (20_004..33_000, true), (33_000..33_001, false), (36_000..39_999, true)]
-        .map(|(range, decayed)| Span { range, decayed })
+        .map(|(range, decayed)| ParamSpan { range, decayed })
         .to_vec()
 }
 
@@ -284,7 +284,7 @@ fn norms_and_clipping_are_pytorch_s() {
     assert!((norm - want.sqrt()).abs() < 1e-9 * norm);
     assert_eq!(clip_coefficient(3.0, 5.0), 1.0);
     assert!((f64::from(clip_coefficient(10.0, 5.0)) - 0.5).abs() < 1e-6);
-    let overlapping = vec![Span { range: 0..4, decayed: true }, Span { range: 3..5, decayed: true }];
+    let overlapping = vec![ParamSpan { range: 0..4, decayed: true }, ParamSpan { range: 3..5, decayed: true }];
     assert!(OptimizerState::new(&Device::Cpu, SGD, overlapping, 5).is_err());
 }
 

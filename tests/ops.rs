@@ -232,67 +232,70 @@ impl Norm {
     }
 }
 
+fn norm_forward_case(norm: &Norm) -> Result<(), String> {
+    let residual = norm.residual.as_deref().map(widen);
+    let expected = norm.reference(&widen(&norm.y), &widen(&norm.gamma), &widen(&norm.beta), residual.as_deref());
+    let got = norm.run();
+    compare("z", &got.z, &expected, 1e-5)?;
+    // Running statistics: a tenth of the batch's mean and unbiased variance.
+    let c = norm.p.shape.c;
+    let pixels = norm.y.len() / c;
+    let column = |i: usize| norm.y.iter().skip(i).step_by(c).map(|&v| f64::from(v));
+    let mean: Vec<f64> = (0..c).map(|i| column(i).sum::<f64>() / pixels as f64).collect();
+    let var = |i: usize| column(i).map(|v| (v - mean[i]).powi(2)).sum::<f64>() / (pixels - 1) as f64;
+    let running_mean: Vec<f64> = mean.iter().map(|m| 0.9 * 0.5 + 0.1 * m).collect();
+    let running_var: Vec<f64> = (0..c).map(|i| 0.9 * 2.0 + 0.1 * var(i)).collect();
+    compare("running mean", &got.running[0], &running_mean, 1e-6)?;
+    compare("running variance", &got.running[1], &running_var, 1e-5)
+}
+
+fn norm_gradient_case(norm: &Norm) -> Result<(), String> {
+    let got = norm.run();
+    let (y, gamma, beta) = (widen(&norm.y), widen(&norm.gamma), widen(&norm.beta));
+    let residual = norm.residual.as_deref().map(widen);
+    let r = residual.as_deref();
+    let dz = widen(&norm.dz);
+    check_gradient("dy", &got.dy, &y, |y| dot(&dz, &norm.reference(y, &gamma, &beta, r)), 2e-3)?;
+    check_gradient("dγ", &got.d_gamma, &gamma, |g| dot(&dz, &norm.reference(&y, g, &beta, r)), 2e-3)?;
+    check_gradient("dβ", &got.d_beta, &beta, |b| dot(&dz, &norm.reference(&y, &gamma, b, r)), 2e-3)?;
+    if let Some(residual) = &residual {
+        let loss = |r: &[f64]| dot(&dz, &norm.reference(&y, &gamma, &beta, Some(r)));
+        check_gradient("dr", &got.d_residual, residual, loss, 2e-3)?;
+    }
+    // dw of the identity convolution is Σ dy·xᵀ over the pixels.
+    let c = norm.p.shape.c;
+    let expected: Vec<f64> = (0..c * c)
+        .map(|i| (0..y.len() / c).map(|p| f64::from(got.dy[p * c + i / c]) * y[p * c + i % c]).sum())
+        .collect();
+    compare("dw", &got.dw, &expected, 1e-4)
+}
+
+fn norm_score_case(norm: &Norm) -> Result<(), String> {
+    // ⟨dz, v − φ(v)⟩ with φ the activation without slope.
+    let got = norm.run();
+    let residual = norm.residual.as_deref().map(widen);
+    let plain = Norm { clamp: None, ..Norm::new_like(norm) };
+    let v = plain.reference(&widen(&norm.y), &widen(&norm.gamma), &widen(&norm.beta), residual.as_deref());
+    let limit = norm.clamp.map(|c| f64::from(c.limit));
+    let terms =
+        v.iter().zip(&norm.dz).map(|(v, dz)| limit.map_or(0.0, |limit| f64::from(*dz) * (v - clamp(*v, limit, 0.0))));
+    let expected: f64 = terms.clone().sum();
+    let scale = terms.map(f64::abs).sum::<f64>().max(1.0);
+    if (got.score - expected).abs() > 1e-5 * scale {
+        return Err(format!("score gradient {}, expected {expected}", got.score));
+    }
+    Ok(())
+}
+
 fn norm_trials(row: &'static NormRow) -> Vec<Trial> {
     let name = format!("{}x{}x{}_residual_{}_{:?}", row.0, row.1, row.2, row.3, row.4);
     let trial = |mode: &str, run: fn(&Norm) -> Result<(), String>| {
         Trial::test(format!("conv_bn/{name}/{mode}"), move || run(&Norm::new(row)).map_err(Failed::from))
     };
     vec![
-        trial("forward", |norm| {
-            let residual = norm.residual.as_deref().map(widen);
-            let expected =
-                norm.reference(&widen(&norm.y), &widen(&norm.gamma), &widen(&norm.beta), residual.as_deref());
-            let got = norm.run();
-            compare("z", &got.z, &expected, 1e-5)?;
-            // Running statistics: a tenth of the batch's mean and unbiased variance.
-            let c = norm.p.shape.c;
-            let pixels = norm.y.len() / c;
-            let column = |i: usize| norm.y.iter().skip(i).step_by(c).map(|&v| f64::from(v));
-            let mean: Vec<f64> = (0..c).map(|i| column(i).sum::<f64>() / pixels as f64).collect();
-            let var = |i: usize| column(i).map(|v| (v - mean[i]).powi(2)).sum::<f64>() / (pixels - 1) as f64;
-            let running_mean: Vec<f64> = mean.iter().map(|m| 0.9 * 0.5 + 0.1 * m).collect();
-            let running_var: Vec<f64> = (0..c).map(|i| 0.9 * 2.0 + 0.1 * var(i)).collect();
-            compare("running mean", &got.running[0], &running_mean, 1e-6)?;
-            compare("running variance", &got.running[1], &running_var, 1e-5)
-        }),
-        trial("gradient", |norm| {
-            let got = norm.run();
-            let (y, gamma, beta) = (widen(&norm.y), widen(&norm.gamma), widen(&norm.beta));
-            let residual = norm.residual.as_deref().map(widen);
-            let r = residual.as_deref();
-            let dz = widen(&norm.dz);
-            check_gradient("dy", &got.dy, &y, |y| dot(&dz, &norm.reference(y, &gamma, &beta, r)), 2e-3)?;
-            check_gradient("dγ", &got.d_gamma, &gamma, |g| dot(&dz, &norm.reference(&y, g, &beta, r)), 2e-3)?;
-            check_gradient("dβ", &got.d_beta, &beta, |b| dot(&dz, &norm.reference(&y, &gamma, b, r)), 2e-3)?;
-            if let Some(residual) = &residual {
-                let loss = |r: &[f64]| dot(&dz, &norm.reference(&y, &gamma, &beta, Some(r)));
-                check_gradient("dr", &got.d_residual, residual, loss, 2e-3)?;
-            }
-            // dw of the identity convolution is Σ dy·xᵀ over the pixels.
-            let c = norm.p.shape.c;
-            let expected: Vec<f64> = (0..c * c)
-                .map(|i| (0..y.len() / c).map(|p| f64::from(got.dy[p * c + i / c]) * y[p * c + i % c]).sum())
-                .collect();
-            compare("dw", &got.dw, &expected, 1e-4)
-        }),
-        trial("score", |norm| {
-            // ⟨dz, v − φ(v)⟩ with φ the activation without slope.
-            let got = norm.run();
-            let residual = norm.residual.as_deref().map(widen);
-            let plain = Norm { clamp: None, ..Norm::new_like(norm) };
-            let v = plain.reference(&widen(&norm.y), &widen(&norm.gamma), &widen(&norm.beta), residual.as_deref());
-            let limit = norm.clamp.map(|c| f64::from(c.limit));
-            let terms = v
-                .iter()
-                .zip(&norm.dz)
-                .map(|(v, dz)| limit.map_or(0.0, |limit| f64::from(*dz) * (v - clamp(*v, limit, 0.0))));
-            let expected: f64 = terms.clone().sum();
-            let scale = terms.map(f64::abs).sum::<f64>().max(1.0);
-            if (got.score - expected).abs() > 1e-5 * scale {
-                return Err(format!("score gradient {}, expected {expected}", got.score));
-            }
-            Ok(())
-        }),
+        trial("forward", norm_forward_case),
+        trial("gradient", norm_gradient_case),
+        trial("score", norm_score_case),
         trial("unfused", unfused),
         trial("threads", |norm| {
             same_bits(|| {
@@ -342,9 +345,9 @@ fn unfused(norm: &Norm) -> Result<(), String> {
         let mut y = nan();
         activation::forward(clamp.into(), p.shape, View::Host(&before), ViewMut::Host(&mut y));
         z = y;
-        let inputs = activation::BackwardInputs { x: View::Host(&before), dy: View::Host(&norm.dz) };
+        let inputs = activation::ActivationInputs { x: View::Host(&before), dy: View::Host(&norm.dz) };
         let into = Some(ViewMut::Host(&mut score[..]));
-        activation::backward(clamp.into(), p.shape, inputs, (ViewMut::Host(&mut dv), false), into);
+        activation::backward(clamp.into(), p.shape, inputs, ViewMut::Host(&mut dv), false, into);
     }
     // Added to ones, to see accumulation.
     let (mut dy, mut d_gamma, mut d_beta) = (vec![1.0; len], vec![0.0; c], vec![0.0; c]);
@@ -356,7 +359,7 @@ fn unfused(norm: &Norm) -> Result<(), String> {
         score: None,
     };
     batch_norm::gradient_sums(p, &of, View::Host(&dv), None, out);
-    batch_norm::gradient(p, &of, View::Host(&dv), View::HostSums(&sums), (ViewMut::Host(&mut dy), true));
+    batch_norm::gradient(p, &of, View::Host(&dv), View::HostSums(&sums), ViewMut::Host(&mut dy), true);
     let plus_one: Vec<f64> = fused.dy.iter().map(|v| f64::from(*v) + 1.0).collect();
     compare("z", &z, &widen(&fused.z), 1e-6)?;
     compare("dy", &dy, &plus_one, 1e-5)?;
@@ -367,6 +370,66 @@ fn unfused(norm: &Norm) -> Result<(), String> {
         return Err(format!("score {score} against {}", fused.score));
     }
     Ok(())
+}
+
+fn global_pool_case() -> Result<(), String> {
+    let (n, pixels, c) = (3, 20, 24);
+    let input = Shape::new(4, 5, c);
+    let (x, dy) = (numbers(1, n * pixels * c), numbers(2, n * c));
+    let mut y = vec![f32::NAN; n * c];
+    pool::global::forward(input, View::Host(&x), ViewMut::Host(&mut y));
+    let mean = |i: usize| {
+        let (n, c_index) = (i / c, i % c);
+        (0..pixels).map(|p| f64::from(x[(n * pixels + p) * c + c_index])).sum::<f64>() / pixels as f64
+    };
+    compare("y", &y, &(0..n * c).map(mean).collect::<Vec<_>>(), 1e-6)?;
+    let mut dx = vec![2.0; x.len()];
+    pool::global::backward(input, View::Host(&dy), ViewMut::Host(&mut dx), true);
+    let expected: Vec<f64> =
+        (0..x.len()).map(|i| 2.0 + f64::from(dy[i / (pixels * c) * c + i % c]) / pixels as f64).collect();
+    compare("dx", &dx, &expected, 1e-6)
+}
+
+fn max_pool_of_not_a_number() -> Result<(), String> {
+    let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
+    let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
+    let mut y = [0.0f32];
+    pool::max::forward(&p, View::Host(&[1.0, f32::NAN, 3.0, f32::NEG_INFINITY]), ViewMut::Host(&mut y));
+    if y[0].is_nan() { Ok(()) } else { Err(format!("{y:?}")) }
+}
+
+fn max_pool_of_infinitely_small() -> Result<(), String> {
+    let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
+    let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
+    let (x, mut dx) = ([f32::NEG_INFINITY; 4], [f32::NAN; 4]);
+    pool::max::backward(&p, View::Host(&x), View::Host(&[2.0]), ViewMut::Host(&mut dx), false);
+    if dx == [2.0, 0.0, 0.0, 0.0] { Ok(()) } else { Err(format!("{dx:?}")) }
+}
+
+fn dropout_case() -> Result<(), String> {
+    let x = vec![1.0f32; 100_000];
+    let run = |step| {
+        let mut y = vec![f32::NAN; x.len()];
+        let mut stream = DropoutStream::new(&Device::Cpu).expect("host memory");
+        stream.set(7, step).expect("a host");
+        dropout::apply(0.2, &stream, View::Host(&x), ViewMut::Host(&mut y), false);
+        y
+    };
+    let (a, b) = (run(3), run(4));
+    let dropped = a.iter().filter(|&&v| v == 0.0).count() as f64 / x.len() as f64;
+    let scaled = a.iter().all(|&v| v == 0.0 || (v - 1.25).abs() < 1e-6);
+    if a != run(3) || a == b || !scaled || (dropped - 0.2).abs() > 0.01 {
+        return Err(format!("dropped {dropped}, scaled {scaled}, repeats {}", a == run(3)));
+    }
+    Ok(())
+}
+
+fn activation_of_not_a_number() -> Result<(), String> {
+    let relu6 = Act::new(Some(6.0), 0.0);
+    let x = [f32::NAN, -1.0, 3.0, 7.0, f32::INFINITY, f32::NEG_INFINITY];
+    let mut y = [0.0f32; 6];
+    activation::forward(relu6, Lines { lines: 1, w: 6, c: 1 }, View::Host(&x), ViewMut::Host(&mut y));
+    if y[0].is_nan() && y[1..] == [0.0, 3.0, 6.0, 6.0, 0.0] { Ok(()) } else { Err(format!("{y:?}")) }
 }
 
 fn small_trials() -> Vec<Trial> {
@@ -390,44 +453,10 @@ fn small_trials() -> Vec<Trial> {
             let pad = Padding { top: 4, left: 0, bottom: 1, right: 1 };
             avg_pool_case((2, Shape::new(11, 6, 8)), Window { k_h: 5, k_w: 2, stride_h: 3, stride_w: 3, pad })
         }),
-        trial("max_pool/not_a_number_wins", || {
-            let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
-            let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
-            let mut y = [0.0f32];
-            pool::max::forward(&p, View::Host(&[1.0, f32::NAN, 3.0, f32::NEG_INFINITY]), ViewMut::Host(&mut y));
-            if y[0].is_nan() { Ok(()) } else { Err(format!("{y:?}")) }
-        }),
-        trial("max_pool/infinitely_small_has_a_winner", || {
-            let (input, output) = (Shape::new(2, 2, 1), Shape::new(1, 1, 1));
-            let p = PoolProblem { n: 1, input, output, window: Window::square(2, 2, 0) };
-            let (x, mut dx) = ([f32::NEG_INFINITY; 4], [f32::NAN; 4]);
-            pool::max::backward(&p, View::Host(&x), View::Host(&[2.0]), (ViewMut::Host(&mut dx), false));
-            if dx == [2.0, 0.0, 0.0, 0.0] { Ok(()) } else { Err(format!("{dx:?}")) }
-        }),
-        trial("dropout/keeps_its_share_and_repeats", || {
-            let x = vec![1.0f32; 100_000];
-            let run = |step| {
-                let mut y = vec![f32::NAN; x.len()];
-                let mut stream = DropoutStream::new(&Device::Cpu).expect("host memory");
-                stream.set(7, step).expect("a host");
-                dropout::apply(0.2, &stream, View::Host(&x), (ViewMut::Host(&mut y), false));
-                y
-            };
-            let (a, b) = (run(3), run(4));
-            let dropped = a.iter().filter(|&&v| v == 0.0).count() as f64 / x.len() as f64;
-            let scaled = a.iter().all(|&v| v == 0.0 || (v - 1.25).abs() < 1e-6);
-            if a != run(3) || a == b || !scaled || (dropped - 0.2).abs() > 0.01 {
-                return Err(format!("dropped {dropped}, scaled {scaled}, repeats {}", a == run(3)));
-            }
-            Ok(())
-        }),
-        trial("activation/not_a_number_stays_and_nothing_becomes_one", || {
-            let relu6 = Act::new(Some(6.0), 0.0);
-            let x = [f32::NAN, -1.0, 3.0, 7.0, f32::INFINITY, f32::NEG_INFINITY];
-            let mut y = [0.0f32; 6];
-            activation::forward(relu6, Lines { lines: 1, w: 6, c: 1 }, View::Host(&x), ViewMut::Host(&mut y));
-            if y[0].is_nan() && y[1..] == [0.0, 3.0, 6.0, 6.0, 0.0] { Ok(()) } else { Err(format!("{y:?}")) }
-        }),
+        trial("max_pool/not_a_number_wins", max_pool_of_not_a_number),
+        trial("max_pool/infinitely_small_has_a_winner", max_pool_of_infinitely_small),
+        trial("dropout/keeps_its_share_and_repeats", dropout_case),
+        trial("activation/not_a_number_stays_and_nothing_becomes_one", activation_of_not_a_number),
         trial("buffer/round_trip", || {
             let mut buffer = Device::Cpu.upload(&[1.0, 2.0, 3.0]).map_err(|e| e.to_string())?;
             buffer.write(&[5.0]).map_err(|e| e.to_string())?;
@@ -438,24 +467,6 @@ fn small_trials() -> Vec<Trial> {
 }
 
 /// The mean over all pixels.
-fn global_pool_case() -> Result<(), String> {
-    let (n, pixels, c) = (3, 20, 24);
-    let input = Shape::new(4, 5, c);
-    let (x, dy) = (numbers(1, n * pixels * c), numbers(2, n * c));
-    let mut y = vec![f32::NAN; n * c];
-    pool::global::forward(input, View::Host(&x), ViewMut::Host(&mut y));
-    let mean = |i: usize| {
-        let (n, c_index) = (i / c, i % c);
-        (0..pixels).map(|p| f64::from(x[(n * pixels + p) * c + c_index])).sum::<f64>() / pixels as f64
-    };
-    compare("y", &y, &(0..n * c).map(mean).collect::<Vec<_>>(), 1e-6)?;
-    let mut dx = vec![2.0; x.len()];
-    pool::global::backward(input, View::Host(&dy), (ViewMut::Host(&mut dx), true));
-    let expected: Vec<f64> =
-        (0..x.len()).map(|i| 2.0 + f64::from(dy[i / (pixels * c) * c + i % c]) / pixels as f64).collect();
-    compare("dx", &dx, &expected, 1e-6)
-}
-
 /// The elements of x that the window of an element of y holds, in row-major order.
 fn held(p: &PoolProblem, i: usize) -> Vec<usize> {
     let (input, output, window) = (p.input, p.output, p.window);
@@ -484,8 +495,8 @@ fn avg_pool_case((n, input): (usize, Shape), window: Window) -> Result<(), Strin
     pool::average::forward(&p, View::Host(&x), ViewMut::Host(&mut y));
     compare("y", &y, &expected, 1e-6)?;
     let (mut dx, mut added) = (vec![f32::NAN; x.len()], vec![2.0; x.len()]);
-    pool::average::backward(&p, View::Host(&dy), (ViewMut::Host(&mut dx), false));
-    pool::average::backward(&p, View::Host(&dy), (ViewMut::Host(&mut added), true));
+    pool::average::backward(&p, View::Host(&dy), ViewMut::Host(&mut dx), false);
+    pool::average::backward(&p, View::Host(&dy), ViewMut::Host(&mut added), true);
     compare("dx", &dx, &gradient, 1e-6)?;
     compare("dx, added", &added, &gradient.iter().map(|v| v + 2.0).collect::<Vec<_>>(), 1e-6)
 }
@@ -510,8 +521,8 @@ fn max_pool_case((n, input): (usize, Shape), window: Window) -> Result<(), Strin
     compare("y", &y, &expected, 0.0)?;
     let (mut dx, mut added) = (vec![f32::NAN; x.len()], vec![2.0; x.len()]);
     let (x, dy) = (View::Host(&x), View::Host(&dy));
-    pool::max::backward(&p, x, dy, (ViewMut::Host(&mut dx), false));
-    pool::max::backward(&p, x, dy, (ViewMut::Host(&mut added), true));
+    pool::max::backward(&p, x, dy, ViewMut::Host(&mut dx), false);
+    pool::max::backward(&p, x, dy, ViewMut::Host(&mut added), true);
     compare("dx", &dx, &gradient, 1e-6)?;
     compare("dx, added", &added, &gradient.iter().map(|v| v + 2.0).collect::<Vec<_>>(), 1e-6)
 }
@@ -529,8 +540,8 @@ fn linear_case(p: LinearProblem) -> Result<(), String> {
     let (x64, w64, b64, dy64) = (widen(&x), widen(&w), widen(&b), widen(&dy));
     compare("y", &y, &forward(&x64, &w64, &b64), tolerance(p.c_in))?;
     let (mut dx, mut dw, mut db) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()], vec![f32::NAN; b.len()]);
-    let inputs = linear::BackwardInputs { x: View::Host(&x), w: View::Host(&w), dy: View::Host(&dy) };
-    let out = linear::GradientsOut {
+    let inputs = linear::LinearInputs { x: View::Host(&x), w: View::Host(&w), dy: View::Host(&dy) };
+    let out = linear::LinearGradientsOut {
         dx: Some((ViewMut::Host(&mut dx), false)),
         dw: ViewMut::Host(&mut dw),
         db: ViewMut::Host(&mut db),

@@ -8,8 +8,8 @@ use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Plan, Target};
 use depthshrinker::graph::{Activation, Bias, Conv, Emitter, Graph, Node, NodeId, Op};
 use depthshrinker::measure::{
-    KernelCost, Roofline, Summary, Utilization, block_costs, block_latencies, compare, kernel_costs, measure_peaks,
-    network_latency, network_time, paired, plan_costs, utilization,
+    Change, KernelCost, Roofline, Summary, Utilization, block_costs, block_latencies, compare, kernel_costs,
+    measure_peaks, network_latency, network_time, paired, plan_costs, utilization,
 };
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
@@ -174,8 +174,8 @@ fn networks_and_blocks_are_timed_through_the_engine() {
     assert!(both.speed_up[1] > 0.0 && both.speed_up[1].is_finite(), "{both:?}");
     let (_, latency) = &both.networks[0];
     close(latency.images_per_s * latency.median_ms, 4e3, 1e-6);
-    let blocks =
-        block_latencies(&Device::Cpu, (&model, &changed), &map(&model.graph, &changed.graph), 4, budget).unwrap();
+    let change = Change { before: &model, after: &changed, map: &map(&model.graph, &changed.graph) };
+    let blocks = block_latencies(&Device::Cpu, change, 4, budget).unwrap();
     assert_eq!(blocks.len(), 17);
     let sum_ms: f64 = blocks.iter().map(|b| b.before_us).sum::<f64>() / 1e3;
     assert!(sum_ms > 0.0 && sum_ms.is_finite(), "{sum_ms} {latency:?}");

@@ -522,7 +522,7 @@ fn a_checkpoint_of_other_settings_or_another_network_is_refused() {
     assert!(matches!(missing, Error::Io { .. }), "{missing}");
 }
 
-/// A stage that has ended gives its model back; that of another network would pass for this one's.
+/// A finished stage returns its model; the model of another network must not be accepted instead.
 #[test]
 fn a_finished_stage_of_another_network_is_refused() {
     let folder = Folder::new();

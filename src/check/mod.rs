@@ -53,7 +53,7 @@ impl Case {
         Self { name, run: Box::new(run) }
     }
 
-    /// Runs the case on a device, twice, and on the host. Tells what differs.
+    /// Runs the case twice on a device and once on the host, and returns the differences.
     ///
     /// # Errors
     /// A device that fails.
@@ -208,7 +208,7 @@ pub struct Row {
     pub difference: Option<String>,
 }
 
-/// Compares all `wanted` cases, and tells what differs as it goes. A case on which the device fails is one that differs,
+/// Compares all `wanted` cases, and reports differences as it goes. A case on which the device fails is one that differs,
 /// and the rest goes on; after one that loses the device nothing can.
 pub fn compare_all(device: &Device, wanted: impl Fn(&Case) -> bool) -> Vec<Row> {
     let precision = device.precision();
@@ -240,18 +240,18 @@ mod tests {
     use crate::dtype::Dtype;
     use crate::ops::batch_norm::BatchNormProblem;
     use crate::ops::config::{
-        AugmentProblem, BiasProblem, Family, GemmProblem, GlobalPoolProblem, OptimizerProblem, Pass, Problem, Target,
-        WalkProblem,
+        AugmentProblem, BiasProblem, GemmProblem, GlobalPoolProblem, KernelFamily, KernelPass, KernelTarget,
+        OptimizerProblem, Problem, WalkProblem,
     };
     use crate::ops::pool::PoolProblem;
     use crate::shape::{Lines, Shape, Window};
 
-    fn target(dtype: Dtype) -> Target {
-        Target { dtype, arch: 80 }
+    fn target(dtype: Dtype) -> KernelTarget {
+        KernelTarget { dtype, arch: 80 }
     }
 
     /// Every listed configuration serves, reads back from its name, and has a name of its own; the chosen one is listed.
-    fn is_whole<P: Problem>(problem: &P, passes: &[Pass]) {
+    fn is_whole<P: Problem>(problem: &P, passes: &[KernelPass]) {
         for (&pass, dtype) in passes.iter().flat_map(|pass| Dtype::ALL.map(|dtype| (pass, dtype))) {
             let (on, all) = (target(dtype), problem.list(pass, target(dtype)));
             assert!(all.contains(&problem.choose(pass, on)), "{pass:?} {dtype}: {all:?}");
@@ -266,15 +266,15 @@ mod tests {
         }
     }
 
-    const CONV_PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
-    const BOTH: [Pass; 2] = [Pass::Forward, Pass::Backward];
+    const CONV_PASSES: [KernelPass; 3] = [KernelPass::Forward, KernelPass::InputGradient, KernelPass::WeightGradient];
+    const BOTH: [KernelPass; 2] = [KernelPass::Forward, KernelPass::Backward];
 
     #[test]
     fn configurations_are_listed_with_the_chosen_one_and_read_back() {
         for row in CONVOLUTIONS {
             let p = problem(row);
             is_whole(&p, &CONV_PASSES);
-            is_whole(&BiasProblem { pixels: p.n * p.output.pixels(), c: p.output.c }, &[Pass::WeightGradient]);
+            is_whole(&BiasProblem { pixels: p.n * p.output.pixels(), c: p.output.c }, &[KernelPass::WeightGradient]);
         }
         is_whole(&GemmProblem::product(130, 64, 16), &CONV_PASSES);
         for row in NORMS {
@@ -284,13 +284,13 @@ mod tests {
         is_whole(&GlobalPoolProblem { n: 3, pixels: 20, c: 24 }, &BOTH);
         let (input, output) = (Shape::new(9, 7, 13), Shape::new(5, 4, 13));
         is_whole(&PoolProblem { n: 2, input, output, window: Window::square(3, 2, 1) }, &BOTH);
-        for family in [Family::Elementwise, Family::Activation, Family::Dropout] {
+        for family in [KernelFamily::Elementwise, KernelFamily::Activation, KernelFamily::Dropout] {
             for len in [1, 5000, 70_001, 30_000_000] {
                 is_whole(&WalkProblem { family, len, aligned: true }, &BOTH);
             }
         }
-        is_whole(&WalkProblem { family: Family::Elementwise, len: 999, aligned: false }, &[Pass::Forward]);
-        is_whole(&OptimizerProblem { len: 100_000 }, &[Pass::Forward]);
-        is_whole(&AugmentProblem { n: 4, len: 288 }, &[Pass::Forward]);
+        is_whole(&WalkProblem { family: KernelFamily::Elementwise, len: 999, aligned: false }, &[KernelPass::Forward]);
+        is_whole(&OptimizerProblem { len: 100_000 }, &[KernelPass::Forward]);
+        is_whole(&AugmentProblem { n: 4, len: 288 }, &[KernelPass::Forward]);
     }
 }

@@ -6,7 +6,8 @@ use crate::device::Backend;
 use crate::engine::{Backpropagated, Sequence, SequenceRun};
 use crate::ops::activation::Activation;
 use crate::ops::batch_norm::{
-    BatchNorm, BatchNormProblem, Normalisation, NormaliseStep, PlannedStatistics, RunningStatisticsStep, StatisticsStep,
+    BatchNorm, BatchNormProblem, NormaliseStep, PlannedNormalisation, PlannedStatistics, RunningStatisticsStep,
+    StatisticsStep,
 };
 use crate::ops::conv::{Bias, Conv, ConvProblem, ConvStep};
 use crate::ops::epilogue::PlannedEpilogue;
@@ -51,7 +52,7 @@ fn activations(c: usize, len: usize, on: &On<'_>) -> Vec<f32> {
 /// A batch-norm in a plan of its own, where it normalises `y`.
 struct Planned {
     values: Values,
-    of: Normalisation,
+    of: PlannedNormalisation,
     to: PlannedStatistics,
 }
 
@@ -62,7 +63,7 @@ impl Planned {
         let shape = Shape::new(lines, w, c);
         let problem = BatchNormProblem::new(&BatchNorm { channels: c, eps: 1e-5, momentum: 0.1 }, shape, 1);
         let statistics = values.floats(2 * c);
-        let of = Normalisation {
+        let of = PlannedNormalisation {
             problem,
             y,
             gamma: values.pinned(Place::Param(GAMMA), c),
@@ -212,7 +213,7 @@ fn inference(
     on: &On<'_>,
 ) -> Result<Output> {
     let act = act.map(|(limit, slope)| Activation { limit: Some(limit), site: None, slope });
-    let of = Normalisation { act, ..planned.of };
+    let of = PlannedNormalisation { act, ..planned.of };
     let PlannedStatistics { problem, statistics, running: ids } = planned.to;
     let steps: Vec<Box<dyn Step>> = vec![
         Box::new(RunningStatisticsStep { problem, running: ids, statistics }),

@@ -5,11 +5,11 @@ use crate::Result;
 use crate::device::Device;
 use crate::engine::{Sequence, SequenceRun};
 use crate::ops::activation::{self, Act, Activation, ActivationStep};
-use crate::ops::augment::{ByteImages, ByteTables, ImageView};
+use crate::ops::augment::{ByteImages, ByteTables, ImageRoom, ImageView};
 use crate::ops::dropout::DropoutStream;
 use crate::ops::linear::{Linear, LinearProblem, LinearStep};
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, cross_entropy, distillation, feature_mse};
-use crate::ops::optimizer::{Optimizer, OptimizerState, Span, Update};
+use crate::ops::optimizer::{Optimizer, OptimizerState, ParamSpan, Update};
 use crate::ops::pool::PoolProblem;
 use crate::ops::pool::average::AvgPoolStep;
 use crate::ops::pool::global::GlobalPoolStep;
@@ -174,8 +174,8 @@ fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {
     let (mut y, mut added) = (on.room(len)?, on.put(&vec![1.0; len])?);
     let mut stream = DropoutStream::new(on.device)?;
     stream.set(7, 3)?;
-    dropout::apply(0.2, &stream, x.view(0..len), (y.view_mut(0..len), false));
-    dropout::apply(0.2, &stream, x.view(0..len), (added.view_mut(0..len), true));
+    dropout::apply(0.2, &stream, x.view(0..len), y.view_mut(0..len), false);
+    dropout::apply(0.2, &stream, x.view(0..len), added.view_mut(0..len), true);
     Ok(vec![Output::rounded("y", on.get(&y)?, 1), Output::rounded("added", on.get(&added)?, 1)])
 }
 
@@ -183,7 +183,7 @@ fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {
 fn augment_case(shape: Shape, on: &On<'_>) -> Result<Vec<Output>> {
     let len = shape.len();
     let tables = ByteTables::new(&vec![0.4; shape.c], &vec![0.25; shape.c]);
-    let mut images = ByteImages::new(on.device, shape, tables, (4, 5))?;
+    let mut images = ByteImages::new(on.device, shape, tables, ImageRoom { images: 4, batch: 5 })?;
     let pixels: Vec<u8> = (0..4 * len).map(|i| (i * 37 % 251) as u8).collect();
     images.set_pixels(&pixels)?;
     let view = |image, down, right, flip| ImageView { image, down, right, flip, ..ImageView::default() };
@@ -312,9 +312,9 @@ fn feature_case(on: &On<'_>) -> Result<Vec<Output>> {
 fn optimizer_case(optimizer: Optimizer, clip_norm: f32, on: &On<'_>) -> Result<Vec<Output>> {
     let len = 1504;
     let spans = [
-        Span { range: 0..700, decayed: true },
-        Span { range: 704..1000, decayed: false },
-        Span { range: 1008..1500, decayed: true },
+        ParamSpan { range: 0..700, decayed: true },
+        ParamSpan { range: 704..1000, decayed: false },
+        ParamSpan { range: 1008..1500, decayed: true },
     ];
     let mut state = OptimizerState::new(on.device, optimizer, spans.to_vec(), len)?;
     let mut weights = on.put_float(&super::numbers(1, len))?;

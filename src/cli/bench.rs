@@ -14,7 +14,7 @@ use crate::Error;
 use crate::config::Config;
 use crate::device::Device;
 use crate::io::write_atomic;
-use crate::measure::{Findings, Layer, LayerPass, Limits};
+use crate::measure::{Findings, LayerPass, Limits, TimedLayer};
 use crate::ops::config::force;
 use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged};
 use crate::report::{
@@ -228,7 +228,7 @@ fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
     networks.extend(merged.is_some().then_some("merged"));
     let graphs: Vec<_> = [Some(&model), merged.as_ref()].into_iter().flatten().map(|m| &m.graph).collect();
     let passes = LayerPass::on(&setting.device, &asked);
-    let mut layers = Layer::of_networks(&graphs, setting.batch(), &passes, setting.device.backend())?;
+    let mut layers = TimedLayer::of_networks(&graphs, setting.batch(), &passes, setting.device.backend())?;
     if let Some(name) = &args.layer {
         layers.retain(|layer| layer.name.contains(name.as_str()));
         if layers.is_empty() {
@@ -252,9 +252,9 @@ fn network(args: &BenchArgs, common: &Common) -> Result<()> {
     let model = args.net.model(0)?;
     let setting = Setting::new(args, common)?;
     let merged = fully_merged(&model, selection.as_ref(), &setting.config)?;
-    let (networks, batch) = ((&model, merged.as_ref()), setting.batch());
+    let batch = setting.batch();
     let peer = setting.peer(0, NETWORK_LEEWAY);
-    let found = setting.bench("network", peer, |bench, keep| bench.networks(networks, batch, keep))?;
+    let found = setting.bench("network", peer, |bench, keep| bench.networks(&model, merged.as_ref(), batch, keep))?;
     let tables = format!("{}\n\n{}", setting.title("passes"), network_bench_table(&found.records).text());
     let plot = network_bars(setting.title("images per second"), &found.records);
     setting.finish("network", &found, &Shown { tables, plot_file: "network.svg", plot })

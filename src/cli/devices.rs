@@ -66,7 +66,8 @@ pub fn run(_args: &Args, common: &Common) -> Result<()> {
 fn describe(machine: &Machine) -> String {
     let features = if machine.features.is_empty() { "none known".to_owned() } else { machine.features.join(" ") };
     let memory = machine.memory_bytes.map_or_else(|| "unknown".to_owned(), |b| format!("{:.1} GiB", gib(b)));
-    let cache = |c: &crate::measure::Cache| format!("L{} {} {} KiB", c.level, c.kind.to_lowercase(), c.bytes >> 10);
+    let cache =
+        |c: &crate::measure::CacheLevel| format!("L{} {} {} KiB", c.level, c.kind.to_lowercase(), c.bytes >> 10);
     let caches: Vec<String> = machine.caches.iter().map(cache).collect();
     let caches = if caches.is_empty() { "unknown".to_owned() } else { caches.join(", ") };
     format!(

@@ -85,7 +85,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let selection = Selection { segments: config.finetune.segments.clone(), ..mask.clone().into() };
-    let shrunk = run.finetune(NAME, (&model, &teacher), &selection, 0)?;
+    let shrunk = run.finetune(NAME, &model, &teacher, &selection, 0)?;
     let evaluation = run.evaluate(&shrunk)?;
     paths.iter().try_for_each(|path| write_model(path, &shrunk, &data.info()))?;
     let path = &paths[0];

@@ -1,4 +1,4 @@
-//! `kernels`: compiles the CUDA kernels ahead of time, or tells what the assembler says of them. Needs no GPU.
+//! `kernels`: compiles the CUDA kernels ahead of time, or prints the assembler's report on them. Needs no GPU.
 
 use std::time::Instant;
 

@@ -10,6 +10,7 @@ use super::settings::{MaskArgs, refuse_same};
 use super::{Common, print};
 use crate::Error;
 use crate::io::{read_model, write_model};
+use crate::model::Model;
 use crate::pipeline::{Entry, verify_files};
 use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge, merge_selection, verify_random};
 use crate::shrink::padding::PaddingMode;
@@ -63,12 +64,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             (unmerged, merged)
         }
         None => {
-            let merged = merge(&model, &options)?;
-            if merged.segments.is_empty() {
-                let problem = "nothing in this model is linear; say which blocks keep their activations with --keep-list \
-                               or --plan";
-                return Err(Error::Config(problem.into()).into());
-            }
+            let merged = merge_linear(&model, &options)?;
             (model, merged)
         }
     };
@@ -80,6 +76,17 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     write_model(&args.output, &merged.model, &info)?;
     let text = if common.json { json_text(&merged, &error) } else { plain_text(args, &merged, &error) };
     print(&mut stdout().lock(), &text)
+}
+
+/// Merges what is linear already, and refuses a model without any such block.
+fn merge_linear(model: &Model, options: &MergeOptions) -> Result<Merged> {
+    let merged = merge(model, options)?;
+    if merged.segments.is_empty() {
+        let problem =
+            "nothing in this model is linear; say which blocks keep their activations with --keep-list or --plan";
+        return Err(Error::Config(problem.into()).into());
+    }
+    Ok(merged)
 }
 
 fn json_text(merged: &Merged, error: &MergeError) -> String {

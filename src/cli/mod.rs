@@ -103,10 +103,10 @@ enum Command {
 }
 
 impl Cli {
-    /// Does what was asked for.
+    /// Runs the command.
     ///
     /// # Errors
-    /// Whatever the command says; [`exit_code`] tells wrong usage from failure.
+    /// The command's error; [`exit_code`] distinguishes wrong usage from failure.
     pub fn run(&self) -> anyhow::Result<()> {
         let common = &self.common;
         start_logging(common);

@@ -1,5 +1,5 @@
-//! What is done to one training image: changes of its bytes (`crop`, `rand_augment`), then how it is looked at while it is
-//! normalised ([`crate::ops::augment`]).
+//! Augmentation of one training image: its bytes are changed (`crop`, `rand_augment`), then a view of them is normalised
+//! ([`crate::ops::augment`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use super::crop::ResizedCrop;
 use super::dataset::ImageShape;
 use super::preprocess::Interpolation;
 use super::rand_augment::{RandAugment, jitter};
-use super::random::{Purpose, Random};
+use super::random::{ImageKey, Purpose, Random};
 use crate::ops::augment::ImageView;
 use crate::{Error, Result};
 
@@ -29,8 +29,8 @@ pub enum EraseMode {
     Pixel,
 }
 
-/// What is done at random to a training image, in this order: `resized_crop`, `rand_augment`, `color_jitter`, `pad_crop`,
-/// `flip`, `erase`. What an image gets depends on the seed, the epoch and its index alone.
+/// Random augmentations of a training image, in this order: `resized_crop`, `rand_augment`, `color_jitter`, `pad_crop`,
+/// `flip`, `erase`. They depend on the seed, the epoch and the image's index alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
@@ -40,7 +40,7 @@ pub struct Augment {
     pub flip: bool,
     /// Probability that a rectangle (2 to 33 % of the area, sides 0.3 to 3.3 to one) is erased, as timm's `RandomErasing`.
     pub erase: f32,
-    /// What is put there.
+    /// Content of the erased rectangle.
     pub erase_mode: EraseMode,
     /// Brightness, contrast and saturation change by up to this share; 0 = not at all. (timm leaves it out where there is
     /// RandAugment; here both are done if both are given.)
@@ -61,7 +61,7 @@ impl Default for Augment {
 }
 
 impl Augment {
-    /// The image as it is.
+    /// No augmentation.
     pub fn none() -> Self {
         Self {
             pad_crop: 0,
@@ -98,42 +98,45 @@ impl Augment {
         self.rand_augment.map_or(Ok(()), |policy| policy.check())
     }
 
-    /// Whether more is done than what an [`ImageView`] does while it normalises.
+    /// Whether the bytes change before an [`ImageView`] normalises them.
     pub(super) fn changes_bytes(&self) -> bool {
         self.color_jitter > 0.0 || self.rand_augment.is_some()
     }
 
-    /// Changes the bytes of image `index`: RandAugment and colour jitter.
+    /// Applies RandAugment and colour jitter to the bytes of an image, `uint8` HWC. Pixels that an operation moves in from
+    /// outside of the image get the colour `fill`.
     pub(super) fn change(
         &self,
-        (pixels, shape): (&mut [u8], ImageShape),
-        (fill, interpolation): (&[u8], Interpolation),
-        (seed, epoch, index): (u64, u64, usize),
+        key: ImageKey,
+        pixels: &mut [u8],
+        shape: ImageShape,
+        fill: &[u8],
+        interpolation: Interpolation,
     ) {
-        let random = |purpose| Random::new(purpose, seed, epoch, index as u64);
-        let mut ops = self.rand_augment.map_or_else(Vec::new, |policy| policy.draw(&mut random(Purpose::RandAugment)));
+        let mut ops =
+            self.rand_augment.map_or_else(Vec::new, |policy| policy.draw(&mut key.random(Purpose::RandAugment)));
         if self.color_jitter > 0.0 {
-            ops.extend(jitter(self.color_jitter, &mut random(Purpose::Jitter)));
+            ops.extend(jitter(self.color_jitter, &mut key.random(Purpose::Jitter)));
         }
         for op in ops {
             op.apply(pixels, shape, fill, interpolation);
         }
     }
 
-    /// How image `index` is looked at in this epoch. The draws are made in a fixed order whatever is switched on, so that
-    /// switching one augmentation leaves the others as they were.
-    pub(super) fn draw(&self, shape: ImageShape, seed: u64, epoch: u64, index: usize) -> ImageView {
+    /// Draws the view of an image. The draws are made in a fixed order whatever is switched on, so that switching one
+    /// augmentation on or off does not change the others.
+    pub(super) fn draw(&self, key: ImageKey, shape: ImageShape) -> ImageView {
         if self.pad_crop == 0 && !self.flip && self.erase == 0.0 {
             return ImageView::default();
         }
-        let mut random = Random::new(Purpose::Image, seed, epoch, index as u64);
+        let mut random = key.random(Purpose::Image);
         let mut offset = || random.below(2 * self.pad_crop + 1) as i32 - self.pad_crop as i32;
         let (down, right) = (offset(), offset());
         let flip = random.below(2) == 1;
         let erased = if random.unit() < self.erase { rectangle(shape, &mut random) } else { None };
         let [top, left, height, width] = erased.unwrap_or_default().map(|v| v as i32);
         let noisy = i32::from(self.erase_mode == EraseMode::Pixel);
-        let stream = if noisy == 1 { Random::new(Purpose::Noise, seed, epoch, index as u64).word() } else { 0 };
+        let stream = if noisy == 1 { key.random(Purpose::Noise).word() } else { 0 };
         let flip = i32::from(flip && self.flip);
         ImageView { stream, down, right, flip, top, left, height, width, noisy, ..ImageView::default() }
     }
@@ -194,7 +197,7 @@ mod tests {
             let tables = ByteTables::new(&normalisation.mean, &normalisation.std);
             let augment = Augment { pad_crop: 4, flip: true, erase: 0.5, ..Augment::none() };
             for index in 0..400 {
-                let view = augment.draw(shape, 1, 2, index);
+                let view = augment.draw(ImageKey { seed: 1, epoch: 2, index }, shape);
                 let mut out = vec![f32::NAN; shape.size()];
                 write(&view, &pixels, shape.into(), &tables, &mut out);
                 assert_eq!(out, by_definition(&view, &pixels, shape, &normalisation), "{view:?}");
@@ -206,7 +209,8 @@ mod tests {
     fn draws_cover_their_ranges() {
         let shape = ImageShape { height: 28, width: 28, channels: 1 };
         let augment = Augment { pad_crop: 2, flip: true, erase: 0.25, ..Augment::none() };
-        let views: Vec<ImageView> = (0..4000).map(|index| augment.draw(shape, 9, 0, index)).collect();
+        let views: Vec<ImageView> =
+            (0..4000).map(|index| augment.draw(ImageKey { seed: 9, epoch: 0, index }, shape)).collect();
         for offset in -2..=2 {
             let share = views.iter().filter(|view| view.down == offset).count();
             assert!((650..950).contains(&share), "{share} of 4000 moved down by {offset}");
@@ -231,7 +235,7 @@ mod tests {
         let shape = ImageShape { height: 64, width: 48, channels: 3 };
         let augment = Augment { erase: 1.0, ..Augment::none() };
         let sizes: Vec<(f64, f64)> = (0..20_000)
-            .map(|index| augment.draw(shape, 5, 0, index))
+            .map(|index| augment.draw(ImageKey { seed: 5, epoch: 0, index }, shape))
             .map(|view| (f64::from(view.height), f64::from(view.width)))
             .collect();
         let share = |below: &dyn Fn(f64, f64) -> bool| {
@@ -253,7 +257,10 @@ mod tests {
         let both = Augment { pad_crop: 4, flip: true, erase: 0.5, ..Augment::none() };
         let crop = Augment { flip: false, erase: 0.0, ..both.clone() };
         for index in 0..50 {
-            let (a, b) = (both.draw(shape, 1, 1, index), crop.draw(shape, 1, 1, index));
+            let (a, b) = (
+                both.draw(ImageKey { seed: 1, epoch: 1, index }, shape),
+                crop.draw(ImageKey { seed: 1, epoch: 1, index }, shape),
+            );
             assert_eq!((a.down, a.right), (b.down, b.right));
         }
     }
@@ -265,7 +272,7 @@ mod tests {
         let tables = ByteTables::new(&[0.0; 3], &[1.0; 3]);
         let mut noise = Vec::new();
         for index in 0..200 {
-            let view = augment.draw(shape, 6, 0, index);
+            let view = augment.draw(ImageKey { seed: 6, epoch: 0, index }, shape);
             let mut out = vec![0.0; shape.size()];
             write(&view, &vec![255; shape.size()], shape.into(), &tables, &mut out);
             for (at, &value) in out.iter().enumerate() {

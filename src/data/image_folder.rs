@@ -116,7 +116,7 @@ fn entries(folder: &Path) -> Result<Vec<Entry>> {
             continue;
         }
         let path = entry.path();
-        // The listing tells the kind of everything but of what a link leads to: a million pictures need no look each.
+        // The listing states the kind of every entry except links, so a million pictures need no system call each.
         let kind = entry.file_type().map_err(|e| Error::io(&path, e))?;
         let is_dir = if kind.is_symlink() { path.is_dir() } else { kind.is_dir() };
         found.push(Entry { path, is_dir });

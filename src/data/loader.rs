@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::augment::Augment;
 use super::dataset::Dataset;
 use super::preprocess::{Interpolation, resize_cut};
-use super::random::{Purpose, Random};
+use super::random::{ImageKey, Purpose};
 use crate::ops::augment::{ByteTables, ImageView, write};
 use crate::{Error, Result};
 
@@ -110,9 +110,9 @@ impl Loader {
         self.prefetch(epoch, first_step, move |loader, epoch, indices| loader.byte_batch(epoch, indices, resident))
     }
 
-    /// The bytes of all images, where they lie in memory and are only looked at, not changed.
+    /// The bytes of all images, if they are in memory and no augmentation changes them.
     pub fn resident(&self) -> Option<&[u8]> {
-        self.dataset.all_pixels().filter(|_| self.only_looks())
+        self.dataset.all_pixels().filter(|_| self.needs_only_views())
     }
 
     /// Tables that normalise the bytes.
@@ -120,8 +120,8 @@ impl Loader {
         &self.tables
     }
 
-    /// Whether views are all that is done to the images.
-    fn only_looks(&self) -> bool {
+    /// Whether views are the only augmentation, so that bytes never change.
+    fn needs_only_views(&self) -> bool {
         !self.augment.changes_bytes() && self.augment.resized_crop.is_none()
     }
 
@@ -166,7 +166,7 @@ impl Loader {
         let size = self.dataset.shape().size();
         let mut images = vec![0.0; indices.len() * size];
         let in_memory = indices.first().is_some_and(|index| self.dataset.pixels(*index).is_some());
-        if in_memory && self.only_looks() {
+        if in_memory && self.needs_only_views() {
             // A copy through a table is too little work to share out, and the other cores are training.
             for (out, &index) in images.chunks_exact_mut(size).zip(indices) {
                 if let Some(pixels) = self.dataset.pixels(index) {
@@ -207,27 +207,26 @@ impl Loader {
         write(&self.view(epoch, index), pixels, self.dataset.shape().into(), &self.tables, out);
     }
 
-    /// The bytes of an image, augmented but for what its view does.
+    /// Writes the bytes of an image after all augmentations but its view.
     fn pixels(&self, epoch: u64, index: usize, pixels: &mut [u8]) -> Result<()> {
         let Some(seed) = self.shuffle else { return self.dataset.image(index, pixels) };
-        let shape = self.dataset.shape();
+        let (key, shape) = (ImageKey { seed, epoch, index }, self.dataset.shape());
         let interpolation = self.dataset.resize().map_or(Interpolation::Bicubic, |resize| resize.interpolation);
         match &self.augment.resized_crop {
             Some(crop) => {
                 let picture = self.dataset.picture(index)?;
-                let mut random = Random::new(Purpose::Crop, seed, epoch, index as u64);
-                let cut = crop.draw(picture.width, picture.height, &mut random);
+                let cut = crop.draw(picture.width, picture.height, &mut key.random(Purpose::Crop));
                 resize_cut(&picture, cut, interpolation, shape, pixels)?;
             }
             None => self.dataset.image(index, pixels)?,
         }
-        self.augment.change((pixels, shape), (&self.fill, interpolation), (seed, epoch, index));
+        self.augment.change(key, pixels, shape, &self.fill, interpolation);
         Ok(())
     }
 
     fn view(&self, epoch: u64, index: usize) -> ImageView {
         match self.shuffle {
-            Some(seed) => self.augment.draw(self.dataset.shape(), seed, epoch, index),
+            Some(seed) => self.augment.draw(ImageKey { seed, epoch, index }, self.dataset.shape()),
             None => ImageView::default(),
         }
     }

@@ -197,7 +197,7 @@ fn check_footer(footer: &[u8]) -> std::result::Result<(), String> {
             }
         }
     };
-    // The crate's own `Display` tells the kind of the error alone.
+    // The crate's own `Display` names only the kind of the error.
     check().map_err(|e: thrift::Error| match e {
         thrift::Error::Protocol(e) => e.message,
         thrift::Error::Application(e) => e.message,
@@ -205,7 +205,7 @@ fn check_footer(footer: &[u8]) -> std::result::Result<(), String> {
     })
 }
 
-/// Checks the list of a schema's elements: the tree in depth-first order, where each one tells its number of children.
+/// Checks the list of a schema's elements: the tree in depth-first order, where each one states its number of children.
 fn check_schema(input: &mut impl TInputProtocol) -> thrift::Result<()> {
     const CHILDREN: i16 = 5;
     let list = input.read_list_begin()?;

@@ -146,7 +146,7 @@ fn shards(folder: &Path, kinds: &[&str]) -> Result<Option<Vec<PathBuf>>> {
     Ok(kinds.iter().map(|kind| of_kind(kind)).find(|files| !files.is_empty()))
 }
 
-/// All rows and labels of the shards of a split; the class names where a shard tells them.
+/// All rows and labels of the shards of a split; the class names if a shard has them.
 fn split(files: &[PathBuf], classes: &mut Option<Vec<String>>) -> Result<(ShardRows, Vec<u32>)> {
     let (mut groups, mut rows, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     for file in files {

@@ -56,7 +56,7 @@ impl Picture {
     }
 }
 
-/// A picture as its file has it.
+/// A picture as it is stored in its file.
 struct Samples {
     width: usize,
     height: usize,

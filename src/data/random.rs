@@ -4,7 +4,7 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What the numbers are for; keeps the streams of one seed apart.
+/// The use of random numbers; keeps the streams of one seed apart.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     /// The order of an epoch.
@@ -19,6 +19,24 @@ pub(super) enum Purpose {
     Jitter = 5,
     /// What is written into the erased rectangle of one image.
     Noise = 6,
+}
+
+/// One image of one epoch: with a [`Purpose`] the key of its random numbers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ImageKey {
+    /// Seed of the run.
+    pub(super) seed: u64,
+    /// The epoch.
+    pub(super) epoch: u64,
+    /// Index of the image in its dataset.
+    pub(super) index: usize,
+}
+
+impl ImageKey {
+    /// The random numbers of this image for a purpose.
+    pub(super) fn random(self, purpose: Purpose) -> Random {
+        Random::new(purpose, self.seed, self.epoch, self.index as u64)
+    }
 }
 
 /// A generator of its own for every key. The mapping from raw words to ranges is written out below rather than taken

@@ -26,9 +26,10 @@ fn run<const C: usize, const K: usize>(
     source: &[u8],
     pixels: &mut [u8],
     shape: ImageShape,
-    [a, b, c, d, e, f]: [f64; 6],
+    matrix: [f64; 6],
     fill: &[u8],
 ) {
+    let [a, b, c, d, e, f] = matrix;
     let (width, height) = (shape.width as f64, shape.height as f64);
     for (line, out) in pixels.chunks_exact_mut(shape.width * C).enumerate() {
         let y_out = line as f64 + 0.5;

@@ -1,4 +1,4 @@
-//! What a kernel is given: a number, a struct or a pointer, each with its type, so that a launch can be checked.
+//! Arguments of kernels: numbers, structs and pointers, each with its type, so that launches can be checked.
 
 use std::fmt;
 

@@ -22,12 +22,12 @@ pub struct Cache {
 
 /// A file of the cache, or a temporary one where the cache cannot keep it.
 #[derive(Debug)]
-pub struct Entry {
+pub struct CacheEntry {
     path: PathBuf,
     temporary: Option<TempDir>,
 }
 
-impl Entry {
+impl CacheEntry {
     /// Where it lies, as long as `self` lives.
     pub fn path(&self) -> &Path {
         &self.path
@@ -86,9 +86,9 @@ impl Cache {
     /// # Errors
     /// Whatever `make` fails with. A folder that cannot be written to, or is full, is no error: the entry is then made in
     /// a temporary folder, and goes when it is dropped.
-    pub fn entry(&self, name: &str, make: impl Fn(&Path) -> Result<()>) -> Result<Entry> {
+    pub fn entry(&self, name: &str, make: impl Fn(&Path) -> Result<()>) -> Result<CacheEntry> {
         if let Some(path) = self.find(name) {
-            return Ok(Entry { path, temporary: None });
+            return Ok(CacheEntry { path, temporary: None });
         }
         let kept = std::fs::create_dir_all(&self.folder)
             .map_err(|e| Error::io(&self.folder, e))
@@ -96,15 +96,15 @@ impl Cache {
         kept.or_else(|error| {
             let temporary = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
             let path = temporary.path().join(name);
-            // Where it is the kernel that cannot be made, this fails for the same reason, and tells it.
+            // If the kernel itself cannot be made, this fails for the same reason and reports it.
             make(&path)?;
             tracing::warn!("{error}; compiled kernels are not kept");
-            Ok(Entry { path, temporary: Some(temporary) })
+            Ok(CacheEntry { path, temporary: Some(temporary) })
         })
     }
 
     /// Makes an entry beside its place and moves it there.
-    fn make(&self, name: &str, make: impl Fn(&Path) -> Result<()>) -> Result<Entry> {
+    fn make(&self, name: &str, make: impl Fn(&Path) -> Result<()>) -> Result<CacheEntry> {
         let folder = &self.folder;
         let path = folder.join(name);
         let lock = folder.join(format!("{name}.lock"));
@@ -121,7 +121,7 @@ impl Cache {
         drop(held);
         // Whoever waits holds the file open, and a newcomer finds the entry.
         let _ = std::fs::remove_file(&lock);
-        Ok(Entry { path, temporary: None })
+        Ok(CacheEntry { path, temporary: None })
     }
 
     /// Removes the oldest entries beyond the capacity, but not the one just made.

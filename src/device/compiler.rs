@@ -96,7 +96,8 @@ pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
 }
 
 /// The file of a unit compiled for an architecture by a version of the compiler.
-fn name(unit: Unit, arch: u32, (major, minor): (i32, i32)) -> String {
+fn name(unit: Unit, arch: u32, version: (i32, i32)) -> String {
+    let (major, minor) = version;
     let key = unit.key(&options(arch).each_ref().map(String::as_str));
     let file = unit.file().name.trim_end_matches(".cu");
     format!("{file}-{}-sm_{arch}-{key}-nvrtc{major}.{minor}.cubin", unit.dtype())

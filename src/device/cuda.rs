@@ -13,10 +13,10 @@ use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, La
 use super::source::Unit;
 use crate::{Error, Result};
 
-/// The oldest driver that serves, as the driver counts: CUDA 11.4 (R470) brought the way graphs are instantiated here.
+/// The oldest driver that is supported, as the driver counts versions: CUDA 11.4 (R470) brought the way graphs are instantiated here.
 const OLDEST_DRIVER: i32 = 11_040;
 
-/// What a GPU is, as can be told without opening it.
+/// Properties of a GPU that can be read without opening it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Properties {
     /// The name its maker gave it.

@@ -8,15 +8,15 @@ pub use super::argument::Argument;
 use super::source::Unit;
 use crate::Result;
 
-/// What a user can do when memory is short.
+/// The advice in the error of an allocation that failed.
 pub(super) const OUT_OF_MEMORY: &str = "lower the batch or use --precision f16";
-/// What has become of a device that failed while it worked.
+/// The advice in the error of a device that failed during work.
 pub(super) const LOST: &str = "the device is lost to this process; start again, and run `check` on it";
 
 /// A place in a device's memory.
 pub type Address = u64;
 
-/// A loaded kernel: whatever its driver finds it by.
+/// Handle of a loaded kernel; only its driver can interpret it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Function(pub(super) usize);
 
@@ -104,7 +104,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// When there is not enough.
     fn allocate(&self, bytes: usize) -> Result<Address>;
 
-    /// Gives memory back.
+    /// Frees memory.
     ///
     /// # Safety
     /// See the trait.
@@ -137,7 +137,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// When the device fails, perhaps in earlier work.
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()>;
 
-    /// Compiles a unit, or takes it from the cache, and loads it. Gives its kernels by name expression.
+    /// Compiles a unit, or takes it from the cache, and loads it. Returns its kernels by name expression.
     ///
     /// # Errors
     /// When there is no compiler, or the unit needs a newer device.
@@ -182,7 +182,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Forgets a recording, which is never replayed again.
     fn release(&self, graph: CapturedGraph);
 
-    /// Milliseconds that the device took for the work that `body` gives it.
+    /// Returns the milliseconds that the device needed for the work that `body` launches.
     ///
     /// # Errors
     /// When the device fails, or `body` does.

@@ -18,7 +18,7 @@ use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, La
 use super::source::{Unit, write_all};
 use crate::{Error, Result};
 
-/// What new memory holds: not-a-number in every type, so that reading what was never written shows.
+/// The content of new memory: not-a-number in every type, so that reads of unwritten memory show up.
 const POISON: u8 = 0xff;
 /// Threads in a launch below which spreading its blocks costs more than it gains.
 const SPREAD_THREADS: u64 = 1 << 12;

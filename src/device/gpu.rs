@@ -19,8 +19,8 @@ use super::source::Unit;
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
-/// A GPU, real or emulated. One thread at a time gives it work: what operations keep in the workspace, and what is
-/// recorded, follows from the order of the launches.
+/// A GPU, real or emulated. Only one thread at a time may launch work: the contents of the workspace and of recordings
+/// depend on the order of the launches.
 #[derive(Debug)]
 pub struct Gpu {
     driver: Box<dyn Driver>,
@@ -143,8 +143,8 @@ impl Gpu {
         self.any_forced.store(!forced.is_empty(), Ordering::Relaxed);
     }
 
-    /// Does some work and tells the configurations that its launches used, each once, such as
-    /// `pointwise_forward=128x128-vector`, in order.
+    /// Runs `body` and returns the configurations that its launches used, in order and each once, such as
+    /// `pointwise_forward=128x128-vector`.
     ///
     /// # Errors
     /// What the work returns.
@@ -203,7 +203,7 @@ impl Gpu {
         lock(&self.launched).clone()
     }
 
-    /// Tells the first failure of a launch since the last check.
+    /// Returns the first failure of a launch since the last check.
     ///
     /// # Errors
     /// That failure.
@@ -318,7 +318,7 @@ impl Gpu {
         Ok(address)
     }
 
-    /// Gives idle memory back to the device, where another process may need it.
+    /// Frees idle memory, so that another process can use it.
     pub fn release_idle(&self) {
         let idle = std::mem::take(&mut lock(&self.pool).free);
         for address in idle.into_values().flatten() {

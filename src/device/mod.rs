@@ -71,15 +71,15 @@ impl Device {
         match name {
             "cpu" => Ok(Self::Cpu),
             "auto" if Cuda::count() == 0 => Self::open("cpu", precision),
-            "auto" => Self::else_host(Self::open("cuda", precision), precision),
+            "auto" => Self::or_host(Self::open("cuda", precision), precision),
             "emulator" => gpu(Box::new(Emulator::new(EmulatorOptions::default(), Cache::of_user())?)),
             _ => gpu(Box::new(Cuda::new(ordinal(name).unwrap_or(0), Cache::of_user())?)),
         }
     }
 
-    /// A GPU that nobody asked for by name, or the host where that cannot be used: a driver without a compiler, an old
-    /// GPU. A precision that the host has not was asked for, though, and is not given up silently.
-    fn else_host(gpu: Result<Self>, precision: Dtype) -> Result<Self> {
+    /// Falls back to the host if a GPU that the user did not name cannot be used, such as an old one or one without a
+    /// compiler. A precision that the host lacks was requested explicitly, so the error is returned then.
+    fn or_host(gpu: Result<Self>, precision: Dtype) -> Result<Self> {
         match gpu {
             Err(error) if precision == Dtype::F32 => {
                 tracing::warn!("{error}; computing on the CPU");
@@ -186,7 +186,7 @@ impl Device {
         }
     }
 
-    /// Tells the first failure of an operation since the last check: operations on a GPU report late.
+    /// Returns the first failure of an operation since the last check: operations on a GPU report errors late.
     ///
     /// # Errors
     /// That failure.
@@ -505,7 +505,7 @@ mod tests {
     #[test]
     fn a_gpu_that_was_not_asked_for_may_be_of_no_use() {
         let unusable = || Err(Error::Device("NVRTC was not found".into()));
-        assert_eq!(Device::else_host(unusable(), Dtype::F32).unwrap(), Device::Cpu);
-        assert!(Device::else_host(unusable(), Dtype::F16).is_err(), "f16 was asked for");
+        assert_eq!(Device::or_host(unusable(), Dtype::F32).unwrap(), Device::Cpu);
+        assert!(Device::or_host(unusable(), Dtype::F16).is_err(), "f16 was asked for");
     }
 }

@@ -1,4 +1,4 @@
-//! Work that is the same every time, as one graph.
+//! Recordings: repeated work as one CUDA graph.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use super::driver::CapturedGraph;
 use super::gpu::Gpu;
 use crate::Result;
 
-/// Work that is given to a device again and again. On a GPU it is done as it is the first time (kernels are loaded and
-/// memory found), recorded the second, and replayed from then on, which costs the host one launch.
+/// Work that a device repeats. A GPU runs it directly the first time, which loads kernels and allocates memory, records it
+/// the second time, and replays the recording from then on, which costs the host a single launch.
 #[derive(Debug, Default)]
 pub struct Recording(State);
 

@@ -1,4 +1,4 @@
-//! Reads what a kernel file says of itself: its `__global__` functions with their parameters, and its instances.
+//! Reads the declarations of a kernel file: its `__global__` functions with their parameters, and its instances.
 //!
 //! The build script includes this file too, so that a fault in a kernel file is told when the library is built, and by the
 //! same words when the file is read at run time. It uses the standard library alone.
@@ -10,14 +10,14 @@ use std::path::Path;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scan {
     /// Its `__global__` functions, in order.
-    pub kernels: Vec<Kernel>,
+    pub kernels: Vec<KernelFunction>,
     /// The instances that its `// instances:` lines name, braces expanded, as name expressions.
     pub instances: Vec<String>,
 }
 
 /// A `__global__` function.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernel {
+pub struct KernelFunction {
     /// Its name.
     pub name: String,
     /// Names of its template's parameters.
@@ -114,7 +114,7 @@ pub fn head(instance: &str) -> &str {
 }
 
 /// The kernel whose `__global__` stands at `start`.
-fn kernel(text: &str, start: usize) -> Result<Kernel, String> {
+fn kernel(text: &str, start: usize) -> Result<KernelFunction, String> {
     // `__global__ void __launch_bounds__(…) kernel(`: the name stands before the parenthesis of the parameters.
     let rest = &text[start + "__global__".len()..];
     let open = |rest: &str| rest.find('(').ok_or("a __global__ function without parameters");
@@ -132,7 +132,7 @@ fn kernel(text: &str, start: usize) -> Result<Kernel, String> {
     let template = before.rfind("template").map_or("", |at| before[at + "template".len()..].trim());
     let template = template.trim_start_matches('<').trim_end_matches('>').split(',');
     let template = template.filter_map(|part| part.split_whitespace().last()).map(str::to_owned).collect();
-    Ok(Kernel { name, template, parameters: parameters(&rest[1..])? })
+    Ok(KernelFunction { name, template, parameters: parameters(&rest[1..])? })
 }
 
 /// The parameters up to the parenthesis that closes them. A comment belongs to the last parameter before it.

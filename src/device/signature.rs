@@ -1,7 +1,7 @@
-//! What an instance of a kernel takes, as its file says, and whether a launch gives it that.
+//! The parameters of a kernel's instance as its file declares them, checked against the arguments of a launch.
 
 use super::argument::{Argument, Element, Kind};
-use super::scan::{Kernel, Parameter};
+use super::scan::{KernelFunction, Parameter};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -22,7 +22,7 @@ impl Signature {
     ///
     /// # Errors
     /// A type that no argument has, which is a fault of the kernel's file.
-    pub fn new(kernel: &'static Kernel, instance: &'static str) -> Result<Self> {
+    pub fn new(kernel: &'static KernelFunction, instance: &'static str) -> Result<Self> {
         let arguments = instance.split_once('<').map_or("", |(_, rest)| rest.trim_end_matches('>'));
         let arguments: Vec<&'static str> = arguments.split(',').map(str::trim).collect();
         let resolve = |of: &'static str| -> &'static str {
@@ -41,7 +41,7 @@ impl Signature {
         kernel.parameters.iter().map(expected).collect::<Result<_>>().map(Self)
     }
 
-    /// Whether a launch gives as many arguments as there are parameters, each of the parameter's type.
+    /// Checks that a launch has as many arguments as the kernel has parameters, each of the parameter's type.
     ///
     /// # Errors
     /// Names the first argument that does not fit, what was expected and what came.

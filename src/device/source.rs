@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use sha2::{Digest, Sha256};
 
-use super::scan::{Fault, Kernel, head, list, scan};
+use super::scan::{Fault, KernelFunction, head, list, scan};
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 
@@ -22,7 +22,7 @@ pub struct SourceFile {
     /// Its text.
     pub text: Cow<'static, str>,
     /// The `__global__` functions it defines.
-    pub kernels: Vec<Kernel>,
+    pub kernels: Vec<KernelFunction>,
     /// The instances of them that exist, as name expressions.
     pub instances: Vec<String>,
 }
@@ -76,7 +76,7 @@ impl SourceFile {
     }
 
     /// The kernel that an instance of this file is of.
-    pub fn kernel(&self, instance: &str) -> &Kernel {
+    pub fn kernel(&self, instance: &str) -> &KernelFunction {
         let found = self.kernels.iter().find(|kernel| kernel.name == head(instance));
         found.expect("a scanned file has a kernel for every instance")
     }

@@ -2,7 +2,7 @@
 //! nodes behind it (`docs/kernels.md` a). The last rule alone is the reference plan.
 
 use crate::graph::{Activation, Bias, Conv, ConvFamily, Graph, NodeId, Op, ParamRole, ParamSpec};
-use crate::ops::batch_norm::{Normalisation, NormaliseStep, PlannedStatistics, StatisticsStep};
+use crate::ops::batch_norm::{NormaliseStep, PlannedNormalisation, PlannedStatistics, StatisticsStep};
 use crate::ops::conv::ConvStep;
 use crate::ops::epilogue::PlannedEpilogue;
 use crate::ops::inverted_residual::{InvertedResidualProblem, InvertedResidualStep, PlannedConv};
@@ -241,7 +241,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// A convolution's raw result, its batch-norm and what follows; the result is not stored yet.
-    fn conv_bn(&mut self, run: &ConvRun, bn: NodeId) -> Result<(ConvStep, Normalisation, PlannedStatistics)> {
+    fn conv_bn(&mut self, run: &ConvRun, bn: NodeId) -> Result<(ConvStep, PlannedNormalisation, PlannedStatistics)> {
         let raw = self.values.activation(self.shapes[bn]);
         let z = self.values.activation(self.shapes[run.output()]);
         let conv = self.conv_step(run.nodes[0], raw)?;
@@ -250,7 +250,7 @@ impl<'a> Lowering<'a> {
         };
         let (of, statistics) = batch_norm.planned(&mut self.at(bn, z), raw, z)?;
         let residual = run.residual.map(|residual| self.stored(residual)).transpose()?;
-        Ok((conv, Normalisation { residual, act: run.act, ..of }, statistics))
+        Ok((conv, PlannedNormalisation { residual, act: run.act, ..of }, statistics))
     }
 
     /// Whether a value's only reader can form it on load: the convolution of a fused step that looks at each pixel of it a

@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 pub use gradients::GradientTable;
-pub use plan::{Cost, Fusion, Pass, Plan, PlannedStep, Target};
+pub use plan::{Fusion, Pass, Plan, PlannedStep, StepCost, Target};
 pub use sequence::{Backpropagated, Sequence, SequenceRun};
 
 use crate::device::{Buffer, Device, View, ViewMut};
@@ -24,12 +24,12 @@ use crate::graph::{Graph, NodeId, ParamSpec};
 use crate::model::{Model, Weights};
 use crate::ops::copy::copy;
 use crate::ops::dropout::DropoutStream;
-use crate::ops::optimizer::Span;
+use crate::ops::optimizer::ParamSpan;
 use crate::ops::step::{ParamId, Slopes};
 use crate::{Error, Result};
 use memory::{Layout, Memory};
 use params::Params;
-use pass::{Lent, Pass as Running};
+use pass::{Lent, Running};
 
 /// Activations of one inference micro-batch that should stay in a core's cache, in elements.
 const MICRO_BATCH_ELEMENTS: usize = 1 << 18;
@@ -472,12 +472,12 @@ impl Engine {
     }
 
     /// The trained parameters in the flat buffers, in order, and which of them decay.
-    pub fn optimizer_spans(&self) -> Vec<Span> {
-        let span = |(param, range): &(ParamId, Range<usize>)| Span {
+    pub fn optimizer_spans(&self) -> Vec<ParamSpan> {
+        let span = |(param, range): &(ParamId, Range<usize>)| ParamSpan {
             range: range.clone(),
             decayed: self.params.specs[*param].role.is_decayed(),
         };
-        let mut spans: Vec<Span> = self.params.trained.iter().map(span).collect();
+        let mut spans: Vec<ParamSpan> = self.params.trained.iter().map(span).collect();
         spans.sort_by_key(|span| span.range.start);
         spans
     }

@@ -11,7 +11,7 @@ use super::params::Params;
 use super::plan::{Plan, PlannedStep};
 
 /// What is fixed during one pass.
-pub(super) struct Pass<'a> {
+pub(super) struct Running<'a> {
     pub plan: &'a Plan,
     pub layout: &'a Layout,
     /// Images in this pass.
@@ -54,7 +54,7 @@ impl Written {
     }
 }
 
-impl Pass<'_> {
+impl Running<'_> {
     /// Runs some steps, one behind the other.
     pub fn run(&self, steps: &[PlannedStep], mut params: Lent<'_>, memory: &mut Memory) {
         for step in steps {

@@ -74,7 +74,7 @@ pub struct PlannedStep {
 
 /// What a step must move and compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cost {
+pub struct StepCost {
     /// The unit it computes on.
     pub unit: ComputeUnit,
     /// Floating-point operations per image, a multiply-accumulate counted as two.
@@ -192,12 +192,12 @@ impl Plan {
     }
 
     /// What a step must move and compute: each of its values is read once and written once.
-    pub fn cost(&self, step: &PlannedStep) -> Cost {
-        Cost::of(step.step.as_ref(), &step.uses, &self.values)
+    pub fn cost(&self, step: &PlannedStep) -> StepCost {
+        StepCost::of(step.step.as_ref(), &step.uses, &self.values)
     }
 }
 
-impl Cost {
+impl StepCost {
     /// What a step over some values must move and compute.
     pub fn of(step: &dyn Step, uses: &Uses, values: &Values) -> Self {
         let work = step.work();

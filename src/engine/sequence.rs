@@ -8,7 +8,7 @@ use crate::ops::dropout::DropoutStream;
 use crate::ops::step::{Backend, Io, Slopes, Step, Store, ValueId, Values};
 
 use super::gradients::{GradientTable, Gradients};
-use super::plan::Cost;
+use super::plan::StepCost;
 
 /// A few steps and the values they use.
 #[derive(Debug, Clone)]
@@ -49,9 +49,9 @@ impl Sequence {
     }
 
     /// What all of them must move and compute.
-    pub fn cost(&self) -> Option<Cost> {
-        let costs = self.steps.iter().map(|step| Cost::of(step.as_ref(), &step.uses(), &self.values));
-        costs.reduce(Cost::and)
+    pub fn cost(&self) -> Option<StepCost> {
+        let costs = self.steps.iter().map(|step| StepCost::of(step.as_ref(), &step.uses(), &self.values));
+        costs.reduce(StepCost::and)
     }
 }
 

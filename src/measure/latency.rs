@@ -92,19 +92,31 @@ pub fn compare(device: &Device, models: &[(&str, &Model)], batch: usize, budget:
     Ok(Comparison { networks, speed_up })
 }
 
-/// Time of every block of network `before` alone (with its activations) and of what it is in network `after`, which
-/// [`Graph::counterparts`](crate::graph::Graph::counterparts) finds by `map`; `budget` is for all blocks together. Each is cut out as a network of its own, from
-/// the value it reads to the one it gives. Blocks that one merged segment holds are one entry.
+/// A network before and after a transformation.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// The network as it was.
+    pub before: &'a Model,
+    /// The transformed network.
+    pub after: &'a Model,
+    /// Per node of `before` the node of `after` with the same value, as
+    /// [`Graph::counterparts`](crate::graph::Graph::counterparts) takes it.
+    pub map: &'a [Option<NodeId>],
+}
+
+/// Times every block of the network before a change, with its activations, and what became of it. Each is cut out as a
+/// network of its own, from the value that it reads to its output. Blocks merged into one segment share an entry, and all
+/// blocks together take about `budget`.
 ///
 /// # Errors
 /// A map of other networks, a batch of 0, or what the engine says.
 pub fn block_latencies(
     device: &Device,
-    (before, after): (&Model, &Model),
-    map: &[Option<NodeId>],
+    change: Change<'_>,
     batch: usize,
     budget: Duration,
 ) -> Result<Vec<BlockLatency>> {
+    let Change { before, after, map } = change;
     let parts = before.graph.counterparts(&after.graph, map)?;
     let share = budget / parts.len().max(1) as u32;
     let time = |part: Counterpart| {

@@ -26,9 +26,9 @@ const MAX_HOST_BYTES: usize = 512 << 20;
 const GPU_SHARE: usize = 3;
 /// Launches of small work in a graph at least: the GPU is then still busy with one replay while the host starts the next.
 const MIN_LAUNCHES: usize = 24;
-/// How long a GPU works before what matters is timed: its clock is low at rest and rises over some hundred milliseconds.
+/// Warm-up of a GPU before its work is timed: its clock is low at rest and rises over some hundred milliseconds.
 const RAMP: Duration = Duration::from_millis(300);
-/// How often a time is taken anew where two replays took no longer than one, as a disturbed machine may show once.
+/// Retries of a sample in which two replays took no longer than one, which happens on a disturbed machine.
 const ATTEMPTS: usize = 8;
 
 /// How many sets of operands of `bytes` each a device rotates through.
@@ -70,7 +70,7 @@ impl<'a> Launches<'a> {
     /// # Errors
     /// What `body` returns, or the device.
     pub fn new(device: &Device, sets: usize, body: impl FnMut(usize) -> Result<()> + 'a) -> Result<Self> {
-        Self::prepare(device, (sets, MIN_LAUNCHES.next_multiple_of(sets)), body)
+        Self::prepare(device, sets, MIN_LAUNCHES.next_multiple_of(sets), body)
     }
 
     /// Prepares work so large that one launch of it is a sample, such as a network's pass.
@@ -78,12 +78,13 @@ impl<'a> Launches<'a> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn whole(device: &Device, mut body: impl FnMut() -> Result<()> + 'a) -> Result<Self> {
-        Self::prepare(device, (1, 1), move |_| body())
+        Self::prepare(device, 1, 1, move |_| body())
     }
 
     fn prepare(
         device: &Device,
-        (sets, launches): (usize, usize),
+        sets: usize,
+        launches: usize,
         body: impl FnMut(usize) -> Result<()> + 'a,
     ) -> Result<Self> {
         let mut this = Self { device: device.clone(), body: Box::new(body), sets, next: 0, captured: None };

@@ -1,7 +1,7 @@
 //! A layer on a device: operands of noise, rotated, and the steps that are timed.
 
 use super::launches::{Launches, rotation};
-use super::layers::Layer;
+use super::layers::TimedLayer;
 use super::noise::Noise;
 use crate::Result;
 use crate::device::Device;
@@ -27,7 +27,7 @@ impl LayerBench {
     ///
     /// # Errors
     /// When the device is out of memory or a launch fails.
-    pub fn launches(&self, layer: &Layer) -> Result<Launches<'static>> {
+    pub fn launches(&self, layer: &TimedLayer) -> Result<Launches<'static>> {
         let bytes = usize::try_from(layer.bytes(self.device.precision().bytes() as u64)).unwrap_or(usize::MAX);
         let sets = rotation(&self.device, bytes);
         let mut operands = (0..sets).map(|_| self.operands(layer)).collect::<Result<Vec<SequenceRun>>>()?;
@@ -42,7 +42,7 @@ impl LayerBench {
     ///
     /// # Errors
     /// When the device is out of memory or a launch fails.
-    pub fn configurations(&self, layer: &Layer) -> Result<Option<String>> {
+    pub fn configurations(&self, layer: &TimedLayer) -> Result<Option<String>> {
         let Device::Gpu(gpu, _) = &self.device else { return Ok(None) };
         let mut operands = self.operands(layer)?;
         let names = gpu.watch_configurations(|| {
@@ -54,7 +54,7 @@ impl LayerBench {
 
     /// One set of operands: noise with the moments of activations, signed noise for weights, and ones for what is per
     /// channel, which makes a statistic of mean 1 and deviation 1.
-    fn operands(&self, layer: &Layer) -> Result<SequenceRun> {
+    fn operands(&self, layer: &TimedLayer) -> Result<SequenceRun> {
         let mut run = SequenceRun::new(&self.device, &layer.steps, layer.problem.n)?;
         for (id, value) in layer.steps.values.iter() {
             let Some(buffer) = run.buffer_mut(id) else { continue };

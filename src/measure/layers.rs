@@ -76,31 +76,31 @@ impl FromStr for LayerPass {
     }
 }
 
-/// What follows a convolution within its step; the activation without the mask that may switch it.
+/// Operations fused behind a convolution; the activation is described without the mask that may switch it.
 pub type LayerEpilogue = Epilogue<(), Activation>;
 
-/// One thing to be timed.
+/// A convolution layer in one pass, ready to be timed.
 #[derive(Debug, Clone)]
-pub struct Layer {
+pub struct TimedLayer {
     /// The convolution's name where it first occurs.
     pub name: String,
-    /// What is computed.
+    /// The pass that is timed.
     pub pass: LayerPass,
     /// The convolution over a whole batch.
     pub problem: ConvProblem,
-    /// What follows it; nothing for the gradients of the convolution alone.
+    /// Fused operations behind it; none for the gradients of the convolution alone.
     pub epilogue: LayerEpilogue,
     /// Whether it reads the image, which needs no gradient.
     pub reads_image: bool,
     /// How often it occurs in each of the networks.
     pub counts: Vec<usize>,
-    /// The steps that do it.
+    /// The steps that compute it.
     pub steps: Sequence,
-    /// What they must move and compute, per image.
+    /// Least work of these steps per image.
     pub cost: KernelCost,
 }
 
-impl Layer {
+impl TimedLayer {
     /// The distinct layers of networks as a backend computes them: pass by pass as asked for, each in network order.
     ///
     /// # Errors
@@ -184,14 +184,14 @@ fn groups(plan: Plan) -> Vec<Group> {
     nodes.into_iter().zip(steps).map(group).collect()
 }
 
-/// What makes a layer of the steps that stand for some nodes of a graph.
+/// Builds a [`TimedLayer`] from the steps that compute some nodes of a graph.
 struct Maker<'a> {
     graph: &'a Graph,
     batch: usize,
 }
 
 impl Maker<'_> {
-    fn layer(&self, nodes: &[NodeId], problem: ConvProblem, pass: LayerPass, steps: Sequence) -> Option<Layer> {
+    fn layer(&self, nodes: &[NodeId], problem: ConvProblem, pass: LayerPass, steps: Sequence) -> Option<TimedLayer> {
         let cost = steps.cost()?;
         let name = self.graph.nodes[nodes[0]].name.clone();
         let direction = match pass {
@@ -201,7 +201,7 @@ impl Maker<'_> {
         let words: Vec<String> = steps.steps.iter().map(|step| step.describe()).collect();
         let kind = words.join(", ");
         let bare = !matches!(pass, LayerPass::Forward | LayerPass::StepForward | LayerPass::StepBackward);
-        Some(Layer {
+        Some(TimedLayer {
             cost: KernelCost::new(name.clone(), kind, direction, nodes.to_vec(), None, cost),
             name,
             pass,
@@ -245,7 +245,7 @@ fn convolution(group: &Group) -> Option<ConvProblem> {
 }
 
 /// Every convolution of a network whose batch-norm is folded away, and its gradients alone.
-fn of_inference(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<Layer>> {
+fn of_inference(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<TimedLayer>> {
     let make = Maker { graph, batch };
     let mut layers = Vec::new();
     for group in groups(Plan::new(graph, &Target::inference(backend))?) {
@@ -273,7 +273,7 @@ fn of_inference(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<Lay
 
 /// Every convolution of a network's training step with what is fused around it, forward and backward, its operands
 /// stored.
-fn of_training(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<Layer>> {
+fn of_training(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<TimedLayer>> {
     let make = Maker { graph, batch };
     let target = Target { fusion: Fusion::Epilogue, ..Target::training(backend) };
     let mut layers = Vec::new();

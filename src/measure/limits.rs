@@ -1,4 +1,4 @@
-//! What a device can do: the limits against which times are judged.
+//! The limits of a device against which times are judged.
 
 use std::time::Duration;
 

@@ -1,11 +1,11 @@
-//! What the host is: processor, features, caches, memory. What cannot be found out is left empty, never guessed.
+//! Description of the host: processor, features, caches, memory. Unknown values stay empty and are never guessed.
 
 use serde::Serialize;
 
 /// The host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Machine {
-    /// The processor's name as it gives it.
+    /// The processor's name as the system reports it.
     pub cpu: String,
     /// Instruction set, such as `x86_64`.
     pub architecture: &'static str,
@@ -18,12 +18,12 @@ pub struct Machine {
     /// Memory in bytes, where the system tells.
     pub memory_bytes: Option<u64>,
     /// Caches of the first core, nearest first.
-    pub caches: Vec<Cache>,
+    pub caches: Vec<CacheLevel>,
 }
 
 /// One cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Cache {
+pub struct CacheLevel {
     /// Level, 1 the nearest.
     pub level: u32,
     /// `Data`, `Instruction` or `Unified`.
@@ -90,14 +90,14 @@ fn features() -> Vec<&'static str> {
 }
 
 /// The caches Linux reports for the first core.
-fn caches() -> Vec<Cache> {
+fn caches() -> Vec<CacheLevel> {
     (0..8)
         .filter_map(|index| {
             let read = |file: &str| {
                 let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{file}");
                 Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
             };
-            Some(Cache { level: read("level")?.parse().ok()?, kind: read("type")?, bytes: size(&read("size")?)? })
+            Some(CacheLevel { level: read("level")?.parse().ok()?, kind: read("type")?, bytes: size(&read("size")?)? })
         })
         .collect()
 }

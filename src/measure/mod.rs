@@ -17,12 +17,12 @@ mod roofline;
 mod timer;
 
 pub use block_cost::{BlockCost, block_costs, merged_cost};
-pub use latency::{BlockLatency, Comparison, Latency, block_latencies, compare, network_latency};
+pub use latency::{BlockLatency, Change, Comparison, Latency, block_latencies, compare, network_latency};
 pub use launches::Launches;
 pub use layer_run::LayerBench;
-pub use layers::{Layer, LayerEpilogue, LayerPass};
+pub use layers::{LayerEpilogue, LayerPass, TimedLayer};
 pub use limits::Limits;
-pub use machine::{Cache, Machine};
+pub use machine::{CacheLevel, Machine};
 pub use network_run::{NetworkCase, NetworkRun, launch_counts, peak_memory, sample_networks};
 pub use peaks::{Peaks, measure_peaks};
 pub use peer::{Answer, LayerAnswer, LayerQuestion, NetworkAnswer, NetworkQuestion, Peer, PeerScript};

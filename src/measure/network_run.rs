@@ -30,8 +30,8 @@ pub struct NetworkCase {
 }
 
 impl NetworkCase {
-    /// What an image must move and compute at the highest level of fusion that a backend has, however the case is run:
-    /// fusion that is missing shows as utilization that is lost.
+    /// Least bytes and FLOPs of an image at the highest level of fusion that a backend has, whatever fusion the case uses:
+    /// missing fusion then shows as lost utilization.
     ///
     /// # Errors
     /// As [`crate::graph::Graph::shapes`].
@@ -50,7 +50,7 @@ pub struct NetworkRun {
     images: Buffer,
 }
 
-/// What a pass goes through.
+/// The engine or training step that runs a pass.
 enum Network {
     Inference(Box<Engine>),
     Training(Box<TrainStep<'static>>),
@@ -169,7 +169,7 @@ fn sample_warmed<'l, 'a: 'l>(
     if let Some(first) = ready.first_mut()
         && let Err(error) = first.warm()
     {
-        // Its samples will tell.
+        // Its samples carry the error.
         tracing::debug!("{error}");
     }
     sample_in_turns(ready, budget)

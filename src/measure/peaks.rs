@@ -88,8 +88,8 @@ fn gemm_rate(budget: Duration) -> Result<f64> {
     let products = || {
         gradients.par_iter_mut().for_each(|(dw, db)| {
             for _ in 0..PRODUCTS_PER_THREAD {
-                let read = linear::BackwardInputs { x: View::Host(&x), w: View::Host(&x), dy: View::Host(&dy) };
-                let out = linear::GradientsOut { dx: None, dw: ViewMut::Host(dw), db: ViewMut::Host(db) };
+                let read = linear::LinearInputs { x: View::Host(&x), w: View::Host(&x), dy: View::Host(&dy) };
+                let out = linear::LinearGradientsOut { dx: None, dw: ViewMut::Host(dw), db: ViewMut::Host(db) };
                 linear::backward(problem, read, out);
             }
         });

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 
 /// How long Python may take to load PyTorch.
 const START: Duration = Duration::from_secs(120);
-/// How much longer than its limit an answer is waited for: the peer gives up on its own first, and tells so.
+/// Time beyond the limit of an answer before the peer counts as dead: it should give up first and report why.
 const GRACE: Duration = Duration::from_secs(5);
 /// How often a peer that has ended is started again: one question may end it, such as for want of memory.
 const RESTARTS: u32 = 3;
@@ -59,7 +59,7 @@ pub struct LayerQuestion<'a> {
     pub seconds: f64,
 }
 
-/// A layer's median times as the peer gives them.
+/// A layer's median times as the peer reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct LayerAnswer {
     /// Of the pass, microseconds.
@@ -83,7 +83,7 @@ pub struct NetworkQuestion<'a> {
     pub seconds: f64,
 }
 
-/// A network's medians as the peer gives them.
+/// A network's medians as the peer reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub struct NetworkAnswer {
     /// Throughput.
@@ -138,7 +138,7 @@ struct Process {
 }
 
 impl Peer {
-    /// Starts a script on the same device, with as many threads. Gives what the peer says of itself, too.
+    /// Starts a script on the same device with as many threads. Also returns the peer's description of itself.
     ///
     /// # Errors
     /// No such Python, no PyTorch in it, or no such device for it; an emulated device has no peer.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::layers::Layer;
+use super::layers::TimedLayer;
 use super::limits::Limits;
 use super::network_run::NetworkCase;
 use super::peaks::Peaks;
@@ -160,7 +160,7 @@ pub struct LayerWork {
 
 impl LayerWork {
     /// A layer of the `networks` it was found in, which runs on `device` with the kernel configuration `config`.
-    pub fn new(layer: &Layer, networks: &[&str], device: &Device, config: Option<String>) -> Self {
+    pub fn new(layer: &TimedLayer, networks: &[&str], device: &Device, config: Option<String>) -> Self {
         let (p, act) = (layer.problem, layer.epilogue.act);
         let (window, pad) = (p.window, p.window.pad);
         Self {
@@ -262,7 +262,7 @@ pub enum PeakSource {
 }
 
 impl PeakSource {
-    /// As machine output has it.
+    /// The name in machine output.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Published => "published",
@@ -320,7 +320,7 @@ pub struct LayerTiming {
 
 impl LayerTiming {
     /// Of a layer whose launches rotated through `sets` sets of operands and took `seconds`.
-    pub fn new(layer: &Layer, seconds: &Summary, sets: usize, limits: &Limits) -> Self {
+    pub fn new(layer: &TimedLayer, seconds: &Summary, sets: usize, limits: &Limits) -> Self {
         let (n, element) = (layer.problem.n, limits.roofline.element_bytes);
         let (flops, bytes) = (layer.flops(), layer.bytes(element));
         Self {
@@ -408,7 +408,7 @@ impl Headline for PeerTiming<NetworkPeer> {
     const ERROR_KEY: &'static str = "peer_error";
 }
 
-/// What a peer is; said once, when it starts. What it does not say is left out.
+/// A peer's description of itself, sent once at its start. Values that it does not report are absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerAbout {
     /// The framework, such as `pytorch`.

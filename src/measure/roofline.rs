@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::peaks::Peaks;
 use crate::Result;
 use crate::dtype::Dtype;
-use crate::engine::{Cost, Pass, Plan, PlannedStep, Target};
+use crate::engine::{Pass, Plan, PlannedStep, StepCost, Target};
 use crate::graph::{BlockId, Graph, NodeId};
 use crate::ops::step::{Backend, ComputeUnit};
 
@@ -42,8 +42,15 @@ pub struct KernelCost {
 
 impl KernelCost {
     /// The cost of a step, or of several, that stand for some nodes.
-    pub fn new(name: String, kind: String, pass: Pass, nodes: Vec<NodeId>, block: Option<BlockId>, cost: Cost) -> Self {
-        let Cost { unit, flops, activations, weights, floats } = cost;
+    pub fn new(
+        name: String,
+        kind: String,
+        pass: Pass,
+        nodes: Vec<NodeId>,
+        block: Option<BlockId>,
+        cost: StepCost,
+    ) -> Self {
+        let StepCost { unit, flops, activations, weights, floats } = cost;
         Self { name, kind, pass, nodes, block, unit, flops, activations, weights, floats }
     }
 
@@ -99,11 +106,9 @@ pub const DATA_SHEETS: [DataSheet; 8] = [
 /// Words of forms that have limits of their own and no entry: two boards joined at lower clocks, and parts of a GPU.
 const OTHER_FORMS: [&str; 2] = ["nvl", "mig"];
 
-const fn sheet(
-    name: &'static str,
-    words: &'static [&'static str],
-    [bandwidth, matrix_flops, vector_flops]: [f64; 3],
-) -> DataSheet {
+/// A row of the table; `limits` are bytes per second of the memory, FLOP per second of the matrix and of the vector units.
+const fn sheet(name: &'static str, words: &'static [&'static str], limits: [f64; 3]) -> DataSheet {
+    let [bandwidth, matrix_flops, vector_flops] = limits;
     DataSheet { name, words, bandwidth, matrix_flops, vector_flops }
 }
 

@@ -136,7 +136,7 @@ pub fn forward(act: Act<'_>, shape: Lines, x: View<'_>, y: ViewMut<'_>) {
 
 /// What the backward pass of an activation reads: x and the gradient of y.
 #[derive(Debug, Clone, Copy)]
-pub struct BackwardInputs<'a> {
+pub struct ActivationInputs<'a> {
     /// The input of the forward pass.
     pub x: View<'a>,
     /// Gradient of its output.
@@ -147,16 +147,17 @@ pub struct BackwardInputs<'a> {
 pub fn backward(
     act: Act<'_>,
     shape: Lines,
-    inputs: BackwardInputs<'_>,
-    (dx, accumulate): (ViewMut<'_>, bool),
+    inputs: ActivationInputs<'_>,
+    dx: ViewMut<'_>,
+    accumulate: bool,
     score: Option<ViewMut<'_>>,
 ) {
-    let BackwardInputs { x, dy } = inputs;
+    let ActivationInputs { x, dy } = inputs;
     let lens = [("x", x.len(), shape.len()), ("dy", dy.len(), shape.len()), ("dx", dx.len(), shape.len())];
     require("an activation", lens);
     if let View::Gpu(x) = x {
         let score = score.map(ViewMut::gpu);
-        return cuda::activation::backward(act, (x, dy.gpu()), (&dx.gpu(), accumulate), score.as_ref());
+        return cuda::activation::backward(act, x, dy.gpu(), &dx.gpu(), accumulate, score.as_ref());
     }
     let (x, dy, dx, clamp) = (x.host(), dy.host(), dx.host(), act.clamp);
     let wanted = score.is_some();
@@ -261,9 +262,10 @@ impl Step for ActivationBackward {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        let inputs = BackwardInputs { x: io.read(self.x), dy: io.read(self.dy) };
+        let inputs = ActivationInputs { x: io.read(self.x), dy: io.read(self.dy) };
         let score = self.score.and_then(|score| io.write_if_lent(score));
-        backward(io.act(&self.act), Lines::of(self.shape, io.n()), inputs, io.write_into(self.dx), score);
+        let (dx, add) = io.write_into(self.dx);
+        backward(io.act(&self.act), Lines::of(self.shape, io.n()), inputs, dx, add, score);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}

@@ -129,6 +129,15 @@ pub fn write(view: &ImageView, pixels: &[u8], shape: Shape, tables: &ByteTables,
     }
 }
 
+/// How much a [`ByteImages`] can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageRoom {
+    /// Images whose bytes are held at once.
+    pub images: usize,
+    /// Views of one batch.
+    pub batch: usize,
+}
+
 /// Images as bytes where the network computes, and the views of a batch.
 #[derive(Debug)]
 pub struct ByteImages {
@@ -141,16 +150,16 @@ pub struct ByteImages {
 }
 
 impl ByteImages {
-    /// Room for `images` images and for views of up to `batch` of them.
+    /// Allocates room for images of `shape` and for the views of a batch.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub fn new(device: &Device, shape: Shape, tables: ByteTables, (images, batch): (usize, usize)) -> Result<Self> {
+    pub fn new(device: &Device, shape: Shape, tables: ByteTables, room: ImageRoom) -> Result<Self> {
         let gpu = match device {
             Device::Cpu => None,
-            Device::Gpu(gpu, _) => Some(GpuImages::new(gpu, shape, &tables, (images, batch))?),
+            Device::Gpu(gpu, _) => Some(GpuImages::new(gpu, shape, &tables, room)?),
         };
-        Ok(Self { shape, tables, images, pixels: Vec::new(), views: Vec::new(), gpu })
+        Ok(Self { shape, tables, images: room.images, pixels: Vec::new(), views: Vec::new(), gpu })
     }
 
     /// Takes the bytes `[n, h, w, c]` of the first images.

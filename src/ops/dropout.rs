@@ -46,7 +46,7 @@ impl DropoutStream {
 }
 
 /// y (+)= x·mask/(1 − p), and likewise the gradient: dx (+)= dy·mask/(1 − p).
-pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, (y, accumulate): (ViewMut<'_>, bool)) {
+pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, y: ViewMut<'_>, accumulate: bool) {
     require("dropout", [("y", y.len(), x.len())]);
     if let View::Gpu(x) = x {
         let stream = from.gpu.as_ref().expect("a stream of the operands' device");
@@ -91,8 +91,8 @@ impl Step for DropoutStep {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        let y = io.write_into(self.y);
-        apply(self.p, io.dropout(), io.read(self.x), y);
+        let (y, add) = io.write_into(self.y);
+        apply(self.p, io.dropout(), io.read(self.x), y, add);
     }
 
     fn gradient(&self, to: &mut dyn Backward) {

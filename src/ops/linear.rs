@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use serde::{Deserialize, Serialize};
 
+use super::config::BiasProblem;
 use super::cuda;
 use super::epilogue::BiasOperand;
 use super::gemm::{Matrix, gemm};
@@ -50,7 +51,7 @@ pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewM
     p.check(x.len(), w.len(), b.len(), y.len());
     if let View::Gpu(x) = x {
         let epilogue = cuda::conv::GpuEpilogue { bias: BiasOperand::Channel(b.gpu()), ..Default::default() };
-        return cuda::conv::product_forward((p.n, p.c_in, p.c_out), x, w.gpu(), epilogue, &y.gpu());
+        return cuda::conv::product_forward(p, x, w.gpu(), epilogue, &y.gpu());
     }
     let (x, w, b, y) = (x.host(), w.host(), b.host(), y.host());
     let LinearProblem { n, c_in, c_out } = p;
@@ -62,7 +63,7 @@ pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewM
 
 /// What the backward pass reads.
 #[derive(Debug, Clone, Copy)]
-pub struct BackwardInputs<'a> {
+pub struct LinearInputs<'a> {
     /// The input of the forward pass.
     pub x: View<'a>,
     /// Weights.
@@ -73,7 +74,7 @@ pub struct BackwardInputs<'a> {
 
 /// What the backward pass writes.
 #[derive(Debug)]
-pub struct GradientsOut<'a> {
+pub struct LinearGradientsOut<'a> {
     /// dx (+)= dy·W, where it is asked for.
     pub dx: Option<(ViewMut<'a>, bool)>,
     /// dw = dyᵀ·x.
@@ -83,20 +84,20 @@ pub struct GradientsOut<'a> {
 }
 
 /// All gradients.
-pub fn backward(p: LinearProblem, inputs: BackwardInputs<'_>, out: GradientsOut<'_>) {
-    let (BackwardInputs { x, w, dy }, GradientsOut { dx, dw, db }) = (inputs, out);
+pub fn backward(p: LinearProblem, inputs: LinearInputs<'_>, out: LinearGradientsOut<'_>) {
+    let (LinearInputs { x, w, dy }, LinearGradientsOut { dx, dw, db }) = (inputs, out);
     p.check(x.len(), dw.len(), db.len(), dy.len());
     require("a linear layer", [("w", w.len(), dw.len())]);
     if let Some((dx, _)) = &dx {
         require("a linear layer", [("dx", dx.len(), x.len())]);
     }
     if let View::Gpu(x) = x {
-        let (sizes, dy) = ((p.n, p.c_in, p.c_out), dy.gpu());
+        let dy = dy.gpu();
         if let Some((dx, accumulate)) = dx {
-            cuda::conv::product_input_gradient(sizes, dy, w.gpu(), &dx.gpu(), accumulate);
+            cuda::conv::product_input_gradient(p, dy, w.gpu(), &dx.gpu(), accumulate);
         }
-        cuda::conv::product_weight_gradient(sizes, x, dy, &dw.gpu());
-        return cuda::conv::bias_gradient((p.n, p.c_out), dy, &db.gpu());
+        cuda::conv::product_weight_gradient(p, x, dy, &dw.gpu());
+        return cuda::conv::bias_gradient(BiasProblem { pixels: p.n, c: p.c_out }, dy, &db.gpu());
     }
     let (x, w, dy) = (x.host(), w.host(), dy.host());
     let LinearProblem { n, c_in, c_out } = p;
@@ -194,9 +195,12 @@ impl Step for LinearBackward {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        let out =
-            GradientsOut { dx: self.dx.map(|dx| io.write_into(dx)), dw: io.write(self.dw), db: io.write(self.db) };
-        let inputs = BackwardInputs { x: io.read(self.x), w: io.read(self.w), dy: io.read(self.dy) };
+        let out = LinearGradientsOut {
+            dx: self.dx.map(|dx| io.write_into(dx)),
+            dw: io.write(self.dw),
+            db: io.write(self.db),
+        };
+        let inputs = LinearInputs { x: io.read(self.x), w: io.read(self.w), dy: io.read(self.dy) };
         backward(self.layer.batch(io.n()), inputs, out);
     }
 

@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use super::cuda;
-use super::cuda::loss::GpuLoss;
+use super::cuda::loss::{GpuLoss, LogitsShape};
 use crate::device::{Device, View, ViewMut};
 use crate::{Error, Result};
 
@@ -86,6 +86,10 @@ impl LossRecord {
         self.gpu.as_ref().expect("a record on the logits' device")
     }
 
+    fn logits_shape(&self) -> LogitsShape {
+        LogitsShape { n: self.images(), classes: self.classes }
+    }
+
     fn add(&mut self, sum: LossSum) {
         self.sum.loss += sum.loss;
         self.sum.correct += sum.correct;
@@ -101,7 +105,7 @@ impl LossRecord {
     }
 }
 
-/// Where a gradient goes, and the factor on it.
+/// The destination of a gradient, and the factor on it.
 #[derive(Debug)]
 pub struct Gradient<'a> {
     /// As long as what it is the gradient of.
@@ -116,7 +120,7 @@ impl Gradient<'_> {
     }
 }
 
-/// How logits of a student follow those of a teacher.
+/// The teacher's logits and how strongly a student follows them.
 #[derive(Debug, Clone, Copy)]
 pub struct SoftTarget<'a> {
     /// The teacher's logits `[n, classes]`.
@@ -142,7 +146,7 @@ pub fn cross_entropy(
     let classes = record.classes;
     match (logits, gradient) {
         (View::Gpu(logits), gradient) => {
-            cuda::loss::cross_entropy(record.gpu(), logits, (record.images(), classes), smoothing, gradient);
+            cuda::loss::cross_entropy(record.gpu(), logits, record.logits_shape(), smoothing, gradient);
         }
         (logits, Some(gradient)) => {
             let logits = logits.host();
@@ -170,16 +174,15 @@ pub fn distillation(
 ) -> Result<()> {
     record.check("distillation", logits.len(), Some(gradient.to.len()))?;
     record.check("distillation's teacher", target.teacher.len(), None)?;
-    let SoftTarget { teacher, alpha, temperature } = target;
     let classes = record.classes;
     match logits {
         View::Gpu(student) => {
-            cuda::loss::distillation(record.gpu(), student, target, (record.images(), classes), gradient);
+            cuda::loss::distillation(record.gpu(), student, target, record.logits_shape(), gradient);
         }
         student => {
-            let (scale, logits) = (gradient.host_scale(), (student.host(), teacher.host()));
+            let (scale, logits) = (gradient.host_scale(), student.host());
             let d = gradient.to.host();
-            record.add(cpu::distillation(logits, (alpha, temperature), &record.labels, classes, scale, d));
+            record.add(cpu::distillation(logits, target, &record.labels, classes, scale, d));
         }
     }
     Ok(())
@@ -203,7 +206,7 @@ pub fn feature_mse(
     }
     match student {
         View::Gpu(student) => {
-            cuda::loss::feature_mse(record.gpu(), (student, teacher.gpu()), weight, record.images(), gradient);
+            cuda::loss::feature_mse(record.gpu(), student, teacher.gpu(), weight, record.images(), gradient);
         }
         student => {
             let scale = gradient.host_scale();
@@ -254,14 +257,14 @@ mod cpu {
     }
 
     pub fn distillation(
-        (student, teacher): (&[f32], &[f32]),
-        (alpha, temperature): (f32, f32),
+        student: &[f32],
+        target: SoftTarget<'_>,
         labels: &[u32],
         classes: usize,
         scale: f64,
         d: &mut [f32],
     ) -> LossSum {
-        let (alpha, t) = (f64::from(alpha), f64::from(temperature));
+        let (teacher, alpha, t) = (target.teacher.host(), f64::from(target.alpha), f64::from(target.temperature));
         // One 1/T comes from differentiating z/T.
         let scale = scale / (labels.len() as f64 * t);
         let rows = CHUNK_ROWS * classes;

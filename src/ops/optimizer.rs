@@ -79,7 +79,7 @@ impl Optimizer {
 
 /// A run of the flat buffer that is treated alike.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
+pub struct ParamSpan {
     /// Elements of the flat buffers; spans lie in order and do not overlap.
     pub range: Range<usize>,
     /// Whether weight decay applies.
@@ -123,7 +123,7 @@ pub struct StepOutcome {
 #[derive(Debug)]
 pub struct OptimizerState {
     optimizer: Optimizer,
-    spans: Vec<Span>,
+    spans: Vec<ParamSpan>,
     buffers: Vec<Buffer>,
     steps: u64,
     len: usize,
@@ -138,7 +138,7 @@ impl OptimizerState {
     ///
     /// # Errors
     /// Spans out of order or out of range, or a device without memory.
-    pub fn new(device: &Device, optimizer: Optimizer, spans: Vec<Span>, len: usize) -> Result<Self> {
+    pub fn new(device: &Device, optimizer: Optimizer, spans: Vec<ParamSpan>, len: usize) -> Result<Self> {
         let mut end = 0;
         for span in &spans {
             if span.range.start < end || span.range.end < span.range.start || span.range.end > len {
@@ -188,9 +188,10 @@ impl OptimizerState {
         if let Some(gpu) = &self.gpu {
             let buffers: Vec<GpuViewMut<'_>> =
                 self.buffers.iter_mut().map(|buffer| buffer.view_mut(all.clone()).gpu()).collect();
-            let flat = (&weights.view_mut(all.clone()).gpu(), gradients.view(all.clone()).gpu());
+            let weights = weights.view_mut(all.clone()).gpu();
+            let gradients = gradients.view(all.clone()).gpu();
             let copy = copy.map(|copy| copy.view_mut(all).gpu());
-            gpu.step(self.optimizer, flat, &buffers, copy.as_ref(), update);
+            gpu.step(self.optimizer, &weights, gradients, &buffers, copy.as_ref(), update);
             return Ok(());
         }
         let Update { lr, weight_decay, clip_norm } = update;
@@ -259,7 +260,7 @@ impl OptimizerState {
         if let (Some(gpu), [[scale, good_steps]]) =
             (&mut self.gpu, &rest.iter().map(Vec::as_slice).collect::<Vec<_>>()[..])
         {
-            gpu.restore([*scale, *good_steps]);
+            gpu.restore(*scale, *good_steps);
         }
         if buffers.len() != self.buffers.len() || buffers.iter().any(|b| b.len() != self.len) {
             let got = format!("{:?} elements", buffers.iter().map(Vec::len).collect::<Vec<_>>());
@@ -312,7 +313,7 @@ impl OptimizerState {
                     step: (f64::from(size.lr) / correction(beta1)) as f32,
                     root: correction(beta2).sqrt() as f32,
                 };
-                cpu::adamw(w, g, [m, v], spans, size, adam);
+                cpu::adamw(w, g, m, v, spans, size, adam);
             }
             _ => unreachable!("`new` made as many buffers as the optimizer keeps"),
         }
@@ -350,7 +351,7 @@ mod cpu {
         w: &mut [f32],
         g: &[f32],
         velocity: &mut [f32],
-        spans: &[Span],
+        spans: &[ParamSpan],
         size: StepSize,
         momentum: f32,
         nesterov: bool,
@@ -374,7 +375,15 @@ mod cpu {
         });
     }
 
-    pub fn adamw(w: &mut [f32], g: &[f32], [m, v]: [&mut [f32]; 2], spans: &[Span], size: StepSize, adam: Adam) {
+    pub fn adamw(
+        w: &mut [f32],
+        g: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        spans: &[ParamSpan],
+        size: StepSize,
+        adam: Adam,
+    ) {
         let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
         let chunks = w.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(moments);
         chunks.enumerate().for_each(|(chunk, ((w, g), (m, v)))| {
@@ -398,7 +407,7 @@ mod cpu {
         });
     }
 
-    pub fn norm(g: &[f32], spans: &[Span]) -> f64 {
+    pub fn norm(g: &[f32], spans: &[ParamSpan]) -> f64 {
         let sum_of_squares = |(chunk, g): (usize, &[f32])| {
             parts(spans, chunk, g.len(), 0.0).map(|(part, _)| squares(&g[part])).sum::<f64>()
         };
@@ -425,7 +434,7 @@ mod cpu {
 
     /// The parts of a chunk that belong to spans, relative to the chunk, with their weight decay.
     fn parts(
-        spans: &[Span],
+        spans: &[ParamSpan],
         chunk: usize,
         len: usize,
         weight_decay: f32,

@@ -7,7 +7,7 @@
 use std::fmt::Debug;
 
 use super::activation::{Act, Activation};
-use super::batch_norm::{NormGradient, Normalisation};
+use super::batch_norm::{NormGradient, PlannedNormalisation};
 use super::conv::ConvProblem;
 use super::dropout::DropoutStream;
 pub use crate::device::Backend;
@@ -317,7 +317,7 @@ pub enum Operand {
     /// A stored value.
     Stored(ValueId),
     /// The raw result of a convolution before, normalised and activated on load (level `OnLoad`, `docs/kernels.md` a).
-    Normalised(Normalisation),
+    Normalised(PlannedNormalisation),
 }
 
 impl Operand {

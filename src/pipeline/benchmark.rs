@@ -7,9 +7,10 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::engine::Fusion;
 use crate::measure::{
-    Answer, BenchRecord, Findings, Layer, LayerAnswer, LayerBench, LayerPeer, LayerQuestion, LayerRecord, LayerTiming,
+    Answer, BenchRecord, Findings, LayerAnswer, LayerBench, LayerPeer, LayerQuestion, LayerRecord, LayerTiming,
     LayerWork, Limits, Measured, NetworkAnswer, NetworkCase, NetworkPeer, NetworkQuestion, NetworkRecord,
-    NetworkTiming, NetworkWork, Peer, PeerScript, PeerTiming, Summary, Timing, Used, peak_memory, sample_networks,
+    NetworkTiming, NetworkWork, Peer, PeerScript, PeerTiming, Summary, TimedLayer, Timing, Used, peak_memory,
+    sample_networks,
 };
 use crate::model::Model;
 use crate::shrink::merge::{MergeOptions, merge_selection};
@@ -17,7 +18,7 @@ use crate::shrink::surgery::{Linearise, linearise};
 use crate::shrink::{Mask, Selection};
 use crate::{Error, Result};
 
-/// How often what is compared takes turns with its peer.
+/// Turns that this program and its peer take for one comparison.
 const TURNS: u32 = 2;
 
 /// The network with every block merged that can be, or what `selection` frees, with the settings of a shrink run.
@@ -48,15 +49,15 @@ pub fn fully_merged(model: &Model, selection: Option<&Selection>, config: &Confi
 /// The peer of a bench.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerOptions<'a> {
-    /// The Python that has it.
+    /// The Python interpreter with PyTorch.
     pub python: &'a Path,
-    /// Layers that it is asked for: those that take most of the networks' time.
+    /// Number of layers that the peer times: those that take most of the networks' time.
     pub layers: usize,
-    /// How long it may take for an answer beyond what it measures: it tries algorithms and compiles first.
+    /// Longest time for an answer beyond the measurement itself: the peer first tries algorithms and compiles.
     pub leeway: Duration,
 }
 
-/// Takes what was found so far, whenever there is more: a run that is interrupted leaves what it found.
+/// Called with all records so far whenever there is a new one, so that an interrupted run keeps its results.
 pub type Keep<'a, R> = &'a dyn Fn(&Findings<R>) -> Result<()>;
 
 /// A bench of one device.
@@ -68,18 +69,18 @@ pub struct Bench<'a> {
     pub limits: &'a Limits,
     /// Time to measure for, everything together.
     pub budget: Duration,
-    /// The peer, where one is asked for. It begins when all own times are there, so that it costs none of them.
+    /// The peer, if requested. It starts after all own measurements, so that it does not disturb them.
     pub peer: Option<PeerOptions<'a>>,
 }
 
 impl Bench<'_> {
-    /// Times layers of the `networks` they were found in: a record a layer, also for one that cannot be timed.
+    /// Times the distinct layers of `networks`. Every layer gets a record, also one that cannot be timed.
     ///
     /// # Errors
     /// When no layer can be timed, or what was found cannot be kept.
     pub fn layers(
         &self,
-        layers: &[Layer],
+        layers: &[TimedLayer],
         networks: &[&str],
         keep: Keep<'_, LayerRecord>,
     ) -> Result<Findings<LayerRecord>> {
@@ -101,7 +102,7 @@ impl Bench<'_> {
         require_any(&found.records)?;
         let Some(options) = self.peer else { return Ok(found) };
         let Some(mut peer) = self.start_peer(options, PeerScript::Layers, &mut found, keep)? else { return Ok(found) };
-        let asked = most_time(&found.records, options.layers);
+        let asked = slowest_layers(&found.records, options.layers);
         let turn = self.own_budget() / (2 * TURNS * asked.len().max(1) as u32);
         for (index, operand_sets) in asked {
             let (layer, record) = (&layers[index], &mut found.records[index]);
@@ -118,19 +119,20 @@ impl Bench<'_> {
         Ok(found)
     }
 
-    fn time_layer(&self, bench: &LayerBench, layer: &Layer, budget: Duration) -> Result<LayerTiming> {
+    fn time_layer(&self, bench: &LayerBench, layer: &TimedLayer, budget: Duration) -> Result<LayerTiming> {
         let mut launches = bench.launches(layer)?;
         Ok(LayerTiming::new(layer, &summary(&launches.sample(budget)?)?, launches.sets(), self.limits))
     }
 
-    /// Times a network as it is (one step a node), folded, fused and merged, and its training step: a record a case, also
-    /// for one that cannot be timed.
+    /// Times a network unfused (one step per node), folded, fused and merged, and its training step. Every case gets a
+    /// record, also one that cannot be timed.
     ///
     /// # Errors
     /// When no case can be timed, or what was found cannot be kept.
     pub fn networks(
         &self,
-        (model, merged): (&Model, Option<&Model>),
+        model: &Model,
+        merged: Option<&Model>,
         batch: usize,
         keep: Keep<'_, NetworkRecord>,
     ) -> Result<Findings<NetworkRecord>> {
@@ -165,7 +167,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Times every case in turns with the peer, where one is asked for.
+    /// Times every case in turns with the peer, if one is requested.
     fn networks_in_turns(
         &self,
         cases: &[NetworkCase],
@@ -236,7 +238,7 @@ impl Bench<'_> {
     }
 }
 
-/// An outcome for a record. A failure is told at once, too.
+/// Turns a result into a record's outcome. Failures are also reported at once.
 fn measured<T>(outcome: Result<T>, name: &str, pass: &str) -> Measured<T> {
     match outcome {
         Ok(value) => Measured::Timed(value),
@@ -255,14 +257,14 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     Summary::of(&values.collect::<Vec<f64>>()).map(|summary| summary.median)
 }
 
-/// Leaves the memory of a GPU to the peer, and to work of other sizes.
+/// Frees idle memory of a GPU for the peer and for work of other sizes.
 fn release_idle(device: &Device) {
     if let Device::Gpu(gpu, _) = device {
         gpu.release_idle();
     }
 }
 
-/// What became of own samples, in seconds, and of a peer's answers.
+/// Own samples in seconds and a peer's answers, or their errors.
 struct Turns<A> {
     own: Vec<Result<Vec<f64>>>,
     answers: Vec<Result<Answer<A>>>,
@@ -294,7 +296,7 @@ impl<A> Turns<A> {
 }
 
 /// Index and sets of operands of the layers that take most of the networks' time, at most so many, the slowest first.
-fn most_time(records: &[LayerRecord], most: usize) -> Vec<(usize, usize)> {
+fn slowest_layers(records: &[LayerRecord], most: usize) -> Vec<(usize, usize)> {
     let total = |record: &LayerRecord, own: &LayerTiming| {
         own.timing.time_us * record.work.count.values().map(|&count| count as f64).sum::<f64>()
     };

@@ -1,4 +1,4 @@
-//! Other projects' weights on the networks here.
+//! Imports other projects' weights into this project's networks.
 
 use std::path::Path;
 

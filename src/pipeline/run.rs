@@ -24,15 +24,15 @@ use crate::{Error, Result};
 const COST_ROOFLINE: Roofline = Roofline { bandwidth: 40e9, matrix_flops: 100e9, vector_flops: 40e9, element_bytes: 4 };
 /// Images per pass that the search prices blocks for.
 const COST_BATCH: usize = 128;
-/// Shares of kept blocks for which a search also tells the mask (DepthShrinker's list).
+/// Shares of kept blocks for which a search also reports the mask (DepthShrinker's list).
 const NESTED_SHARES: [f64; 7] = [0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1];
 
 /// Training and test images.
 #[derive(Debug, Clone)]
 pub struct Datasets {
-    /// What is learnt from.
+    /// Training images.
     pub train: Arc<Dataset>,
-    /// What accuracy is measured on.
+    /// Test images.
     pub test: Arc<Dataset>,
     /// The classes as the given model's file calls them, where it knows better than the data.
     class_names: Option<Vec<String>>,
@@ -196,7 +196,8 @@ impl<'a> Run<'a> {
     pub fn finetune(
         &mut self,
         name: &str,
-        (start, original): (&Model, &Model),
+        start: &Model,
+        original: &Model,
         selection: &Selection,
         seed: u64,
     ) -> Result<Model> {

@@ -12,9 +12,9 @@ use super::summary::{Facts, Networks, summarise};
 use crate::config::FinetuneStart;
 use crate::data::Loader;
 use crate::dtype::Dtype;
-use crate::graph::NodeId;
 use crate::io::onnx::write_onnx;
 use crate::io::{read_model, write_model};
+use crate::measure::Change;
 use crate::model::Model;
 use crate::report::{MaskTrial, MetricsLine, Page, RunResult, StageTime};
 use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge_selection, verify, verify_random};
@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// Images on which the merged network is checked against the unmerged one, of noise and of the test set each.
 const VERIFY_IMAGES: usize = 32;
 
-/// What is kept in the checkpoint beside the stage in progress.
+/// Progress of the whole job, which the checkpoint holds besides the current stage.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Job {
@@ -59,9 +59,9 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let (plan, start) = searched(run, folder, &mut job, &original)?;
     let mask = plan.keep.clone();
     let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run| {
-        run.finetune("finetune", (&start, &original), &plan, 0)
+        run.finetune("finetune", &start, &original, &plan, 0)
     })?;
-    let random = finetune_random(run, &mut job, (&start, &original), &mask)?;
+    let random = finetune_random(run, &mut job, &start, &original, &mask)?;
 
     let clock = Instant::now();
     let (merged, error) = merge_and_verify(run, &unmerged, &plan)?;
@@ -87,7 +87,7 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let mut result = summarise(run, &networks, facts)?;
     finish(&mut job, run, "measure", clock);
     result.stages = job.done;
-    write_report(run, folder, &result, (&original, &merged, &map))?;
+    write_report(run, folder, &result, Change { before: &original, after: &merged, map: &map })?;
     Ok(result)
 }
 
@@ -146,7 +146,8 @@ fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Mod
 fn finetune_random(
     run: &mut Run<'_>,
     job: &mut Job,
-    (start, original): (&Model, &Model),
+    start: &Model,
+    original: &Model,
     learned: &Mask,
 ) -> Result<Vec<MaskTrial>> {
     let candidates = run.config.search.scores.candidates(learned.blocks())?;
@@ -157,7 +158,7 @@ fn finetune_random(
             continue;
         }
         let clock = Instant::now();
-        let model = run.finetune(&name, (start, original), &mask.clone().into(), index as u64)?;
+        let model = run.finetune(&name, start, original, &mask.clone().into(), index as u64)?;
         let top1 = run.evaluate(&model)?.top1;
         job.random.push(MaskTrial { seed: *seed, kept: mask.bits(), top1 });
         finish(job, run, &name, clock);
@@ -190,21 +191,16 @@ fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model, selection: &Selection) 
     Ok((merged, worse))
 }
 
-fn write_report(
-    run: &Run<'_>,
-    folder: &RunFolder,
-    result: &RunResult,
-    (before, after, map): (&Model, &Model, &[Option<NodeId>]),
-) -> Result<()> {
+fn write_report(run: &Run<'_>, folder: &RunFolder, result: &RunResult, change: Change<'_>) -> Result<()> {
     let path = folder.path("metrics.jsonl");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     let metrics = MetricsLine::read_all(&text);
     let page = Page {
         result,
         metrics: &metrics,
-        before: &before.graph,
-        after: &after.graph,
-        map,
+        before: &change.before.graph,
+        after: &change.after.graph,
+        map: change.map,
         config: &run.config.to_toml()?,
     };
     page.write(folder.dir())?;

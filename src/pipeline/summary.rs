@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::run::Run;
 use crate::Result;
 use crate::graph::NodeId;
-use crate::measure::{Machine, Roofline, block_latencies, compare, measure_peaks, utilization};
+use crate::measure::{Change, Machine, Roofline, block_latencies, compare, measure_peaks, utilization};
 use crate::model::Model;
 use crate::report::{
     BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage,
@@ -97,7 +97,8 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>
         network.utilization = utilization(&model.graph, batch, network.latency_ms.median * 1e-3, &roofline)?;
     }
     run.session.check_interrupt()?;
-    let blocks = block_latencies(&run.device, (original, merged), facts.map, batch, budget(BLOCKS_SHARE))?;
+    let change = Change { before: original, after: merged, map: facts.map };
+    let blocks = block_latencies(&run.device, change, batch, budget(BLOCKS_SHARE))?;
     let kept = |blocks: std::ops::Range<usize>| u8::from(facts.mask.kept()[blocks].iter().all(|kept| *kept));
     result.blocks = blocks
         .into_iter()

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Records as CSV: name and pass, then a column for every other key that any of them has, lists and objects as JSON in
-/// quotes. A record that is no object gives an empty row.
+/// quotes. A record that is not an object becomes an empty row.
 pub fn csv<R: Serialize>(records: &[R]) -> String {
     let records: Vec<Value> = records.iter().map(|record| json!(record)).collect();
     let mut keys = vec!["name", "pass"];

@@ -147,7 +147,7 @@ impl Page<'_> {
     }
 
     fn network(&self) -> Result<String> {
-        let drawing = network_drawing((self.before, self.after), self.map, &self.kept())?;
+        let drawing = network_drawing(self.before, self.after, self.map, &self.kept())?;
         Ok(format!(
             "<p class=\"muted\">One row per block, top to bottom as the image passes. A dot is an activation, a line \
              above the boxes the residual; dw is depthwise, a→b are channels, /2 is the stride.</p>{drawing}"

@@ -27,11 +27,7 @@ struct Layer {
 ///
 /// # Errors
 /// As [`Graph::shapes`] and [`Graph::counterparts`].
-pub(super) fn network_drawing(
-    (before, after): (&Graph, &Graph),
-    map: &[Option<NodeId>],
-    kept: &[bool],
-) -> Result<String> {
+pub(super) fn network_drawing(before: &Graph, after: &Graph, map: &[Option<NodeId>], kept: &[bool]) -> Result<String> {
     let shapes = before.shapes()?;
     let parts = before.counterparts(after, map)?;
     let rows = parts.len() + 2;
@@ -60,7 +56,8 @@ pub(super) fn network_drawing(
     Ok(format!("{}<div class=\"scroll narrow\">{svg}</div>", legend(entries.into_iter())))
 }
 
-/// The colour of what became of some blocks. One whose activations are there is kept, or will go if the mask says so.
+/// The class, and thus the colour, of a part: kept, linear or merged. Blocks that still have activations count as kept
+/// unless the mask frees them.
 fn class(after: &Graph, part: &Counterpart, kept: &[bool]) -> &'static str {
     let nodes = &after.nodes[part.after.nodes];
     let is_active = nodes.iter().any(|node| node.site().is_some());

@@ -176,7 +176,7 @@ pub struct StageTime {
 }
 
 impl RunResult {
-    /// The network of a stage, where the run has it.
+    /// The network of a stage, if the run has one.
     pub fn network(&self, name: NetworkStage) -> Option<&NetworkResult> {
         self.networks.iter().find(|n| n.name == name)
     }

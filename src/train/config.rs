@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::schedule::Schedule;
+use super::schedule::{Course, Schedule};
 use crate::data::Augment;
 use crate::ops::optimizer::Optimizer;
 use crate::{Error, Result};
@@ -86,6 +86,7 @@ impl TrainConfig {
     /// Learning rate of a step, counted from 0 over the whole stage.
     pub fn learning_rate(&self, step: u64, steps_per_epoch: u64) -> f32 {
         let warmup = f64::from(self.warmup_epochs) * steps_per_epoch as f64;
-        self.schedule.rate((self.lr, self.min_lr), warmup, step, self.epochs * steps_per_epoch)
+        let course = Course { peak: self.lr, floor: self.min_lr, warmup, total: self.epochs * steps_per_epoch };
+        self.schedule.rate(course, step)
     }
 }

@@ -1,5 +1,5 @@
-//! What replicas tell each other: their gradients' mean, and the weights that come of it. Numbers pass by the host and are
-//! added in the order of the replicas, so that a step has the same bits every time.
+//! The exchange between replicas: the mean of their gradients, and the updated weights. Both go through the host, which adds
+//! in the order of the replicas, so that a step yields the same bits every time.
 
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Gives the first replica the mean of all gradients, weighted by the images of each replica.
+    /// Writes the mean of all gradients, weighted by the images of each replica, to the first replica.
     ///
     /// # Errors
     /// When a device fails.
@@ -34,7 +34,7 @@ impl Exchange {
         gradients.write(&self.sum)
     }
 
-    /// Gives the first replica's weights to the others.
+    /// Copies the first replica's weights to the others.
     ///
     /// # Errors
     /// When a device fails.

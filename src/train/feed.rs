@@ -1,5 +1,5 @@
-//! How the images of a batch come to the networks: normalised by the host, or as bytes that a GPU augments itself. A set
-//! that fits goes to the GPU once, and from then on only the views of a batch do.
+//! Brings the images of a batch to the networks: normalised by the host, or as bytes that a GPU augments itself. A data set
+//! that fits into the GPU's memory is copied once; afterwards a batch copies only its views.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -7,13 +7,13 @@ use std::ops::Range;
 use crate::data::{Batch, Batches, ByteBatch, Loader};
 use crate::device::{Device, View};
 use crate::engine::Engine;
-use crate::ops::augment::{ByteImages, ImageView};
+use crate::ops::augment::{ByteImages, ImageRoom, ImageView};
 use crate::{Error, Result};
 
 /// Share of a GPU's free memory that a data set may take: activations need the rest.
 const RESIDENT_SHARE: u64 = 4;
 
-/// Images with their labels, from which one step learns.
+/// The images and labels of one training step.
 #[derive(Debug, Clone)]
 pub struct StepBatch<'a> {
     /// The images.
@@ -22,7 +22,7 @@ pub struct StepBatch<'a> {
     pub labels: &'a [u32],
 }
 
-/// The images of a step in one of the forms that networks are fed with.
+/// The images of a step, in one of the forms that networks accept.
 #[derive(Debug, Clone)]
 pub enum StepImages<'a> {
     /// Normalised by the host, `[n, h, w, c]`.
@@ -31,7 +31,7 @@ pub enum StepImages<'a> {
     Bytes {
         /// `[n, h, w, c]`; empty where the device has the whole set.
         pixels: &'a [u8],
-        /// How each image is looked at; its `image` counts in `pixels`, or in the whole set.
+        /// The view of each image; `image` is an index into `pixels`, or into the whole set.
         views: Cow<'a, [ImageView]>,
     },
 }
@@ -40,7 +40,7 @@ impl StepBatch<'_> {
     /// The images of a range, such as one of several networks gets.
     ///
     /// # Errors
-    /// As many images as labels, in equal parts, are what there must be.
+    /// A batch whose images are not as many as its labels.
     pub(super) fn part(&self, range: Range<usize>) -> Result<StepBatch<'_>> {
         let n = self.labels.len();
         let of = |len: usize| {
@@ -53,7 +53,7 @@ impl StepBatch<'_> {
             StepImages::Normalised(images) => StepImages::Normalised(&images[of(images.len())?]),
             StepImages::Bytes { pixels, views } => {
                 let own = &views[of(views.len())?];
-                // Images are counted from the first of the pixels that come along.
+                // Indices are relative to the first image of `pixels`.
                 let first = if pixels.is_empty() { 0 } else { range.start as i32 };
                 let counted = |view: &ImageView| ImageView { image: view.image - first, ..*view };
                 let views = if first == 0 { own.into() } else { own.iter().map(counted).collect() };
@@ -64,7 +64,7 @@ impl StepBatch<'_> {
     }
 }
 
-/// Where images are made: the same way for all devices that share a batch.
+/// Where images are decoded and augmented; all devices that share a batch use the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Source {
     /// The host normalises them.
@@ -77,8 +77,8 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// How a loader's batches come to devices. The whole set goes to GPUs where it fits all of them and will be looked at
-    /// `often`.
+    /// Selects how a loader's batches reach the devices. GPUs get the whole set if it fits into the memory of all of them
+    /// and is read `often`.
     pub fn of<'d>(devices: impl IntoIterator<Item = &'d Device>, loader: &Loader, often: bool) -> Self {
         let set = loader.resident().filter(|_| often).map(|pixels| pixels.len() as u64);
         let mut source = if set.is_some() { Self::Resident } else { Self::Bytes };
@@ -103,15 +103,15 @@ impl Source {
     }
 }
 
-/// A batch on its way.
+/// A batch that the loader has prepared.
 #[derive(Debug)]
-pub(super) enum Fed {
+pub(super) enum LoadedBatch {
     Images(Batch),
     Bytes(ByteBatch),
 }
 
-impl Fed {
-    /// The batch, for a step.
+impl LoadedBatch {
+    /// Borrows the batch for a step.
     pub fn batch(&self) -> StepBatch<'_> {
         match self {
             Self::Images(batch) => StepBatch { images: StepImages::Normalised(&batch.images), labels: &batch.labels },
@@ -131,12 +131,12 @@ pub(super) enum FedBatches {
 }
 
 impl Iterator for FedBatches {
-    type Item = Result<Fed>;
+    type Item = Result<LoadedBatch>;
 
     fn next(&mut self) -> Option<Self::Item> {
         match self {
-            Self::Images(batches) => batches.next().map(|batch| batch.map(Fed::Images)),
-            Self::Bytes(batches) => batches.next().map(|batch| batch.map(Fed::Bytes)),
+            Self::Images(batches) => batches.next().map(|batch| batch.map(LoadedBatch::Images)),
+            Self::Bytes(batches) => batches.next().map(|batch| batch.map(LoadedBatch::Bytes)),
         }
     }
 }
@@ -167,7 +167,8 @@ impl Feed {
         let resident = loader.resident().filter(|_| source == Source::Resident);
         let count = if resident.is_some() { loader.dataset().len() } else { batch };
         let shape = loader.dataset().shape().into();
-        let mut images = Box::new(ByteImages::new(device, shape, loader.tables().clone(), (count, batch))?);
+        let mut images =
+            Box::new(ByteImages::new(device, shape, loader.tables().clone(), ImageRoom { images: count, batch })?);
         if let Some(pixels) = resident {
             images.set_pixels(pixels)?;
         }

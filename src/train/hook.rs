@@ -1,4 +1,4 @@
-//! What a stage adds to plain training.
+//! Hooks: how a stage extends plain training.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::step::TrainStep;
 use crate::engine::Engine;
 use crate::{Error, Result};
 
-/// Where a stage stands.
+/// The progress of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {
     /// The stage's name.
@@ -22,7 +22,7 @@ pub struct Progress<'a> {
     pub total_steps: u64,
 }
 
-/// What a stage adds to plain training. The loop calls it at fixed points; all its numbers must follow from its state,
+/// Extends plain training for a stage. The loop calls it at fixed points; all its numbers must follow from its state,
 /// the step and the network, so that a resumed run repeats them bit for bit.
 pub trait Hook {
     /// Before each training pass; the place to set slopes.

@@ -1,4 +1,4 @@
-//! Ctrl-C as a flag that the loop looks at between steps.
+//! Ctrl-C as a flag that the loop checks between steps.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
-/// Exit code of a run that did not end by itself.
+/// Exit code of an interrupted run.
 const FAILED: i32 = 1;
-/// A signal this soon after the first is the same wish: `timeout` and terminals signal a process and its group, both.
+/// A signal this soon after the first belongs to the same request: `timeout` and terminals signal a process and its group, both.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
-/// A wish to stop. Clones share it.
+/// A request to stop. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
@@ -49,12 +49,12 @@ impl Interrupt {
         installed.clone().map_err(|e| Error::Config(format!("Ctrl-C cannot be caught: {e}")))
     }
 
-    /// Wishes to stop.
+    /// Requests a stop.
     pub fn set(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Whether somebody wishes to stop.
+    /// Whether a stop was requested.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }

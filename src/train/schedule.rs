@@ -20,12 +20,24 @@ pub enum Schedule {
     OneCycle,
 }
 
+/// The range of the learning rate and the length of a stage.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Course {
+    /// The highest learning rate.
+    pub peak: f32,
+    /// The learning rate at the end.
+    pub floor: f32,
+    /// Steps of the warm-up; they need not be whole.
+    pub warmup: f64,
+    /// All steps of the stage.
+    pub total: u64,
+}
+
 impl Schedule {
-    /// Learning rate of `step` of `total` (both counted over the stage) between `peak` and `floor`, after a warm-up of
-    /// `warmup` steps, which need not be whole.
-    pub fn rate(self, (peak, floor): (f32, f32), warmup: f64, step: u64, total: u64) -> f32 {
-        let (peak, floor) = (f64::from(peak), f64::from(floor));
-        let (step, total) = (step as f64, total as f64);
+    /// Learning rate of a step, counted over the stage.
+    pub fn rate(self, course: Course, step: u64) -> f32 {
+        let (peak, floor, warmup) = (f64::from(course.peak), f64::from(course.floor), course.warmup);
+        let (step, total) = (step as f64, course.total as f64);
         let rate = match self {
             Self::Cosine | Self::Constant if step < warmup => peak * ((step + 1.0) / warmup).min(1.0),
             Self::Constant => peak,
@@ -51,11 +63,11 @@ fn half_cosine(a: f64, b: f64, at: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Schedule;
+    use super::{Course, Schedule};
 
     #[test]
     fn cosine_rises_peaks_and_falls_to_the_floor() {
-        let rate = |step| Schedule::Cosine.rate((1.0, 0.1), 10.0, step, 110);
+        let rate = |step| Schedule::Cosine.rate(Course { peak: 1.0, floor: 0.1, warmup: 10.0, total: 110 }, step);
         assert_eq!(rate(0), 0.1);
         assert_eq!(rate(9), 1.0);
         assert_eq!(rate(10), 1.0);
@@ -66,9 +78,14 @@ mod tests {
 
     #[test]
     fn the_others_reach_their_peak() {
-        assert_eq!(Schedule::Constant.rate((0.5, 0.0), 0.0, 99, 100), 0.5);
-        let one_cycle = |step| Schedule::OneCycle.rate((1.0, 0.0), 0.0, step, 100);
+        assert_eq!(Schedule::Constant.rate(Course { peak: 0.5, floor: 0.0, warmup: 0.0, total: 100 }, 99), 0.5);
+        let course = Course { peak: 1.0, floor: 0.0, warmup: 0.0, total: 100 };
+        let one_cycle = |step| Schedule::OneCycle.rate(course, step);
         assert!((one_cycle(0) - 0.04).abs() < 1e-6 && one_cycle(30) == 1.0 && one_cycle(100) == 0.0);
-        assert_eq!(Schedule::Cosine.rate((1.0, 0.0), 500.0, 99, 100), 0.2, "a warm-up longer than the stage");
+        assert_eq!(
+            Schedule::Cosine.rate(Course { warmup: 500.0, ..course }, 99),
+            0.2,
+            "a warm-up longer than the stage"
+        );
     }
 }

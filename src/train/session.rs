@@ -1,4 +1,4 @@
-//! What outlives a stage: where its records and checkpoints go, and what it may go on from.
+//! The state that outlives a stage: its records, its checkpoints, and the checkpoint that it may resume from.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -93,7 +93,7 @@ impl Session {
         self.resume.as_ref()
     }
 
-    /// What a run ends with that was asked to stop, once all there was to save is saved.
+    /// The error that ends an interrupted run, after its state was saved.
     pub fn interrupted(&self) -> Error {
         Error::Interrupted(match &self.checkpoint {
             Some(path) => format!("checkpoint written to {}; go on with --resume", path.display()),

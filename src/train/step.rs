@@ -17,7 +17,7 @@ use crate::ops::loss::LossSum;
 use crate::ops::optimizer::{Optimizer, OptimizerState, StepOutcome, Update};
 use crate::{Error, Result};
 
-/// What stays the same in all steps.
+/// Settings that are the same in all steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOptions<'a> {
     /// Images of a step, over all devices.
@@ -35,8 +35,8 @@ pub struct StepOptions<'a> {
     pub recorded: bool,
 }
 
-/// What changes from step to step beside the images. Of the update it is the learning rate alone: what is recorded keeps the
-/// other numbers.
+/// Settings that change from step to step. Of the update only the learning rate may change: recorded work keeps the other
+/// numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSettings {
     /// Seed of dropout.
@@ -47,18 +47,18 @@ pub struct StepSettings {
     pub update: Update,
 }
 
-/// What came of a step.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TakenStep {
     /// Sums over the images.
     pub loss: LossSum,
     /// Number of images.
     pub images: usize,
-    /// What became of the weights.
+    /// The outcome of the update.
     pub update: StepOutcome,
 }
 
-/// Everything that takes training steps of one network on some devices.
+/// Runs training steps of one network on one or several devices.
 pub struct TrainStep<'a> {
     // Recordings come first, so that they are dropped before the buffers whose addresses they hold.
     /// The gradients of each replica; of a single one the update too.
@@ -103,8 +103,8 @@ impl<'a> TrainStep<'a> {
         })
     }
 
-    /// From now on takes the [batches](Self::epoch) of a loader, in the form that suits the devices; until then the host
-    /// normalises images.
+    /// Selects a loader whose [batches](Self::epoch) the following steps take, in the form that suits the devices. Before
+    /// this call the host normalises images.
     ///
     /// # Errors
     /// When a device is out of memory.
@@ -118,7 +118,7 @@ impl<'a> TrainStep<'a> {
         Ok(())
     }
 
-    /// The batches of an epoch of the loader that it is fed from, from `first_step` on.
+    /// The batches of an epoch of the selected loader, from `first_step` on.
     pub(super) fn epoch(&self, loader: &Loader, epoch: u64, first_step: usize) -> FedBatches {
         self.source.epoch(loader, epoch, first_step)
     }
@@ -226,7 +226,7 @@ impl<'a> TrainStep<'a> {
         self.replicas[0].engine.device()
     }
 
-    /// Sets the slope of the masked activations, one per block: 0 the activation is there, 1 it is the identity.
+    /// Sets the slopes of the masked activations, one per block: 0 keeps the activation, 1 replaces it by the identity.
     ///
     /// # Errors
     /// When there are not as many slopes as blocks.
@@ -261,7 +261,7 @@ impl<'a> TrainStep<'a> {
         &self.optimizer
     }
 
-    /// Goes on with what an optimizer [saved](OptimizerState::save) after so many steps.
+    /// Restores the optimizer from the buffers that it [saved](OptimizerState::save) after `steps` steps.
     ///
     /// # Errors
     /// Buffers that are not this optimizer's.

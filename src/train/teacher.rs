@@ -7,7 +7,7 @@ use crate::model::Model;
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, distillation, feature_mse};
 use crate::{Error, Result};
 
-/// What a student is to follow (`docs/methods.md` 1.3).
+/// The teacher that a student follows (`docs/methods.md` 1.3).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Distillation {
     /// The teacher; it takes the student's images and has its classes.
@@ -62,8 +62,8 @@ impl<'a> Teacher<'a> {
         self.pairs.iter().map(|pair| pair.0).collect()
     }
 
-    /// Runs teacher and student on the student's images. Fills `d_logits`, adds to the record (features included), and
-    /// gives the student's tapped values their gradients. `scale` is the loss scale `[1]`.
+    /// Runs teacher and student on the student's images. Writes `d_logits`, adds the losses, features included, to the
+    /// record, and writes the gradients of the student's tapped values. `scale` is the loss scale `[1]`.
     pub fn loss(
         &mut self,
         student: &mut Engine,

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 
 /// One stage of training.
 pub struct Stage<'a> {
-    /// Its name in records and checkpoints.
+    /// The stage's name in records and checkpoints.
     pub name: &'a str,
     /// Where it computes: each device takes its part of every batch. The first evaluates too.
     pub devices: &'a [Device],
@@ -255,7 +255,7 @@ impl<'a> Run<'a> {
         )
     }
 
-    /// Saves what there is to save and says so.
+    /// Saves a checkpoint and reports it.
     fn interrupted(&mut self, session: &mut Session) -> Error {
         match self.save(session) {
             Err(e) => e,

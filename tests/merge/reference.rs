@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use depthshrinker::graph::{AvgPool, Conv, ConvFamily, Graph, MaxPool, NodeId, Op};
 use depthshrinker::model::Model;
-use depthshrinker::shape::Shape;
+use depthshrinker::shape::{Shape, Window};
 use depthshrinker::shrink::linear_segments;
 use depthshrinker::shrink::merge::{Folded, MergeOptions, Merged, MergedSegment, fold, merge_segments};
 use depthshrinker::shrink::padding::PaddingMode;
@@ -76,21 +76,13 @@ impl Reference {
                     let pixels = x.len() / channels;
                     (0..channels).map(|c| x.iter().skip(c).step_by(channels).sum::<f64>() / pixels as f64).collect()
                 }
-                Op::MaxPool(MaxPool { window }) | Op::AvgPool(AvgPool { window }) => {
-                    let (input, output) = (shapes[node.inputs[0]], shapes[id]);
-                    let at = |i: usize, v: usize| {
-                        let (pixel, c) = (i / channels, i % channels);
-                        let row = pixel / output.w * window.stride_h + v / window.k_w;
-                        let col = pixel % output.w * window.stride_w + v % window.k_w;
-                        let (row, col) = (row.checked_sub(window.pad.top)?, col.checked_sub(window.pad.left)?);
-                        (row < input.h && col < input.w).then(|| x[(row * input.w + col) * channels + c])
-                    };
-                    let held = |i| (0..window.taps()).filter_map(|v| at(i, v)).collect::<Vec<f64>>();
-                    let of = |held: Vec<f64>| match node.op {
-                        Op::MaxPool(_) => held.into_iter().fold(f64::NEG_INFINITY, f64::max),
-                        _ => held.iter().sum::<f64>() / held.len() as f64,
-                    };
-                    (0..output.len()).map(|i| of(held(i))).collect()
+                Op::MaxPool(MaxPool { window }) => {
+                    let largest = |held: &[f64]| held.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    pool(window, x, shapes[node.inputs[0]], shapes[id], largest)
+                }
+                Op::AvgPool(AvgPool { window }) => {
+                    let mean = |held: &[f64]| held.iter().sum::<f64>() / held.len() as f64;
+                    pool(window, x, shapes[node.inputs[0]], shapes[id], mean)
                 }
                 Op::Linear(linear) => {
                     let (w, b) = (weight("weight").unwrap(), weight("bias").unwrap());
@@ -104,6 +96,19 @@ impl Reference {
         }
         values
     }
+}
+
+/// What `of` makes of the pixels that each window holds, channel by channel.
+fn pool(window: Window, x: &[f64], input: Shape, output: Shape, of: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+    let at = |i: usize, tap: usize| {
+        let (pixel, c) = (i / output.c, i % output.c);
+        let row = pixel / output.w * window.stride_h + tap / window.k_w;
+        let col = pixel % output.w * window.stride_w + tap % window.k_w;
+        let (row, col) = (row.checked_sub(window.pad.top)?, col.checked_sub(window.pad.left)?);
+        (row < input.h && col < input.w).then(|| x[(row * input.w + col) * output.c + c])
+    };
+    let held = |i| (0..window.taps()).filter_map(|tap| at(i, tap)).collect::<Vec<f64>>();
+    (0..output.len()).map(|i| of(&held(i))).collect()
 }
 
 /// Cross-correlation, loop by loop.

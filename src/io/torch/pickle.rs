@@ -159,6 +159,7 @@ struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     /// Carries out one opcode; the result when it was the last.
+    #[expect(clippy::too_many_lines, reason = "a table of opcodes, one arm each")]
     fn step(&mut self) -> Outcome<Option<Id>> {
         self.spend(1)?;
         let opcode = self.take(1)?[0];

@@ -184,7 +184,7 @@ pub fn gradient_sums(
     require("a batch-norm's gradient", [("dgamma", out.d_gamma.len(), c), ("dbeta", out.d_beta.len(), c)]);
     if let View::Gpu(dz) = dz {
         let d_residual = d_residual.map(|(d, accumulate)| (d.gpu(), accumulate));
-        let out = cuda::batch_norm::SumsOut {
+        let out = cuda::batch_norm::GpuSumsOut {
             coefficients: out.sums.gpu(),
             d_gamma: out.d_gamma.gpu(),
             d_beta: out.d_beta.gpu(),
@@ -282,12 +282,13 @@ pub fn gradient(
     of: &Normalised<'_>,
     dz: View<'_>,
     sums: View<'_>,
-    (dy, accumulate): (ViewMut<'_>, bool),
+    dy: ViewMut<'_>,
+    accumulate: bool,
 ) {
     of.check(p);
     require("a batch-norm's gradient", [("dz", dz.len(), p.shape.len()), ("dy", dy.len(), p.shape.len())]);
     if let View::Gpu(dz) = dz {
-        return cuda::batch_norm::backward_apply(p, &of.gpu(), dz, sums.gpu(), (&dy.gpu(), accumulate));
+        return cuda::batch_norm::backward_apply(p, &of.gpu(), dz, sums.gpu(), &dy.gpu(), accumulate);
     }
     let loader = DyLoader::new(p, of, dz, sums.sums());
     let chunks = p.chunks();

@@ -94,19 +94,19 @@ pub fn statistics(p: &BatchNormProblem, y: View<'_>, out: StatisticsOut<'_>) {
     if let View::Gpu(y) = y {
         out.check(p.shape.c);
         let [mean, var] = out.running.map(ViewMut::gpu);
-        return cuda::batch_norm::statistics(p, y, [&mean, &var], &out.statistics.gpu());
+        return cuda::batch_norm::statistics(p, y, &mean, &var, &out.statistics.gpu());
     }
     let chunks: Vec<_> = y.host().par_chunks(p.chunks().chunk_len()).map(|chunk| moments(chunk, p.shape.c)).collect();
     finish_statistics(p, &chunks, out);
 }
 
 /// μ and 1/√(σ² + ε) `[2·c]` from the running mean and variance `[c]`, for inference.
-pub fn running_statistics(p: &BatchNormProblem, [mean, var]: [View<'_>; 2], out: ViewMut<'_>) {
+pub fn running_statistics(p: &BatchNormProblem, mean: View<'_>, var: View<'_>, out: ViewMut<'_>) {
     let c = p.shape.c;
     let lens = [("running mean", mean.len(), c), ("running variance", var.len(), c), ("statistics", out.len(), 2 * c)];
     require("a batch-norm", lens);
     if let View::Gpu(mean) = mean {
-        return cuda::batch_norm::running_statistics(p, [mean, var.gpu()], &out.gpu());
+        return cuda::batch_norm::running_statistics(p, mean, var.gpu(), &out.gpu());
     }
     let (out_mean, out_rstd) = out.host().split_at_mut(c);
     out_mean.copy_from_slice(mean.host());
@@ -163,8 +163,8 @@ impl<'a> Normalised<'a> {
     }
 
     /// The same on a GPU.
-    pub(super) fn gpu(&self) -> cuda::batch_norm::Normalised<'a> {
-        cuda::batch_norm::Normalised {
+    pub(super) fn gpu(&self) -> cuda::batch_norm::GpuNormalised<'a> {
+        cuda::batch_norm::GpuNormalised {
             y: self.y.gpu(),
             gamma: self.gamma.gpu(),
             beta: self.beta.gpu(),

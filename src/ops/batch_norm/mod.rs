@@ -82,7 +82,7 @@ pub struct Normalised<'a> {
 
 /// The same in a plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Normalisation {
+pub struct PlannedNormalisation {
     /// The batch-norm, for one image.
     pub problem: BatchNormProblem,
     /// What is normalised.
@@ -101,7 +101,7 @@ pub struct Normalisation {
     pub z: ValueId,
 }
 
-impl Normalisation {
+impl PlannedNormalisation {
     /// The values that are read to form z or the gradient of y.
     pub fn reads(&self) -> Vec<ValueId> {
         [self.y, self.gamma, self.beta, self.statistics].into_iter().chain(self.residual).collect()
@@ -124,7 +124,7 @@ impl Normalisation {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormGradient {
     /// What was normalised and what followed. The residual is looked at only under an activation.
-    pub of: Normalisation,
+    pub of: PlannedNormalisation,
     /// Gradient of z.
     pub dz: ValueId,
     /// Sums over the batch ([`gradient_sums`]).
@@ -187,14 +187,14 @@ impl BatchNorm {
         node: &mut dyn LoweredNode,
         y: ValueId,
         z: ValueId,
-    ) -> Result<(Normalisation, PlannedStatistics)> {
+    ) -> Result<(PlannedNormalisation, PlannedStatistics)> {
         let problem = BatchNormProblem::new(self, node.output_shape(), 1);
         let gamma = node.param(Place::Param, ParamRole::BnWeight)?;
         let beta = node.param(Place::Param, ParamRole::BnBias)?;
         let mean = node.param(Place::Running, ParamRole::RunningMean)?;
         let var = node.param(Place::Running, ParamRole::RunningVar)?;
         let statistics = node.values().floats(2 * self.channels);
-        let of = Normalisation { problem, y, gamma, beta, statistics, residual: None, act: None, z };
+        let of = PlannedNormalisation { problem, y, gamma, beta, statistics, residual: None, act: None, z };
         Ok((of, PlannedStatistics { problem, statistics, running: [mean, var] }))
     }
 }

@@ -1,6 +1,6 @@
 //! Batch-norm in a plan: statistics, the normalised value, and the two halves of the backward pass.
 
-use super::{BatchNormProblem, NormGradient, Normalisation, StatisticsOut, SumsOut};
+use super::{BatchNormProblem, NormGradient, PlannedNormalisation, StatisticsOut, SumsOut};
 use crate::device::View;
 use crate::ops::step::{Backend, Backward, Extent, Io, Place, Sink, Step, Store, Uses, ValueId, Work};
 
@@ -83,8 +83,8 @@ impl Step for RunningStatisticsStep {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        let running = self.running.map(|running| io.read(running));
-        super::running_statistics(&self.problem.batch(io.n()), running, io.write(self.statistics));
+        let [mean, var] = self.running.map(|running| io.read(running));
+        super::running_statistics(&self.problem.batch(io.n()), mean, var, io.write(self.statistics));
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}
@@ -94,7 +94,7 @@ impl Step for RunningStatisticsStep {
 #[derive(Debug)]
 pub struct NormaliseStep {
     /// What is normalised, and what follows.
-    pub of: Normalisation,
+    pub of: PlannedNormalisation,
     /// Whether what wrote y can form its gradient on load.
     pub forms_gradient: bool,
 }
@@ -111,7 +111,7 @@ pub struct PlannedSums {
 
 impl PlannedSums {
     /// Adds the values of a normalisation's.
-    pub fn new(of: &Normalisation, to: &mut dyn Backward) -> Self {
+    pub fn new(of: &PlannedNormalisation, to: &mut dyn Backward) -> Self {
         let c = of.problem.shape.c;
         let len = match to.backend() {
             Backend::Host => 2 * c,
@@ -161,7 +161,7 @@ impl Step for NormaliseStep {
         let Some(dz) = to.stored(self.of.z) else { return };
         let d_residual = self.of.residual.and_then(|residual| to.sink(residual));
         // Without an activation its value says nothing about the gradient.
-        let of = Normalisation { residual: self.of.residual.filter(|_| self.of.act.is_some()), ..self.of };
+        let of = PlannedNormalisation { residual: self.of.residual.filter(|_| self.of.act.is_some()), ..self.of };
         let out = PlannedSums::new(&of, to);
         to.push(Box::new(GradientSumsStep { of, dz, d_residual, out }));
         let gradient = NormGradient { of, dz, sums: out.sums };
@@ -176,7 +176,7 @@ impl Step for NormaliseStep {
 /// The first half of the backward pass: sums, the parameters' gradients and the residual's.
 #[derive(Debug)]
 struct GradientSumsStep {
-    of: Normalisation,
+    of: PlannedNormalisation,
     dz: ValueId,
     d_residual: Option<Sink>,
     out: PlannedSums,
@@ -229,7 +229,8 @@ impl Step for NormGradientStep {
     fn run(&self, io: &mut Io<'_>) {
         let NormGradient { of, dz, sums } = self.gradient;
         let (dz, sums): (View<'_>, View<'_>) = (io.read(dz), io.read(sums));
-        super::gradient(&of.problem.batch(io.n()), &of.lend(io), dz, sums, io.write_into(self.dy));
+        let (dy, add) = io.write_into(self.dy);
+        super::gradient(&of.problem.batch(io.n()), &of.lend(io), dz, sums, dy, add);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}

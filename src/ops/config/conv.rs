@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{DepthwiseConfig, Family, GemmConfig, GemmProblem, Pass, Problem, Target, refused};
+use super::{DepthwiseConfig, GemmConfig, GemmProblem, KernelFamily, KernelPass, KernelTarget, Problem, refused};
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::{Error, Result};
 
@@ -19,29 +19,29 @@ pub enum ConvConfig {
 impl Problem for ConvProblem {
     type Config = ConvConfig;
 
-    fn family(&self) -> Family {
+    fn family(&self) -> KernelFamily {
         match ConvProblem::family(self) {
-            ConvFamily::Pointwise => Family::Pointwise,
-            ConvFamily::Dense => Family::Dense,
-            ConvFamily::Depthwise => Family::Depthwise,
+            ConvFamily::Pointwise => KernelFamily::Pointwise,
+            ConvFamily::Dense => KernelFamily::Dense,
+            ConvFamily::Depthwise => KernelFamily::Depthwise,
         }
     }
 
-    fn choose(&self, pass: Pass, on: Target) -> ConvConfig {
+    fn choose(&self, pass: KernelPass, on: KernelTarget) -> ConvConfig {
         match ConvProblem::family(self) {
             ConvFamily::Depthwise => ConvConfig::Depthwise(DepthwiseConfig::choose(self, pass)),
             _ => ConvConfig::Gemm(GemmProblem::of(self).choose(pass, on)),
         }
     }
 
-    fn list(&self, pass: Pass, on: Target) -> Vec<ConvConfig> {
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<ConvConfig> {
         match ConvProblem::family(self) {
             ConvFamily::Depthwise => DepthwiseConfig::list(self, pass).into_iter().map(ConvConfig::Depthwise).collect(),
             _ => GemmProblem::of(self).list(pass, on).into_iter().map(ConvConfig::Gemm).collect(),
         }
     }
 
-    fn check(&self, config: ConvConfig, pass: Pass, on: Target) -> Result<()> {
+    fn check(&self, config: ConvConfig, pass: KernelPass, on: KernelTarget) -> Result<()> {
         match (config, ConvProblem::family(self)) {
             (ConvConfig::Depthwise(config), ConvFamily::Depthwise) => config.check(self, pass),
             (ConvConfig::Gemm(config), ConvFamily::Pointwise | ConvFamily::Dense) => {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::lanes::Lanes;
-use super::{GRID_LIMIT, Parts, Pass, SUM_BLOCKS, around, refused};
+use super::{GRID_LIMIT, KernelPass, Parts, SUM_BLOCKS, around, refused};
 use crate::ops::conv::ConvProblem;
 use crate::{Error, Result};
 
@@ -39,11 +39,11 @@ pub(crate) fn specialised(p: &ConvProblem) -> Option<(usize, usize)> {
 
 /// Rows and columns that the threads of a marching kernel share: those of the result, or with a strided input gradient the
 /// pairs of them.
-fn extent(p: &ConvProblem, pass: Pass) -> (usize, usize) {
+fn extent(p: &ConvProblem, pass: KernelPass) -> (usize, usize) {
     let pairs = |len: usize, pad: usize| (len - 1 + pad) / 2 - pad / 2 + 1;
     match pass {
-        Pass::InputGradient if p.window.stride_h == 1 => (p.input.h, p.input.w),
-        Pass::InputGradient => (pairs(p.input.h, p.window.pad.top), pairs(p.input.w, p.window.pad.left)),
+        KernelPass::InputGradient if p.window.stride_h == 1 => (p.input.h, p.input.w),
+        KernelPass::InputGradient => (pairs(p.input.h, p.window.pad.top), pairs(p.input.w, p.window.pad.left)),
         _ => (p.output.h, p.output.w),
     }
 }
@@ -55,26 +55,26 @@ impl DepthwiseConfig {
     }
 
     /// Strips, or pixels with any window, that the rows of threads share.
-    fn units(&self, p: &ConvProblem, pass: Pass) -> usize {
+    fn units(&self, p: &ConvProblem, pass: KernelPass) -> usize {
         match (self.march, pass) {
             (Some(rows), _) => {
                 let (h, w) = extent(p, pass);
                 p.n * h.div_ceil(rows) * w.div_ceil(STRIP)
             }
-            (None, Pass::InputGradient) => p.n * p.input.pixels(),
+            (None, KernelPass::InputGradient) => p.n * p.input.pixels(),
             (None, _) => p.n * p.output.pixels(),
         }
     }
 
     /// Slabs of a weight gradient; 1 in the other passes.
     pub fn slabs(&self, p: &ConvProblem) -> usize {
-        self.slab.map_or(1, |slab| self.units(p, Pass::WeightGradient).div_ceil(slab))
+        self.slab.map_or(1, |slab| self.units(p, KernelPass::WeightGradient).div_ceil(slab))
     }
 
     /// Blocks: tiles of channels by rows of threads; in a weight gradient tiles, slabs, and taps with any window.
-    pub fn grid(&self, p: &ConvProblem, pass: Pass) -> [usize; 3] {
+    pub fn grid(&self, p: &ConvProblem, pass: KernelPass) -> [usize; 3] {
         let lanes = self.lanes(p);
-        if pass == Pass::WeightGradient {
+        if pass == KernelPass::WeightGradient {
             return [lanes.tiles, self.slabs(p), if self.march.is_some() { 1 } else { p.window.taps() }];
         }
         [lanes.tiles * self.units(p, pass).div_ceil(lanes.rows), 1, 1]
@@ -90,27 +90,27 @@ impl DepthwiseConfig {
 
     /// The same with as many slabs as fill a GPU and no more.
     fn filling(self, p: &ConvProblem) -> Self {
-        let (lanes, units) = (self.lanes(p), self.units(p, Pass::WeightGradient));
+        let (lanes, units) = (self.lanes(p), self.units(p, KernelPass::WeightGradient));
         let per_row = if self.march.is_some() { STRIPS_PER_ROW } else { PIXELS_PER_ROW };
         let wanted = units.div_ceil(per_row * lanes.rows).min(SUM_BLOCKS.div_ceil(lanes.tiles));
         Self { slab: Some(units.div_ceil(wanted)), ..self }
     }
 
     /// The kernels that march where there are such, as far as divides the rows evenly.
-    pub(super) fn choose(p: &ConvProblem, pass: Pass) -> Self {
+    pub(super) fn choose(p: &ConvProblem, pass: KernelPass) -> Self {
         let (h, _) = extent(p, pass);
         let march = specialised(p).map(|_| h.div_ceil(h.div_ceil(MARCH)));
         let config = Self { march, slab: None };
-        if pass == Pass::WeightGradient { config.filling(p) } else { config }
+        if pass == KernelPass::WeightGradient { config.filling(p) } else { config }
     }
 
-    pub(super) fn list(p: &ConvProblem, pass: Pass) -> Vec<Self> {
+    pub(super) fn list(p: &ConvProblem, pass: KernelPass) -> Vec<Self> {
         let (h, _) = extent(p, pass);
         let chosen = Self::choose(p, pass);
         let marches = chosen.march.map_or_else(Vec::new, |march| around(march, 4, 1..=h));
         let marches = marches.into_iter().map(Some).chain([None]);
         let slabs = |config: Self| match (pass, config.filling(p).slab) {
-            (Pass::WeightGradient, Some(slab)) => {
+            (KernelPass::WeightGradient, Some(slab)) => {
                 around(slab, 3, 1..=config.units(p, pass)).into_iter().map(Some).collect()
             }
             _ => vec![None],
@@ -120,11 +120,11 @@ impl DepthwiseConfig {
         all.filter(|config| config.check(p, pass).is_ok()).collect()
     }
 
-    pub(super) fn check(self, p: &ConvProblem, pass: Pass) -> Result<()> {
+    pub(super) fn check(self, p: &ConvProblem, pass: KernelPass) -> Result<()> {
         if self.march.is_some() && specialised(p).is_none() {
             return Err(refused(self, "the window or the channels are none that marching kernels are made for"));
         }
-        if (pass == Pass::WeightGradient) != self.slab.is_some() {
+        if (pass == KernelPass::WeightGradient) != self.slab.is_some() {
             return Err(refused(self, "a weight gradient has slabs, and no other pass"));
         }
         if self.march == Some(0) || self.slab == Some(0) {

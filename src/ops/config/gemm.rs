@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Family, GRID_LIMIT, Parts, Pass, Problem, SUM_BLOCKS, Target, refused, vector_word, whole_vectors};
+use super::{
+    GRID_LIMIT, KernelFamily, KernelPass, KernelTarget, Parts, Problem, SUM_BLOCKS, refused, vector_word, whole_vectors,
+};
 use crate::dtype::Dtype;
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::{Error, Result};
@@ -22,8 +24,8 @@ const SLAB_STEP: usize = 32;
 /// stride).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GemmProblem {
-    /// [`Family::Pointwise`] or [`Family::Dense`].
-    pub family: Family,
+    /// [`KernelFamily::Pointwise`] or [`KernelFamily::Dense`].
+    pub family: KernelFamily,
     /// Pixels of the result over the batch, or rows of a fully connected layer.
     pub pixels: usize,
     /// Input pixels of the largest phase of the stride, over the batch.
@@ -43,12 +45,12 @@ pub struct GemmProblem {
 impl GemmProblem {
     /// y `[m, c_out]` = x `[m, c_in]`·Wᵀ and its gradients.
     pub fn product(m: usize, c_in: usize, c_out: usize) -> Self {
-        Self { family: Family::Pointwise, pixels: m, phase_pixels: m, phases: 1, c_in, c_out, taps: 1, groups: 1 }
+        Self { family: KernelFamily::Pointwise, pixels: m, phase_pixels: m, phases: 1, c_in, c_out, taps: 1, groups: 1 }
     }
 
     /// Those of a pointwise or dense convolution.
     pub fn of(p: &ConvProblem) -> Self {
-        let family = if p.family() == ConvFamily::Pointwise { Family::Pointwise } else { Family::Dense };
+        let family = if p.family() == ConvFamily::Pointwise { KernelFamily::Pointwise } else { KernelFamily::Dense };
         let (s_h, s_w) = (p.window.stride_h, p.window.stride_w);
         Self {
             family,
@@ -67,15 +69,23 @@ impl GemmProblem {
         self.groups * self.c_out * self.taps * self.c_in
     }
 
-    /// Rows and columns of a pass's result.
-    fn result(&self, pass: Pass) -> (usize, usize) {
-        match pass {
-            Pass::Forward => (self.pixels, self.c_out),
-            Pass::InputGradient => (self.phase_pixels, self.c_in),
-            Pass::WeightGradient => (self.c_out, self.taps * self.c_in),
-            Pass::Backward => panic!("a matrix product's gradients are two passes"),
-        }
+    /// Extent of a pass's result.
+    fn result(&self, pass: KernelPass) -> Extent {
+        let (rows, columns) = match pass {
+            KernelPass::Forward => (self.pixels, self.c_out),
+            KernelPass::InputGradient => (self.phase_pixels, self.c_in),
+            KernelPass::WeightGradient => (self.c_out, self.taps * self.c_in),
+            KernelPass::Backward => panic!("a matrix product's gradients are two passes"),
+        };
+        Extent { rows, columns }
     }
+}
+
+/// Extent of a matrix.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    rows: usize,
+    columns: usize,
 }
 
 /// The tile of a block, how it reads, and the slabs that a weight gradient is summed in.
@@ -97,7 +107,8 @@ const LARGE: (usize, usize) = (128, 128);
 const NARROW: (usize, usize) = (128, 32);
 
 impl GemmConfig {
-    fn tile((tile_m, tile_n): (usize, usize), vector: bool) -> Self {
+    fn tile(sides: (usize, usize), vector: bool) -> Self {
+        let (tile_m, tile_n) = sides;
         Self { tile_m, tile_n, vector, slab: None }
     }
 
@@ -111,12 +122,13 @@ impl GemmConfig {
     }
 
     /// Tiles that cover a result.
-    fn tiles(&self, (rows, columns): (usize, usize)) -> usize {
-        rows.div_ceil(self.tile_m) * columns.div_ceil(self.tile_n)
+    fn tiles(&self, result: Extent) -> usize {
+        result.rows.div_ceil(self.tile_m) * result.columns.div_ceil(self.tile_n)
     }
 
     /// Whether tiles of this size compute at most a quarter more than those of 64 × 64 to cover a result.
-    fn is_filled(&self, (rows, columns): (usize, usize)) -> bool {
+    fn is_filled(&self, result: Extent) -> bool {
+        let Extent { rows, columns } = result;
         let covered = |tile_m, tile_n| rows.next_multiple_of(tile_m) * columns.next_multiple_of(tile_n);
         4 * covered(self.tile_m, self.tile_n) <= 5 * covered(SMALL.0, SMALL.1)
     }
@@ -127,8 +139,8 @@ impl GemmConfig {
     }
 
     /// Blocks: tiles of the result; slabs or phases; groups.
-    pub fn grid(&self, p: &GemmProblem, pass: Pass) -> [usize; 3] {
-        let y = if pass == Pass::InputGradient { p.phases } else { self.slabs(p) };
+    pub fn grid(&self, p: &GemmProblem, pass: KernelPass) -> [usize; 3] {
+        let y = if pass == KernelPass::InputGradient { p.phases } else { self.slabs(p) };
         [self.tiles(p.result(pass)), y, p.groups]
     }
 
@@ -153,7 +165,7 @@ impl GemmConfig {
     /// The same with as many slabs as fill a GPU and no more, since the partial sums of every slab are written and read.
     fn filling(self, p: &GemmProblem) -> Self {
         let blocks = if self.is_large() { LARGE_SUM_BLOCKS } else { SUM_BLOCKS };
-        let tiles = self.tiles(p.result(Pass::WeightGradient)) * p.groups;
+        let tiles = self.tiles(p.result(KernelPass::WeightGradient)) * p.groups;
         self.split(p, (blocks / tiles).clamp(1, (p.pixels / SLAB_PIXELS).max(1)))
     }
 }
@@ -163,16 +175,16 @@ impl GemmConfig {
 impl Problem for GemmProblem {
     type Config = GemmConfig;
 
-    fn family(&self) -> Family {
+    fn family(&self) -> KernelFamily {
         self.family
     }
 
-    fn choose(&self, pass: Pass, on: Target) -> GemmConfig {
+    fn choose(&self, pass: KernelPass, on: KernelTarget) -> GemmConfig {
         let vector = whole_vectors(on.dtype, self.c_in) && whole_vectors(on.dtype, self.c_out);
         let [small, large, narrow] = [SMALL, LARGE, NARROW].map(|sides| GemmConfig::tile(sides, vector));
-        let result @ (rows, columns) = self.result(pass);
+        let result @ Extent { rows, columns } = self.result(pass);
         let on_tensor_cores = on.dtype != Dtype::F32 && vector;
-        if pass == Pass::WeightGradient {
+        if pass == KernelPass::WeightGradient {
             let fits = on_tensor_cores && rows >= 128 && columns >= 128 && large.is_filled(result);
             return if fits { large } else { small }.filling(self);
         }
@@ -183,11 +195,11 @@ impl Problem for GemmProblem {
         }
     }
 
-    fn list(&self, pass: Pass, on: Target) -> Vec<GemmConfig> {
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<GemmConfig> {
         let tiles =
             [SMALL, LARGE, NARROW].into_iter().flat_map(|sides| [false, true].map(|v| GemmConfig::tile(sides, v)));
         let slabs = |tile: GemmConfig| -> Vec<GemmConfig> {
-            if pass != Pass::WeightGradient {
+            if pass != KernelPass::WeightGradient {
                 return vec![tile];
             }
             let splits =
@@ -203,9 +215,9 @@ impl Problem for GemmProblem {
         tiles.flat_map(slabs).filter(|&config| self.check(config, pass, on).is_ok()).collect()
     }
 
-    fn check(&self, config: GemmConfig, pass: Pass, on: Target) -> Result<()> {
+    fn check(&self, config: GemmConfig, pass: KernelPass, on: KernelTarget) -> Result<()> {
         let sides = (config.tile_m, config.tile_n);
-        let narrow = sides == NARROW && pass != Pass::WeightGradient;
+        let narrow = sides == NARROW && pass != KernelPass::WeightGradient;
         if sides != SMALL && !narrow && sides != LARGE {
             return Err(refused(config, "there are no such tiles in this pass"));
         }
@@ -216,8 +228,8 @@ impl Problem for GemmProblem {
             return Err(refused(config, "the channels are no whole vectors"));
         }
         match (config.slab, pass) {
-            (None, Pass::WeightGradient) => Err(refused(config, "a weight gradient has slabs")),
-            (Some(_), Pass::Forward | Pass::InputGradient | Pass::Backward) => {
+            (None, KernelPass::WeightGradient) => Err(refused(config, "a weight gradient has slabs")),
+            (Some(_), KernelPass::Forward | KernelPass::InputGradient | KernelPass::Backward) => {
                 Err(refused(config, "only a weight gradient has slabs"))
             }
             (Some(slab), _) if slab == 0 || !slab.is_multiple_of(SLAB_STEP) => {

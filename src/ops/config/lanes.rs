@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{
-    Family, GRID_LIMIT, Parts, Pass, Problem, SUM_BLOCKS, THREADS, Target, around, refused, vector_len, vector_word,
-    whole_vectors,
+    GRID_LIMIT, KernelFamily, KernelPass, KernelTarget, Parts, Problem, SUM_BLOCKS, THREADS, around, refused,
+    vector_len, vector_word, whole_vectors,
 };
 use crate::dtype::Dtype;
 use crate::ops::pool::PoolProblem;
@@ -139,30 +139,30 @@ macro_rules! by_lanes {
         impl Problem for $problem {
             type Config = LaneConfig;
 
-            fn family(&self) -> Family {
+            fn family(&self) -> KernelFamily {
                 $family
             }
 
-            fn choose(&self, _: Pass, on: Target) -> LaneConfig {
+            fn choose(&self, _: KernelPass, on: KernelTarget) -> LaneConfig {
                 let $p = self;
                 LaneConfig::choose($c, on.dtype)
             }
 
-            fn list(&self, _: Pass, on: Target) -> Vec<LaneConfig> {
+            fn list(&self, _: KernelPass, on: KernelTarget) -> Vec<LaneConfig> {
                 let $p = self;
                 LaneConfig::list($c, on.dtype)
             }
 
-            fn check(&self, config: LaneConfig, _: Pass, on: Target) -> Result<()> {
+            fn check(&self, config: LaneConfig, _: KernelPass, on: KernelTarget) -> Result<()> {
                 let $p = self;
                 config.check($c, on.dtype)
             }
         }
     };
 }
-by_lanes!(GlobalPoolProblem, Family::GlobalPool, p => p.c);
-by_lanes!(PoolProblem, Family::WindowPool, p => p.input.c);
-by_lanes!(AugmentProblem, Family::Augment, p => p.len);
+by_lanes!(GlobalPoolProblem, KernelFamily::GlobalPool, p => p.c);
+by_lanes!(PoolProblem, KernelFamily::WindowPool, p => p.input.c);
+by_lanes!(AugmentProblem, KernelFamily::Augment, p => p.len);
 
 /// db `[c]` = Σ dy over `pixels`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -205,23 +205,23 @@ impl BiasConfig {
 impl Problem for BiasProblem {
     type Config = BiasConfig;
 
-    fn family(&self) -> Family {
-        Family::Bias
+    fn family(&self) -> KernelFamily {
+        KernelFamily::Bias
     }
 
-    fn choose(&self, _: Pass, on: Target) -> BiasConfig {
+    fn choose(&self, _: KernelPass, on: KernelTarget) -> BiasConfig {
         let slab = self.pixels.div_ceil(SUM_BLOCKS).max(BIAS_SLAB);
         BiasConfig { lane: LaneConfig::choose(self.c, on.dtype), slab }
     }
 
-    fn list(&self, pass: Pass, on: Target) -> Vec<BiasConfig> {
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<BiasConfig> {
         let slabs = around(self.choose(pass, on).slab, 3, 1..=self.pixels);
         let all = LaneConfig::list(self.c, on.dtype).into_iter();
         let all = all.flat_map(|lane| slabs.iter().map(move |&slab| BiasConfig { lane, slab }));
         all.filter(|&config| self.check(config, pass, on).is_ok()).collect()
     }
 
-    fn check(&self, config: BiasConfig, _: Pass, on: Target) -> Result<()> {
+    fn check(&self, config: BiasConfig, _: KernelPass, on: KernelTarget) -> Result<()> {
         config.lane.check(self.c, on.dtype)?;
         if config.slab == 0 || config.slabs(self) > GRID_LIMIT {
             return Err(refused(config, format!("1 to {GRID_LIMIT} slabs are possible")));

@@ -63,7 +63,7 @@ pub const SUM_BLOCKS: usize = 512;
 
 /// What a kernel computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Family {
+pub enum KernelFamily {
     /// Matrix products of 1×1 convolutions and fully connected layers: `pointwise.cu`.
     Pointwise,
     /// Implicit matrix products of other convolutions: `dense.cu`.
@@ -92,9 +92,9 @@ pub enum Family {
     Augment,
 }
 
-/// Which of a family's kernels: those of the forward pass, of one gradient, or of all gradients at once.
+/// Selects kernels of a family: those of the forward pass, of one gradient, or of all gradients at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Pass {
+pub enum KernelPass {
     /// The result.
     Forward,
     /// The input's gradient, alone.
@@ -105,51 +105,52 @@ pub enum Pass {
     Backward,
 }
 
-/// The kernels of a family that one configuration is for.
+/// The kernels that share one configuration: those of a family in one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Kernels {
     /// The family.
-    pub family: Family,
+    pub family: KernelFamily,
     /// The pass.
-    pub pass: Pass,
+    pub pass: KernelPass,
 }
 
-/// What a configuration is chosen for, besides the problem.
+/// The hardware and precision that a configuration is chosen for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub struct KernelTarget {
     /// The type of activations.
     pub dtype: Dtype,
     /// Compute capability times ten.
     pub arch: u32,
 }
 
-/// A problem with a choice of how a GPU solves it.
+/// A problem that a GPU can solve in several ways.
 pub trait Problem {
-    /// What there is to choose.
+    /// One way to solve it.
     type Config: fmt::Display + FromStr<Err = Error> + Copy + PartialEq + fmt::Debug;
 
-    /// The family of kernels that solves it.
-    fn family(&self) -> Family;
+    /// The family of kernels that solves the problem.
+    fn family(&self) -> KernelFamily;
 
-    /// The configuration that is taken where none is forced.
-    fn choose(&self, pass: Pass, on: Target) -> Self::Config;
+    /// The configuration that launches use unless another one is forced.
+    fn choose(&self, pass: KernelPass, on: KernelTarget) -> Self::Config;
 
-    /// Configurations that solve it, the chosen one among them. Counts that may have any value are listed in powers of 2.
-    fn list(&self, pass: Pass, on: Target) -> Vec<Self::Config>;
+    /// All configurations that solve the problem, including the chosen one. Counts that may have any value are listed in
+    /// powers of 2.
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<Self::Config>;
 
-    /// Whether a configuration solves it.
+    /// Checks that a configuration solves the problem.
     ///
     /// # Errors
-    /// Says what it lacks, in one line.
-    fn check(&self, config: Self::Config, pass: Pass, on: Target) -> Result<()>;
+    /// [`Error::Config`] with the reason in one line if it does not.
+    fn check(&self, config: Self::Config, pass: KernelPass, on: KernelTarget) -> Result<()>;
 }
 
-/// The configuration that a launch uses: the forced one where there is one, else the chosen one.
+/// Returns the configuration that a launch uses: the forced one if there is one, else the chosen one.
 ///
 /// # Errors
-/// A forced one that does not solve the problem.
-pub fn resolve<P: Problem>(problem: &P, pass: Pass, gpu: &Gpu, dtype: Dtype) -> Result<P::Config> {
-    let on = Target { dtype, arch: gpu.driver().arch() };
+/// [`Error::Config`] if the forced configuration does not solve the problem.
+pub fn resolve<P: Problem>(problem: &P, pass: KernelPass, gpu: &Gpu, dtype: Dtype) -> Result<P::Config> {
+    let on = KernelTarget { dtype, arch: gpu.driver().arch() };
     let kernels = Kernels { family: problem.family(), pass };
     let Some(name) = gpu.forced(kernels.name()) else { return Ok(problem.choose(pass, on)) };
     let told = |e: Error| match e {
@@ -161,22 +162,23 @@ pub fn resolve<P: Problem>(problem: &P, pass: Pass, gpu: &Gpu, dtype: Dtype) -> 
     Ok(config)
 }
 
-/// The name of the configuration that a launch on a device uses; the host has none.
+/// Returns the name of the configuration that a launch on a device uses; `None` on the host, which has no
+/// configurations.
 ///
 /// # Errors
-/// A forced one that does not solve the problem.
-pub fn chosen<P: Problem>(problem: &P, pass: Pass, device: &Device) -> Result<Option<String>> {
+/// [`Error::Config`] if the forced configuration does not solve the problem.
+pub fn chosen<P: Problem>(problem: &P, pass: KernelPass, device: &Device) -> Result<Option<String>> {
     match device {
         Device::Cpu => Ok(None),
         Device::Gpu(gpu, dtype) => resolve(problem, pass, gpu, *dtype).map(|config| Some(config.to_string())),
     }
 }
 
-/// Makes all launches of some kernels on a GPU use the configuration of a name, or again the chosen ones with `None`. Whether
-/// it solves a problem is told when that is launched, by the next check of the device.
+/// Forces all launches of some kernels on a GPU to use the named configuration; `None` restores the choice. A
+/// configuration that does not solve a problem fails at the launch, which the next check of the device reports.
 ///
 /// # Errors
-/// A name that is none of the family's.
+/// [`Error::Config`] if the family has no configuration of this name.
 pub fn force(gpu: &Gpu, kernels: Kernels, name: Option<&str>) -> Result<()> {
     if let Some(name) = name {
         (kernels.row().parse)(name)?;
@@ -194,7 +196,7 @@ struct KernelsRow {
     parse: fn(&str) -> Result<()>,
 }
 
-const fn row(family: Family, pass: Pass, name: &'static str, parse: fn(&str) -> Result<()>) -> KernelsRow {
+const fn row(family: KernelFamily, pass: KernelPass, name: &'static str, parse: fn(&str) -> Result<()>) -> KernelsRow {
     KernelsRow { kernels: Kernels { family, pass }, name, parse }
 }
 
@@ -202,35 +204,35 @@ fn reads<C: FromStr<Err = Error>>(name: &str) -> Result<()> {
     name.parse::<C>().map(drop)
 }
 
-/// All kernels that have something to choose, by name.
+/// All kernels that have a configuration, by name.
 const KERNELS: &[KernelsRow] = &[
-    row(Family::Pointwise, Pass::Forward, "pointwise_forward", reads::<GemmConfig>),
-    row(Family::Pointwise, Pass::InputGradient, "pointwise_dgrad", reads::<GemmConfig>),
-    row(Family::Pointwise, Pass::WeightGradient, "pointwise_wgrad", reads::<GemmConfig>),
-    row(Family::Dense, Pass::Forward, "dense_forward", reads::<GemmConfig>),
-    row(Family::Dense, Pass::InputGradient, "dense_dgrad", reads::<GemmConfig>),
-    row(Family::Dense, Pass::WeightGradient, "dense_wgrad", reads::<GemmConfig>),
-    row(Family::Depthwise, Pass::Forward, "depthwise_forward", reads::<DepthwiseConfig>),
-    row(Family::Depthwise, Pass::InputGradient, "depthwise_dgrad", reads::<DepthwiseConfig>),
-    row(Family::Depthwise, Pass::WeightGradient, "depthwise_wgrad", reads::<DepthwiseConfig>),
-    row(Family::InvertedResidual, Pass::Forward, "inverted_residual", reads::<InvertedResidualConfig>),
-    row(Family::Bias, Pass::WeightGradient, "bias_gradient", reads::<BiasConfig>),
-    row(Family::BatchNorm, Pass::Forward, "batch_norm_forward", reads::<NormConfig>),
-    row(Family::BatchNorm, Pass::Backward, "batch_norm_backward", reads::<NormConfig>),
-    row(Family::GlobalPool, Pass::Forward, "global_pool_forward", reads::<LaneConfig>),
-    row(Family::GlobalPool, Pass::Backward, "global_pool_backward", reads::<LaneConfig>),
-    row(Family::WindowPool, Pass::Forward, "window_pool_forward", reads::<LaneConfig>),
-    row(Family::WindowPool, Pass::Backward, "window_pool_backward", reads::<LaneConfig>),
-    row(Family::Elementwise, Pass::Forward, "elementwise", reads::<WalkConfig>),
-    row(Family::Activation, Pass::Forward, "activation_forward", reads::<WalkConfig>),
-    row(Family::Activation, Pass::Backward, "activation_backward", reads::<WalkConfig>),
-    row(Family::Dropout, Pass::Forward, "dropout", reads::<WalkConfig>),
-    row(Family::Optimizer, Pass::Forward, "optimizer", reads::<OptimizerConfig>),
-    row(Family::Augment, Pass::Forward, "augment", reads::<LaneConfig>),
+    row(KernelFamily::Pointwise, KernelPass::Forward, "pointwise_forward", reads::<GemmConfig>),
+    row(KernelFamily::Pointwise, KernelPass::InputGradient, "pointwise_dgrad", reads::<GemmConfig>),
+    row(KernelFamily::Pointwise, KernelPass::WeightGradient, "pointwise_wgrad", reads::<GemmConfig>),
+    row(KernelFamily::Dense, KernelPass::Forward, "dense_forward", reads::<GemmConfig>),
+    row(KernelFamily::Dense, KernelPass::InputGradient, "dense_dgrad", reads::<GemmConfig>),
+    row(KernelFamily::Dense, KernelPass::WeightGradient, "dense_wgrad", reads::<GemmConfig>),
+    row(KernelFamily::Depthwise, KernelPass::Forward, "depthwise_forward", reads::<DepthwiseConfig>),
+    row(KernelFamily::Depthwise, KernelPass::InputGradient, "depthwise_dgrad", reads::<DepthwiseConfig>),
+    row(KernelFamily::Depthwise, KernelPass::WeightGradient, "depthwise_wgrad", reads::<DepthwiseConfig>),
+    row(KernelFamily::InvertedResidual, KernelPass::Forward, "inverted_residual", reads::<InvertedResidualConfig>),
+    row(KernelFamily::Bias, KernelPass::WeightGradient, "bias_gradient", reads::<BiasConfig>),
+    row(KernelFamily::BatchNorm, KernelPass::Forward, "batch_norm_forward", reads::<NormConfig>),
+    row(KernelFamily::BatchNorm, KernelPass::Backward, "batch_norm_backward", reads::<NormConfig>),
+    row(KernelFamily::GlobalPool, KernelPass::Forward, "global_pool_forward", reads::<LaneConfig>),
+    row(KernelFamily::GlobalPool, KernelPass::Backward, "global_pool_backward", reads::<LaneConfig>),
+    row(KernelFamily::WindowPool, KernelPass::Forward, "window_pool_forward", reads::<LaneConfig>),
+    row(KernelFamily::WindowPool, KernelPass::Backward, "window_pool_backward", reads::<LaneConfig>),
+    row(KernelFamily::Elementwise, KernelPass::Forward, "elementwise", reads::<WalkConfig>),
+    row(KernelFamily::Activation, KernelPass::Forward, "activation_forward", reads::<WalkConfig>),
+    row(KernelFamily::Activation, KernelPass::Backward, "activation_backward", reads::<WalkConfig>),
+    row(KernelFamily::Dropout, KernelPass::Forward, "dropout", reads::<WalkConfig>),
+    row(KernelFamily::Optimizer, KernelPass::Forward, "optimizer", reads::<OptimizerConfig>),
+    row(KernelFamily::Augment, KernelPass::Forward, "augment", reads::<LaneConfig>),
 ];
 
 impl Kernels {
-    /// All that have something to choose.
+    /// All kernels that have a configuration.
     pub fn all() -> impl Iterator<Item = Self> {
         KERNELS.iter().map(|row| row.kernels)
     }
@@ -281,7 +283,7 @@ pub(super) fn whole_vectors(dtype: Dtype, c: usize) -> bool {
     c.is_multiple_of(vector_len(dtype))
 }
 
-/// A configuration's name, taken apart: words and numbered words between hyphens, in a fixed order.
+/// Parser of a configuration's name: words and numbered words between hyphens, in a fixed order.
 struct Parts<'a> {
     text: &'a str,
     like: &'static str,
@@ -289,7 +291,7 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Of a name; `like` is how one looks, for the error.
+    /// Starts to parse `text`; errors quote `like` as an example of a valid name.
     fn new(text: &'a str, like: &'static str) -> Self {
         Self { text, like, rest: text.split('-').peekable() }
     }
@@ -358,15 +360,11 @@ mod tests {
     use crate::ops::conv::{Bias, Conv, ConvProblem};
     use crate::shape::{Lines, Shape, Window};
 
-    fn target(dtype: Dtype) -> Target {
-        Target { dtype, arch: 80 }
+    fn target(dtype: Dtype) -> KernelTarget {
+        KernelTarget { dtype, arch: 80 }
     }
 
-    fn batch_norm((lines, w, c): (usize, usize, usize)) -> BatchNormProblem {
-        BatchNormProblem { shape: Lines { lines, w, c }, eps: 1e-5, momentum: 0.1 }
-    }
-
-    const CONV_PASSES: [Pass; 3] = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
+    const CONV_PASSES: [KernelPass; 3] = [KernelPass::Forward, KernelPass::InputGradient, KernelPass::WeightGradient];
 
     fn conv(n: usize, side: usize, c_in: usize, c_out: usize, window: Window, groups: usize) -> ConvProblem {
         let conv = Conv { c_in, c_out, window, groups, bias: Bias::None };
@@ -387,7 +385,8 @@ mod tests {
         assert_eq!(names(&narrow, Dtype::F16), ["128x128-vector", "128x32-vector", "64x64-vector-slab1568"]);
         let depthwise = conv(128, 28, 192, 192, three, 192);
         assert_eq!(names(&depthwise, Dtype::F16), ["march14", "march14", "march14-slab14"]);
-        let norm = batch_norm((128 * 14, 14, 576)).choose(Pass::Forward, target(Dtype::F16));
+        let shape = Lines { lines: 128 * 14, w: 14, c: 576 };
+        let norm = BatchNormProblem { shape, eps: 1e-5, momentum: 0.1 }.choose(KernelPass::Forward, target(Dtype::F16));
         assert_eq!(norm.to_string(), "vector-sum112-map56");
     }
 
@@ -408,6 +407,6 @@ mod tests {
 
     #[test]
     fn the_host_has_no_configuration() {
-        assert_eq!(chosen(&OptimizerProblem { len: 8 }, Pass::Forward, &Device::Cpu).unwrap(), None);
+        assert_eq!(chosen(&OptimizerProblem { len: 8 }, KernelPass::Forward, &Device::Cpu).unwrap(), None);
     }
 }

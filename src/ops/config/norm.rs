@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::lanes::{LaneConfig, Lanes};
-use super::{Family, GRID_LIMIT, Parts, Pass, Problem, SUM_BLOCKS, Target, around, refused};
+use super::{GRID_LIMIT, KernelFamily, KernelPass, KernelTarget, Parts, Problem, SUM_BLOCKS, around, refused};
 use crate::dtype::Dtype;
 use crate::ops::batch_norm::BatchNormProblem;
 use crate::{Error, Result};
@@ -71,9 +71,9 @@ impl NormConfig {
     }
 
     /// Floats that a pass keeps between its stages.
-    pub fn workspace(&self, p: &BatchNormProblem, pass: Pass, dtype: Dtype) -> usize {
+    pub fn workspace(&self, p: &BatchNormProblem, pass: KernelPass, dtype: Dtype) -> usize {
         match pass {
-            Pass::Forward => self.partials(p),
+            KernelPass::Forward => self.partials(p),
             _ => self.partials(p) + self.scores(p, dtype),
         }
     }
@@ -82,11 +82,11 @@ impl NormConfig {
 impl Problem for BatchNormProblem {
     type Config = NormConfig;
 
-    fn family(&self) -> Family {
-        Family::BatchNorm
+    fn family(&self) -> KernelFamily {
+        KernelFamily::BatchNorm
     }
 
-    fn choose(&self, _: Pass, on: Target) -> NormConfig {
+    fn choose(&self, _: KernelPass, on: KernelTarget) -> NormConfig {
         let lane = LaneConfig::choose(self.shape.c, on.dtype);
         let (pixels, lanes) = (self.shape.pixels(), lane.lanes(self.shape.c, on.dtype));
         let wanted = pixels.div_ceil(SUM_PIXELS * lanes.rows).min(SUM_BLOCKS.div_ceil(lanes.tiles));
@@ -94,7 +94,7 @@ impl Problem for BatchNormProblem {
         NormConfig { lane, sum: pixels.div_ceil(wanted), map }
     }
 
-    fn list(&self, pass: Pass, on: Target) -> Vec<NormConfig> {
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<NormConfig> {
         let NormConfig { sum, map, .. } = self.choose(pass, on);
         let (sums, maps) = (around(sum, 2, 1..=self.shape.pixels()), around(map, 2, 1..=self.shape.pixels()));
         let cuts: Vec<(usize, usize)> = sums.iter().flat_map(|&sum| maps.iter().map(move |&map| (sum, map))).collect();
@@ -103,7 +103,7 @@ impl Problem for BatchNormProblem {
         all.filter(|&config| self.check(config, pass, on).is_ok()).collect()
     }
 
-    fn check(&self, config: NormConfig, _: Pass, on: Target) -> Result<()> {
+    fn check(&self, config: NormConfig, _: KernelPass, on: KernelTarget) -> Result<()> {
         config.lane.check(self.shape.c, on.dtype)?;
         let fits = |slab: usize| slab > 0 && self.shape.pixels().div_ceil(slab) <= GRID_LIMIT;
         if !fits(config.sum) || !fits(config.map) {

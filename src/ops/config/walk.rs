@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Family, Parts, Pass, Problem, THREADS, Target, around, refused, vector_len, vector_word};
+use super::{
+    KernelFamily, KernelPass, KernelTarget, Parts, Problem, THREADS, around, refused, vector_len, vector_word,
+};
 use crate::{Error, Result};
 
 /// Vectors of a thread, at least, where blocks are chosen: enough that starting it weighs little.
@@ -24,8 +26,8 @@ const BLOCK_LIMIT: usize = i32::MAX as usize;
 /// A tensor of `len` elements to walk over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WalkProblem {
-    /// [`Family::Elementwise`], [`Family::Activation`] or [`Family::Dropout`].
-    pub family: Family,
+    /// [`KernelFamily::Elementwise`], [`KernelFamily::Activation`] or [`KernelFamily::Dropout`].
+    pub family: KernelFamily,
     /// Elements.
     pub len: usize,
     /// Whether all operands are aligned to 16 bytes.
@@ -56,20 +58,22 @@ impl WalkConfig {
 impl Problem for WalkProblem {
     type Config = WalkConfig;
 
-    fn family(&self) -> Family {
+    fn family(&self) -> KernelFamily {
         self.family
     }
 
-    fn choose(&self, _: Pass, on: Target) -> WalkConfig {
+    fn choose(&self, _: KernelPass, on: KernelTarget) -> WalkConfig {
         let vectors = |count: usize| self.len.div_ceil(count * THREADS * vector_len(on.dtype));
         match self.family {
-            Family::Elementwise => WalkConfig { vector: self.aligned, blocks: vectors(VECTORS).clamp(1, MAP_BLOCKS) },
-            Family::Dropout => WalkConfig { vector: true, blocks: vectors(1) },
+            KernelFamily::Elementwise => {
+                WalkConfig { vector: self.aligned, blocks: vectors(VECTORS).clamp(1, MAP_BLOCKS) }
+            }
+            KernelFamily::Dropout => WalkConfig { vector: true, blocks: vectors(1) },
             _ => WalkConfig { vector: true, blocks: vectors(VECTORS).clamp(1, SUM_BLOCKS) },
         }
     }
 
-    fn list(&self, pass: Pass, on: Target) -> Vec<WalkConfig> {
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<WalkConfig> {
         let most = self.len.div_ceil(THREADS).max(1);
         let blocks = around(self.choose(pass, on).blocks, 4, 1..=most);
         let all = [true, false].into_iter();
@@ -77,8 +81,8 @@ impl Problem for WalkProblem {
         all.filter(|&config| self.check(config, pass, on).is_ok()).collect()
     }
 
-    fn check(&self, config: WalkConfig, _: Pass, _: Target) -> Result<()> {
-        if !config.vector && self.family != Family::Elementwise {
+    fn check(&self, config: WalkConfig, _: KernelPass, _: KernelTarget) -> Result<()> {
+        if !config.vector && self.family != KernelFamily::Elementwise {
             return Err(refused(config, "these kernels read vectors alone"));
         }
         if config.vector && !self.aligned {
@@ -144,18 +148,18 @@ impl OptimizerConfig {
 impl Problem for OptimizerProblem {
     type Config = OptimizerConfig;
 
-    fn family(&self) -> Family {
-        Family::Optimizer
+    fn family(&self) -> KernelFamily {
+        KernelFamily::Optimizer
     }
 
-    fn choose(&self, _: Pass, _: Target) -> OptimizerConfig {
+    fn choose(&self, _: KernelPass, _: KernelTarget) -> OptimizerConfig {
         OptimizerConfig {
             norm: self.len.div_ceil(NORM_ELEMENTS).clamp(1, SUM_BLOCKS),
             step: self.len.div_ceil(STEP_ELEMENTS).clamp(1, STEP_BLOCKS),
         }
     }
 
-    fn list(&self, pass: Pass, on: Target) -> Vec<OptimizerConfig> {
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<OptimizerConfig> {
         let OptimizerConfig { norm, step } = self.choose(pass, on);
         let most = self.len.div_ceil(THREADS).max(1);
         let steps = around(step, 3, 1..=most);
@@ -163,7 +167,7 @@ impl Problem for OptimizerProblem {
         all.flat_map(|norm| steps.iter().map(move |&step| OptimizerConfig { norm, step })).collect()
     }
 
-    fn check(&self, config: OptimizerConfig, _: Pass, _: Target) -> Result<()> {
+    fn check(&self, config: OptimizerConfig, _: KernelPass, _: KernelTarget) -> Result<()> {
         let fits = |blocks: usize| (1..=BLOCK_LIMIT).contains(&blocks);
         if !fits(config.norm) || !fits(config.step) {
             return Err(refused(config, format!("1 to {BLOCK_LIMIT} blocks are possible")));

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::activation::{Act, Clamp};
 use super::batch_norm::{BatchNormProblem, DyLoader, GradientSums, Normalised, StatisticsOut, SumsOut};
 use super::batch_norm::{finish_statistics, moments};
+use super::config::BiasProblem;
 use super::cuda;
 use super::epilogue::{BiasOperand, Epilogue, PlannedEpilogue};
 use super::operation::{
@@ -340,9 +341,9 @@ pub fn bias_gradient(p: &ConvProblem, dy: View<'_>, db: ViewMut<'_>) {
     if let View::Gpu(dy) = dy {
         let db = db.gpu();
         return if db.view().len() == channels {
-            cuda::conv::bias_gradient((p.n * p.output.pixels(), channels), dy, &db);
+            cuda::conv::bias_gradient(BiasProblem { pixels: p.n * p.output.pixels(), c: channels }, dy, &db);
         } else {
-            cuda::conv::bias_map_gradient((p.n, positions), dy, &db);
+            cuda::conv::bias_map_gradient(p.n, positions, dy, &db);
         };
     }
     let db = db.host();
@@ -353,7 +354,7 @@ pub fn bias_gradient(p: &ConvProblem, dy: View<'_>, db: ViewMut<'_>) {
 }
 
 /// dx (+)= the input gradient alone, for which the host has no code of its own: it forms both gradients in one walk.
-pub fn input_gradient(p: &ConvProblem, dy: View<'_>, w: View<'_>, (dx, accumulate): (ViewMut<'_>, bool)) {
+pub fn input_gradient(p: &ConvProblem, dy: View<'_>, w: View<'_>, dx: ViewMut<'_>, accumulate: bool) {
     p.check(dx.len(), w.len(), dy.len());
     cuda::conv::input_gradient(p, dy.gpu(), w.gpu(), &dx.gpu(), accumulate);
 }

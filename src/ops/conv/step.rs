@@ -233,8 +233,8 @@ impl Step for InputGradientStep {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        let dx = io.write_into(self.dx);
-        super::input_gradient(&self.problem.batch(io.n()), io.read(self.dy), io.read(self.w), dx);
+        let (dx, add) = io.write_into(self.dx);
+        super::input_gradient(&self.problem.batch(io.n()), io.read(self.dy), io.read(self.w), dx, add);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}

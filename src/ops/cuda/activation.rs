@@ -3,17 +3,17 @@
 use super::{Call, configured, int, long};
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::ops::activation::Act;
-use crate::ops::config::{Family, Pass, WalkProblem};
+use crate::ops::config::{KernelFamily, KernelPass, WalkProblem};
 
-/// A walk over a tensor that sums on the way: its blocks follow from the length alone. The kernels read vectors, and a
-/// tensor that is planned is aligned to them.
+/// The problem of a walk over a tensor that also sums. Its number of blocks depends on the length alone, so that sums
+/// repeat bit by bit. The kernels read vectors; planned tensors are aligned to them.
 pub(super) fn summing_walk(x: GpuView<'_>) -> WalkProblem {
-    WalkProblem { family: Family::Activation, len: x.len(), aligned: true }
+    WalkProblem { family: KernelFamily::Activation, len: x.len(), aligned: true }
 }
 
 /// y = φ(x).
 pub fn forward(act: Act<'_>, x: GpuView<'_>, y: &GpuViewMut<'_>) {
-    let Some(config) = configured(&summing_walk(x), Pass::Forward, x) else { return };
+    let Some(config) = configured(&summing_walk(x), KernelPass::Forward, x) else { return };
     Call::new(x.gpu(), format!("activation_forward<{}>", x.dtype().kernel_name()))
         .reads("x", x, x.len())
         .act_at(Some(act))
@@ -25,11 +25,13 @@ pub fn forward(act: Act<'_>, x: GpuView<'_>, y: &GpuViewMut<'_>) {
 /// dx (+)= dy·φ'(x); adds ⟨dy, x − φ(x)⟩ to `score` where given.
 pub fn backward(
     act: Act<'_>,
-    (x, dy): (GpuView<'_>, GpuView<'_>),
-    (dx, accumulate): (&GpuViewMut<'_>, bool),
+    x: GpuView<'_>,
+    dy: GpuView<'_>,
+    dx: &GpuViewMut<'_>,
+    accumulate: bool,
     score: Option<&GpuViewMut<'_>>,
 ) {
-    let Some(config) = configured(&summing_walk(x), Pass::Backward, x) else { return };
+    let Some(config) = configured(&summing_walk(x), KernelPass::Backward, x) else { return };
     let scores = score.map(|_| x.gpu().workspace(config.workspace()));
     Call::new(x.gpu(), format!("activation_backward<{}>", x.dtype().kernel_name()))
         .reads("x", x, x.len())

@@ -7,8 +7,8 @@ use crate::Result;
 use crate::device::argument::Element;
 use crate::device::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
 use crate::dtype::Dtype;
-use crate::ops::augment::{ByteTables, ImageView};
-use crate::ops::config::{AugmentProblem, Pass};
+use crate::ops::augment::{ByteTables, ImageRoom, ImageView};
+use crate::ops::config::{AugmentProblem, KernelPass};
 use crate::shape::Shape;
 
 /// Values of a byte, each of which a channel's table has a number for.
@@ -29,14 +29,17 @@ pub struct GpuImages {
 }
 
 impl GpuImages {
-    /// Room for `images` images and views of up to `batch`.
-    pub fn new(gpu: &Arc<Gpu>, shape: Shape, tables: &ByteTables, (images, batch): (usize, usize)) -> Result<Self> {
+    /// Allocates room for the images, the views of a batch, and the tables.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn new(gpu: &Arc<Gpu>, shape: Shape, tables: &ByteTables, room: ImageRoom) -> Result<Self> {
         let bytes = |len: usize| GpuBuffer::zeros(gpu, Dtype::F32, len.div_ceil(size_of::<f32>()));
         let mut new = Self {
-            pixels: bytes(images * shape.len())?,
-            views: bytes(batch * size_of::<ImageView>())?,
+            pixels: bytes(room.images * shape.len())?,
+            views: bytes(room.batch * size_of::<ImageView>())?,
             tables: GpuBuffer::zeros(gpu, Dtype::F32, tables.values().len())?,
-            images,
+            images: room.images,
         };
         new.tables.write(tables.values())?;
         Ok(new)
@@ -55,10 +58,10 @@ impl GpuImages {
     /// See [`crate::ops::augment::ByteImages::write`], whose views were checked to lie within images that there is room for.
     pub fn write(&self, shape: Shape, n: usize, y: &GpuViewMut<'_>) {
         let (problem, t) = (AugmentProblem { n, len: shape.len() }, y.view().dtype());
-        let Some(config) = configured(&problem, Pass::Forward, y.view()) else { return };
+        let Some(config) = configured(&problem, KernelPass::Forward, y.view()) else { return };
         Call::new(y.view().gpu(), config.instance("augment", t))
-            .memory("the images", (all(&self.pixels), false), Element::U8, self.images * shape.len())
-            .memory("the views", (all(&self.views), false), Element::Struct("ImageView", size_of::<ImageView>()), n)
+            .reads_memory("the images", all(&self.pixels), Element::U8, self.images * shape.len())
+            .reads_memory("the views", all(&self.views), Element::Struct("ImageView", size_of::<ImageView>()), n)
             .reads("the tables", all(&self.tables), shape.c * TABLE)
             .writes("y", y, n * shape.len())
             .sizes([shape.h, shape.w, shape.c])

@@ -6,12 +6,12 @@ use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::BatchNormProblem;
-use crate::ops::config::{NormConfig, Pass, THREADS};
+use crate::ops::config::{KernelPass, NormConfig, THREADS};
 
 /// A value that is normalised, and what follows; as [`crate::ops::batch_norm::Normalised`].
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the type that it mirrors documents each")]
-pub struct Normalised<'a> {
+pub struct GpuNormalised<'a> {
     pub y: GpuView<'a>,
     pub gamma: GpuView<'a>,
     pub beta: GpuView<'a>,
@@ -20,7 +20,7 @@ pub struct Normalised<'a> {
     pub act: Option<Act<'a>>,
 }
 
-impl Normalised<'_> {
+impl GpuNormalised<'_> {
     /// Adds γ, β and the statistics to a call.
     fn coefficients<'a>(&self, call: Call<'a>, p: &BatchNormProblem) -> Call<'a> {
         let c = p.shape.c;
@@ -39,10 +39,16 @@ fn sizes<'a>(call: Call<'a>, p: &BatchNormProblem, config: NormConfig, slab: usi
 }
 
 /// Statistics of the batch into `saved`, and the running ones.
-pub fn statistics(p: &BatchNormProblem, y: GpuView<'_>, [mean, var]: [&GpuViewMut<'_>; 2], saved: &GpuViewMut<'_>) {
-    let Some(config) = configured(p, Pass::Forward, y) else { return };
+pub fn statistics(
+    p: &BatchNormProblem,
+    y: GpuView<'_>,
+    mean: &GpuViewMut<'_>,
+    var: &GpuViewMut<'_>,
+    saved: &GpuViewMut<'_>,
+) {
+    let Some(config) = configured(p, KernelPass::Forward, y) else { return };
     let (t, c, partials) = (y.dtype(), p.shape.c, config.partials(p));
-    let workspace = y.gpu().workspace(config.workspace(p, Pass::Forward, t));
+    let workspace = y.gpu().workspace(config.workspace(p, KernelPass::Forward, t));
     let call = Call::new(y.gpu(), config.lane.instance("batch_norm_statistics", t));
     let call = call.reads("y", y, p.shape.len()).floats("the partial sums", workspace, partials);
     sizes(call, p, config, config.sum, t).launch(config.sum_grid(p, t));
@@ -59,7 +65,7 @@ pub fn statistics(p: &BatchNormProblem, y: GpuView<'_>, [mean, var]: [&GpuViewMu
 }
 
 /// `out` from the running statistics, for inference.
-pub fn running_statistics(p: &BatchNormProblem, [mean, var]: [GpuView<'_>; 2], out: &GpuViewMut<'_>) {
+pub fn running_statistics(p: &BatchNormProblem, mean: GpuView<'_>, var: GpuView<'_>, out: &GpuViewMut<'_>) {
     let c = p.shape.c;
     Call::new(mean.gpu(), "batch_norm_running_statistics")
         .reads("the running mean", mean, c)
@@ -71,8 +77,8 @@ pub fn running_statistics(p: &BatchNormProblem, [mean, var]: [GpuView<'_>; 2], o
 }
 
 /// z = φ(γ·ŷ + β + residual).
-pub fn normalise(p: &BatchNormProblem, of: &Normalised<'_>, z: &GpuViewMut<'_>) {
-    let Some(config) = configured(p, Pass::Forward, of.y) else { return };
+pub fn normalise(p: &BatchNormProblem, of: &GpuNormalised<'_>, z: &GpuViewMut<'_>) {
+    let Some(config) = configured(p, KernelPass::Forward, of.y) else { return };
     let (t, n) = (of.y.dtype(), p.shape.len());
     let call = Call::new(of.y.gpu(), config.lane.instance("batch_norm_normalise", t)).reads("y", of.y, n);
     let call = of.tail(of.coefficients(call, p), p).writes("z", z, n);
@@ -81,7 +87,7 @@ pub fn normalise(p: &BatchNormProblem, of: &Normalised<'_>, z: &GpuViewMut<'_>) 
 
 /// Where the first half of the backward pass writes.
 #[derive(Debug)]
-pub struct SumsOut<'a> {
+pub struct GpuSumsOut<'a> {
     /// What the second half takes `[4·c]`.
     pub coefficients: GpuViewMut<'a>,
     /// Gradient of γ.
@@ -95,15 +101,15 @@ pub struct SumsOut<'a> {
 /// The first half of the backward pass: coefficients of dy, dγ, dβ, the residual's gradient and the score's.
 pub fn backward_sums(
     p: &BatchNormProblem,
-    of: &Normalised<'_>,
+    of: &GpuNormalised<'_>,
     dz: GpuView<'_>,
     d_residual: Option<(&GpuViewMut<'_>, bool)>,
-    out: &SumsOut<'_>,
+    out: &GpuSumsOut<'_>,
 ) {
-    let Some(config) = configured(p, Pass::Backward, of.y) else { return };
+    let Some(config) = configured(p, KernelPass::Backward, of.y) else { return };
     let (t, n, gpu) = (of.y.dtype(), p.shape.len(), of.y.gpu());
     // Partial sums [slabs, 2, c], scores [slabs, tiles].
-    let workspace = gpu.workspace(config.workspace(p, Pass::Backward, t));
+    let workspace = gpu.workspace(config.workspace(p, KernelPass::Backward, t));
     let sums = config.partials(p);
     let partials = workspace.part(0..sums);
     let scores = out.score.as_ref().map(|_| workspace.part(sums..workspace.len()));
@@ -132,12 +138,13 @@ pub fn backward_sums(
 /// The second half: dy (+)= from the coefficients.
 pub fn backward_apply(
     p: &BatchNormProblem,
-    of: &Normalised<'_>,
+    of: &GpuNormalised<'_>,
     dz: GpuView<'_>,
     coefficients: GpuView<'_>,
-    (dy, accumulate): (&GpuViewMut<'_>, bool),
+    dy: &GpuViewMut<'_>,
+    accumulate: bool,
 ) {
-    let Some(config) = configured(p, Pass::Backward, of.y) else { return };
+    let Some(config) = configured(p, KernelPass::Backward, of.y) else { return };
     let (t, n, gpu) = (of.y.dtype(), p.shape.len(), of.y.gpu());
     let call = Call::new(gpu, config.lane.instance("batch_norm_backward_apply", t))
         .reads("y", of.y, n)

@@ -50,7 +50,7 @@ pub(in crate::ops) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Of an instance by its name expression, on a device.
+    /// Starts a launch of the instance with this name expression.
     pub(in crate::ops) fn new(gpu: &'a Gpu, instance: impl Into<String>) -> Self {
         // As many as any kernel takes.
         Self { gpu, instance: instance.into(), arguments: Vec::with_capacity(18) }
@@ -123,20 +123,27 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// `count` elements of another type than numbers have, in a buffer of floats that is read, or written too if `writable`.
+    /// `count` elements of type `of`, which the kernel reads. They lie in a buffer of floats.
     ///
     /// # Panics
-    /// When there are fewer.
-    pub(in crate::ops) fn memory(
-        self,
-        what: &str,
-        (view, writable): (GpuView<'_>, bool),
-        of: Element,
-        count: usize,
-    ) -> Self {
+    /// When the buffer has fewer, or is on another device.
+    pub(in crate::ops) fn reads_memory(self, what: &str, view: GpuView<'_>, of: Element, count: usize) -> Self {
+        self.require_memory(what, view, of, count);
+        self.push(Argument::pointer(view.address(), of, false))
+    }
+
+    /// `count` elements of type `of`, which the kernel reads and writes. They lie in a buffer of floats.
+    ///
+    /// # Panics
+    /// When the buffer has fewer, or is on another device.
+    pub(in crate::ops) fn updates_memory(self, what: &str, view: GpuView<'_>, of: Element, count: usize) -> Self {
+        self.require_memory(what, view, of, count);
+        self.push(Argument::pointer(view.address(), of, true))
+    }
+
+    fn require_memory(&self, what: &str, view: GpuView<'_>, of: Element, count: usize) {
         self.require(what, view.len() * view.dtype().bytes() / of.bytes(), count);
         self.require_here(what, view.gpu());
-        self.push(Argument::pointer(view.address(), of, writable))
     }
 
     /// A number or a struct.

@@ -5,11 +5,12 @@ use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
-use crate::ops::config::{BiasProblem, GemmProblem, Pass};
+use crate::ops::config::{BiasProblem, GemmProblem, KernelPass};
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::ops::epilogue::{BiasOperand, Epilogue};
+use crate::ops::linear::LinearProblem;
 
-/// What is done to the sums of a forward pass.
+/// What a forward pass adds and applies to its sums before it writes them.
 pub type GpuEpilogue<'a> = Epilogue<GpuView<'a>, Act<'a>>;
 
 impl GpuEpilogue<'_> {
@@ -35,86 +36,88 @@ pub fn forward(p: &ConvProblem, x: GpuView<'_>, w: GpuView<'_>, epilogue: GpuEpi
     }
     let (of, pixels) = (GemmProblem::of(p), p.n * p.output.pixels());
     if p.family() == ConvFamily::Pointwise {
-        return product_forward((pixels, p.input.c, p.output.c), x, w, epilogue, y);
+        return product_forward(per_pixel(p), x, w, epilogue, y);
     }
-    let Some(config) = configured(&of, Pass::Forward, x) else { return };
+    let Some(config) = configured(&of, KernelPass::Forward, x) else { return };
     let call = Call::new(x.gpu(), config.instance("dense_forward", x.dtype()))
         .reads("x", x, p.n * p.input.len())
         .reads("w", w, of.weights());
     let call = epilogue.onto(call, pixels, p.output.c).writes("y", y, p.n * p.output.len());
-    call.value(geometry(p)).launch_of(config.threads(), config.grid(&of, Pass::Forward));
+    call.value(geometry(p)).launch_of(config.threads(), config.grid(&of, KernelPass::Forward));
 }
 
-/// y `[m, c_out]` = φ(x·Wᵀ + bias + residual).
+/// A 1×1 convolution is a linear layer on every pixel.
+fn per_pixel(p: &ConvProblem) -> LinearProblem {
+    LinearProblem { n: p.n * p.output.pixels(), c_in: p.input.c, c_out: p.output.c }
+}
+
+/// y `[n, c_out]` = φ(x·Wᵀ + bias + residual).
 pub fn product_forward(
-    (m, c_in, c_out): (usize, usize, usize),
+    p: LinearProblem,
     x: GpuView<'_>,
     w: GpuView<'_>,
     epilogue: GpuEpilogue<'_>,
     y: &GpuViewMut<'_>,
 ) {
+    let LinearProblem { n: m, c_in, c_out } = p;
     let of = GemmProblem::product(m, c_in, c_out);
-    let Some(config) = configured(&of, Pass::Forward, x) else { return };
+    let Some(config) = configured(&of, KernelPass::Forward, x) else { return };
     let call = Call::new(x.gpu(), config.instance("pointwise_forward", x.dtype())).reads("x", x, m * c_in).reads(
         "w",
         w,
         of.weights(),
     );
     let call = epilogue.onto(call, m, c_out).writes("y", y, m * c_out);
-    call.sizes([m, c_in, c_out]).launch_of(config.threads(), config.grid(&of, Pass::Forward));
+    call.sizes([m, c_in, c_out]).launch_of(config.threads(), config.grid(&of, KernelPass::Forward));
 }
 
 /// dx (+)= the input gradient.
 pub fn input_gradient(p: &ConvProblem, dy: GpuView<'_>, w: GpuView<'_>, dx: &GpuViewMut<'_>, accumulate: bool) {
     match p.family() {
         ConvFamily::Depthwise => return depthwise::input_gradient(p, dy, w, dx, accumulate),
-        ConvFamily::Pointwise => {
-            let sizes = (p.n * p.output.pixels(), p.input.c, p.output.c);
-            return product_input_gradient(sizes, dy, w, dx, accumulate);
-        }
+        ConvFamily::Pointwise => return product_input_gradient(per_pixel(p), dy, w, dx, accumulate),
         ConvFamily::Dense => {}
     }
     let of = GemmProblem::of(p);
-    let Some(config) = configured(&of, Pass::InputGradient, dy) else { return };
+    let Some(config) = configured(&of, KernelPass::InputGradient, dy) else { return };
     Call::new(dy.gpu(), config.instance("dense_dgrad", dy.dtype()))
         .reads("dy", dy, p.n * p.output.len())
         .reads("w", w, of.weights())
         .writes("dx", dx, p.n * p.input.len())
         .value(i32::from(accumulate))
         .value(geometry(p))
-        .launch_of(config.threads(), config.grid(&of, Pass::InputGradient));
+        .launch_of(config.threads(), config.grid(&of, KernelPass::InputGradient));
 }
 
-/// dx `[m, c_in]` (+)= dy·W.
+/// dx `[n, c_in]` (+)= dy·W.
 pub fn product_input_gradient(
-    (m, c_in, c_out): (usize, usize, usize),
+    p: LinearProblem,
     dy: GpuView<'_>,
     w: GpuView<'_>,
     dx: &GpuViewMut<'_>,
     accumulate: bool,
 ) {
+    let LinearProblem { n: m, c_in, c_out } = p;
     let of = GemmProblem::product(m, c_in, c_out);
-    let Some(config) = configured(&of, Pass::InputGradient, dy) else { return };
+    let Some(config) = configured(&of, KernelPass::InputGradient, dy) else { return };
     Call::new(dy.gpu(), config.instance("pointwise_dgrad", dy.dtype()))
         .reads("dy", dy, m * c_out)
         .reads("w", w, of.weights())
         .writes("dx", dx, m * c_in)
         .value(i32::from(accumulate))
         .sizes([m, c_in, c_out])
-        .launch_of(config.threads(), config.grid(&of, Pass::InputGradient));
+        .launch_of(config.threads(), config.grid(&of, KernelPass::InputGradient));
 }
 
 /// dw = the weight gradient, in `f32`.
 pub fn weight_gradient(p: &ConvProblem, x: GpuView<'_>, dy: GpuView<'_>, dw: &GpuViewMut<'_>) {
     match p.family() {
         ConvFamily::Depthwise => return depthwise::weight_gradient(p, x, dy, dw),
-        ConvFamily::Pointwise => {
-            return product_weight_gradient((p.n * p.output.pixels(), p.input.c, p.output.c), x, dy, dw);
-        }
+        ConvFamily::Pointwise => return product_weight_gradient(per_pixel(p), x, dy, dw),
         ConvFamily::Dense => {}
     }
     let of = GemmProblem::of(p);
-    let Some(config) = configured(&of, Pass::WeightGradient, x) else { return };
+    let Some(config) = configured(&of, KernelPass::WeightGradient, x) else { return };
     let slabs = Slabs { slabs: config.slabs(&of), len: of.weights(), workspace: config.workspace(&of) };
     slabs.sum(x.gpu(), dw, |partials| {
         Call::new(x.gpu(), config.instance("dense_wgrad", x.dtype()))
@@ -123,19 +126,15 @@ pub fn weight_gradient(p: &ConvProblem, x: GpuView<'_>, dy: GpuView<'_>, dw: &Gp
             .floats("the partial sums", partials, slabs.slabs * slabs.len)
             .sizes([config.slab.expect("a weight gradient has slabs")])
             .value(geometry(p))
-            .launch_of(config.threads(), config.grid(&of, Pass::WeightGradient));
+            .launch_of(config.threads(), config.grid(&of, KernelPass::WeightGradient));
     });
 }
 
-/// dw `[c_out, c_in]` = dyᵀ·x over `m` rows.
-pub fn product_weight_gradient(
-    (m, c_in, c_out): (usize, usize, usize),
-    x: GpuView<'_>,
-    dy: GpuView<'_>,
-    dw: &GpuViewMut<'_>,
-) {
+/// dw `[c_out, c_in]` = dyᵀ·x over `n` rows.
+pub fn product_weight_gradient(p: LinearProblem, x: GpuView<'_>, dy: GpuView<'_>, dw: &GpuViewMut<'_>) {
+    let LinearProblem { n: m, c_in, c_out } = p;
     let of = GemmProblem::product(m, c_in, c_out);
-    let Some(config) = configured(&of, Pass::WeightGradient, x) else { return };
+    let Some(config) = configured(&of, KernelPass::WeightGradient, x) else { return };
     let slabs = Slabs { slabs: config.slabs(&of), len: of.weights(), workspace: config.workspace(&of) };
     slabs.sum(x.gpu(), dw, |partials| {
         Call::new(x.gpu(), config.instance("pointwise_wgrad", x.dtype()))
@@ -143,28 +142,28 @@ pub fn product_weight_gradient(
             .reads("dy", dy, m * c_out)
             .floats("the partial sums", partials, slabs.slabs * slabs.len)
             .sizes([config.slab.expect("a weight gradient has slabs"), m, c_in, c_out])
-            .launch_of(config.threads(), config.grid(&of, Pass::WeightGradient));
+            .launch_of(config.threads(), config.grid(&of, KernelPass::WeightGradient));
     });
 }
 
-/// db `[c]` = Σ dy over `m` pixels.
-pub fn bias_gradient((m, c): (usize, usize), dy: GpuView<'_>, db: &GpuViewMut<'_>) {
-    let of = BiasProblem { pixels: m, c };
-    let Some(config) = configured(&of, Pass::WeightGradient, dy) else { return };
+/// db `[c]` = Σ dy over pixels.
+pub fn bias_gradient(of: BiasProblem, dy: GpuView<'_>, db: &GpuViewMut<'_>) {
+    let BiasProblem { pixels, c } = of;
+    let Some(config) = configured(&of, KernelPass::WeightGradient, dy) else { return };
     let slabs = Slabs { slabs: config.slabs(&of), len: c, workspace: config.workspace(&of) };
     slabs.sum(dy.gpu(), db, |partials| {
         Call::new(dy.gpu(), config.lane.instance("bias_gradient", dy.dtype()))
-            .reads("dy", dy, m * c)
+            .reads("dy", dy, pixels * c)
             .floats("the partial sums", partials, slabs.slabs * c)
-            .sizes([config.slab, m, c, config.lane.lanes(c, dy.dtype()).lanes])
+            .sizes([config.slab, pixels, c, config.lane.lanes(c, dy.dtype()).lanes])
             .launch(config.grid(&of, dy.dtype()));
     });
 }
 
-/// db `[h, w, c]` = Σ dy over images.
-pub fn bias_map_gradient((n, len): (usize, usize), dy: GpuView<'_>, db: &GpuViewMut<'_>) {
+/// db `[h, w, c]` = Σ dy `[n, h, w, c]` over images; `len` is h·w·c.
+pub fn bias_map_gradient(n: usize, len: usize, dy: GpuView<'_>, db: &GpuViewMut<'_>) {
     let call = Call::new(dy.gpu(), format!("sum_slabs<{}>", dy.dtype().kernel_name())).reads("dy", dy, n * len);
-    sum_slabs(call, (n, len), db);
+    sum_slabs(call, n, len, db);
 }
 
 /// A sum in two stages: the first writes partial sums `[slabs, len]`, the second adds them. One slab writes the result.
@@ -190,7 +189,7 @@ impl Slabs {
         let partials = gpu.workspace(self.workspace);
         first(partials.into());
         let call = Call::new(gpu, format!("sum_slabs<{}>", Dtype::F32.kernel_name()));
-        sum_slabs(call.floats("the partial sums", partials, self.slabs * self.len), (self.slabs, self.len), out);
+        sum_slabs(call.floats("the partial sums", partials, self.slabs * self.len), self.slabs, self.len, out);
     }
 }
 
@@ -198,7 +197,7 @@ impl Slabs {
 const SUMS_OF_BLOCK: usize = 32;
 
 /// Adds the slabs that a call of `sum_slabs` was given.
-fn sum_slabs(call: Call<'_>, (slabs, len): (usize, usize), out: &GpuViewMut<'_>) {
+fn sum_slabs(call: Call<'_>, slabs: usize, len: usize, out: &GpuViewMut<'_>) {
     call.writes("the sum", out, len).value(int(slabs)).value(long(len)).launch([len.div_ceil(SUMS_OF_BLOCK), 1, 1]);
 }
 

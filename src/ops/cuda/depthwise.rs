@@ -4,10 +4,10 @@ use super::conv::{GpuEpilogue, Slabs, geometry};
 use super::{Call, configured};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{GpuView, GpuViewMut};
-use crate::ops::config::{ConvConfig, DepthwiseConfig, Pass, specialised};
+use crate::ops::config::{ConvConfig, DepthwiseConfig, KernelPass, specialised};
 use crate::ops::conv::ConvProblem;
 
-fn depthwise(p: &ConvProblem, pass: Pass, of: GpuView<'_>) -> Option<DepthwiseConfig> {
+fn depthwise(p: &ConvProblem, pass: KernelPass, of: GpuView<'_>) -> Option<DepthwiseConfig> {
     match configured(p, pass, of)? {
         ConvConfig::Depthwise(config) => Some(config),
         ConvConfig::Gemm(_) => unreachable!("a problem has configurations of its own family"),
@@ -21,30 +21,40 @@ fn window(p: &ConvProblem) -> (usize, usize) {
 
 /// y = φ(conv(x, w) + bias + residual).
 pub(super) fn forward(p: &ConvProblem, x: GpuView<'_>, w: GpuView<'_>, epilogue: GpuEpilogue<'_>, y: &GpuViewMut<'_>) {
-    let Some(config) = depthwise(p, Pass::Forward, x) else { return };
-    let sizes = Sizes { x: p.n * p.input.len(), y: p.n * p.output.pixels(), flipped: false };
-    launch_forward(p, config, (geometry(p), sizes), (x, w), epilogue, y, Pass::Forward);
+    let Some(config) = depthwise(p, KernelPass::Forward, x) else { return };
+    let launch = ForwardLaunch {
+        pass: KernelPass::Forward,
+        geometry: geometry(p),
+        x_len: p.n * p.input.len(),
+        y_pixels: p.n * p.output.pixels(),
+        flipped: false,
+    };
+    launch_forward(p, config, launch, x, w, epilogue, y);
 }
 
-/// What the forward kernel reads and writes, which in an input gradient is not the problem's own input and output.
+/// One use of the forward kernel. An input gradient of stride 1 uses it too, with input and output exchanged.
 #[derive(Debug, Clone, Copy)]
-struct Sizes {
+struct ForwardLaunch {
+    /// The pass that the launch belongs to.
+    pass: KernelPass,
+    /// The convolution as the kernel sees it.
+    geometry: ConvGeometry,
     /// Elements read.
-    x: usize,
+    x_len: usize,
     /// Pixels written.
-    y: usize,
-    /// Whether the filter is turned.
+    y_pixels: usize,
+    /// Whether the filter is rotated by 180°.
     flipped: bool,
 }
 
 fn launch_forward(
     p: &ConvProblem,
     config: DepthwiseConfig,
-    (geometry, sizes): (ConvGeometry, Sizes),
-    (x, w): (GpuView<'_>, GpuView<'_>),
+    launch: ForwardLaunch,
+    x: GpuView<'_>,
+    w: GpuView<'_>,
     epilogue: GpuEpilogue<'_>,
     y: &GpuViewMut<'_>,
-    pass: Pass,
 ) {
     let (t, c) = (x.dtype().kernel_name(), p.output.c);
     let instance = match config.march {
@@ -54,19 +64,19 @@ fn launch_forward(
         }
         None => format!("depthwise_forward_any<{t}>"),
     };
-    let call = Call::new(x.gpu(), instance).reads("x", x, sizes.x).reads("w", w, p.weight_len());
-    let call = epilogue.onto(call, sizes.y, c).writes("y", y, sizes.y * c).value(geometry);
+    let call = Call::new(x.gpu(), instance).reads("x", x, launch.x_len).reads("w", w, p.weight_len());
+    let call = epilogue.onto(call, launch.y_pixels, c).writes("y", y, launch.y_pixels * c).value(launch.geometry);
     let lanes = config.lanes(p).lanes;
     match config.march {
-        Some(rows) => call.sizes([rows, lanes]).value(i32::from(sizes.flipped)),
+        Some(rows) => call.sizes([rows, lanes]).value(i32::from(launch.flipped)),
         None => call.sizes([lanes]),
     }
-    .launch(config.grid(p, pass));
+    .launch(config.grid(p, launch.pass));
 }
 
 /// dx (+)= the input gradient.
 pub(super) fn input_gradient(p: &ConvProblem, dy: GpuView<'_>, w: GpuView<'_>, dx: &GpuViewMut<'_>, accumulate: bool) {
-    let Some(config) = depthwise(p, Pass::InputGradient, dy) else { return };
+    let Some(config) = depthwise(p, KernelPass::InputGradient, dy) else { return };
     let t = dy.dtype().kernel_name();
     let instance = match config.march.map(|_| window(p)) {
         Some((k, 1)) => {
@@ -81,9 +91,15 @@ pub(super) fn input_gradient(p: &ConvProblem, dy: GpuView<'_>, w: GpuView<'_>, d
                 pad_left: k as i32 - 1 - g.pad_left,
                 ..g
             };
-            let sizes = Sizes { x: p.n * p.output.len(), y: p.n * p.input.pixels(), flipped: true };
+            let launch = ForwardLaunch {
+                pass: KernelPass::InputGradient,
+                geometry: g,
+                x_len: p.n * p.output.len(),
+                y_pixels: p.n * p.input.pixels(),
+                flipped: true,
+            };
             let epilogue = GpuEpilogue { residual: accumulate.then(|| dx.view()), ..GpuEpilogue::default() };
-            return launch_forward(p, config, (g, sizes), (dy, w), epilogue, dx, Pass::InputGradient);
+            return launch_forward(p, config, launch, dy, w, epilogue, dx);
         }
         Some((k, _)) => format!("depthwise_dgrad<{t}, {k}>"),
         None => format!("depthwise_dgrad_any<{t}>"),
@@ -94,12 +110,12 @@ pub(super) fn input_gradient(p: &ConvProblem, dy: GpuView<'_>, w: GpuView<'_>, d
         .writes("dx", dx, p.n * p.input.len())
         .value(i32::from(accumulate))
         .value(geometry(p));
-    marching(call, p, config).launch(config.grid(p, Pass::InputGradient));
+    marching(call, p, config).launch(config.grid(p, KernelPass::InputGradient));
 }
 
 /// dw = the weight gradient, in `f32`.
 pub(super) fn weight_gradient(p: &ConvProblem, x: GpuView<'_>, dy: GpuView<'_>, dw: &GpuViewMut<'_>) {
-    let Some(config) = depthwise(p, Pass::WeightGradient, x) else { return };
+    let Some(config) = depthwise(p, KernelPass::WeightGradient, x) else { return };
     let t = x.dtype().kernel_name();
     let slabs = Slabs { slabs: config.slabs(p), len: p.weight_len(), workspace: config.workspace(p) };
     slabs.sum(x.gpu(), dw, |partials| {
@@ -113,7 +129,7 @@ pub(super) fn weight_gradient(p: &ConvProblem, x: GpuView<'_>, dy: GpuView<'_>, 
             .floats("the partial sums", partials, slabs.slabs * slabs.len)
             .sizes([config.slab.expect("a weight gradient has slabs")])
             .value(geometry(p));
-        marching(call, p, config).launch(config.grid(p, Pass::WeightGradient));
+        marching(call, p, config).launch(config.grid(p, KernelPass::WeightGradient));
     });
 }
 

@@ -9,7 +9,7 @@ use crate::device::View;
 use crate::device::argument::Element;
 use crate::device::gpu::{Gpu, GpuBuffer, GpuView, Workspace};
 use crate::dtype::Dtype;
-use crate::ops::config::Pass;
+use crate::ops::config::KernelPass;
 use crate::ops::loss::{Gradient, LossSum, SoftTarget};
 
 /// `LossSums` of `loss.cu`.
@@ -58,7 +58,7 @@ impl GpuLoss {
         Call::new(sums.gpu(), "loss_finish")
             .floats("the losses", losses, losses.len())
             .floats_if("the hits", hits, losses.len())
-            .memory("the sums", (sums, true), Element::Struct("LossSums", size_of::<Sums>()), 1)
+            .updates_memory("the sums", sums, Element::Struct("LossSums", size_of::<Sums>()), 1)
             .sizes([losses.len()])
             .value(factor)
             .sizes([images])
@@ -72,19 +72,29 @@ fn rows(gpu: &Gpu, n: usize) -> [Workspace; 2] {
     [both.part(0..n), both.part(n..2 * n)]
 }
 
+/// Extent of a batch of logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogitsShape {
+    /// Images.
+    pub n: usize,
+    /// Logits of an image.
+    pub classes: usize,
+}
+
 /// See [`crate::ops::loss::cross_entropy`].
 pub fn cross_entropy(
     of: &GpuLoss,
     logits: GpuView<'_>,
-    (n, classes): (usize, usize),
+    shape: LogitsShape,
     smoothing: f32,
     gradient: Option<Gradient<'_>>,
 ) {
+    let LogitsShape { n, classes } = shape;
     let [losses, hits] = rows(logits.gpu(), n);
     let (to, scale) = gradient.map_or((None, None), |Gradient { to, scale }| (Some(to.gpu()), scale));
     Call::new(logits.gpu(), format!("cross_entropy<{}>", logits.dtype().kernel_name()))
         .reads("the logits", logits, n * classes)
-        .memory("the labels", (of.labels(), false), Element::U32, n)
+        .reads_memory("the labels", of.labels(), Element::U32, n)
         .writes_if("the gradient", to.as_ref(), n * classes)
         .floats("the losses", losses, n)
         .floats("the hits", hits, n)
@@ -100,14 +110,15 @@ pub fn distillation(
     of: &GpuLoss,
     logits: GpuView<'_>,
     target: SoftTarget<'_>,
-    (n, classes): (usize, usize),
+    shape: LogitsShape,
     gradient: Gradient<'_>,
 ) {
+    let LogitsShape { n, classes } = shape;
     let [losses, hits] = rows(logits.gpu(), n);
     Call::new(logits.gpu(), format!("distillation<{}>", logits.dtype().kernel_name()))
         .reads("the logits", logits, n * classes)
         .reads("the teacher's logits", target.teacher.gpu(), n * classes)
-        .memory("the labels", (of.labels(), false), Element::U32, n)
+        .reads_memory("the labels", of.labels(), Element::U32, n)
         .writes("the gradient", &gradient.to.gpu(), n * classes)
         .floats("the losses", losses, n)
         .floats("the hits", hits, n)
@@ -122,13 +133,14 @@ pub fn distillation(
 /// See [`crate::ops::loss::feature_mse`].
 pub fn feature_mse(
     of: &GpuLoss,
-    (student, teacher): (GpuView<'_>, GpuView<'_>),
+    student: GpuView<'_>,
+    teacher: GpuView<'_>,
     weight: f32,
     images: usize,
     gradient: Gradient<'_>,
 ) {
     let (gpu, n) = (student.gpu(), student.len());
-    let Some(config) = configured(&summing_walk(student), Pass::Forward, student) else { return };
+    let Some(config) = configured(&summing_walk(student), KernelPass::Forward, student) else { return };
     let losses = gpu.workspace(config.workspace());
     Call::new(gpu, format!("feature_mse<{}>", student.dtype().kernel_name()))
         .reads("the student's features", student, n)

@@ -1,7 +1,7 @@
-//! Operations on a GPU: which instance of which kernel, with which operands.
+//! Operations on a GPU: each function selects an instance of a kernel and launches it on its operands.
 //!
-//! How a launch looks follows from a configuration ([`crate::ops::config`]). What is launched passes by [`Call`], which
-//! takes each operand with the number of elements that the kernel reads or writes there, and refuses a shorter one.
+//! Configurations ([`crate::ops::config`]) determine grids, tiles and workspaces. Every launch goes through [`Call`], which
+//! takes each operand together with the number of elements that the kernel reads or writes, and rejects a shorter one.
 
 pub(super) mod activation;
 pub(super) mod augment;
@@ -17,11 +17,11 @@ pub(super) mod pool;
 pub(super) use call::{Call, Floats, int, long};
 
 use crate::device::gpu::GpuView;
-use crate::ops::config::{Kernels, Pass, Problem, resolve};
+use crate::ops::config::{KernelPass, Kernels, Problem, resolve};
 
-/// The configuration of a launch on an operand's device. One that is forced and does not solve the problem is told by the
-/// next check, and nothing is launched.
-pub(super) fn configured<P: Problem>(problem: &P, pass: Pass, of: GpuView<'_>) -> Option<P::Config> {
+/// Returns the configuration of a launch on the device of `of`. A forced configuration that does not solve the problem
+/// yields `None`, and the next check of the device reports it.
+pub(super) fn configured<P: Problem>(problem: &P, pass: KernelPass, of: GpuView<'_>) -> Option<P::Config> {
     match resolve(problem, pass, of.gpu(), of.dtype()) {
         Ok(config) => {
             let kernels = Kernels { family: problem.family(), pass };
@@ -55,7 +55,7 @@ mod tests {
     use crate::ops::{add, copy};
     use crate::shape::{Lines, Shape, Window};
 
-    /// A device that does nothing, so that what is looked at is what a launch is given.
+    /// A device that runs nothing: the tests look at the arguments of launches only.
     fn device() -> (Arc<Gpu>, Device) {
         let gpu = Gpu::new(Box::new(DryRun::new(80)));
         (gpu.clone(), Device::Gpu(gpu, Dtype::F32))
@@ -154,7 +154,7 @@ mod tests {
         });
         needs_all_of("running statistics", &[c, c, 2 * c], |_, mut o| {
             let mut saved = o.take(2);
-            batch_norm::running_statistics(&p, [o.read(0), o.read(1)], all(&mut saved));
+            batch_norm::running_statistics(&p, o.read(0), o.read(1), all(&mut saved));
         });
         needs_all_of("normalisation", &[n, c, c, 2 * c, n, n], |_, mut o| {
             let mut z = o.take(5);
@@ -168,7 +168,7 @@ mod tests {
         });
         needs_all_of("gradient", &[n, c, c, 2 * c, n, n, 4 * c, n], |_, mut o| {
             let mut dy = o.take(7);
-            batch_norm::gradient(&p, &of(&o), o.read(5), o.read(6), (all(&mut dy), false));
+            batch_norm::gradient(&p, &of(&o), o.read(5), o.read(6), all(&mut dy), false);
         });
     }
 
@@ -187,7 +187,7 @@ mod tests {
         });
         needs_all_of("max-pool's gradient", &[2 * input.len(), 2 * output.len(), 2 * input.len()], |_, mut o| {
             let mut dx = o.take(2);
-            pool::max::backward(&p, o.read(0), o.read(1), (all(&mut dx), true));
+            pool::max::backward(&p, o.read(0), o.read(1), all(&mut dx), true);
         });
         let p = LinearProblem { n: 3, c_in: 8, c_out: 5 };
         needs_all_of("linear", &[24, 40, 5, 15], |_, mut o| {
@@ -196,9 +196,9 @@ mod tests {
         });
         needs_all_of("linear's gradient", &[24, 40, 15, 24, 40, 5], |_, mut o| {
             let (mut dx, mut dw, mut db) = (o.take(3), o.take(4), o.take(5));
-            let inputs = linear::BackwardInputs { x: o.read(0), w: o.read(1), dy: o.read(2) };
+            let inputs = linear::LinearInputs { x: o.read(0), w: o.read(1), dy: o.read(2) };
             let dx = Some((all(&mut dx), false));
-            linear::backward(p, inputs, linear::GradientsOut { dx, dw: all(&mut dw), db: all(&mut db) });
+            linear::backward(p, inputs, linear::LinearGradientsOut { dx, dw: all(&mut dw), db: all(&mut db) });
         });
     }
 
@@ -215,7 +215,7 @@ mod tests {
         assert!(refuses(&mut |x, y| copy::accumulate(x, y)));
         assert!(refuses(&mut |x, y| copy::copy(x, y)));
         assert!(refuses(&mut |x, y| activation::forward(Act::new(None, 0.0), Lines { lines: 10, w: 10, c: 1 }, x, y)));
-        assert!(refuses(&mut |x, y| dropout::apply(0.5, &stream, x, (y, false))));
+        assert!(refuses(&mut |x, y| dropout::apply(0.5, &stream, x, y, false)));
         gpu.check().unwrap();
     }
 

@@ -5,8 +5,8 @@ use crate::Result;
 use crate::device::argument::Element;
 use crate::device::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
 use crate::dtype::Dtype;
-use crate::ops::config::{OptimizerProblem, Pass};
-use crate::ops::optimizer::{Optimizer, Span, StepOutcome, Update};
+use crate::ops::config::{KernelPass, OptimizerProblem};
+use crate::ops::optimizer::{Optimizer, ParamSpan, StepOutcome, Update};
 use std::sync::Arc;
 
 /// `OptimizerState` of `optimizer.cu`.
@@ -29,7 +29,7 @@ pub struct DeviceState {
     reserved: u32,
 }
 
-/// What a GPU's optimizer keeps besides its flat buffers.
+/// The state of a GPU's optimizer, its flat buffers excepted.
 #[derive(Debug)]
 pub struct GpuOptimizer {
     state: GpuBuffer,
@@ -40,7 +40,7 @@ pub struct GpuOptimizer {
     host: DeviceState,
 }
 
-/// What kernels call the state.
+/// The name of the state in the kernels.
 const STATE: Element = Element::Struct("OptimizerState", size_of::<DeviceState>());
 /// Where the loss scale lies in the state, in floats.
 const LOSS_SCALE_AT: usize = std::mem::offset_of!(DeviceState, loss_scale) / size_of::<f32>();
@@ -49,7 +49,7 @@ const FIRST_LOSS_SCALE: f32 = 65536.0;
 
 impl GpuOptimizer {
     /// For flat buffers of `len` elements, a multiple of 4.
-    pub fn new(gpu: &Arc<Gpu>, precision: Dtype, spans: &[Span], len: usize) -> Result<Self> {
+    pub fn new(gpu: &Arc<Gpu>, precision: Dtype, spans: &[ParamSpan], len: usize) -> Result<Self> {
         assert!(len.is_multiple_of(4), "flat buffers are padded to whole vectors");
         let mut groups = vec![0u8; len];
         for span in spans {
@@ -70,7 +70,7 @@ impl GpuOptimizer {
         self.host.loss_scale
     }
 
-    /// The same, where kernels read it.
+    /// The loss scale `[1]` in the device's memory, where kernels read it.
     pub fn loss_scale_at(&self) -> GpuView<'_> {
         self.state.view(LOSS_SCALE_AT..LOSS_SCALE_AT + 1)
     }
@@ -80,12 +80,15 @@ impl GpuOptimizer {
         [self.host.loss_scale, self.host.good_steps as f32]
     }
 
-    /// Goes on from a checkpoint.
-    pub fn restore(&mut self, [scale, good_steps]: [f32; 2]) {
-        (self.host.loss_scale, self.host.good_steps) = (scale, good_steps as u32);
+    /// Restores the loss scale and its good steps from a checkpoint.
+    pub fn restore(&mut self, loss_scale: f32, good_steps: f32) {
+        (self.host.loss_scale, self.host.good_steps) = (loss_scale, good_steps as u32);
     }
 
-    /// Puts the learning rate of the next step, which follows `steps` others, where kernels read it.
+    /// Writes the learning rate of the next step, which follows `steps` others, to where kernels read it.
+    ///
+    /// # Errors
+    /// When the device fails.
     pub fn begin(&mut self, lr: f32, steps: u64) -> Result<()> {
         (self.host.learning_rate, self.host.taken) = (lr, steps);
         self.state.write_bytes(bytemuck::bytes_of(&self.host))
@@ -95,22 +98,23 @@ impl GpuOptimizer {
     pub fn step(
         &self,
         optimizer: Optimizer,
-        (weights, gradients): (&GpuViewMut<'_>, GpuView<'_>),
+        weights: &GpuViewMut<'_>,
+        gradients: GpuView<'_>,
         buffers: &[GpuViewMut<'_>],
         copy: Option<&GpuViewMut<'_>>,
         size: Update,
     ) {
         let (gpu, n) = (gradients.gpu(), gradients.len());
         assert!(n.is_multiple_of(4), "flat buffers are padded to whole vectors");
-        let Some(config) = configured(&OptimizerProblem { len: n }, Pass::Forward, gradients) else { return };
+        let Some(config) = configured(&OptimizerProblem { len: n }, KernelPass::Forward, gradients) else { return };
         let state = self.state.view(0..self.state.len());
-        let groups = (self.groups.view(0..self.groups.len()), false);
+        let groups = self.groups.view(0..self.groups.len());
         let partials = gpu.workspace(config.workspace());
         let wants_norm = self.wants_norm(size);
         if wants_norm {
             Call::new(gpu, "gradient_squares")
                 .reads("the gradients", gradients, n)
-                .memory("the groups", groups, Element::U8, n)
+                .reads_memory("the groups", groups, Element::U8, n)
                 .floats("the partial sums", partials, config.norm)
                 .value(long(n))
                 .launch(config.norm_grid());
@@ -121,7 +125,7 @@ impl GpuOptimizer {
         };
         let count = if wants_norm { config.norm } else { 0 };
         Call::new(gpu, "optimizer_prepare")
-            .memory("the state", (state, true), STATE, 1)
+            .updates_memory("the state", state, STATE, 1)
             .floats("the partial sums", partials, count)
             .sizes([count])
             .value(size.clip_norm)
@@ -135,11 +139,11 @@ impl GpuOptimizer {
             Optimizer::AdamW { .. } => format!("optimizer_adamw<{t}>"),
         };
         let call = Call::new(gpu, kernel)
-            .memory("the state", (state, false), STATE, 1)
+            .reads_memory("the state", state, STATE, 1)
             .writes("the weights", weights, n)
             .reads("the gradients", gradients, n);
         let call = buffers.iter().fold(call, |call, buffer| call.writes("a buffer", buffer, n));
-        let call = call.memory("the groups", groups, Element::U8, n).writes_if("the copy", copy, n);
+        let call = call.reads_memory("the groups", groups, Element::U8, n).writes_if("the copy", copy, n);
         let call = match optimizer {
             Optimizer::Sgd { momentum, nesterov } => {
                 call.value(momentum).value(size.weight_decay).value(i32::from(nesterov))
@@ -151,7 +155,10 @@ impl GpuOptimizer {
         call.value(long(n)).launch(config.step_grid());
     }
 
-    /// What became of the step.
+    /// Reads the outcome of the step back.
+    ///
+    /// # Errors
+    /// When the device or an earlier launch failed.
     pub fn finish(&mut self, size: Update) -> Result<StepOutcome> {
         self.state.read_bytes(bytemuck::bytes_of_mut(&mut self.host))?;
         Ok(StepOutcome {

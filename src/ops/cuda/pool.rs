@@ -4,14 +4,14 @@ use super::conv::geometry;
 use super::{Call, configured};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{GpuView, GpuViewMut};
-use crate::ops::config::{GlobalPoolProblem, Pass};
+use crate::ops::config::{GlobalPoolProblem, KernelPass};
 use crate::ops::conv::ConvProblem;
 use crate::ops::pool::PoolProblem;
 
 /// y `[n, c]` = mean over pixels of x `[n, pixels, c]`.
-pub fn forward((n, pixels, c): (usize, usize, usize), x: GpuView<'_>, y: &GpuViewMut<'_>) {
-    let p = GlobalPoolProblem { n, pixels, c };
-    let Some(config) = configured(&p, Pass::Forward, x) else { return };
+pub fn forward(p: GlobalPoolProblem, x: GpuView<'_>, y: &GpuViewMut<'_>) {
+    let GlobalPoolProblem { n, pixels, c } = p;
+    let Some(config) = configured(&p, KernelPass::Forward, x) else { return };
     Call::new(x.gpu(), config.instance("global_pool_forward", x.dtype()))
         .reads("x", x, n * pixels * c)
         .writes("y", y, n * c)
@@ -20,9 +20,9 @@ pub fn forward((n, pixels, c): (usize, usize, usize), x: GpuView<'_>, y: &GpuVie
 }
 
 /// dx (+)= dy / pixels.
-pub fn backward((n, pixels, c): (usize, usize, usize), dy: GpuView<'_>, dx: &GpuViewMut<'_>, accumulate: bool) {
-    let p = GlobalPoolProblem { n, pixels, c };
-    let Some(config) = configured(&p, Pass::Backward, dy) else { return };
+pub fn backward(p: GlobalPoolProblem, dy: GpuView<'_>, dx: &GpuViewMut<'_>, accumulate: bool) {
+    let GlobalPoolProblem { n, pixels, c } = p;
+    let Some(config) = configured(&p, KernelPass::Backward, dy) else { return };
     Call::new(dy.gpu(), config.instance("global_pool_backward", dy.dtype()))
         .reads("dy", dy, n * c)
         .writes("dx", dx, n * pixels * c)
@@ -33,7 +33,7 @@ pub fn backward((n, pixels, c): (usize, usize, usize), dy: GpuView<'_>, dx: &Gpu
 
 /// y `[n, h_out, w_out, c]` = the largest of each window of x `[n, h_in, w_in, c]`.
 pub fn max_forward(p: &PoolProblem, x: GpuView<'_>, y: &GpuViewMut<'_>) {
-    let Some(config) = configured(p, Pass::Forward, x) else { return };
+    let Some(config) = configured(p, KernelPass::Forward, x) else { return };
     Call::new(x.gpu(), config.instance("max_pool_forward", x.dtype()))
         .reads("x", x, p.n * p.input.len())
         .writes("y", y, p.n * p.output.len())
@@ -43,8 +43,8 @@ pub fn max_forward(p: &PoolProblem, x: GpuView<'_>, y: &GpuViewMut<'_>) {
 }
 
 /// dx (+)= the gradients of the windows that a pixel won.
-pub fn max_backward(p: &PoolProblem, (x, dy): (GpuView<'_>, GpuView<'_>), dx: &GpuViewMut<'_>, accumulate: bool) {
-    let Some(config) = configured(p, Pass::Backward, x) else { return };
+pub fn max_backward(p: &PoolProblem, x: GpuView<'_>, dy: GpuView<'_>, dx: &GpuViewMut<'_>, accumulate: bool) {
+    let Some(config) = configured(p, KernelPass::Backward, x) else { return };
     Call::new(x.gpu(), config.instance("max_pool_backward", x.dtype()))
         .reads("x", x, p.n * p.input.len())
         .reads("dy", dy, p.n * p.output.len())

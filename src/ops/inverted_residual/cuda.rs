@@ -8,7 +8,7 @@ use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
-use crate::ops::config::{Family, Pass, Problem, Target, refused, whole_vectors};
+use crate::ops::config::{KernelFamily, KernelPass, KernelTarget, Problem, refused, whole_vectors};
 use crate::ops::cuda::conv::geometry;
 use crate::ops::cuda::{Call, configured};
 use crate::{Error, Result};
@@ -48,11 +48,11 @@ impl InvertedResidualConfig {
 impl Problem for InvertedResidualProblem {
     type Config = InvertedResidualConfig;
 
-    fn family(&self) -> Family {
-        Family::InvertedResidual
+    fn family(&self) -> KernelFamily {
+        KernelFamily::InvertedResidual
     }
 
-    fn choose(&self, _: Pass, on: Target) -> InvertedResidualConfig {
+    fn choose(&self, _: KernelPass, on: KernelTarget) -> InvertedResidualConfig {
         let vector = [self.input.c, self.hidden, self.output.c].iter().all(|&c| whole_vectors(on.dtype, c));
         let channels = match self.window.stride_h {
             1 if vector && self.output.c > 64 => 128,
@@ -62,15 +62,15 @@ impl Problem for InvertedResidualProblem {
         InvertedResidualConfig { channels, vector }
     }
 
-    fn list(&self, pass: Pass, on: Target) -> Vec<InvertedResidualConfig> {
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<InvertedResidualConfig> {
         let all = [64, 128]
             .into_iter()
             .flat_map(|channels| [true, false].map(|vector| InvertedResidualConfig { channels, vector }));
         all.filter(|&config| self.check(config, pass, on).is_ok()).collect()
     }
 
-    fn check(&self, config: InvertedResidualConfig, _: Pass, on: Target) -> Result<()> {
-        if config.vector && !self.choose(Pass::Forward, on).vector {
+    fn check(&self, config: InvertedResidualConfig, _: KernelPass, on: KernelTarget) -> Result<()> {
+        if config.vector && !self.choose(KernelPass::Forward, on).vector {
             return Err(refused(config, "the channels are no whole vectors"));
         }
         let made = match self.window.stride_h {
@@ -106,7 +106,7 @@ pub(super) fn forward(
     y: &GpuViewMut<'_>,
 ) {
     assert!(p.has_kernel(), "no kernel for a depthwise window of {:?}", p.window);
-    let Some(config) = configured(p, Pass::Forward, x) else { return };
+    let Some(config) = configured(p, KernelPass::Forward, x) else { return };
     // The window is the depthwise convolution's, the channels are the block's.
     let block =
         ConvGeometry { c_in: p.input.c as i32, c_out: p.output.c as i32, groups: 1, ..geometry(&p.depthwise()) };

@@ -7,7 +7,7 @@ use super::{PoolProblem, pooled_shape};
 use crate::Result;
 use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::device::{View, ViewMut};
-use crate::ops::config::Pass;
+use crate::ops::config::KernelPass;
 use crate::ops::cuda::{Call, configured, pool::window};
 use crate::ops::operation::{LoweredNode, OnnxOperator, Operation};
 use crate::ops::simd::vectorised;
@@ -40,7 +40,7 @@ pub fn forward(p: &PoolProblem, x: View<'_>, y: ViewMut<'_>) {
 }
 
 /// dx (+)= dy of each window over the pixels it holds, added over the windows in row-major order.
-pub fn backward(p: &PoolProblem, dy: View<'_>, (dx, accumulate): (ViewMut<'_>, bool)) {
+pub fn backward(p: &PoolProblem, dy: View<'_>, dx: ViewMut<'_>, accumulate: bool) {
     p.check(dx.len(), dy.len());
     if let View::Gpu(dy) = dy {
         return backward_on_gpu(p, dy, &dx.gpu(), accumulate);
@@ -65,7 +65,7 @@ pub fn backward(p: &PoolProblem, dy: View<'_>, (dx, accumulate): (ViewMut<'_>, b
 }
 
 fn forward_on_gpu(p: &PoolProblem, x: GpuView<'_>, y: &GpuViewMut<'_>) {
-    let Some(config) = configured(p, Pass::Forward, x) else { return };
+    let Some(config) = configured(p, KernelPass::Forward, x) else { return };
     Call::new(x.gpu(), config.instance("avg_pool_forward", x.dtype()))
         .reads("x", x, p.n * p.input.len())
         .writes("y", y, p.n * p.output.len())
@@ -75,7 +75,7 @@ fn forward_on_gpu(p: &PoolProblem, x: GpuView<'_>, y: &GpuViewMut<'_>) {
 }
 
 fn backward_on_gpu(p: &PoolProblem, dy: GpuView<'_>, dx: &GpuViewMut<'_>, accumulate: bool) {
-    let Some(config) = configured(p, Pass::Backward, dy) else { return };
+    let Some(config) = configured(p, KernelPass::Backward, dy) else { return };
     Call::new(dy.gpu(), config.instance("avg_pool_backward", dy.dtype()))
         .reads("dy", dy, p.n * p.output.len())
         .writes("dx", dx, p.n * p.input.len())
@@ -141,7 +141,8 @@ impl Step for AvgPoolBackward {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        backward(&self.problem.batch(io.n()), io.read(self.dy), io.write_into(self.dx));
+        let (dx, add) = io.write_into(self.dx);
+        backward(&self.problem.batch(io.n()), io.read(self.dy), dx, add);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::device::{View, ViewMut};
+use crate::ops::config::GlobalPoolProblem;
 use crate::ops::cuda;
 use crate::ops::operation::{LoweredNode, OnnxOperator, Operation, require};
 use crate::ops::simd::vectorised;
@@ -14,7 +15,7 @@ use crate::shape::Shape;
 pub fn forward(input: Shape, x: View<'_>, y: ViewMut<'_>) {
     let (pixels, c) = check(input, x.len(), y.len());
     if let View::Gpu(x) = x {
-        return cuda::pool::forward((y.len() / c, pixels, c), x, &y.gpu());
+        return cuda::pool::forward(GlobalPoolProblem { n: y.len() / c, pixels, c }, x, &y.gpu());
     }
     let (x, y) = (x.host(), y.host());
     let scale = 1.0 / pixels as f32;
@@ -33,10 +34,10 @@ pub fn forward(input: Shape, x: View<'_>, y: ViewMut<'_>) {
 }
 
 /// dx (+)= dy / pixels, the same for every pixel.
-pub fn backward(input: Shape, dy: View<'_>, (dx, accumulate): (ViewMut<'_>, bool)) {
+pub fn backward(input: Shape, dy: View<'_>, dx: ViewMut<'_>, accumulate: bool) {
     let (pixels, c) = check(input, dx.len(), dy.len());
     if let View::Gpu(dy) = dy {
-        return cuda::pool::backward((dy.len() / c, pixels, c), dy, &dx.gpu(), accumulate);
+        return cuda::pool::backward(GlobalPoolProblem { n: dy.len() / c, pixels, c }, dy, &dx.gpu(), accumulate);
     }
     let (dy, dx) = (dy.host(), dx.host());
     let scale = 1.0 / pixels as f32;
@@ -117,7 +118,8 @@ impl Step for GlobalPoolBackward {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        backward(self.input, io.read(self.dy), io.write_into(self.dx));
+        let (dx, add) = io.write_into(self.dx);
+        backward(self.input, io.read(self.dy), dx, add);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}

@@ -38,11 +38,11 @@ pub fn forward(p: &PoolProblem, x: View<'_>, y: ViewMut<'_>) {
 
 /// dx (+)= the gradients of the windows in which a pixel is the largest; of equal pixels the first in row-major order is.
 /// The sums run over the windows in row-major order.
-pub fn backward(p: &PoolProblem, x: View<'_>, dy: View<'_>, (dx, accumulate): (ViewMut<'_>, bool)) {
+pub fn backward(p: &PoolProblem, x: View<'_>, dy: View<'_>, dx: ViewMut<'_>, accumulate: bool) {
     p.check(x.len(), dy.len());
     require("a pool", [("dx", dx.len(), x.len())]);
     if let (View::Gpu(x), View::Gpu(dy)) = (x, dy) {
-        return cuda::pool::max_backward(p, (x, dy), &dx.gpu(), accumulate);
+        return cuda::pool::max_backward(p, x, dy, &dx.gpu(), accumulate);
     }
     let (x, dy, dx) = (x.host(), dy.host(), dx.host());
     let (input, output) = (p.input, p.output);
@@ -139,7 +139,8 @@ impl Step for MaxPoolBackward {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        backward(&self.problem.batch(io.n()), io.read(self.x), io.read(self.dy), io.write_into(self.dx));
+        let (dx, add) = io.write_into(self.dx);
+        backward(&self.problem.batch(io.n()), io.read(self.x), io.read(self.dy), dx, add);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}
