@@ -22,7 +22,7 @@ use crate::report::{
     network_bench_table,
 };
 
-/// How long a peer may take for a layer beyond what it measures, and for a network, which it may compile.
+/// Seconds that a peer may take beyond the measurement, for a layer and for a network, which it may compile.
 const LAYER_LEEWAY: f64 = 30.0;
 const NETWORK_LEEWAY: f64 = 240.0;
 
@@ -35,7 +35,7 @@ pub struct Args {
 
 #[derive(Debug, Clone, clap::Subcommand)]
 enum BenchCommand {
-    /// Every distinct convolution layer of a network and of what it merges into, forward and backward
+    /// Every distinct convolution layer of a network and of its merged form, forward and backward
     Kernels(KernelBenchArgs),
     /// A whole network: original, folded, fused, merged, and its training step
     Network(NetworkBenchArgs),
@@ -48,16 +48,16 @@ struct BenchArgs {
     /// Images per pass
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     batch: u32,
-    /// Seconds to measure for, everything together; what is slow takes longer
+    /// Seconds for all measurements together; slow work takes longer
     #[arg(long, default_value_t = 20.0, value_parser = parse_seconds)]
     seconds: f64,
-    /// Also time PyTorch on the same work, in turns, once everything has been timed without it
+    /// Also time PyTorch on the same work, in turns with this program, after all own measurements
     #[arg(long)]
     peers: bool,
-    /// Longest that it may take for one answer beyond what it measures [default: 30 for a layer, 240 for a network]
+    /// Seconds that PyTorch may take for one answer beyond the measurement [default: 30 for a layer, 240 for a network]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     peer_seconds: Option<f64>,
-    /// The Python that has PyTorch
+    /// Python interpreter with PyTorch
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
     #[command(flatten)]
@@ -74,11 +74,11 @@ struct KernelBenchArgs {
     /// Only layers whose name contains this
     #[arg(long, value_name = "NAME")]
     layer: Option<String>,
-    /// Launch some kernels with this configuration, such as pointwise_forward=64x64-vector, whatever would be chosen; may
+    /// Launch some kernels with this configuration instead of the chosen one, such as pointwise_forward=64x64-vector; may
     /// be repeated
     #[arg(long, value_name = "KERNELS=CONFIG")]
     kernel_config: Vec<String>,
-    /// Ask PyTorch only for so many layers: those that take most of the time
+    /// Number of layers to time with PyTorch: those that take most of the time
     #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
     peer_layers: usize,
 }
@@ -94,7 +94,7 @@ fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
     if (0.0..=3600.0).contains(&seconds) { Ok(seconds) } else { Err(format!("{seconds} s; give 0 to 3600")) }
 }
 
-/// What both kinds begin with.
+/// Setup common to both kinds of bench.
 struct Setting<'a> {
     args: &'a BenchArgs,
     common: &'a Common,
@@ -103,7 +103,7 @@ struct Setting<'a> {
     limits: Limits,
 }
 
-/// What a bench found, for people.
+/// The results of a bench for people.
 struct Shown {
     tables: String,
     plot_file: &'static str,
@@ -111,7 +111,7 @@ struct Shown {
     plot: String,
 }
 
-/// Times, prints, and writes files where a folder is given.
+/// Times, prints, and writes files if a folder is given.
 ///
 /// # Errors
 /// An unknown network or pass, a device that is not there or fails, or a folder that cannot be written.
@@ -154,7 +154,7 @@ impl<'a> Setting<'a> {
         format!("{what} of {}, batch {}, on {device} in {precision}", self.args.net.net, self.args.batch)
     }
 
-    /// Runs a bench; what it finds is kept in `<stem>.json` as it comes, where a folder is given.
+    /// Runs a bench. Results are written to `<stem>.json` as they arrive, if a folder is given.
     fn bench<R: Serialize>(
         &self,
         stem: &str,
@@ -181,7 +181,7 @@ impl<'a> Setting<'a> {
         self.write(&format!("{stem}.json"), &json_text(&file))
     }
 
-    /// Prints what was found and writes `<stem>.json`, `<stem>.csv` and a plot.
+    /// Prints the results and writes `<stem>.json`, `<stem>.csv` and a plot.
     fn finish<R: Serialize>(&self, stem: &str, found: &Findings<R>, shown: &Shown) -> Result<()> {
         self.keep(stem, found, true)?;
         self.write(&format!("{stem}.csv"), &csv(&found.records))?;

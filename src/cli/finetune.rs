@@ -20,18 +20,18 @@ const FILE: &str = "shrunk.safetensors";
 /// Options of `finetune`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The model to start from; that of the settings if not given
+    /// The model to start from [default: that of the settings]
     model: Option<PathBuf>,
-    /// The model that teaches; MODEL itself if not given
+    /// The teacher [default: MODEL itself]
     #[arg(long, value_name = "FILE")]
     teacher: Option<PathBuf>,
-    /// A model file to write besides shrunk.safetensors in the run's folder
+    /// A model file to write in addition to shrunk.safetensors in the run's folder
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// How borders are made exact: reorder or border-bias
+    /// How merged borders stay exact: reorder or border-bias
     #[arg(long, value_name = "MODE")]
     padding: Option<PaddingMode>,
-    /// No ReLU6 behind the freed blocks
+    /// Do not add a ReLU6 after the freed blocks
     #[arg(long)]
     no_final_activation: bool,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use crate::io::{ModelInfo, read_model};
 use crate::model::Model;
 use crate::pipeline::{Entry, Top, logits, picture_logits, read_images, top_classes, write_logits};
 
-/// Classes told per image.
+/// Number of classes printed per image.
 const TOP: usize = 5;
 
 /// Options of `infer`.
@@ -21,7 +21,7 @@ const TOP: usize = 5;
 pub struct Args {
     /// The model
     model: PathBuf,
-    /// Pictures (JPEG, PNG): prints the five likeliest labels of each
+    /// Pictures (JPEG, PNG); the five likeliest labels of each are printed
     images: Vec<PathBuf>,
     /// A safetensors file with `input`, NCHW, normalised as in training
     #[arg(long, value_name = "FILE", conflicts_with = "images")]

@@ -16,21 +16,21 @@ use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge, merge_select
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::linearise;
 
-/// Images of noise on which the merged network is checked.
+/// Number of noise images on which the merged network is checked.
 const VERIFY_IMAGES: usize = 32;
 
 /// Options of `merge`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The model; without --keep-list and --plan what is linear in it already is merged
+    /// The model; without --keep-list or --plan, the parts that are already linear are merged
     model: PathBuf,
     #[command(flatten)]
     mask: MaskArgs,
-    /// How borders are made exact: reorder moves the padding to the front of a block, border-bias keeps the trained
+    /// How merged borders stay exact: reorder moves the padding to the front of a block, border-bias keeps the trained
     /// function and adds a bias per position. If not given, the configuration decides; its default is border-bias
     #[arg(long, value_name = "MODE")]
     padding: Option<PaddingMode>,
-    /// No ReLU6 behind the freed blocks, whatever the configuration says
+    /// Do not add a ReLU6 after the freed blocks, even if the configuration asks for it
     #[arg(long)]
     no_final_activation: bool,
     /// Also check on these images: a safetensors file with `input`, NCHW, or a picture (JPEG, PNG); may be repeated

@@ -41,13 +41,13 @@ pub struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Common options")]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda, cuda:N or emulator
+    /// Device to compute on: auto, cpu, cuda, cuda:N or emulator
     #[arg(long, global = true, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Precision of activations on a GPU: f32, f16 or bf16
     #[arg(long, global = true, value_name = "PRECISION")]
     pub precision: Option<String>,
-    /// Threads; all cores if not given. Results do not depend on it
+    /// Number of threads [default: all cores]; results do not depend on it
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
     /// Seed of weights, data order, augmentation and search
@@ -56,16 +56,16 @@ pub struct Common {
     /// Folder of the run
     #[arg(long, global = true, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Settings as TOML; flags go over them
+    /// Settings as TOML; flags override them
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Machine output on stdout, logs on stderr
+    /// Print machine-readable output on stdout and logs on stderr
     #[arg(long, global = true)]
     pub json: bool,
-    /// No progress, only errors
+    /// Print no progress, only errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// More about what is done
+    /// Log more details
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
 }
@@ -82,15 +82,15 @@ enum Command {
     Finetune(finetune::Args),
     /// Folds the freed blocks of a network into one convolution each, exactly
     Merge(merge::Args),
-    /// Accuracy of a model on test images
+    /// Measures the accuracy of a model on test images
     Eval(eval::Args),
-    /// Other projects' weights (timm, torchvision; .safetensors, .pth) into a model file
+    /// Converts other projects' weights (timm, torchvision; .safetensors, .pth) into a model file
     Import(import::Args),
-    /// A model as ONNX, or as plain convolutions in safetensors, batch-norms folded
+    /// Exports a model as ONNX, or as plain convolutions in safetensors, with batch-norms folded
     Export(export::Args),
     /// Runs a model on tensors or pictures
     Infer(infer::Args),
-    /// The steps, bytes and FLOPs of a network, and its roofline time on known devices
+    /// Prints the steps, bytes and FLOPs of a network, and its roofline time on known devices
     Plan(plan::Args),
     /// Times layers or whole networks on a device, against its limits and against PyTorch
     Bench(bench::Args),
@@ -98,7 +98,7 @@ enum Command {
     Kernels(kernels::Args),
     /// Compares every operation on a device with the host
     Check(check::Args),
-    /// What this machine can compute on
+    /// Lists the devices of this machine
     Devices(devices::Args),
 }
 

@@ -17,10 +17,10 @@ const FILE: &str = "plan.json";
 /// Options of `search`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The trained model; that of the settings if not given
+    /// The trained model [default: that of the settings]
     model: Option<PathBuf>,
-    /// A plan to write besides plan.json in the run's folder. The weights that were trained along go to
-    /// searched.safetensors there
+    /// A plan file to write in addition to plan.json in the run's folder. The weights trained during the search go to
+    /// searched.safetensors in that folder
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]

@@ -14,10 +14,10 @@ use crate::pipeline::{Entry, RunFolder, RunSpec};
 use crate::shrink::{Budget, Mask, Selection, published_mask};
 use crate::train::{Session, TrainConfig};
 
-/// What to do about a run that is in the folder already.
+/// How to treat an existing run in the folder.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// Go on with the interrupted run in the folder, with its settings
+    /// Resume the interrupted run in the folder with its settings
     #[arg(long, conflicts_with = "force")]
     pub resume: bool,
     /// Replace the run in the folder
@@ -25,28 +25,28 @@ pub struct RunArgs {
     pub force: bool,
 }
 
-/// Which data.
+/// The data set.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
     /// embedded, fashion-mnist, mnist, cifar10, cifar100, imagenet, a folder of pictures, or parquet:FOLDER of shards
     #[arg(long, value_name = "NAME")]
     pub data: Option<String>,
-    /// Where the data set is
+    /// Folder of the data set
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Side that pictures of a folder are brought to
+    /// Side in pixels to which the pictures of a folder are resized
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
-    /// Training images at most
+    /// Largest number of training images
     #[arg(long, value_name = "N")]
     pub train_limit: Option<usize>,
-    /// Test images at most
+    /// Largest number of test images
     #[arg(long, value_name = "N")]
     pub test_limit: Option<usize>,
 }
 
-/// Which network.
+/// The network.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
@@ -125,7 +125,7 @@ impl RunArgs {
 }
 
 impl DataArgs {
-    /// Puts the flags over the configuration.
+    /// Overrides the configuration by the flags.
     pub fn apply(&self, config: &mut Config) {
         if let Some(name) = &self.data {
             config.data.name.clone_from(name);
@@ -140,7 +140,7 @@ impl DataArgs {
 }
 
 impl NetworkArgs {
-    /// Puts the flags over the configuration.
+    /// Overrides the configuration by the flags.
     pub fn apply(&self, config: &mut Config) {
         if let Some(name) = &self.net {
             // Another network comes as it was published.
@@ -153,7 +153,7 @@ impl NetworkArgs {
 }
 
 impl BudgetArgs {
-    /// Puts the flags over the configuration.
+    /// Overrides the configuration by the flags.
     pub fn apply(&self, config: &mut Config) {
         let given = [
             self.keep.map(Budget::Keep),
@@ -167,7 +167,7 @@ impl BudgetArgs {
 }
 
 impl StageArgs {
-    /// Puts the flags over a stage's settings.
+    /// Overrides a stage's settings by the flags.
     pub fn apply(&self, config: &mut TrainConfig) {
         set(&mut config.epochs, &self.epochs);
         set(&mut config.batch, &self.batch);
@@ -190,7 +190,7 @@ impl MaskArgs {
 }
 
 impl Common {
-    /// The configuration that flags of single commands go over: `--config`, or that of the run to be resumed, or the
+    /// The configuration that the flags of single commands override: `--config`, or that of the run to be resumed, or the
     /// defaults; then the common flags.
     ///
     /// # Errors
@@ -253,8 +253,8 @@ pub fn set_threads(threads: usize) -> Result<()> {
     }
 }
 
-/// The files that a command writes its result to: what was asked for, and in any case the one in the run's folder, which
-/// comes last as it marks the run as finished.
+/// The files that a command writes its result to: the requested one, and always the one in the run's folder. The latter
+/// comes last because it marks the run as finished.
 pub fn outputs(asked: Option<&PathBuf>, folder: &RunFolder, file: &str) -> Vec<PathBuf> {
     asked.cloned().into_iter().chain([folder.path(file)]).collect()
 }
@@ -297,7 +297,7 @@ fn set<T: Clone>(to: &mut T, from: &Option<T>) {
     }
 }
 
-/// Takes a flag's value over the configuration's where the flag was given.
+/// Overrides a setting by its flag if the flag was given.
 pub fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
     if from.is_some() {
         to.clone_from(from);

@@ -31,7 +31,7 @@ pub struct Args {
     /// Also finetune N random masks of the same size and compare
     #[arg(long, value_name = "N")]
     compare_random: Option<usize>,
-    /// How borders are made exact: reorder moves the padding to the front of a block, border-bias keeps the trained
+    /// How merged borders stay exact: reorder moves the padding to the front of a block, border-bias keeps the trained
     /// function and adds a bias per position
     #[arg(long, value_name = "MODE")]
     padding: Option<PaddingMode>,
@@ -122,7 +122,8 @@ impl Args {
     }
 }
 
-/// Refuses what `finetune` is told and `shrink` finds itself: to ignore it would finetune another network than asked for.
+/// Rejects settings of `finetune` that `shrink` determines itself: ignoring them would finetune another network than the
+/// user asked for.
 fn refuse_choices(config: &Config) -> Result<()> {
     let chosen = [("kept", config.finetune.kept.is_some()), ("teacher", config.finetune.teacher.is_some())];
     match chosen.iter().find(|(_, given)| *given) {
@@ -135,7 +136,7 @@ fn refuse_choices(config: &Config) -> Result<()> {
     }
 }
 
-/// What a person reads at the end.
+/// The summary printed at the end.
 fn closing(result: &RunResult, folder: &RunFolder) -> String {
     let mut text = format!("\n{}\n", network_table(result).text());
     let removed = result.kept.iter().filter(|&&k| k == 0).count();

@@ -17,7 +17,7 @@ const FILE: &str = "original.safetensors";
 /// Options of `train`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// A model file to write besides original.safetensors in the run's folder
+    /// A model file to write in addition to original.safetensors in the run's folder
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]

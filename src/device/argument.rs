@@ -5,10 +5,10 @@ use std::fmt;
 use super::driver::Address;
 use crate::dtype::Dtype;
 
-/// Words that the largest argument has.
+/// Size of the largest argument in words.
 const WORDS: usize = 7;
 
-/// What a pointer of a kernel points to.
+/// The type that a pointer points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     /// A number in one of the types of tensors.
@@ -124,7 +124,7 @@ impl fmt::Display for Element {
     }
 }
 
-/// As kernels spell it.
+/// The spelling in kernels.
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -197,7 +197,7 @@ impl Argument {
         matches!(self.kind, Kind::Pointer { .. }) && self.words[0] == 0
     }
 
-    /// Where its bytes lie, as a launch takes them.
+    /// Pointer to its bytes, as launches take them.
     pub(super) fn bytes(&self) -> *mut std::ffi::c_void {
         std::ptr::from_ref(&self.words).cast_mut().cast()
     }

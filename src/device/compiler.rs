@@ -1,4 +1,4 @@
-//! Units to cubins: from the cache, else through NVRTC; and what the assembler says of each kernel.
+//! Compiles units to cubins, from the cache or through NVRTC, and reads the assembler's report on each kernel.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -12,7 +12,7 @@ use libloading::{Library, Symbol};
 use super::source::{Unit, files};
 use crate::{Error, Result};
 
-/// How to come by it, for messages.
+/// Installation advice for error messages.
 const HOW_TO_GET: &str = "install it (pip install nvidia-cuda-nvrtc-cu12) and set DEPTHSHRINKER_NVRTC to its libnvrtc.so.12, \
                           or bring cubins made by `depthshrinker kernels build` in DEPTHSHRINKER_KERNELS";
 

@@ -60,7 +60,7 @@ impl NetworkRun {
     /// Plans, allocates and uploads.
     ///
     /// # Errors
-    /// What the engine says.
+    /// Errors of the engine.
     pub fn new(device: &Device, case: &NetworkCase, batch: usize) -> Result<Self> {
         if batch == 0 {
             return Err(Error::Config("latency needs a batch of at least 1 image, got 0".into()));
@@ -106,7 +106,7 @@ impl NetworkRun {
     /// Its passes, to be timed: on a GPU by the device's own clock and without what the host does between them.
     ///
     /// # Errors
-    /// What the engine says.
+    /// Errors of the engine.
     pub fn launches(&mut self) -> Result<Launches<'_>> {
         let device = match &self.network {
             Network::Inference(engine) => engine.device().clone(),

@@ -15,7 +15,7 @@ use crate::engine::{Pass, Plan, PlannedStep, StepCost, Target};
 use crate::graph::{BlockId, Graph, NodeId};
 use crate::ops::step::{Backend, ComputeUnit};
 
-/// What one step of a plan must move and compute in one pass.
+/// Least bytes and FLOPs of one step of a plan in one pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelCost {
     /// The step's name.
@@ -73,7 +73,7 @@ pub struct Roofline {
     pub element_bytes: u64,
 }
 
-/// What the data sheet of a GPU says of it: dense rates at the boost clock, without structured sparsity.
+/// The data sheet of a GPU: dense rates at the boost clock, without structured sparsity.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DataSheet {
     /// The GPU and its form.
@@ -157,7 +157,7 @@ impl Roofline {
         }
     }
 
-    /// How much of the limits kernels used that took `seconds` together for a batch.
+    /// Shares of the limits that kernels used which took `seconds` together for a batch.
     pub fn utilization(&self, kernels: &[KernelCost], batch: usize, seconds: f64) -> Utilization {
         let seconds = seconds.max(f64::MIN_POSITIVE);
         let sum = |of: &dyn Fn(&KernelCost) -> f64| kernels.iter().map(of).sum::<f64>();

@@ -1,5 +1,5 @@
 //! Training images from bytes: shifted, flipped, a rectangle erased, and normalised to `(v / 255 - mean) / std`, in one
-//! pass over the rows. Which view an image gets is drawn elsewhere; here it is carried out, on the host or on a GPU.
+//! pass over the rows. The views are drawn by [`crate::data`] and carried out here, on the host or on a GPU.
 
 use super::cuda::augment::GpuImages;
 use super::random::noise;
@@ -7,7 +7,7 @@ use crate::Result;
 use crate::device::{Device, ViewMut};
 use crate::shape::Shape;
 
-/// One way to look at an image. `ImageView` of `kernels/augment.cu`.
+/// A view of an image: shift, flip and erased rectangle. `ImageView` of `kernels/augment.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct ImageView {

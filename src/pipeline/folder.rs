@@ -25,18 +25,18 @@ const FILES: [&str; 11] = [
     "report.html",
 ];
 
-/// What to do about a run that is in the folder already.
+/// How to treat an existing run in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     /// Refuse.
     New,
     /// Remove its files and start anew.
     Force,
-    /// Go on with it.
+    /// Resume it.
     Resume,
 }
 
-/// A run as its folder sees it.
+/// Description of a run for its folder.
 #[derive(Debug, Clone, Copy)]
 pub struct RunSpec<'a> {
     /// The command.

@@ -28,11 +28,11 @@ pub(super) struct Networks<'a> {
     pub merged: (&'a Model, Evaluation),
 }
 
-/// Everything else that the result needs.
+/// The remaining inputs of the result.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub mask: Mask,
-    /// For every node of the original network the merged network's node that stands for its value.
+    /// Per node of the original network, the node of the merged network with the same value.
     pub map: &'a [Option<NodeId>],
     /// Number of merged segments.
     pub segments: usize,
@@ -42,7 +42,7 @@ pub(super) struct Facts<'a> {
     pub stages: Vec<StageTime>,
 }
 
-/// Measures and puts everything together.
+/// Measures the networks and collects the result.
 ///
 /// # Errors
 /// A failing device, a malformed graph, or [`Error::Interrupted`](crate::Error::Interrupted).

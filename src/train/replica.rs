@@ -1,4 +1,4 @@
-//! One network's share of a training step: from its part of a batch to the gradients of that part's mean loss.
+//! One network's share of a training step: it turns its part of a batch into the gradients of that part's mean loss.
 
 use std::ops::Range;
 
@@ -31,7 +31,7 @@ impl<'a> Replica<'a> {
     /// A network for a range of the batch's images.
     ///
     /// # Errors
-    /// What the engine or the teacher says.
+    /// Errors of the engine or the teacher.
     pub fn new(device: &Device, model: &Model, options: &StepOptions<'a>, images: Range<usize>) -> Result<Self> {
         let (batch, classes) = (images.len(), model.graph.classes());
         let teacher = options.distillation.map(|d| Teacher::new(device, d, &model.graph, batch)).transpose()?;
@@ -56,7 +56,7 @@ impl<'a> Replica<'a> {
         self.images.len()
     }
 
-    /// Brings what changes from step to step to the device: its part of the batch, and the factor on the loss.
+    /// Copies the inputs of a step to the device: its part of the batch, and the factor on the loss.
     ///
     /// # Errors
     /// Images or labels that do not fit, or a device that fails.

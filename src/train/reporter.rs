@@ -9,7 +9,7 @@ const TEMPLATE: &str = "{prefix:>9} {bar:32} {pos}/{len} {elapsed} (left {eta}) 
 /// How often a bar is drawn again at most.
 const REDRAW: Duration = Duration::from_millis(250);
 
-/// Shows how far a job is.
+/// Shows the progress of a job.
 #[derive(Debug)]
 pub struct Reporter {
     style: Style,

@@ -11,7 +11,7 @@ use crate::ops::augment::{ByteTables, ImageRoom, ImageView};
 use crate::ops::config::{AugmentProblem, KernelPass};
 use crate::shape::Shape;
 
-/// Values of a byte, each of which a channel's table has a number for.
+/// Entries of a channel's table: one for each value of a byte.
 const TABLE: usize = 256;
 
 fn all(buffer: &GpuBuffer) -> GpuView<'_> {
