@@ -5,7 +5,7 @@
 //
 // All tensors have one shape and type T, and are aligned to 16 bytes. Bound by memory: each is read or written once, by
 // vectors. The score is summed in two stages: a partial sum per block, whose number depends on n alone, then one block
-// that adds them in order in double. It is added to what is there, since a block of the network may have several
+// that adds them in order in double. It is added to the previous value, since a block of the network may have several
 // activations; batch-norms with an activation form the same partial sums. Gradients may carry a loss scale, then the
 // score does too. `slope_at`, where not null, holds the slope on the device.
 //

@@ -1,7 +1,7 @@
 // Batch normalisation over images and pixels, with the residual and the activation that follow it.
 //
 //   forward    z = φ(γ·(y − μ)·ρ + β + residual),   ρ = 1 / √(σ² + ε)
-//   backward   g = dz·φ'(v), v being what φ was given;   dβ = Σ g,   dγ = ρ·Σ g·(y − μ),   d_residual (+)= g,
+//   backward   g = dz·φ'(v), v the input of φ;   dβ = Σ g,   dγ = ρ·Σ g·(y − μ),   d_residual (+)= g,
 //              dy (+)= γ·ρ·(g − dβ/P − (y − μ)·ρ·dγ/P) = a·g + s·y + o
 //
 // y, z, the residual and their gradients are `[pixels, c]` of type T, P = n·h·w pixels; all that belongs to channels is
@@ -17,7 +17,7 @@
 // Launches. Blocks have 256 threads, no dynamic shared memory. With VECTOR, N = 16 / sizeof(T), c is a multiple of N
 // and tensors are aligned to 16 bytes; without, N = 1. `lanes` and tiles are as slab.cuh says. `slab` is in pixels, one
 // for the two-stage sums and another for the other kernels: `NormConfig` of src/ops/config/norm.rs has them, grids and
-// the sizes of what is kept between stages.
+// the sizes of the partial results between stages.
 // No activation is limit = infinity, slope 1. `slope_at`, where not null, holds the slope on the device. A residual
 // under slope 1 need not be given to the backward pass.
 //

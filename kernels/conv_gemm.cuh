@@ -1,4 +1,4 @@
-// Implicit GEMM: what the pointwise and the dense convolutions share.
+// Implicit GEMM: the code that pointwise and dense convolutions share.
 //
 // Every pass is C[m, n] = Σ_k A[m, k]·B[k, n], one TILE_M x TILE_N tile of C per block:
 //

@@ -136,7 +136,7 @@ __device__ __forceinline__ void load_pair(const U* from, int count, float (&out)
 /// The larger of two sizes, at compile time.
 constexpr __device__ int larger(int a, int b) { return a < b ? b : a; }
 
-/// The sizes of a block's work, and what it does with a slice of hidden channels.
+/// The sizes of a block's work, and its operations on a slice of hidden channels.
 template <typename T, int K, int STRIDE, int COLUMNS, bool VECTOR>
 struct FusedTile {
     static constexpr int WIDTH = 8, HEIGHT = STRIDE == 1 ? 8 : 4, PIXELS = WIDTH * HEIGHT;

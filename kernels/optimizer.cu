@@ -37,7 +37,7 @@
 #include "reduce.cuh"
 #include "slab.cuh"
 
-/// What a training run keeps on the device; the Rust side has the same struct under `repr(C)`. 56 bytes.
+/// The state of the optimizer on the device; the Rust side has the same struct under `repr(C)`. 56 bytes.
 struct OptimizerState {
     /// Batches seen, those skipped included: the step of dropout.
     u64 seen;
@@ -63,7 +63,7 @@ struct OptimizerState {
 /// Good steps after which the loss scale is doubled, and its bounds.
 constexpr u32 GROWTH_STEPS = 2000;
 constexpr float SMALLEST_SCALE = 1.0f, LARGEST_SCALE = 16777216.0f;
-/// What keeps the clipping quotient finite, as in `clip_grad_norm_`.
+/// Keeps the clipping quotient finite, as in `clip_grad_norm_`.
 constexpr double CLIP_EPS = 1e-6;
 
 /// Elements of a thread: 16 bytes of float.

@@ -201,7 +201,7 @@ fn alone((lines, w, c, _, act): NormRow, on: &On<'_>) -> Result<Vec<Output>> {
     let [running_mean, running_var] = running;
     let (running, inputs) = ([running_mean?, running_var?], on.get(run.buffer(y))?);
     outputs.extend(gradients(&planned, back, &mut run, on)?);
-    outputs.push(inference(&planned, act, (&running, &inputs), on)?);
+    outputs.push(inference(&planned, act, &running, &inputs, on)?);
     Ok(outputs)
 }
 
@@ -209,7 +209,8 @@ fn alone((lines, w, c, _, act): NormRow, on: &On<'_>) -> Result<Vec<Output>> {
 fn inference(
     planned: &Planned,
     act: Option<(f32, f32)>,
-    (running, y): (&[Vec<f32>; 2], &[f32]),
+    running: &[Vec<f32>; 2],
+    y: &[f32],
     on: &On<'_>,
 ) -> Result<Output> {
     let act = act.map(|(limit, slope)| Activation { limit: Some(limit), site: None, slope });

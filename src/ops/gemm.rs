@@ -28,15 +28,23 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// Extents of a product of an m×k and a k×n matrix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GemmSize {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+}
+
 /// C = A·B, or C += A·B where `accumulate`; A is m×k, B is k×n, C is m rows `ldc` apart.
-pub(super) fn gemm(
-    (m, n, k): (usize, usize, usize),
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    c: &mut [f32],
-    ldc: usize,
-    accumulate: bool,
-) {
+///
+/// # Panics
+/// When an operand or the result is too short.
+pub(super) fn gemm(size: GemmSize, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], ldc: usize, accumulate: bool) {
+    let GemmSize { m, n, k } = size;
     assert!(a.holds(m, k) && b.holds(k, n), "gemm operand too short");
     assert!(m == 0 || n == 0 || (m - 1) * ldc + n <= c.len(), "gemm result too short");
     let (beta_dst, read) = if accumulate { (1.0, true) } else { (0.0, false) };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::config::BiasProblem;
 use super::cuda;
 use super::epilogue::BiasOperand;
-use super::gemm::{Matrix, gemm};
+use super::gemm::{GemmSize, Matrix, gemm};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
@@ -57,7 +57,14 @@ pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewM
     let LinearProblem { n, c_in, c_out } = p;
     y[..n * c_out].par_chunks_mut(ROWS * c_out).zip(x[..n * c_in].par_chunks(ROWS * c_in)).for_each(|(y, x)| {
         y.chunks_exact_mut(c_out).for_each(|row| row.copy_from_slice(b));
-        gemm((y.len() / c_out, c_out, c_in), Matrix::rows(x, c_in), Matrix::transposed(w, c_in), y, c_out, true);
+        gemm(
+            GemmSize { m: y.len() / c_out, n: c_out, k: c_in },
+            Matrix::rows(x, c_in),
+            Matrix::transposed(w, c_in),
+            y,
+            c_out,
+            true,
+        );
     });
 }
 
@@ -106,12 +113,19 @@ pub fn backward(p: LinearProblem, inputs: LinearInputs<'_>, out: LinearGradients
         dx[..n * c_in].par_chunks_mut(ROWS * c_in).zip(dy[..n * c_out].par_chunks(ROWS * c_out)).for_each(
             |(dx, dy)| {
                 let rows = dy.len() / c_out;
-                gemm((rows, c_in, c_out), Matrix::rows(dy, c_out), Matrix::rows(w, c_in), dx, c_in, accumulate);
+                gemm(
+                    GemmSize { m: rows, n: c_in, k: c_out },
+                    Matrix::rows(dy, c_out),
+                    Matrix::rows(w, c_in),
+                    dx,
+                    c_in,
+                    accumulate,
+                );
             },
         );
     }
     let (dw, db) = (dw.host(), db.host());
-    gemm((c_out, c_in, n), Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), dw, c_in, false);
+    gemm(GemmSize { m: c_out, n: c_in, k: n }, Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), dw, c_in, false);
     db.fill(0.0);
     for row in dy[..n * c_out].chunks_exact(c_out) {
         db.iter_mut().zip(row).for_each(|(db, dy)| *db += dy);

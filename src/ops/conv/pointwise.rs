@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::ConvProblem;
 use super::source::Source;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::gemm::{GemmSize, Matrix, gemm};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
 use crate::shape::Lines;
 
@@ -29,7 +29,14 @@ pub(super) fn forward<R: Send>(
             let start = range.start / c_out * c_in;
             with_scratch(x.scratch_len(pixels * c_in), |scratch| {
                 let x = x.load(start..start + pixels * c_in, scratch);
-                gemm((pixels, c_out, c_in), Matrix::rows(x, c_in), Matrix::transposed(w, c_in), y, c_out, false);
+                gemm(
+                    GemmSize { m: pixels, n: c_out, k: c_in },
+                    Matrix::rows(x, c_in),
+                    Matrix::transposed(w, c_in),
+                    y,
+                    c_out,
+                    false,
+                );
             });
             finish(range, y)
         })
@@ -65,12 +72,12 @@ pub(super) fn backward(
                 load(range, dy);
                 let loaded = x.load(range_in.clone(), scratch);
                 let (dy_t, rows) = (Matrix::transposed(dy, c_out), Matrix::rows(loaded, c_in));
-                gemm((c_out, c_in, pixels), dy_t, rows, partial, c_in, i > 0);
+                gemm(GemmSize { m: c_out, n: c_in, k: pixels }, dy_t, rows, partial, c_in, i > 0);
                 if let Some((dx, accumulate)) = &mut dx {
                     let (head, rest) = std::mem::take(dx).split_at_mut(pixels * c_in);
                     *dx = rest;
                     let (dy, w) = (Matrix::rows(dy, c_out), Matrix::rows(w, c_in));
-                    gemm((pixels, c_in, c_out), dy, w, head, c_in, *accumulate);
+                    gemm(GemmSize { m: pixels, n: c_in, k: c_out }, dy, w, head, c_in, *accumulate);
                     sums.extend(x.gradient_sums(range_in, head));
                 }
             });

@@ -8,7 +8,7 @@ use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem};
 use crate::device::View;
 use crate::ops::activation::Clamp;
 use crate::ops::conv::depthwise;
-use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::gemm::{GemmSize, Matrix, gemm};
 use crate::ops::parallel::with_scratch;
 use crate::ops::simd::vectorised;
 
@@ -110,7 +110,7 @@ impl Block<'_> {
                 depthwise::forward_rows(&part, expanded, filter, filtered);
                 self.depthwise.finish(first, len, filtered);
                 let w = Matrix { data: &self.project.w[first..], row: 1, col: hidden };
-                gemm((pixels, c_out, len), Matrix::rows(filtered, len), w, y, c_out, first > 0);
+                gemm(GemmSize { m: pixels, n: c_out, k: len }, Matrix::rows(filtered, len), w, y, c_out, first > 0);
             }
         });
         self.finish(image * p.output.len() + rows.start * p.output.w * c_out, y);
@@ -123,7 +123,7 @@ impl Block<'_> {
             None => copy_channels(x, c_in, channels, out),
             Some(conv) => {
                 let w = Matrix::transposed(&conv.w[channels.start * c_in..channels.end * c_in], c_in);
-                gemm((out.len() / len, len, c_in), Matrix::rows(x, c_in), w, out, len, false);
+                gemm(GemmSize { m: out.len() / len, n: len, k: c_in }, Matrix::rows(x, c_in), w, out, len, false);
                 conv.finish(channels.start, len, out);
             }
         }

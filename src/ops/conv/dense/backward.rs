@@ -6,7 +6,7 @@ use super::super::ConvProblem;
 use super::super::source::Source;
 use super::{copy_group, stored};
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::gemm::{GemmSize, Matrix, gemm};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
 
 /// Elements of one im2col piece: what fits beside its GEMM operands in a core's second-level cache.
@@ -67,10 +67,24 @@ pub(in crate::ops) fn backward(
                     im2col(p, &g, x, piece.clone(), group, columns);
                     let dy_t = Matrix { data: dy_group, row: 1, col: c };
                     let partial = &mut partial[weights.clone()];
-                    gemm((g.c_out, g.k, pixels), dy_t, Matrix::rows(columns, g.k), partial, g.k, true);
+                    gemm(
+                        GemmSize { m: g.c_out, n: g.k, k: pixels },
+                        dy_t,
+                        Matrix::rows(columns, g.k),
+                        partial,
+                        g.k,
+                        true,
+                    );
                     if let Some((dx, _)) = &mut dx {
                         let dy_rows = Matrix { data: dy_group, row: c, col: 1 };
-                        gemm((pixels, g.k, g.c_out), dy_rows, Matrix::rows(&w[weights], g.k), columns, g.k, false);
+                        gemm(
+                            GemmSize { m: pixels, n: g.k, k: g.c_out },
+                            dy_rows,
+                            Matrix::rows(&w[weights], g.k),
+                            columns,
+                            g.k,
+                            false,
+                        );
                         col2im(p, &g, columns, piece.clone(), group, images.start, dx);
                     }
                 }
