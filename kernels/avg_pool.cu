@@ -39,21 +39,24 @@ __global__ void __launch_bounds__(256) avg_pool_forward(
     if (!tile.active || pixel >= g.h_out * g.w_out) return;
     const WindowSpan rows = window_span(pixel / g.w_out, g.stride_h, g.k_h, g.pad_top, g.h_in);
     const WindowSpan cols = window_span(pixel % g.w_out, g.stride_w, g.k_w, g.pad_left, g.w_in);
-    const T* const image = x + static_cast<i64>(blockIdx.z) * g.h_in * g.w_in * g.c_in + tile.channel;
+    const i64 to = (static_cast<i64>(blockIdx.z) * g.h_out * g.w_out + pixel) * g.c_in + tile.channel;
+    const float scale = one_over((rows.end - rows.begin) * (cols.end - cols.begin));
+    const T* line = x + ((static_cast<i64>(blockIdx.z) * g.h_in + rows.begin) * g.w_in + cols.begin) * g.c_in + tile.channel;
     float sums[N] = {};
     for (int row = rows.begin; row < rows.end; row++) {
+        const T* from = line;
         for (int col = cols.begin; col < cols.end; col++) {
             float values[N];
-            load_floats(image + (static_cast<i64>(row) * g.w_in + col) * g.c_in, values);
+            load_floats(from, values);
 #pragma unroll
             for (int i = 0; i < N; i++) sums[i] += values[i];
+            from += g.c_in;
         }
+        line += static_cast<i64>(g.w_in) * g.c_in;
     }
-    const float scale = 1.0f / static_cast<float>((rows.end - rows.begin) * (cols.end - cols.begin));
 #pragma unroll
     for (int i = 0; i < N; i++) sums[i] *= scale;
-    const i64 to = static_cast<i64>(blockIdx.z) * g.h_out * g.w_out + pixel;
-    store_floats(y + to * g.c_in + tile.channel, sums);
+    store_floats(y + to, sums);
 }
 
 template <typename T, bool VECTOR>
@@ -80,7 +83,7 @@ __global__ void __launch_bounds__(256) avg_pool_backward(
         const WindowSpan rows = window_span(out_row, g.stride_h, g.k_h, g.pad_top, g.h_in);
         for (int out_col = first_col; out_col <= last_col; out_col++) {
             const WindowSpan cols = window_span(out_col, g.stride_w, g.k_w, g.pad_left, g.w_in);
-            const float scale = 1.0f / static_cast<float>((rows.end - rows.begin) * (cols.end - cols.begin));
+            const float scale = one_over((rows.end - rows.begin) * (cols.end - cols.begin));
             float share[N];
             load_floats(gradients + (static_cast<i64>(out_row) * g.w_out + out_col) * g.c_in, share);
 #pragma unroll

@@ -86,6 +86,7 @@ __device__ __forceinline__ f16 from_float<f16>(float x) {
 #endif
 }
 
+// `one_over` is within one unit of the last place: exact division is a subroutine, and what lives across its call spills.
 #ifdef __CUDA_ARCH__
 __device__ __forceinline__ float exp_f(float x) { return expf(x); }
 __device__ __forceinline__ float log_f(float x) { return logf(x); }
@@ -97,6 +98,7 @@ __device__ __forceinline__ float min_f(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ float max_f(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ float abs_f(float x) { return fabsf(x); }
 __device__ __forceinline__ float floor_f(float x) { return floorf(x); }
+__device__ __forceinline__ float one_over(int count) { return __fdividef(1.0f, static_cast<float>(count)); }
 #else
 inline float exp_f(float x) { return __builtin_expf(x); }
 inline float log_f(float x) { return __builtin_logf(x); }
@@ -108,6 +110,7 @@ inline float min_f(float a, float b) { return __builtin_fminf(a, b); }
 inline float max_f(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float abs_f(float x) { return __builtin_fabsf(x); }
 inline float floor_f(float x) { return __builtin_floorf(x); }
+inline float one_over(int count) { return 1.0f / static_cast<float>(count); }
 #endif
 
 /// Neither infinite nor not-a-number; holds under fast-math options too, since it looks at the bits.

@@ -133,3 +133,14 @@ impl Window {
         Some((h, w))
     }
 }
+
+/// Extents of a product of an m×k and a k×n matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct GemmSize {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+}

@@ -25,24 +25,24 @@ pub(super) fn cases() -> Vec<Case> {
         case("linear/130x64_to_16", |on| linear_case(LinearProblem { n: 130, c_in: 64, c_out: 16 }, on)),
         case("pool/3x20x24", |on| pool_case(3, Shape::new(4, 5, 24), on)),
         case("pool/2x49x13", |on| pool_case(2, Shape::new(7, 7, 13), on)),
-        case("max_pool/3x3_s2", |on| max_pool_case((2, Shape::new(9, 12, 16)), Window::square(3, 2, 1), on)),
-        case("max_pool/3x3_s1_odd", |on| max_pool_case((1, Shape::new(7, 5, 13)), Window::square(3, 1, 1), on)),
-        case("max_pool/2x2_s2", |on| max_pool_case((3, Shape::new(8, 7, 40)), Window::square(2, 2, 0), on)),
-        case("max_pool/5x2_asymmetric", |on| max_pool_case((2, Shape::new(11, 6, 8)), asymmetric(), on)),
-        case("avg_pool/3x3_s2", |on| avg_pool_case((2, Shape::new(9, 12, 16)), Window::square(3, 2, 1), on)),
-        case("avg_pool/3x3_s1_odd", |on| avg_pool_case((1, Shape::new(7, 5, 13)), Window::square(3, 1, 1), on)),
-        case("avg_pool/2x2_s2", |on| avg_pool_case((3, Shape::new(8, 7, 40)), Window::square(2, 2, 0), on)),
-        case("avg_pool/5x2_asymmetric", |on| avg_pool_case((2, Shape::new(11, 6, 8)), asymmetric(), on)),
+        case("max_pool/3x3_s2", |on| max_pool_case(2, Shape::new(9, 12, 16), Window::square(3, 2, 1), on)),
+        case("max_pool/3x3_s1_odd", |on| max_pool_case(1, Shape::new(7, 5, 13), Window::square(3, 1, 1), on)),
+        case("max_pool/2x2_s2", |on| max_pool_case(3, Shape::new(8, 7, 40), Window::square(2, 2, 0), on)),
+        case("max_pool/5x2_asymmetric", |on| max_pool_case(2, Shape::new(11, 6, 8), asymmetric(), on)),
+        case("avg_pool/3x3_s2", |on| avg_pool_case(2, Shape::new(9, 12, 16), Window::square(3, 2, 1), on)),
+        case("avg_pool/3x3_s1_odd", |on| avg_pool_case(1, Shape::new(7, 5, 13), Window::square(3, 1, 1), on)),
+        case("avg_pool/2x2_s2", |on| avg_pool_case(3, Shape::new(8, 7, 40), Window::square(2, 2, 0), on)),
+        case("avg_pool/5x2_asymmetric", |on| avg_pool_case(2, Shape::new(11, 6, 8), asymmetric(), on)),
         case("dropout/5000", dropout_case),
         case("augment/5x9x8x4", |on| augment_case(Shape::new(9, 8, 4), on)),
         case("augment/3x7x5x3", |on| augment_case(Shape::new(7, 5, 3), on)),
         case("activation/relu6", |on| activation_case(act(0.7, 0.0), 4999, on)),
         case("activation/leaky", |on| activation_case(act(0.5, 0.3), 70_001, on)),
         case("activation/infinite", infinite_case),
-        case("cross_entropy/9x10", |on| cross_entropy_case((9, 10), on)),
-        case("cross_entropy/3x1000", |on| cross_entropy_case((3, 1000), on)),
+        case("cross_entropy/9x10", |on| cross_entropy_case(9, 10, on)),
+        case("cross_entropy/3x1000", |on| cross_entropy_case(3, 1000, on)),
         case("cross_entropy/not_finite", not_finite_case),
-        case("distillation/5x17", |on| distillation_case((5, 17), on)),
+        case("distillation/5x17", |on| distillation_case(5, 17, on)),
         case("feature_mse/6007", feature_case),
         case("optimizer/sgd", |on| optimizer_case(Optimizer::Sgd { momentum: 0.9, nesterov: false }, 0.0, on)),
         case("optimizer/nesterov_clipped", |on| optimizer_case(Optimizer::default(), 1.5, on)),
@@ -147,7 +147,7 @@ fn asymmetric() -> Window {
     Window { k_h: 5, k_w: 2, stride_h: 3, stride_w: 3, pad }
 }
 
-fn max_pool_case((n, input): (usize, Shape), window: Window, on: &On<'_>) -> Result<Vec<Output>> {
+fn max_pool_case(n: usize, input: Shape, window: Window, on: &On<'_>) -> Result<Vec<Output>> {
     let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
     let problem = PoolProblem { n: 1, input, output: Shape::new(h, w, input.c), window };
     let mut values = Values::default();
@@ -158,7 +158,7 @@ fn max_pool_case((n, input): (usize, Shape), window: Window, on: &On<'_>) -> Res
     unary_case(Unary { values, step, x, y, n }, &numbers, Terms { y: 1, dx: window.taps() }, on)
 }
 
-fn avg_pool_case((n, input): (usize, Shape), window: Window, on: &On<'_>) -> Result<Vec<Output>> {
+fn avg_pool_case(n: usize, input: Shape, window: Window, on: &On<'_>) -> Result<Vec<Output>> {
     let (h, w) = window.output(input.h, input.w).expect("a row of the table fits");
     let problem = PoolProblem { n: 1, input, output: Shape::new(h, w, input.c), window };
     let mut values = Values::default();
@@ -242,7 +242,7 @@ fn logits(on: &On<'_>, seed: u64, len: usize) -> Vec<f32> {
 }
 
 /// A record of a batch of n images.
-fn record(on: &On<'_>, (n, classes): (usize, usize)) -> Result<LossRecord> {
+fn record(on: &On<'_>, n: usize, classes: usize) -> Result<LossRecord> {
     let labels: Vec<u32> = (0..n).map(|i| ((i * 7 + 3) % classes) as u32).collect();
     let mut record = LossRecord::new(on.device, n, classes)?;
     record.begin(&labels)?;
@@ -254,10 +254,10 @@ fn sums(record: &LossRecord) -> Result<Output> {
     Ok(Output::float("loss and hits", vec![sum.loss as f32, sum.correct as f32], record.images()))
 }
 
-fn cross_entropy_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
+fn cross_entropy_case(n: usize, classes: usize, on: &On<'_>) -> Result<Vec<Output>> {
     let (z, scale) = (on.put(&logits(on, 1, n * classes))?, on.put_float(&[64.0])?);
     let mut d = on.room(n * classes)?;
-    let (mut with, mut without) = (record(on, (n, classes))?, record(on, (n, classes))?);
+    let (mut with, mut without) = (record(on, n, classes)?, record(on, n, classes)?);
     let view = z.view(0..n * classes);
     let gradient = Gradient { to: d.view_mut(0..n * classes), scale: Some(scale.view(0..1)) };
     cross_entropy(&mut with, view, 0.1, Some(gradient))?;
@@ -265,12 +265,12 @@ fn cross_entropy_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<O
     Ok(vec![sums(&with)?, sums(&without)?, Output::rounded("gradient", on.get(&d)?, classes)])
 }
 
-fn distillation_case((n, classes): (usize, usize), on: &On<'_>) -> Result<Vec<Output>> {
+fn distillation_case(n: usize, classes: usize, on: &On<'_>) -> Result<Vec<Output>> {
     let len = n * classes;
     let (student, teacher) = (on.put(&logits(on, 1, len))?, on.put(&logits(on, 2, len))?);
     let (mut d, scale) = (on.room(len)?, on.put_float(&[16.0])?);
     let target = SoftTarget { teacher: teacher.view(0..len), alpha: 0.7, temperature: 3.0 };
-    let mut record = record(on, (n, classes))?;
+    let mut record = record(on, n, classes)?;
     let gradient = Gradient { to: d.view_mut(0..len), scale: Some(scale.view(0..1)) };
     distillation(&mut record, student.view(0..len), target, gradient)?;
     Ok(vec![sums(&record)?, Output::rounded("gradient", on.get(&d)?, classes)])
@@ -301,7 +301,7 @@ fn feature_case(on: &On<'_>) -> Result<Vec<Output>> {
     let len = 6007;
     let (student, teacher) = (on.put(&on.numbers(1, len))?, on.put(&on.numbers(2, len))?);
     let (mut d, scale) = (on.room(len)?, on.put_float(&[1024.0])?);
-    let mut record = record(on, (1, 1))?;
+    let mut record = record(on, 1, 1)?;
     let gradient = Gradient { to: d.view_mut(0..len), scale: Some(scale.view(0..1)) };
     feature_mse(&mut record, student.view(0..len), teacher.view(0..len), 0.5, gradient)?;
     let loss = Output::float("loss", vec![record.sum()?.loss as f32], len);

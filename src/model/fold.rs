@@ -37,7 +37,8 @@ impl Model {
             let Some(bn_id) = bn_id else { continue };
             let (conv, norm) = (&self.graph.nodes[conv_id], &self.graph.nodes[bn_id]);
             if let (Op::Conv(op), Op::BatchNorm(bn)) = (conv.op, norm.op) {
-                fold(&mut weights, &conv.name, op.family(), self.batch_norm_affine(&norm.name, bn));
+                let (factors, shifts) = self.batch_norm_affine(&norm.name, bn);
+                fold(&mut weights, &conv.name, op.family(), &factors, &shifts);
                 for suffix in ["weight", "bias", "running_mean", "running_var"] {
                     weights.remove(&format!("{}.{suffix}", norm.name));
                 }
@@ -49,7 +50,7 @@ impl Model {
 }
 
 /// Replaces `<conv>.weight` and `<conv>.bias` by what they are behind a batch-norm's factors and shifts.
-fn fold(weights: &mut Weights, conv: &str, family: ConvFamily, (factors, shifts): (Vec<f64>, Vec<f64>)) {
+fn fold(weights: &mut Weights, conv: &str, family: ConvFamily, factors: &[f64], shifts: &[f64]) {
     let channels = factors.len();
     let weight = weights.get_mut(&format!("{conv}.weight")).expect("checked by Model::new");
     // A depthwise weight has its channel last, all others their output channel first.

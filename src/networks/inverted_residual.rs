@@ -63,8 +63,8 @@ impl Network for InvertedResiduals {
         body.h_w = (options.input.h, options.input.w);
 
         let mut c = if self.fixed_ends { STEM_CHANNELS } else { scaled(STEM_CHANNELS) };
-        let stem = body.conv((options.input.c, c), 3, options.input_stride.unwrap_or(2), 1);
-        let mut x = body.conv_bn(("conv_stem", stem), "bn1", NodeId::INPUT);
+        let stem = body.conv(options.input.c, c, 3, options.input_stride.unwrap_or(2), 1);
+        let mut x = body.conv_bn("conv_stem", stem, "bn1", NodeId::INPUT);
         let blocks = (0..self.stages.len()).map(|stage| self.repeats(stage)).sum();
         // A site of its own behind those of the blocks.
         x = body.b.activation(Activation { site: Some(SiteId::new(blocks)), ..self.activation }, x);
@@ -72,14 +72,14 @@ impl Network for InvertedResiduals {
             let c_out = scaled(stage.channels);
             for repeat in 0..self.repeats(index) {
                 let stage = Stage { stride: if repeat == 0 { stride } else { 1 }, ..*stage };
-                x = body.block(&format!("blocks.{index}.{repeat}"), (x, c, c_out), &stage);
+                x = body.block(&format!("blocks.{index}.{repeat}"), x, c, c_out, &stage);
                 c = c_out;
             }
         }
         let own_head = if self.wide_head { scaled(HEAD_CHANNELS).max(HEAD_CHANNELS) } else { HEAD_CHANNELS };
         let head = options.head_channels.unwrap_or(own_head);
-        let conv = body.conv((c, head), 1, 1, 1);
-        x = body.conv_bn(("conv_head", conv), "bn2", x);
+        let conv = body.conv(c, head, 1, 1, 1);
+        x = body.conv_bn("conv_head", conv, "bn2", x);
         x = body.b.activation(self.activation, x);
         x = body.b.push("global_pool", Op::GlobalAvgPool, &[x]);
         body.b.linear("classifier", head, options.classes, x);
@@ -112,7 +112,7 @@ struct Body<'a> {
 
 impl Body<'_> {
     /// A square convolution of what comes next, padded the network's way.
-    fn conv(&mut self, (c_in, c_out): (usize, usize), k: usize, stride: usize, groups: usize) -> Conv {
+    fn conv(&mut self, c_in: usize, c_out: usize, k: usize, stride: usize, groups: usize) -> Conv {
         let mut window = Window::square(k, stride, k / 2);
         let (h, w) = self.h_w;
         if self.network.padding == ConvPadding::Same && stride > 0 {
@@ -126,14 +126,14 @@ impl Body<'_> {
         GraphBuilder::conv(c_in, c_out, window, groups)
     }
 
-    fn conv_bn(&mut self, (name, conv): (&str, Conv), bn: &str, x: NodeId) -> NodeId {
+    fn conv_bn(&mut self, name: &str, conv: Conv, bn: &str, x: NodeId) -> NodeId {
         let norm = BatchNorm { channels: conv.c_out, eps: self.network.batch_norm_eps, momentum: 0.1 };
         self.b.conv_bn((name, conv), (bn, norm), x)
     }
 
     /// One inverted residual: expand, depthwise, project; without expansion it is the depthwise-separable block, whose
     /// projection timm calls `conv_pw`.
-    fn block(&mut self, name: &str, (input, c_in, c_out): (NodeId, usize, usize), stage: &Stage) -> NodeId {
+    fn block(&mut self, name: &str, input: NodeId, c_in: usize, c_out: usize, stage: &Stage) -> NodeId {
         let act = Activation { site: Some(self.b.next_block().site()), ..self.network.activation };
         let first = self.b.next_node();
         let at = |suffix: &str| format!("{name}.{suffix}");
@@ -143,15 +143,15 @@ impl Body<'_> {
             if stage.expansion == 1 { ("bn1", "conv_pw", "bn2") } else { ("bn2", "conv_pwl", "bn3") };
         if stage.expansion != 1 {
             hidden = round_channels((c_in * stage.expansion) as f64);
-            let expand = self.conv((c_in, hidden), 1, 1, 1);
-            x = self.conv_bn((&at("conv_pw"), expand), &at("bn1"), x);
+            let expand = self.conv(c_in, hidden, 1, 1, 1);
+            x = self.conv_bn(&at("conv_pw"), expand, &at("bn1"), x);
             x = self.b.activation(act, x);
         }
-        let depthwise = self.conv((hidden, hidden), stage.kernel, stage.stride, hidden);
-        x = self.conv_bn((&at("conv_dw"), depthwise), &at(bn_dw), x);
+        let depthwise = self.conv(hidden, hidden, stage.kernel, stage.stride, hidden);
+        x = self.conv_bn(&at("conv_dw"), depthwise, &at(bn_dw), x);
         x = self.b.activation(act, x);
-        let conv = self.conv((hidden, c_out), 1, 1, 1);
-        x = self.conv_bn((&at(project), conv), &at(bn_project), x);
+        let conv = self.conv(hidden, c_out, 1, 1, 1);
+        x = self.conv_bn(&at(project), conv, &at(bn_project), x);
         if stage.skip && stage.stride == 1 && c_in == c_out {
             x = self.b.push(at("add"), Op::Add, &[input, x]);
         }

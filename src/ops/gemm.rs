@@ -1,5 +1,7 @@
 //! Matrix products on one thread, through the `gemm` crates, with the bounds checked.
 
+use crate::shape::GemmSize;
+
 /// A matrix in a slice: element (i, j) lies at `i * row + j * col`.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
@@ -26,17 +28,6 @@ impl<'a> Matrix<'a> {
     fn holds(&self, m: usize, n: usize) -> bool {
         m == 0 || n == 0 || (m - 1) * self.row + (n - 1) * self.col < self.data.len()
     }
-}
-
-/// Extents of a product of an m×k and a k×n matrix.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct GemmSize {
-    /// Rows of the result.
-    pub m: usize,
-    /// Columns of the result.
-    pub n: usize,
-    /// Length of the sums.
-    pub k: usize,
 }
 
 /// C = A·B, or C += A·B where `accumulate`; A is m×k, B is k×n, C is m rows `ldc` apart.

@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::config::BiasProblem;
 use super::cuda;
 use super::epilogue::BiasOperand;
-use super::gemm::{GemmSize, Matrix, gemm};
+use super::gemm::{Matrix, gemm};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
 use crate::device::{View, ViewMut};
-use crate::shape::Shape;
+use crate::shape::{GemmSize, Shape};
 
 /// Images per task.
 const ROWS: usize = 64;

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use super::ConvProblem;
 use super::source::Source;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::gemm::{GemmSize, Matrix, gemm};
+use crate::ops::gemm::{Matrix, gemm};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
-use crate::shape::Lines;
+use crate::shape::{GemmSize, Lines};
 
 /// y = x·Wᵀ.
 pub(super) fn forward<R: Send>(

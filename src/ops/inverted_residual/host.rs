@@ -8,9 +8,10 @@ use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem};
 use crate::device::View;
 use crate::ops::activation::Clamp;
 use crate::ops::conv::depthwise;
-use crate::ops::gemm::{GemmSize, Matrix, gemm};
+use crate::ops::gemm::{Matrix, gemm};
 use crate::ops::parallel::with_scratch;
 use crate::ops::simd::vectorised;
+use crate::shape::GemmSize;
 
 /// Hidden channels that are formed at a time, at most, and what their number is a multiple of but for the last.
 const SLICE: usize = 64;

@@ -34,8 +34,8 @@ impl Response {
     /// The response behind a convolution, as its own padding makes it.
     pub fn then(&self, layer: &Layer) -> Self {
         let Window { k_h, k_w, stride_h, stride_w, pad } = layer.conv.window;
-        let (rows, row_taps) = lines(&self.classes[0], k_h, stride_h, (pad.top, pad.bottom));
-        let (cols, col_taps) = lines(&self.classes[1], k_w, stride_w, (pad.left, pad.right));
+        let (rows, row_taps) = lines(&self.classes[0], k_h, stride_h, [pad.top, pad.bottom]);
+        let (cols, col_taps) = lines(&self.classes[1], k_w, stride_w, [pad.left, pad.right]);
         let mut values = Vec::with_capacity(row_taps.len() * col_taps.len() * layer.conv.c_out);
         for row in &row_taps {
             for col in &col_taps {
@@ -105,8 +105,9 @@ fn add_tap(layer: &Layer, v: usize, x: &[f64], out: &mut [f64]) {
     }
 }
 
-/// Groups the output lines of one axis of a convolution by what lies under their taps.
-fn lines(classes: &[usize], k: usize, stride: usize, (before, after): (usize, usize)) -> Lines {
+/// Groups the output lines of one axis of a convolution by what lies under their taps; `pad` is the padding before and after.
+fn lines(classes: &[usize], k: usize, stride: usize, pad: [usize; 2]) -> Lines {
+    let [before, after] = pad;
     let out = (classes.len() + before + after - k) / stride + 1;
     group((0..out).map(|u| {
         let tap = |v: usize| (u * stride + v).checked_sub(before).and_then(|i| classes.get(i)).copied();

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::product::{Rows, add_product};
 use crate::graph::{Conv, ConvFamily, Span};
+use crate::shape::GemmSize;
 
 /// A convolution with its weights in f64, in the layout of its family.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,7 +101,8 @@ impl Kernel {
                     let w = &layer.weight[(g * group_out * taps + v) * group_in..];
                     let a = Rows { data: w, stride: taps * group_in };
                     let b = Rows { data: &own[(u * m + g * group_in) * c..], stride: c };
-                    add_product((group_out, c, group_in), a, b, &mut out[g * group_out * c..], c);
+                    let size = GemmSize { m: group_out, n: c, k: group_in };
+                    add_product(size, a, b, &mut out[g * group_out * c..], c);
                 }
             }
         }

@@ -2,6 +2,8 @@
 
 use pulp::{Arch, NullaryFnOnce};
 
+use crate::shape::GemmSize;
+
 /// Rows of C computed together: with [`COLS`] the accumulators fill half of the sixteen vector registers of AVX2.
 const ROWS: usize = 4;
 /// Columns of C computed together: two vectors of AVX2.
@@ -16,9 +18,9 @@ pub(super) struct Rows<'a> {
     pub stride: usize,
 }
 
-/// C += A·B on one thread; A is m×k, B is k×n, C is m rows of n at `stride`.
-pub(super) fn add_product(size: (usize, usize, usize), a: Rows<'_>, b: Rows<'_>, c: &mut [f64], stride: usize) {
-    struct Body<'a>((usize, usize, usize), Rows<'a>, Rows<'a>, &'a mut [f64], usize);
+/// C += A·B on one thread; the rows of C are `stride` apart.
+pub(super) fn add_product(size: GemmSize, a: Rows<'_>, b: Rows<'_>, c: &mut [f64], stride: usize) {
+    struct Body<'a>(GemmSize, Rows<'a>, Rows<'a>, &'a mut [f64], usize);
     impl NullaryFnOnce for Body<'_> {
         type Output = ();
         #[inline(always)]
@@ -32,7 +34,8 @@ pub(super) fn add_product(size: (usize, usize, usize), a: Rows<'_>, b: Rows<'_>,
 
 /// Packs B panel by panel, filled with zeros beyond its last column, and multiplies each by all of A.
 #[inline(always)]
-fn panels((m, n, k): (usize, usize, usize), a: Rows<'_>, b: Rows<'_>, c: &mut [f64], stride: usize) {
+fn panels(size: GemmSize, a: Rows<'_>, b: Rows<'_>, c: &mut [f64], stride: usize) {
+    let GemmSize { m, n, k } = size;
     let mut panel = [[0.0; COLS]; DEPTH];
     for first in (0..k).step_by(DEPTH) {
         let depth = DEPTH.min(k - first);

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::product::{Rows, add_product};
 use crate::graph::{Bias, Conv, ConvFamily, NodeId, NodeRange, Op};
 use crate::model::Model;
+use crate::shape::GemmSize;
 use crate::shape::Shape;
 use crate::{Error, Result};
 
@@ -171,7 +172,7 @@ impl Affine<'_> {
         let node = &self.model.graph.nodes[id];
         let input = |at: usize| &values[&node.inputs[at]];
         match node.op {
-            Op::Conv(conv) => self.convolve(&node.name, &conv, rows, (input(0), sum), out),
+            Op::Conv(conv) => self.convolve(&node.name, &conv, rows, input(0), sum, out),
             Op::BatchNorm(bn) => {
                 let (factors, shifts) = self.model.batch_norm_affine(&node.name, bn);
                 let affine = factors.iter().zip(&shifts).cycle();
@@ -198,7 +199,7 @@ impl Affine<'_> {
         })
     }
 
-    fn convolve(&self, name: &str, conv: &Conv, rows: &[usize], (x, sum): (&Value, Sum), out: &mut Value) {
+    fn convolve(&self, name: &str, conv: &Conv, rows: &[usize], x: &Value, sum: Sum, out: &mut Value) {
         let weight = &self.model.weight(&format!("{name}.weight")).data;
         let (w_out, window, c_out) = (out.shape.w, conv.window, conv.c_out);
         self.set_bias(name, conv, rows, sum, out);
@@ -238,7 +239,13 @@ impl Affine<'_> {
                 for group in 0..conv.groups {
                     let a = Rows { data: &read[group * group_in..], stride: conv.c_in };
                     let b = Rows { data: &weights[group * group_in * group_out..], stride: group_out };
-                    add_product((pixels, group_out, group_in), a, b, &mut out[group * group_out..], c_out);
+                    add_product(
+                        GemmSize { m: pixels, n: group_out, k: group_in },
+                        a,
+                        b,
+                        &mut out[group * group_out..],
+                        c_out,
+                    );
                 }
             });
         }

@@ -6,8 +6,9 @@ use super::super::ConvProblem;
 use super::super::source::Source;
 use super::{copy_group, stored};
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::gemm::{GemmSize, Matrix, gemm};
+use crate::ops::gemm::{Matrix, gemm};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
+use crate::shape::GemmSize;
 
 /// Elements of one im2col piece: what fits beside its GEMM operands in a core's second-level cache.
 const COLUMN_ELEMENTS: usize = 1 << 15;
