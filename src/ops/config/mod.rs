@@ -7,21 +7,21 @@
 //!
 //! ```
 //! use depthshrinker::dtype::Dtype;
-//! use depthshrinker::ops::config::{GemmConfig, GemmProblem, Kernels, Pass, Problem, Target};
+//! use depthshrinker::ops::config::{GemmConfig, GemmProblem, KernelPass, KernelTarget, Kernels, Problem};
 //!
 //! // y [6272, 64] = x [6272, 384]·Wᵀ, on an A100 in f16.
 //! let problem = GemmProblem::product(6272, 384, 64);
-//! let on = Target { dtype: Dtype::F16, arch: 80 };
-//! let chosen = problem.choose(Pass::Forward, on);
+//! let on = KernelTarget { dtype: Dtype::F16, arch: 80 };
+//! let chosen = problem.choose(KernelPass::Forward, on);
 //! assert_eq!(chosen.to_string(), "64x64-vector");
-//! assert_eq!(chosen.grid(&problem, Pass::Forward), [98, 1, 1]);
-//! assert!(problem.list(Pass::Forward, on).contains(&chosen));
+//! assert_eq!(chosen.grid(&problem, KernelPass::Forward), [98, 1, 1]);
+//! assert!(problem.list(KernelPass::Forward, on).contains(&chosen));
 //!
 //! // Names read back; one that does not solve a problem is refused.
 //! let narrow: GemmConfig = "128x32-vector".parse()?;
-//! problem.check(narrow, Pass::Forward, on)?;
-//! assert!(problem.check(narrow, Pass::Forward, Target { dtype: Dtype::F32, ..on }).is_err());
-//! let kernels = Kernels { family: problem.family(), pass: Pass::Forward };
+//! problem.check(narrow, KernelPass::Forward, on)?;
+//! assert!(problem.check(narrow, KernelPass::Forward, KernelTarget { dtype: Dtype::F32, ..on }).is_err());
+//! let kernels = Kernels { family: problem.family(), pass: KernelPass::Forward };
 //! assert_eq!(format!("{kernels}={narrow}"), "pointwise_forward=128x32-vector");
 //! # Ok::<(), depthshrinker::Error>(())
 //! ```
