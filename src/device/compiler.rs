@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -127,20 +126,6 @@ fn without_kernels(no_compiler: Error, arch: u32, cache: &Cache) -> Error {
          {no_compiler}",
         folder.display()
     ))
-}
-
-/// Compiles everything for an architecture and names the kernels that use local memory, which none should.
-///
-/// # Errors
-/// As [`compile`].
-pub fn spilling(arch: u32, cache: &Cache) -> Result<Vec<String>> {
-    let units: Vec<Unit> = Unit::all()?.into_iter().filter(|unit| supported(unit.dtype(), arch)).collect();
-    let compiled: Vec<Compiled> =
-        units.into_par_iter().map(|unit| compile(unit, arch, cache)).collect::<Result<_>>()?;
-    let spills = compiled.iter().flat_map(|c| &c.kernels).filter(|k| k.stack > 0 || k.spills > 0);
-    Ok(spills
-        .map(|k| format!("{} on sm_{arch}: {} bytes of stack, {} spilled", k.instance, k.stack, k.spills))
-        .collect())
 }
 
 /// What stands before the image in a file, as JSON behind its own length.
