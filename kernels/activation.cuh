@@ -21,6 +21,21 @@ struct Clamp {
         return x > limit ? limit + slope * min_f(x - limit, LARGEST_FLOAT) : low;
     }
 
+    /// The values of several elements. Slope 0, which is ReLU and ReLU6, takes half of the instructions of any other.
+    template <int N>
+    __device__ __forceinline__ void apply(float (&values)[N]) const {
+        if (slope == 0.0f) {
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float low = values[i] < 0.0f ? 0.0f : values[i];
+                values[i] = low > limit ? limit : low;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) values[i] = apply(values[i]);
+        }
+    }
+
     /// The derivative.
     __device__ __forceinline__ float derivative(float x) const { return x > 0.0f && x < limit ? 1.0f : slope; }
 

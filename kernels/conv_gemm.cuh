@@ -81,9 +81,14 @@ struct Matrix {
     }
 };
 
+/// The line that is staged as number `at`: of each 32, those that a lane of `lane_row` has follow one another. It is its own
+/// inverse.
+__device__ __forceinline__ int permuted(int at) { return at / 32 * 32 + at % 8 / 2 * 8 + at % 32 / 8 * 2 + at % 2; }
+
 /// Brings LINES lines of LENGTH elements at a time into shared memory, LD elements apart, and walks along the lines or,
-/// with ACROSS, from lines to later lines. A thread has the same position in each of its lines.
-template <class Operand, int LINES, int LENGTH, int LD, bool ACROSS, int THREADS, bool VECTOR>
+/// with ACROSS, from lines to later lines. A thread has the same position in each of its lines. With PERMUTED, lines are
+/// staged in the order of `permuted`.
+template <class Operand, int LINES, int LENGTH, int LD, bool ACROSS, int THREADS, bool VECTOR, bool PERMUTED = false>
 struct Stager {
     using T = typename Operand::Element;
     static constexpr int N = VECTOR_LEN<T>;
@@ -91,16 +96,40 @@ struct Stager {
     static constexpr int APART = THREADS / PER_LINE;
     static constexpr int COUNT = LINES / APART;
     static_assert(LENGTH % N == 0 && THREADS % PER_LINE == 0 && LINES % APART == 0, "threads share a tile evenly");
+    static_assert(!PERMUTED || !ACROSS, "lines that change keep their order");
+
+    // A vector is moved as one word: one of small elements is taken apart and put together again where it may be zero,
+    // which needs its load to have ended.
+    using Word = ::Word<16>::Type;
 
     const Operand operand;
     typename Operand::Line lines[COUNT];
     typename Operand::Position position;
-    Vector<T, N> staged[COUNT];
+    typename Either<VECTOR, Word, Vector<T, N>>::Type staged[COUNT];
 
     __device__ __forceinline__ Stager(const Operand& operand, int first_line, int first_position) : operand(operand) {
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) lines[i] = operand.line(first_line + thread_index() / PER_LINE + i * APART);
-        position = operand.position(first_position + thread_index() % PER_LINE * N);
+        for (int i = 0; i < COUNT; i++) {
+            const int at = tile_line(i);
+            lines[i] = operand.line(first_line + (PERMUTED ? permuted(at) : at));
+        }
+        position = operand.position(first_position + tile_vector() * N);
+    }
+
+    // Eight neighbouring lanes store at a time. They are given eight lines, which lie in distinct banks; the same vectors
+    // of fewer lines would not.
+    static constexpr int WARP_LINES = PER_LINE < 8 ? WARP_SIZE / PER_LINE : 1;
+
+    /// The tile's line of the thread's vector i.
+    __device__ __forceinline__ static int tile_line(int i) {
+        const int lane = lane_in_warp(), warp = thread_index() / WARP_SIZE;
+        const int first = PER_LINE < 8 ? warp * WARP_LINES + lane % WARP_LINES : thread_index() / PER_LINE;
+        return first + i * APART;
+    }
+
+    /// Which vector of its lines a thread has.
+    __device__ __forceinline__ static int tile_vector() {
+        return PER_LINE < 8 ? lane_in_warp() / WARP_LINES : thread_index() % PER_LINE;
     }
 
     /// Goes on to the next tile.
@@ -115,7 +144,7 @@ struct Stager {
 
     /// Where the thread's vector i lies in the tile.
     __device__ __forceinline__ T* slot(T* tile, int i) const {
-        return tile + (thread_index() / PER_LINE + i * APART) * LD + thread_index() % PER_LINE * N;
+        return tile + tile_line(i) * LD + tile_vector() * N;
     }
 
     /// Starts copying a tile.
@@ -123,7 +152,7 @@ struct Stager {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const T* from = operand.at(lines[i], position);
-            copy_async_16<Operand::REUSED>(slot(tile, i), from != nullptr ? from : operand.data, from != nullptr);
+            copy_async_16<Operand::REUSED>(slot(tile, i), from, from != nullptr);
         }
         advance();
     }
@@ -134,7 +163,8 @@ struct Stager {
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
                 const T* from = operand.at(lines[i], position);
-                staged[i] = from != nullptr ? load_vector<T, N>(from) : Vector<T, N>{};
+                staged[i] = Word{};
+                if (from != nullptr) staged[i] = load_vector<Word, 1>(reinterpret_cast<const Word*>(from))[0];
             }
         } else {
             typename Operand::Position element = position;
@@ -154,7 +184,13 @@ struct Stager {
     /// Stores the registers into a tile.
     __device__ __forceinline__ void deposit(T* tile) const {
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) store_vector<T, N>(slot(tile, i), staged[i]);
+        for (int i = 0; i < COUNT; i++) {
+            if constexpr (VECTOR) {
+                store_vector<Word, 1>(reinterpret_cast<Word*>(slot(tile, i)), {{staged[i]}});
+            } else {
+                store_vector<T, N>(slot(tile, i), staged[i]);
+            }
+        }
     }
 };
 
@@ -170,6 +206,8 @@ struct TensorSums {
     Accumulator sums[SLICES][2];
 
     __device__ __forceinline__ static int warp() { return thread_index() / WARP_SIZE; }
+    __device__ __forceinline__ static int first_row() { return warp() / WARPS_N * WARP_M; }
+    __device__ __forceinline__ static int first_column() { return warp() % WARPS_N * 32; }
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -181,7 +219,7 @@ struct TensorSums {
 
     template <int TILE_K>
     __device__ __forceinline__ void accumulate(const T* a, const T* b) {
-        const int m = warp() / WARPS_N * WARP_M, n = warp() % WARPS_N * 32;
+        const int m = first_row(), n = first_column();
 #pragma unroll
         for (int k = 0; k < TILE_K; k += 16) {
             FragmentB<T, B> right[2];
@@ -202,7 +240,7 @@ struct TensorSums {
     }
 
     __device__ __forceinline__ void store_slice(int slice, float* shared, int ld) const {
-        float* const to = shared + warp() / WARPS_N * 16 * ld + warp() % WARPS_N * 32;
+        float* const to = shared + warp() / WARPS_N * 16 * ld + first_column();
         // Registers have no index at run time.
 #pragma unroll
         for (int i = 0; i < SLICES; i++) {
@@ -322,17 +360,21 @@ struct Gemm {
     static constexpr bool ASYNC = VECTOR && ARCH >= 800;
     static constexpr int STAGES = ASYNC && THREADS < 256 ? 3 : 2;
 
+    // Where a lane's columns are known, B's lines are staged so that they neighbour, and the sums need not pass through
+    // shared memory.
+    static constexpr bool DIRECT = ASYNC && !IS_FLOAT<T> && B_ALONG_K;
+
     using Sums = typename Either<IS_FLOAT<T>, FloatSums<TILE_M, TILE_N, A, B, LD_A, LD_B>,
                                  TensorSums<T, TILE_M, TILE_N, A, B, LD_A, LD_B>>::Type;
     template <class Operand>
     using StagerA = Stager<Operand, LINES_A, LENGTH_A, LD_A, !A_ALONG_K, THREADS, VECTOR>;
     template <class Operand>
-    using StagerB = Stager<Operand, LINES_B, LENGTH_B, LD_B, !B_ALONG_K, THREADS, VECTOR>;
+    using StagerB = Stager<Operand, LINES_B, LENGTH_B, LD_B, !B_ALONG_K, THREADS, VECTOR, DIRECT>;
 
-    // The sums pass through the same memory after the last product.
+    // Sums that pass through shared memory do so after the last product.
     static constexpr int SLICE_ROWS = Sums::SLICE_ROWS, LD_SLICE = TILE_N + 8;
     static constexpr int STAGE_BYTES = STAGES * STAGE * static_cast<int>(sizeof(T));
-    static constexpr int SLICE_BYTES = SLICE_ROWS * LD_SLICE * 4;
+    static constexpr int SLICE_BYTES = DIRECT ? 0 : SLICE_ROWS * LD_SLICE * 4;
     static constexpr int SHARED_BYTES = STAGE_BYTES > SLICE_BYTES ? STAGE_BYTES : SLICE_BYTES;
     static_assert(SHARED_BYTES <= 48 * 1024, "static shared memory");
 
@@ -360,19 +402,29 @@ struct Gemm {
     template <class Left, class Right>
     __device__ __forceinline__ void multiply_async(Left& left, Right& right, int steps, T* tiles) {
         constexpr int AHEAD = STAGES - 1;
-        for (int step = 0, stage = 0; step < steps + AHEAD; step++) {
-            if (step >= AHEAD) {
-                copy_async_wait<AHEAD - 1>();
-                // After the barrier all copies of the tile have arrived, and no thread reads the previous tile any more.
-                __syncthreads();
-            }
+        const auto start = [&](int step, int stage) {
             if (step < steps) {
                 left.copy(tiles + stage * STAGE);
                 right.copy(tiles + stage * STAGE + LINES_A * LD_A);
             }
             copy_async_commit();
-            stage = stage + 1 == STAGES ? 0 : stage + 1;
-            if (step >= AHEAD) accumulate(tiles + stage * STAGE);
+        };
+#pragma unroll
+        for (int step = 0; step < AHEAD; step++) start(step, step);
+        // Unrolled, the place of a stage is a constant. Larger tiles and floats have no registers left for that.
+        constexpr int UNROLLED = THREADS < 256 && !IS_FLOAT<T> ? STAGES : 1;
+        for (int step = 0, turn = 0; step < steps;) {
+#pragma unroll
+            for (int u = 0; u < UNROLLED; u++, step++) {
+                if (step >= steps) break;
+                const int stage = UNROLLED > 1 ? u : turn;
+                copy_async_wait<AHEAD - 1>();
+                // After the barrier all copies of the tile have arrived, and no thread reads the previous tile any more.
+                __syncthreads();
+                start(step + AHEAD, stage == 0 ? STAGES - 1 : stage - 1);
+                accumulate(tiles + stage * STAGE);
+                turn = turn + 1 == STAGES ? 0 : turn + 1;
+            }
         }
     }
 
@@ -403,6 +455,30 @@ struct Gemm {
     /// VECTOR.
     template <class Writer>
     __device__ __forceinline__ void write(const Writer& writer, Origin at, int m_end, int n_end, void* shared) const {
+        if constexpr (DIRECT) {
+            write_direct(writer, at, m_end, n_end);
+        } else {
+            write_slices(writer, at, m_end, n_end, shared);
+        }
+    }
+
+    template <class Writer>
+    __device__ __forceinline__ void write_direct(const Writer& writer, Origin at, int m_end, int n_end) const {
+        const int n = at.n + Sums::first_column() + lane_in_warp() % 4 * 8;
+        if (n >= n_end) return;
+#pragma unroll
+        for (int i = 0; i < Sums::SLICES * 2; i++) {
+            const int m = at.m + Sums::first_row() + i * 8 + lane_in_warp() / 4;
+            if (m >= m_end) continue;
+            float values[8];
+            lane_row(sums.sums[i / 2], i % 2, values);
+            writer.write(m, n, values);
+        }
+    }
+
+    template <class Writer>
+    __device__ __forceinline__ void write_slices(const Writer& writer, Origin at, int m_end, int n_end,
+                                                 void* shared) const {
         constexpr int N = VECTOR ? VECTOR_LEN<typename Writer::Output> : 1, PER_ROW = TILE_N / N;
         float* const slice = static_cast<float*>(shared);
 #pragma unroll 1

@@ -207,10 +207,7 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_forward(
         if (residual != nullptr) add_strip(residual + out, columns, c, values);
         if (slope != 1.0f) {
 #pragma unroll
-            for (int j = 0; j < STRIP; j++) {
-#pragma unroll
-                for (int i = 0; i < CHANNELS; i++) values[j][i] = clamp.apply(values[j][i]);
-            }
+            for (int j = 0; j < STRIP; j++) clamp.apply(values[j]);
         }
 #pragma unroll
         for (int j = 0; j < STRIP; j++) {

@@ -28,10 +28,7 @@ struct ForwardWriter {
             add(values, bias + static_cast<i64>(pixel) * c + n);
         }
         if (residual != nullptr) add(values, residual + at);
-        if (clamp.slope != 1.0f) {
-#pragma unroll
-            for (int i = 0; i < N; i++) values[i] = clamp.apply(values[i]);
-        }
+        if (clamp.slope != 1.0f) clamp.apply(values);
         store_floats<N>(y + at, values);
     }
 

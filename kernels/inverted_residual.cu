@@ -281,7 +281,8 @@ __global__ void __launch_bounds__(128, (RESIDENT_BLOCKS<T, K, STRIDE, COLUMNS, V
 
     T* const left = reinterpret_cast<T*>(work);
     T* const right = left + Tile::LEFT;
-    using Weights = Stager<Matrix<T>, COLUMNS, Tile::TILE_K, Project::LD_B, false, Tile::THREADS, VECTOR>;
+    using Weights =
+        Stager<Matrix<T>, COLUMNS, Tile::TILE_K, Project::LD_B, false, Tile::THREADS, VECTOR, Project::DIRECT>;
     Weights weights(Matrix<T>{w_project, g.c_out, hidden, hidden}, first_channel, 0);
     Project products[Tile::GROUPS];
 #pragma unroll

@@ -2,7 +2,7 @@
 //
 // The operands lie in shared memory, row-major or column-major, so that a convolution need not transpose anything. The
 // accumulator's elements are spread over the lanes in a layout that differs among architectures: it may be scaled and
-// added to element by element, but row and column are known only after `store`. All functions are for whole warps.
+// added to element by element; `store` and, where there is one, `lane_row` tell row and column. All functions are for whole warps.
 //
 //   ARCH >= 800   ldmatrix (transposing where the order asks for it) and two mma.m16n8k16 per step
 //   below         wmma.m16n16k16, `f16` only
@@ -132,6 +132,13 @@ __device__ __forceinline__ void load(FragmentB<T, M>& b, const T* shared, int ld
     } else {
         ldmatrix_x4<false>(b.words, across_first(shared, ld));
     }
+}
+
+/// Where a lane's elements of two products side by side, 16 x 32, lie: two rows, 8 apart, and of each the columns
+/// 8j + 2(lane mod 4) and the next, for j of 0..4. Only the instructions of ARCH >= 800 say so.
+__device__ __forceinline__ void lane_row(const Accumulator (&pair)[2], int half, float (&values)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] = pair[i / 4].v[i / 2 % 2 * 4 + half * 2 + i % 2];
 }
 
 /// acc += a · b.
