@@ -47,6 +47,9 @@ pub enum Error {
     /// Labels or images of a dataset are unusable.
     #[error("data: {0}")]
     Data(String),
+    /// A run could be carried out but would not mean what it seems to, and it was asked to be refused then.
+    #[error("{0} (an error with --strict, otherwise a warning)")]
+    Doubt(String),
     /// Training produced a value that is not finite.
     #[error("{0}")]
     NotFinite(String),

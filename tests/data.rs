@@ -336,6 +336,35 @@ fn pictures_of_a_folder() {
     assert_eq!(batches, loader.epoch(0, 0).map(Result::unwrap).collect::<Vec<_>>());
 }
 
+/// (folders, classes in the order of their labels)
+#[test]
+fn class_folders_are_labelled_by_number_where_all_are_numbers() {
+    for (folders, classes) in [
+        ("0 1 2 9 10 11 100", "0 1 2 9 10 11 100"),
+        ("010 9 0011", "9 010 0011"),
+        ("0 1 10 2 x", "0 1 10 2 x"),
+        ("1 10 2a", "1 10 2a"),
+        ("n2 n10", "n10 n2"),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        for (split, class) in
+            ["train", "val"].iter().flat_map(|split| folders.split(' ').map(move |class| (split, class)))
+        {
+            let folder = root.path().join(split).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            // The picture tells its class: the file system lists folders in any order.
+            let value = classes.split(' ').position(|own| own == class).unwrap() as u8;
+            GrayImage::from_pixel(8, 8, Luma([value])).save(folder.join("a.png")).unwrap();
+        }
+        let data = open_pictures(root.path(), 8).unwrap();
+        assert_eq!(data.train.class_names().join(" "), classes);
+        for set in [&data.train, &data.test] {
+            let seen: Vec<u32> = (0..set.len()).map(|index| u32::from(pixels(set, index)[0])).collect();
+            assert_eq!(seen, set.labels(), "{folders}");
+        }
+    }
+}
+
 #[test]
 fn the_crop_is_the_centre_of_the_resized_picture() {
     // 256 x 512 at image size 224: no resizing, so the crop must be the pixels themselves.

@@ -31,7 +31,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.data.apply(&mut config);
     common.ready(&config)?;
     let (model, info) = read_model(&args.model)?;
-    let images = Datasets::open_test(&config, (&model, &info))?;
+    let (images, doubts) = Datasets::open_test(&config, (&model, &info))?;
+    doubts.settle(common.strict)?;
     let batch = config.evaluate.batch(images.shape().into());
     let test = Loader::eval(images, batch)?;
     let evaluation = evaluate_model(&config.device()?, &model, &test, &Interrupt::on_ctrl_c()?)?;

@@ -10,7 +10,7 @@ use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, model_file, output
 use super::{Common, print};
 use crate::Error;
 use crate::io::{read_model, write_model};
-use crate::pipeline::{Datasets, Run, RunSpec, check_batches};
+use crate::pipeline::{Datasets, Doubts, Run, RunSpec, check_batches};
 use crate::shrink::Selection;
 use crate::shrink::padding::PaddingMode;
 
@@ -71,12 +71,17 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let models: Vec<&Path> = [file].into_iter().chain(config.finetune.teacher.as_deref()).collect();
     let (model, info) = read_model(file)?;
     mask.check(&model.graph)?;
-    let teacher = match &config.finetune.teacher {
-        Some(path) => read_model(path)?.0,
-        None => model.clone(),
+    let (teacher, taught) = match &config.finetune.teacher {
+        Some(path) => {
+            let (teacher, info) = read_model(path)?;
+            (teacher, info.data.map(|data| data.classes))
+        }
+        None => (model.clone(), None),
     };
     let data = Datasets::open(&config, Some((&model, &info)))?;
     check_batches([&config.finetune.train], &data)?;
+    let taught = taught.map_or_else(Doubts::default, |names| Doubts::of_teacher(data.train.class_names(), &names));
+    data.doubts([(NAME, &config.finetune.train)], &model.graph)?.and(taught).settle(common.strict)?;
     let paths = outputs(args.output.as_ref(), &folder, FILE);
     for (model, path) in models.iter().flat_map(|model| paths.iter().map(move |path| (model, path))) {
         refuse_same(model, path)?;

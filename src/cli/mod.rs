@@ -59,6 +59,10 @@ pub struct Common {
     /// Settings as TOML; flags override them
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Fail where there would be a warning that the result may mean nothing: classes that differ from the model's, one class
+    /// alone, classes without training images, batch-norm over single values
+    #[arg(long, global = true)]
+    pub strict: bool,
     /// Print machine-readable output on stdout and logs on stderr
     #[arg(long, global = true)]
     pub json: bool,

@@ -51,6 +51,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let data = Datasets::open(&config, Some((&model, &info)))?;
     check_batches([&config.search.train], &data)?;
     check_search(&config, &model.graph)?;
+    data.doubts([(NAME, &config.search.train)], &model.graph)?.settle(common.strict)?;
     let spec = RunSpec { command: NAME, config: &config, models: &[file], last: FILE };
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;

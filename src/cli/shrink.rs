@@ -89,6 +89,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     };
     check_search(&config, &graph)?;
     check_mergeable(&config, &graph)?;
+    let fresh = config.model.is_none().then_some(("train", &config.train));
+    let later = [("search", &config.search.train), ("finetune", &config.finetune.train)];
+    data.doubts(fresh.into_iter().chain(later), &graph)?.settle(common.strict)?;
     let models: Vec<&Path> = config.model.as_deref().into_iter().collect();
     let spec = RunSpec { command: NAME, config: &config, models: &models, last: LAST };
     let session = common.enter(&folder, &spec, entry)?;

@@ -44,7 +44,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     common.ready(&config)?;
     let data = Datasets::open(&config, None)?;
     check_batches([&config.train], &data)?;
-    configured_graph(&config, &data)?;
+    let graph = configured_graph(&config, &data)?;
+    data.doubts([(NAME, &config.train)], &graph)?.settle(common.strict)?;
     let spec = RunSpec { command: NAME, config: &config, models: &[], last: FILE };
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;

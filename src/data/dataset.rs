@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::classes::ClassMatch;
 #[cfg(feature = "parquet")]
 use super::parquet_shards::ShardRows;
 use super::picture::Picture;
@@ -216,6 +217,19 @@ impl Dataset {
         }
         self.class_names = names;
         Ok(self)
+    }
+
+    /// The same set with its classes as a match with those of a model has them.
+    ///
+    /// # Errors
+    /// A match of another number of classes.
+    pub fn with_classes(mut self, matched: ClassMatch) -> Result<Self> {
+        if matched.places.len() != self.classes() {
+            let (own, other) = (self.classes(), matched.places.len());
+            return Err(Error::Data(format!("{}: {own} classes, matched as {other}", self.name)));
+        }
+        self.labels.iter_mut().for_each(|label| *label = matched.places[*label as usize]);
+        self.with_class_names(matched.names)?.checked()
     }
 
     /// The same set with another normalisation.

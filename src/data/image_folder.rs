@@ -26,7 +26,7 @@ pub(super) fn locate_imagenet(dir: Option<&Path>) -> Result<PathBuf> {
     locate(&place, dir, std::env::var_os(VARIABLE), holds)
 }
 
-/// Lists the pictures below `root`; classes are the sorted names of the folders of `train`.
+/// Lists the pictures below `root`; classes are the names of the folders of `train`, in the order of their labels.
 pub(super) fn open(root: &Path, name: &str, image_size: usize) -> Result<Data> {
     let train = root.join("train");
     if !train.is_dir() {
@@ -52,10 +52,11 @@ pub(super) fn open_test(root: &Path, name: &str, image_size: usize) -> Result<Da
     split(&test, name, image_size, &test_classes)
 }
 
-/// Names of the folders in `folder`, sorted; hidden ones are not classes.
+/// Names of the folders in `folder`, in the order of their labels; hidden ones are not classes.
 fn classes(folder: &Path) -> Result<Vec<String>> {
     let folders = entries(folder)?.into_iter().filter(|entry| entry.is_dir);
-    let classes = folders.map(|entry| file_name(&entry.path).map(str::to_owned)).collect::<Result<Vec<_>>>()?;
+    let mut classes = folders.map(|entry| file_name(&entry.path).map(str::to_owned)).collect::<Result<Vec<_>>>()?;
+    super::classes::sort(&mut classes);
     if classes.is_empty() {
         return Err(Error::file(folder, "has no class folders; expected <class>/*.jpg"));
     }

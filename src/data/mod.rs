@@ -7,6 +7,7 @@
 //! | `dataset` | [`Dataset`]: images, labels, class names, normalisation |
 //! | `embedded` | the cut of Fashion-MNIST inside the binary |
 //! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
+//! | `classes` | [`ClassMatch`]: the order of class names, and those of a data set on those of a model |
 //! | `parquet_shards` | pictures in Parquet files, which `parquet_file` reads; with the feature `parquet` |
 //! | `preprocess` | [`Preprocessing`]: a picture of any size → a network's input |
 //! | `imagenet` | names of ImageNet's classes |
@@ -29,6 +30,7 @@
 
 mod augment;
 mod cifar;
+mod classes;
 mod crop;
 mod dataset;
 mod embedded;
@@ -52,6 +54,7 @@ mod warp;
 
 pub use augment::{Augment, EraseMode};
 pub use cifar::parse_cifar10;
+pub use classes::ClassMatch;
 pub use crop::ResizedCrop;
 pub use dataset::{Data, Dataset, ImageShape, Normalisation};
 pub use idx::{Split, parse_idx};

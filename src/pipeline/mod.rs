@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |--|--|
 //! | `benchmark` | [`Bench`]: what `bench` times |
+//! | `doubts` | [`Doubts`]: why a run may mean less than it seems to |
 //! | `folder` | [`RunFolder`]: the files of a run, and when an old run may be touched |
 //! | `run` | [`Run`]: data, device, session and the stages as functions |
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
@@ -12,6 +13,7 @@
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
 mod benchmark;
+mod doubts;
 mod folder;
 mod import;
 mod infer;
@@ -21,6 +23,7 @@ mod summary;
 mod verify;
 
 pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
+pub use doubts::Doubts;
 pub use folder::{Entry, RunFolder, RunSpec};
 pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};

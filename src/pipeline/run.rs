@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::doubts::Doubts;
 use crate::config::Config;
-use crate::data::{self, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
+use crate::data::{self, ClassMatch, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::Graph;
@@ -34,34 +35,51 @@ pub struct Datasets {
     pub train: Arc<Dataset>,
     /// Test images.
     pub test: Arc<Dataset>,
-    /// The classes as the given model's file calls them, where it knows better than the data.
-    class_names: Option<Vec<String>>,
+    /// What the classes of the images and of the given model leave to doubt.
+    doubts: Doubts,
 }
 
 impl Datasets {
     /// Opens the data. Images are made as the file of a model that is given says, or as the network that is named expects
-    /// them; images that have a shape already are only normalised so, or else by the training images.
+    /// them; images that have a shape already are only normalised so, or else by the training images. Classes have the
+    /// order and the names that the model knows them by ([`ClassMatch`]).
     ///
     /// # Errors
     /// Data that cannot be found or used, or that does not fit the model.
     pub fn open(config: &Config, model: Option<(&Model, &ModelInfo)>) -> Result<Self> {
         let data = data::open(&config.data.source())?;
-        let train = fitted(data.train, config.data.train_limit, config, model)?;
-        let test = fitted(data.test, config.data.test_limit, config, model)?;
-        // A folder's names may be mere ids, such as ImageNet's; those of the data sets that are known are names.
-        let own = model.and_then(|(_, info)| info.data.as_ref());
-        let own = own.filter(|own| train.resize().is_some() && own.classes.len() == train.classes());
-        let class_names = own.map(|own| own.classes.clone());
-        Ok(Self { train: Arc::new(train), test: Arc::new(test), class_names })
+        let (train, _) = fitted(data.train, config.data.train_limit, config, model)?;
+        let (test, doubts) = fitted(data.test, config.data.test_limit, config, model)?;
+        let doubts = doubts.and(Doubts::of_images(Some(&train), &test));
+        Ok(Self { train: Arc::new(train), test: Arc::new(test), doubts })
     }
 
-    /// Opens the test images alone, made for a model; training images need not be there.
+    /// Opens the test images alone, made for a model, and says what an evaluation on them leaves to doubt; training images
+    /// need not be there.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_test(config: &Config, model: (&Model, &ModelInfo)) -> Result<Arc<Dataset>> {
+    pub fn open_test(config: &Config, model: (&Model, &ModelInfo)) -> Result<(Arc<Dataset>, Doubts)> {
         let test = data::open_test(&config.data.source())?;
-        Ok(Arc::new(fitted(test, config.data.test_limit, config, Some(model))?))
+        let (test, doubts) = fitted(test, config.data.test_limit, config, Some(model))?;
+        let doubts = doubts.and(Doubts::of_images(None, &test));
+        Ok((Arc::new(test), doubts))
+    }
+
+    /// What a run of some stages, each with its name, leaves to doubt, given the network that they train.
+    ///
+    /// # Errors
+    /// A malformed graph.
+    pub fn doubts<'a>(
+        &self,
+        stages: impl IntoIterator<Item = (&'a str, &'a TrainConfig)>,
+        graph: &Graph,
+    ) -> Result<Doubts> {
+        let mut doubts = self.doubts.clone();
+        for (name, stage) in stages {
+            doubts = doubts.and(Doubts::of_batch(name, stage, graph)?);
+        }
+        Ok(doubts)
     }
 
     /// Shape of the images.
@@ -71,26 +89,24 @@ impl Datasets {
 
     /// What model files say about their data.
     pub fn info(&self) -> ModelInfo {
-        let data = DataInfo::from(&*self.train);
-        let classes = self.class_names.clone().unwrap_or_else(|| data.classes.clone());
-        ModelInfo { data: Some(DataInfo { classes, ..data }) }
+        ModelInfo { data: Some(DataInfo::from(&*self.train)) }
     }
 }
 
-/// The first images of a set, made as [`Datasets::open`] says.
+/// The first images of a set, made as [`Datasets::open`] says, and what their classes leave to doubt.
 fn fitted(
     mut set: Dataset,
     limit: Option<usize>,
     config: &Config,
     model: Option<(&Model, &ModelInfo)>,
-) -> Result<Dataset> {
+) -> Result<(Dataset, Doubts)> {
     if let Some(n) = limit {
         set = set.take(n)?;
     }
     if set.resize().is_some() {
         set = set.with_preprocessing(&preprocessing(&config.network.name, config.data.image_size, model))?;
     }
-    let Some((model, info)) = model else { return Ok(set) };
+    let Some((model, info)) = model else { return Ok((set, Doubts::default())) };
     model.graph.check_classifier()?;
     let (shape, graph) = (set.shape().into(), &model.graph);
     if (shape, set.classes()) != (graph.input_shape(), graph.classes()) {
@@ -103,10 +119,11 @@ fn fitted(
             graph.classes()
         )));
     }
-    match &info.data {
-        Some(own) => set.with_normalisation(Normalisation { mean: own.mean.clone(), std: own.std.clone() }),
-        None => Ok(set),
-    }
+    let Some(own) = &info.data else { return Ok((set, Doubts::default())) };
+    let set = set.with_normalisation(Normalisation { mean: own.mean.clone(), std: own.std.clone() })?;
+    let matched = ClassMatch::new(set.class_names(), &own.classes);
+    let doubts = Doubts::of_names(set.name(), set.class_names(), &own.classes, &matched);
+    Ok((set.with_classes(matched)?, doubts))
 }
 
 /// How pictures of a folder are made: as the model's file says, as published for the network, or as is usual.
