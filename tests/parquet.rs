@@ -1,13 +1,14 @@
-//! Data sets in Parquet shards. `tests/fixtures/make_shards.py` made the files: image i of all is grey 8·i.
+//! Data sets in Parquet shards. `tests/fixtures/make_shards.py` made `shards`: image i of all is grey 8·i;
+//! `tests/fixtures/make_layouts.py` made the rest, with pyarrow's reading of it.
 #![cfg(feature = "parquet")]
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use depthshrinker::Result;
-use depthshrinker::data::{self, Augment, Batch, Data, DataSource, Loader, ResizedCrop};
+use depthshrinker::data::{self, Augment, Batch, Data, DataSource, Dataset, Loader, ResizedCrop};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/shards")
@@ -44,6 +45,116 @@ fn every_row_of_every_shard_is_an_image() {
         fs::copy(&path, root.path().join("data").join(path.file_name().unwrap())).unwrap();
     }
     assert_eq!(open(root.path()).unwrap().train.labels(), data.train.labels());
+}
+
+/// A row: the name of its class, and the colour of its picture.
+type Row = (String, [u8; 3]);
+
+/// All rows of a set. Its pictures are of one colour each, which stays whatever size they are brought to.
+fn rows(set: &Dataset) -> Result<Vec<Row>> {
+    let mut pixels = vec![0; set.shape().size()];
+    let row = |(index, label): (usize, &u32)| {
+        set.image(index, &mut pixels)?;
+        let colour = [pixels[0], pixels[1], pixels[2]];
+        assert!(pixels.chunks_exact(3).all(|pixel| pixel == colour), "image {index} is not of one colour");
+        Ok((set.class_names()[*label as usize].clone(), colour))
+    };
+    set.labels().iter().enumerate().map(row).collect()
+}
+
+/// Columns, types, codecs and files as they are on Hugging Face.
+#[test]
+fn every_layout_is_read_as_pyarrow_reads_it() {
+    let told = fs::read(fixtures().with_file_name("layouts.json")).unwrap();
+    let layouts: BTreeMap<String, BTreeMap<String, Vec<Row>>> = serde_json::from_slice(&told).unwrap();
+    assert!(layouts.len() >= 30, "{} layouts", layouts.len());
+    let mut wrong = Vec::new();
+    for (name, expected) in layouts {
+        let folder = fixtures().with_file_name("layouts").join(&name);
+        match open(&folder).and_then(|data| Ok((rows(&data.train)?, rows(&data.test)?))) {
+            Ok((train, test)) if (&train, &test) == (&expected["train"], &expected["test"]) => {}
+            other => wrong.push(format!("{name}: {other:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The order of labels: the file's names, or else numbers by number and text by text.
+#[test]
+fn classes_are_in_the_order_of_their_labels() {
+    for (layout, classes) in [
+        ("snappy", &["cat", "dog", "emu"][..]),
+        ("cifar100", &["cat", "dog", "emu"]),
+        ("uint8", &["0", "1", "2"]),
+        ("bool", &["0", "1"]),
+        ("words", &["cat", "dog", "emu"]),
+        ("words-numbers", &["2", "9", "10"]),
+        ("words-unicode", &["Cat, felis", "été", "猫"]),
+        ("words-new-in-test", &["cat", "dog", "emu"]),
+    ] {
+        let data = open(&fixtures().with_file_name("layouts").join(layout)).unwrap();
+        assert_eq!(data.train.class_names(), classes, "{layout}");
+        assert_eq!(data.test.class_names(), classes, "{layout}");
+    }
+}
+
+/// An evaluation needs no training shards; training needs test shards, and says which names it looked for.
+#[test]
+fn splits_that_are_not_there_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |from: &str, to: &str| {
+        let to = folder.path().join(to);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(fixtures().with_file_name("layouts").join(from), to).unwrap();
+    };
+    let source = DataSource { name: format!("parquet:{}", folder.path().display()), dir: None, image_size: Some(16) };
+    refused(data::open_test(&source), &["holds no .parquet files", "train-*.parquet", "validation-*.parquet"]);
+    put("snappy/data/test-00000-of-00001.parquet", "plain_text/test/0000.parquet");
+    assert_eq!(data::open_test(&source).unwrap().len(), 3);
+    refused(data::open(&source), &["plain_text/test/0000.parquet", "no training split", "train-*.parquet"]);
+    fs::remove_dir_all(folder.path().join("plain_text")).unwrap();
+    put("snappy/data/train-00000-of-00001.parquet", "0000.parquet");
+    for outcome in [data::open(&source).map(|data| data.test), data::open_test(&source)] {
+        refused(outcome, &["one shard, 0000.parquet,", "no test split", "validation-*.parquet", "test_split"]);
+    }
+    put("words/data/test-00000-of-00001.parquet", "test.parquet");
+    put("snappy/data/train-00000-of-00001.parquet", "train.parquet");
+    refused(data::open(&source), &["test.parquet", "has text in column `label`", "train.parquet has numbers"]);
+}
+
+/// Shards that are sound but cannot be used: what was looked for, and what to do.
+#[test]
+fn shards_without_pictures_or_labels_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (train, test) = (folder.path().join("train-0.parquet"), folder.path().join("test-0.parquet"));
+    for (name, parts) in [
+        ("brotli", &["has column `label` compressed with BROTLI", "write it again with Snappy, gzip, zstd"][..]),
+        ("lz4", &["compressed with LZ4", "write it again with Snappy, gzip, zstd"]),
+        ("no-image", &["has no column `image.bytes`", "`img.bytes`", "it has `label` (integers)"]),
+        ("no-label", &["has no column `label`", "`fine_label`", "`text` (text)", "`tags.list.element` (lists)"]),
+        ("two-labels", &["several that could be it, `colour`, `shape`", "rename one to `label`"]),
+        ("list-label", &["has no column `label`", "one label a row", "`label.list.element` (lists)"]),
+        ("float-label", &["has no column `label`", "`label` (other values)"]),
+        ("null-label", &["column `label`: row 5 has no value"]),
+        ("negative-label", &["has label -1; labels count from 0 (-1 means unknown)"]),
+        ("path-alone", &["column `image.bytes`: row 2 has no value", "not its path alone"]),
+        ("control-word", &["the label \"d\\u{1b}og\"", "without control characters"]),
+        ("control-name", &["names a class \"d\\nog\"", "control characters"]),
+        ("other-names", &["calls class 0 `dog`", "calls it `cat`"]),
+        ("bomb-gzip", &["more than 8388608 bytes"]),
+        ("bomb-zstd", &["more than 8388608 bytes"]),
+    ] {
+        fs::copy(fixtures().with_file_name("refused").join(format!("{name}.parquet")), &test).unwrap();
+        if name == "other-names" {
+            fs::copy(fixtures().with_file_name("layouts/snappy/data/train-00000-of-00001.parquet"), &train).unwrap();
+        }
+        let source =
+            DataSource { name: format!("parquet:{}", folder.path().display()), dir: None, image_size: Some(16) };
+        // Pictures are read when they are asked for.
+        let outcome = data::open_test(&source).and_then(|data| rows(&data));
+        let _ = fs::remove_file(&train);
+        refused(outcome, &[&["test-0.parquet"][..], parts].concat());
+    }
 }
 
 #[test]
@@ -91,7 +202,6 @@ fn shards_that_claim_more_than_they_hold_are_refused() {
         ("missing-dictionary", ["is damaged", "replace or remove it"]),
         ("page-size", ["row group 0", "Invalid page header"]),
         ("delta-lengths", ["row group 0", "DELTA_LENGTH_BYTE_ARRAY"]),
-        ("gzip", ["is compressed with", "Snappy's and none are read"]),
     ] {
         let hostile = fixtures().with_file_name(format!("{name}.parquet"));
         fs::copy(hostile, folder.path().join("train-0.parquet")).unwrap();

@@ -54,6 +54,20 @@ fn pickle_of(archive: &[u8]) -> Outcome<Vec<u8>> {
     Ok(pickle)
 }
 
+/// Copies all files below `from` into one folder, by names that begin with `prefix`.
+fn copy_files(from: &Path, to: &Path, prefix: &str) -> Outcome {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = format!("{prefix}-{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            copy_files(&entry.path(), to, &name)?;
+        } else {
+            fs::copy(entry.path(), to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Outcome {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
     let torch = corpus("torch")?;
@@ -62,11 +76,8 @@ fn main() -> Outcome {
     }
     let archive = fs::read(fixtures.join("import/forms.pth"))?;
     fs::write(corpus("pickle")?.join("forms"), pickle_of(&archive)?)?;
-    for (target, folder) in [("pictures", "pictures"), ("parquet", "shards")] {
-        for entry in fs::read_dir(fixtures.join(folder))? {
-            let entry = entry?;
-            fs::copy(entry.path(), corpus(target)?.join(entry.file_name()))?;
-        }
+    for (target, folder) in [("pictures", "pictures"), ("parquet", "shards"), ("parquet", "layouts"), ("parquet", "refused")] {
+        copy_files(&fixtures.join(folder), &corpus(target)?, folder)?;
     }
     fs::copy(fixtures.join("import/logits.safetensors"), corpus("safetensors")?.join("logits"))?;
 

@@ -8,7 +8,7 @@
 //! | `embedded` | the cut of Fashion-MNIST inside the binary |
 //! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
 //! | `classes` | [`ClassMatch`]: the order of class names, and those of a data set on those of a model |
-//! | `parquet_shards` | pictures in Parquet files, which `parquet_file` reads; with the feature `parquet` |
+//! | `parquet_shards` | pictures in Parquet files; `parquet_splits` finds the files, `parquet_columns` what to read of them, `parquet_file` and `parquet_pages` read; with the feature `parquet` |
 //! | `preprocess` | [`Preprocessing`]: a picture of any size → a network's input |
 //! | `imagenet` | names of ImageNet's classes |
 //! | `augment` | [`Augment`]: shift, flip, erase and normalise, one pass per row |
@@ -41,9 +41,15 @@ mod imagenet;
 mod loader;
 mod locate;
 #[cfg(feature = "parquet")]
+mod parquet_columns;
+#[cfg(feature = "parquet")]
 mod parquet_file;
 #[cfg(feature = "parquet")]
+mod parquet_pages;
+#[cfg(feature = "parquet")]
 mod parquet_shards;
+#[cfg(feature = "parquet")]
+mod parquet_splits;
 mod picture;
 mod pixel_ops;
 mod preprocess;

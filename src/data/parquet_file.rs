@@ -8,11 +8,9 @@
 //! | elements of any list of the footer | [`MAX_LIST`] |
 //! | place of a column | the file |
 //! | rows of a file | [`MIN_ROW_BYTES`] to each |
-//! | size of a page when decompressed | [`SNAPPY_RATIO`] times its size, [`MAX_GROUP`] for all pages of a column |
-//! | entries of a dictionary | the bytes of its page |
+//! | size of a row group | [`MAX_GROUP`] |
 //!
-//! Encodings whose headers claim further sizes are not read. What the crate asserts nevertheless becomes an error
-//! ([`guarded`]).
+//! What pages claim is in `parquet_pages`. What the crate asserts nevertheless becomes an error ([`guarded`]).
 
 use std::cell::Cell;
 use std::fs::File;
@@ -21,16 +19,17 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 
-use parquet::basic::{Compression, Encoding};
-use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::basic::Compression;
 use parquet::column::reader::{ColumnReader, get_column_reader};
-use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::errors::ParquetError;
 use parquet::file::FOOTER_SIZE;
 use parquet::file::metadata::{ColumnChunkMetaData, FooterTail, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::schema::types::ColumnDescPtr;
 use thrift::TConfiguration;
 use thrift::protocol::{TCompactInputProtocol, TInputProtocol, TType};
 
+use super::parquet_pages::{Codec, Pages};
 use crate::{Error, Result};
 
 /// Largest footer that is read, in bytes; in memory the elements of its lists take many times what they take there.
@@ -44,9 +43,7 @@ const MAX_LIST: usize = 1 << 16;
 /// Fewest bytes of a file to a row: equal numbers take next to no room, but a picture does.
 const MIN_ROW_BYTES: u64 = 16;
 /// Largest row group that is read, in bytes.
-const MAX_GROUP: usize = 256 << 20;
-/// What a byte can become: Snappy's longest copy is of 64 bytes and takes 3.
-const SNAPPY_RATIO: usize = 22;
+pub(super) const MAX_GROUP: usize = 256 << 20;
 
 /// A file with a sound footer.
 pub(super) struct ParquetFile {
@@ -95,8 +92,11 @@ impl ParquetFile {
         for (number, group) in self.metadata.row_groups().iter().enumerate() {
             let size = group.total_byte_size();
             if size > MAX_GROUP as i64 {
-                let problem = format!("row group {number} has {size} bytes, at most {MAX_GROUP} are read");
-                return Err(self.unreadable(&problem));
+                let problem = format!(
+                    "row group {number} has {size} bytes, at most {MAX_GROUP} are read; write it again in smaller ones, with \
+                     `row_group_size` in pyarrow"
+                );
+                return Err(self.unusable(&problem));
             }
             if !group.columns().iter().all(is_inside) {
                 return Err(self.unreadable(&format!("row group {number} is not within the file")));
@@ -125,32 +125,43 @@ impl ParquetFile {
         pairs.iter().find(|pair| pair.key == key)?.value.as_deref()
     }
 
-    /// The number of a column; `None` if there is none with this path.
-    pub(super) fn column(&self, path: &str) -> Option<usize> {
-        let columns = self.metadata.file_metadata().schema_descr().columns();
-        columns.iter().position(|column| column.path().string() == path)
+    /// All columns: the leaves of the schema, in the order of their numbers.
+    pub(super) fn columns(&self) -> &[ColumnDescPtr] {
+        self.metadata.file_metadata().schema_descr().columns()
     }
 
     /// A reader of a column of a row group.
     pub(super) fn reader(&self, group: usize, column: usize) -> Result<ColumnReader> {
         let group = self.metadata.row_group(group);
         let chunk = group.column(column);
-        let snappy = match chunk.compression() {
-            Compression::UNCOMPRESSED => false,
-            Compression::SNAPPY => true,
-            other => return Err(self.unreadable(&format!("is compressed with {other}; Snappy's and none are read"))),
+        let codec = match chunk.compression() {
+            Compression::UNCOMPRESSED => None,
+            Compression::SNAPPY => Some(Codec::Snappy),
+            Compression::GZIP(_) => Some(Codec::Gzip),
+            Compression::ZSTD(_) => Some(Codec::Zstd),
+            other => {
+                let column = chunk.column_path().string();
+                let problem = format!("has column `{column}` compressed with {other}");
+                return Err(self.unusable(&format!("{problem}; write it again with Snappy, gzip, zstd or none")));
+            }
         };
         // As if nothing were compressed: the crate would reserve whatever a page says it takes when it is not.
         let raw = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build();
         let pages = raw
             .and_then(|raw| SerializedPageReader::new(Arc::clone(&self.file), &raw, group.num_rows() as usize, None));
         let pages = pages.map_err(|e| self.unreadable(&e.to_string()))?;
-        Ok(get_column_reader(chunk.column_descr_ptr(), Box::new(Pages { pages, snappy, left: MAX_GROUP })))
+        let pages = Pages::new(pages, codec, chunk.compressed_size() as usize);
+        Ok(get_column_reader(chunk.column_descr_ptr(), Box::new(pages)))
     }
 
     /// The error that this file cannot be read.
     pub(super) fn unreadable(&self, problem: &str) -> Error {
         unreadable(&self.path, problem)
+    }
+
+    /// The error that this file is sound but cannot be used; `problem` says what to do.
+    pub(super) fn unusable(&self, problem: &str) -> Error {
+        Error::file(&self.path, problem.replace('\n', " "))
     }
 }
 
@@ -245,149 +256,4 @@ fn check_schema(input: &mut impl TInputProtocol) -> thrift::Result<()> {
         }
     }
     input.read_list_end()
-}
-
-/// The pages of a column, decompressed.
-struct Pages {
-    /// Reads them as they are.
-    pages: SerializedPageReader<File>,
-    snappy: bool,
-    /// Bytes that the pages still to come may take.
-    left: usize,
-}
-
-impl PageReader for Pages {
-    fn get_next_page(&mut self) -> ParquetResult<Option<Page>> {
-        let Some(mut page) = self.pages.get_next_page()? else { return Ok(None) };
-        if self.snappy {
-            page = decompress(page, self.left)?;
-        }
-        let bytes = page.buffer().len();
-        self.left = self.left.checked_sub(bytes).ok_or_else(|| too_large(bytes))?;
-        check_page(&page)?;
-        Ok(Some(page))
-    }
-
-    fn peek_next_page(&mut self) -> ParquetResult<Option<PageMetadata>> {
-        self.pages.peek_next_page()
-    }
-
-    fn skip_next_page(&mut self) -> ParquetResult<()> {
-        self.pages.skip_next_page()
-    }
-}
-
-impl Iterator for Pages {
-    type Item = ParquetResult<Page>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.get_next_page().transpose()
-    }
-}
-
-/// A page whose values Snappy compressed, at most `most` bytes of them.
-fn decompress(mut page: Page, most: usize) -> ParquetResult<Page> {
-    // The levels of the second version are stored as they are, before the values.
-    let levels = match &page {
-        Page::DataPageV2 { is_compressed: false, .. } => return Ok(page),
-        Page::DataPageV2 { def_levels_byte_len, rep_levels_byte_len, .. } => {
-            *def_levels_byte_len as usize + *rep_levels_byte_len as usize
-        }
-        Page::DataPage { .. } | Page::DictionaryPage { .. } => 0,
-    };
-    let (Page::DataPage { buf, .. } | Page::DataPageV2 { buf, .. } | Page::DictionaryPage { buf, .. }) = &mut page;
-    let (levels, values) = buf.split_at_checked(levels).ok_or_else(|| error("a page ends amid its levels"))?;
-    let mut whole = levels.to_vec();
-    if !values.is_empty() {
-        let damaged = |e: snap::Error| error(format!("a page is damaged: {e}"));
-        let size = snap::raw::decompress_len(values).map_err(damaged)?;
-        if size > most || size / SNAPPY_RATIO > values.len() {
-            return Err(too_large(size));
-        }
-        whole.resize(levels.len() + size, 0);
-        snap::raw::Decoder::new().decompress(values, &mut whole[levels.len()..]).map_err(damaged)?;
-    }
-    *buf = whole.into();
-    Ok(page)
-}
-
-/// Refuses what would make the decoders of values take more memory than the page.
-fn check_page(page: &Page) -> ParquetResult<()> {
-    /// The least that an entry of a dictionary takes: the length of one that is empty.
-    const MIN_ENTRY: usize = size_of::<u32>();
-    match page {
-        Page::DictionaryPage { buf, num_values, .. } if *num_values as usize > buf.len() / MIN_ENTRY => {
-            Err(error(format!("claims a dictionary of {num_values} entries in {} bytes", buf.len())))
-        }
-        Page::DataPage { encoding, .. } | Page::DataPageV2 { encoding, .. } => match encoding {
-            Encoding::PLAIN | Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY | Encoding::DELTA_BINARY_PACKED => {
-                Ok(())
-            }
-            other => Err(error(format!("has values in the encoding {other}, which is not read"))),
-        },
-        Page::DictionaryPage { .. } => Ok(()),
-    }
-}
-
-fn too_large(size: usize) -> ParquetError {
-    error(format!("claims a page of {size} bytes, which is more than it holds or more than is read"))
-}
-
-fn error(problem: impl Into<String>) -> ParquetError {
-    ParquetError::General(problem.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn dictionary(buf: Vec<u8>, num_values: u32) -> Page {
-        Page::DictionaryPage { buf: buf.into(), num_values, encoding: Encoding::PLAIN, is_sorted: false }
-    }
-
-    fn values(buf: Vec<u8>, encoding: Encoding) -> Page {
-        let (def_levels_byte_len, rep_levels_byte_len) = (2, 1);
-        Page::DataPageV2 {
-            buf: buf.into(),
-            num_values: 4,
-            encoding,
-            num_nulls: 0,
-            num_rows: 4,
-            def_levels_byte_len,
-            rep_levels_byte_len,
-            is_compressed: true,
-            statistics: None,
-        }
-    }
-
-    #[test]
-    fn a_dictionary_has_no_more_entries_than_its_page_has_room_for() {
-        check_page(&dictionary(vec![0; 40], 10)).unwrap();
-        let refused = check_page(&dictionary(vec![0; 40], u32::MAX)).unwrap_err().to_string();
-        assert!(refused.contains("4294967295 entries in 40 bytes"), "{refused}");
-    }
-
-    #[test]
-    fn encodings_that_claim_sizes_of_their_own_are_not_read() {
-        check_page(&values(Vec::new(), Encoding::PLAIN)).unwrap();
-        for encoding in [Encoding::DELTA_LENGTH_BYTE_ARRAY, Encoding::DELTA_BYTE_ARRAY, Encoding::BYTE_STREAM_SPLIT] {
-            let refused = check_page(&values(Vec::new(), encoding)).unwrap_err().to_string();
-            assert!(refused.contains(&encoding.to_string()), "{refused}");
-        }
-    }
-
-    #[test]
-    fn pages_are_decompressed_behind_their_levels_and_no_further_than_they_can_reach() {
-        let original: Vec<u8> = (0..5000).map(|i| (i / 1000) as u8).collect();
-        let compressed = snap::raw::Encoder::new().compress_vec(&original).unwrap();
-        let page = |levels: &[u8]| values([levels, &compressed].concat(), Encoding::PLAIN);
-        let whole = decompress(page(&[7, 8, 9]), 5000).unwrap();
-        assert!(whole.buffer()[..] == [&[7, 8, 9], &original[..]].concat());
-        let refused = |page: Page, most: usize| decompress(page, most).unwrap_err().to_string();
-        assert!(refused(page(&[7, 8, 9]), 4999).contains("5000 bytes"));
-        // Two gigabytes in seven bytes: the length is Snappy's own first field.
-        let claim = values(vec![7, 8, 9, 0xff, 0xff, 0xff, 0xff, 0x07, 0, 0, 0], Encoding::PLAIN);
-        assert!(refused(claim, usize::MAX).contains("2147483647 bytes"));
-        assert!(refused(values(vec![7], Encoding::PLAIN), 10).contains("amid its levels"));
-    }
 }

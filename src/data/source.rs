@@ -45,12 +45,15 @@ pub fn open(source: &DataSource) -> Result<Data> {
     image_folder::open(&root, &source.name, image_size)
 }
 
-/// The test set alone, which is all that an evaluation needs: a folder of pictures need not have training images, and
-/// they are not listed.
+/// The test set alone, which is all that an evaluation needs: a folder of pictures or of shards need not have training images,
+/// and no training picture is listed.
 ///
 /// # Errors
 /// As [`open`].
 pub fn open_test(source: &DataSource) -> Result<Dataset> {
+    if let Some(folder) = source.name.strip_prefix(SHARDS) {
+        return open_test_shards(folder, source.dir.as_deref(), source.image_size);
+    }
     if let Some(data) = open_pair(source)? {
         return Ok(data.test);
     }
@@ -116,13 +119,25 @@ fn folder_size(asked: Option<usize>) -> Result<usize> {
 
 #[cfg(feature = "parquet")]
 fn open_shards(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Data> {
-    let root = dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
-    super::parquet_shards::open(&root, name, folder_size(image_size)?)
+    super::parquet_shards::open(&shards_folder(name, dir), name, folder_size(image_size)?)
+}
+
+#[cfg(feature = "parquet")]
+fn open_test_shards(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Dataset> {
+    super::parquet_shards::open_test(&shards_folder(name, dir), name, folder_size(image_size)?)
+}
+
+#[cfg(feature = "parquet")]
+fn shards_folder(name: &str, dir: Option<&Path>) -> PathBuf {
+    dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn open_shards(name: &str, _: Option<&Path>, _: Option<usize>) -> Result<Data> {
+fn open_shards<T>(name: &str, _: Option<&Path>, _: Option<usize>) -> Result<T> {
     Err(Error::Config(format!(
         "this program was built without Parquet, which {SHARDS}{name} needs; build it with `--features parquet`"
     )))
 }
+
+#[cfg(not(feature = "parquet"))]
+use open_shards as open_test_shards;
