@@ -165,9 +165,11 @@ mod tests {
     }
 
     /// (data set, model, the model's label of each of the data set's, names by the model's labels, unknown to the model)
+    type Match<'a> = (&'a str, &'a str, &'a [u32], &'a str, &'a [usize]);
+
     #[test]
     fn classes_are_matched_by_name_and_by_place_where_there_are_none() {
-        let rows: [(&str, &str, &[u32], &str, &[usize]); 19] = [
+        let rows: [Match<'_>; 19] = [
             ("cat|dog", "cat|dog", &[0, 1], "cat|dog", &[]),
             ("cat|dog", "", &[0, 1], "cat|dog", &[]),
             ("cat|dog", "dog|cat", &[1, 0], "dog|cat", &[]),
