@@ -81,8 +81,8 @@ struct Matrix {
     }
 };
 
-/// The line that is staged as number `at`: of each 32, those that a lane of `lane_row` has follow one another. It is its own
-/// inverse.
+/// The line that is staged as number `at`: of each 32, those that a lane has in `lane_row` are neighbours. The function
+/// is its own inverse.
 __device__ __forceinline__ int permuted(int at) { return at / 32 * 32 + at % 8 / 2 * 8 + at % 32 / 8 * 2 + at % 2; }
 
 /// Brings LINES lines of LENGTH elements at a time into shared memory, LD elements apart, and walks along the lines or,
@@ -413,17 +413,16 @@ struct Gemm {
         for (int step = 0; step < AHEAD; step++) start(step, step);
         // Unrolled, the place of a stage is a constant. Larger tiles and floats have no registers left for that.
         constexpr int UNROLLED = THREADS < 256 && !IS_FLOAT<T> ? STAGES : 1;
-        for (int step = 0, turn = 0; step < steps;) {
+        for (int step = 0; step < steps;) {
 #pragma unroll
             for (int u = 0; u < UNROLLED; u++, step++) {
                 if (step >= steps) break;
-                const int stage = UNROLLED > 1 ? u : turn;
+                const int stage = UNROLLED > 1 ? u : step % STAGES;
                 copy_async_wait<AHEAD - 1>();
                 // After the barrier all copies of the tile have arrived, and no thread reads the previous tile any more.
                 __syncthreads();
                 start(step + AHEAD, stage == 0 ? STAGES - 1 : stage - 1);
                 accumulate(tiles + stage * STAGE);
-                turn = turn + 1 == STAGES ? 0 : turn + 1;
             }
         }
     }

@@ -2,7 +2,8 @@
 //
 // The operands lie in shared memory, row-major or column-major, so that a convolution need not transpose anything. The
 // accumulator's elements are spread over the lanes in a layout that differs among architectures: it may be scaled and
-// added to element by element; `store` and, where there is one, `lane_row` tell row and column. All functions are for whole warps.
+// added to element by element; `store` and, where there is one, `lane_row` tell row and column. All functions are for
+// whole warps.
 //
 //   ARCH >= 800   ldmatrix (transposing where the order asks for it) and two mma.m16n8k16 per step
 //   below         wmma.m16n16k16, `f16` only
