@@ -24,8 +24,9 @@
 // batch_norm_statistics<T, VECTOR>        grid (tiles, slabs)                                             6 instances
 //     (const T* y, float* partials [slabs, 2, c], long long pixels, int slab, int c, int lanes)
 // batch_norm_statistics_finish            grid (⌈c / 8⌉)                                                   1 instance
-//     (const float* partials, float* running_mean [c], float* running_var [c], float* saved [2, c], float eps,
-//      float momentum, long long pixels, int slab, int slabs, int c)
+//     (const float* partials, const float* counts [slabs] or null, float* running_mean [c], float* running_var [c],
+//      float* saved [2, c], float eps, float momentum, long long pixels, int slab, int slabs, int c)
+//     without counts a slab has `slab` pixels, the last one fewer; with them, as a convolution's kernel says
 // batch_norm_running_statistics           grid (⌈c / 256⌉)                                                 1 instance
 //     (const float* running_mean, const float* running_var, float* saved [2, c], float eps, int c)
 //     for inference: normalise then takes this `saved`
@@ -48,7 +49,7 @@
 // instances: batch_norm_{statistics,normalise,backward_sums,backward_apply}<{float,f16,bf16}, {true,false}>
 // instances: batch_norm_{statistics_finish,running_statistics,backward_finish}
 
-#include "activation.cuh"
+#include "on_load.cuh"
 #include "reduce.cuh"
 #include "slab.cuh"
 
@@ -96,6 +97,7 @@ __global__ void __launch_bounds__(256, 4) batch_norm_statistics(
 
 __global__ void __launch_bounds__(256) batch_norm_statistics_finish(
     const float* __restrict__ partials,   // [slabs, 2, c]
+    const float* __restrict__ counts,     // [slabs], or null where a slab has `slab` pixels
     float* __restrict__ running_mean,     // [c]
     float* __restrict__ running_var,      // [c]
     float* __restrict__ saved,            // [2, c]
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(256) batch_norm_statistics_finish(
     double sums[2];
     sum_over_slabs<FINISH_COLUMNS>(slabs, shared, sums, [&](int index, double (&term)[2]) {
         const Range range = slab_range(pixels, slab, index);
-        const double length = static_cast<double>(range.end - range.begin);
+        const double length = counts != nullptr ? counts[index] : static_cast<double>(range.end - range.begin);
         const float* const of_slab = column + 2LL * index * c;
         const double distance = of_slab[0] - origin;
         term[0] = length * distance;
@@ -136,20 +138,6 @@ __global__ void __launch_bounds__(256) batch_norm_running_statistics(
     if (channel >= c) return;
     saved[channel] = running_mean[channel];
     saved[c + channel] = 1.0f / sqrt_f(running_var[channel] + eps);
-}
-
-/// γ·(y − μ)·ρ + β as a·y + b.
-struct Affine {
-    float a, b;
-
-    /// One operation, that forward and backward agree on φ'.
-    __device__ __forceinline__ float operator()(float y) const { return fma_f(a, y, b); }
-};
-
-__device__ __forceinline__ Affine make_affine(
-    const float* gamma, const float* beta, const float* saved, int c, int channel) {
-    const float a = gamma[channel] * saved[c + channel];
-    return Affine{a, beta[channel] - a * saved[channel]};
 }
 
 /// Adds N elements to `values`.

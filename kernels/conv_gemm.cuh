@@ -27,7 +27,7 @@
 
 #include "async_copy.cuh"
 #include "mma.cuh"
-#include "vector.cuh"
+#include "on_load.cuh"
 
 template <typename T>
 constexpr bool IS_FLOAT = false;
@@ -57,18 +57,21 @@ constexpr __device__ int gemm_threads(int tile_m, int tile_n) {
 template <bool VECTOR>
 constexpr int MIN_BLOCKS = VECTOR && ARCH >= 800 ? 2 : 1;
 
-/// A matrix as an operand: its rows are the lines.
-template <typename T>
+/// A matrix as an operand: its rows are the lines. `Form` makes what is multiplied of what is stored, by channel, which
+/// is the position in a line.
+template <typename T, class Form = AsStored>
 struct Matrix {
     using Element = T;
     using Line = int;
     using Position = int;
+    using OnLoad = Form;
     static constexpr bool REUSED = false;
 
     const T* data;   // [lines, stride]
     int lines;       // lines from this one on read as zero
     int length;      // elements from this one on read as zero
     int stride;
+    Form form;
 
     __device__ __forceinline__ Line line(int index) const { return index; }
     __device__ __forceinline__ Position position(int index) const { return index; }
@@ -106,6 +109,14 @@ struct Stager {
     typename Operand::Line lines[COUNT];
     typename Operand::Position position;
     typename Either<VECTOR, Word, Vector<T, N>>::Type staged[COUNT];
+
+    // What the thread's vectors are formed with: their channels, which of them there are, and the same vectors of the
+    // second tensor.
+    using OnLoad = typename Operand::OnLoad;
+    static constexpr bool FORMS = OnLoad::FORMS;
+    int channel;
+    u32 present;
+    Word second[OnLoad::READS_TWO ? COUNT : 1];
 
     __device__ __forceinline__ Stager(const Operand& operand, int first_line, int first_position) : operand(operand) {
 #pragma unroll
@@ -160,6 +171,7 @@ struct Stager {
     /// Loads a tile into registers.
     __device__ __forceinline__ void fetch() {
         if constexpr (VECTOR) {
+            if constexpr (FORMS) look_up();
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
                 const T* from = operand.at(lines[i], position);
@@ -173,7 +185,7 @@ struct Stager {
 #pragma unroll
                 for (int i = 0; i < COUNT; i++) {
                     const T* from = operand.at(lines[i], element);
-                    staged[i][e] = from != nullptr ? *from : T{};
+                    staged[i][e] = from != nullptr ? formed(from, element) : T{};
                 }
                 operand.advance(element, 1);
             }
@@ -181,7 +193,64 @@ struct Stager {
         advance();
     }
 
-    /// Stores the registers into a tile.
+    /// The element of a pointer, formed.
+    __device__ __forceinline__ T formed(const T* from, typename Operand::Position at) const {
+        if constexpr (FORMS) {
+            if (operand.form.active()) {
+                float value[1] = {to_float(*from)}, other[1] = {};
+                if constexpr (OnLoad::READS_TWO) other[0] = to_float(operand.form.y[from - operand.data]);
+                operand.form.form(value, other, at);
+                return from_float<T>(value[0]);
+            }
+        }
+        return *from;
+    }
+
+    /// Finds out what the vectors of the present tile are formed with.
+    __device__ __forceinline__ void look_up() {
+        if (!operand.form.active()) return;
+        channel = position;
+        present = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const T* from = operand.at(lines[i], position);
+            if (from == nullptr) continue;
+            present |= 1u << i;
+            if constexpr (OnLoad::READS_TWO) {
+                const T* other = operand.form.y + (from - operand.data);
+                second[i] = load_vector<Word, 1>(reinterpret_cast<const Word*>(other))[0];
+            }
+        }
+    }
+
+    /// Forms the thread's vectors of a tile where they lie, with what was looked up.
+    __device__ __forceinline__ void form(T* tile) const {
+        if (!operand.form.active()) return;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if ((present >> i & 1u) == 0) continue;
+            float values[N], others[N] = {};
+            load_floats<N>(slot(tile, i), values);
+            if constexpr (OnLoad::READS_TWO) word_floats(second[i], others);
+            operand.form.form(values, others, channel);
+            store_floats<N>(slot(tile, i), values);
+        }
+    }
+
+    /// The elements of a word, widened.
+    __device__ __forceinline__ static void word_floats(const Word& word, float (&out)[N]) {
+        const u32 words[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if constexpr (IS_FLOAT<T>) {
+                out[i] = __uint_as_float(words[i]);
+            } else {
+                out[i] = to_float(T{static_cast<u16>(words[i / 2] >> i % 2 * 16)});
+            }
+        }
+    }
+
+    /// Stores the registers into a tile, formed.
     __device__ __forceinline__ void deposit(T* tile) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
@@ -191,6 +260,7 @@ struct Stager {
                 store_vector<T, N>(slot(tile, i), staged[i]);
             }
         }
+        if constexpr (FORMS && VECTOR) form(tile);
     }
 };
 
@@ -398,10 +468,16 @@ struct Gemm {
         }
     }
 
-    // Step i starts the copies of tile i and multiplies the tile that was started STAGES − 1 steps before.
+    // Step i starts the copies of tile i and multiplies the tile that was started STAGES − 1 steps before. An operand
+    // that is formed on load is formed in shared memory by the threads that copied it; what that takes is loaded while
+    // the tile before is multiplied.
     template <class Left, class Right>
     __device__ __forceinline__ void multiply_async(Left& left, Right& right, int steps, T* tiles) {
         constexpr int AHEAD = STAGES - 1;
+        Left left_behind = left;
+        Right right_behind = right;
+        if constexpr (Left::FORMS) left_behind.look_up();
+        if constexpr (Right::FORMS) right_behind.look_up();
         const auto start = [&](int step, int stage) {
             if (step < steps) {
                 left.copy(tiles + stage * STAGE);
@@ -419,12 +495,21 @@ struct Gemm {
                 if (step >= steps) break;
                 const int stage = UNROLLED > 1 ? u : step % STAGES;
                 copy_async_wait<AHEAD - 1>();
+                if constexpr (Left::FORMS) form_and_go_on(left_behind, tiles + stage * STAGE);
+                if constexpr (Right::FORMS) form_and_go_on(right_behind, tiles + stage * STAGE + LINES_A * LD_A);
                 // After the barrier all copies of the tile have arrived, and no thread reads the previous tile any more.
                 __syncthreads();
                 start(step + AHEAD, stage == 0 ? STAGES - 1 : stage - 1);
                 accumulate(tiles + stage * STAGE);
             }
         }
+    }
+
+    template <class Side>
+    __device__ __forceinline__ static void form_and_go_on(Side& side, T* tile) {
+        side.form(tile);
+        side.advance();
+        side.look_up();
     }
 
     // The loads of tile i are under way while tile i − 1 is multiplied. With two stages one barrier per step is enough:
@@ -453,7 +538,7 @@ struct Gemm {
     /// Hands the sums below `m_end` and `n_end` to the writer in vectors of 16 bytes of its output, one by one without
     /// VECTOR.
     template <class Writer>
-    __device__ __forceinline__ void write(const Writer& writer, Origin at, int m_end, int n_end, void* shared) const {
+    __device__ __forceinline__ void write(Writer&& writer, Origin at, int m_end, int n_end, void* shared) const {
         if constexpr (DIRECT) {
             write_direct(writer, at, m_end, n_end);
         } else {
@@ -462,7 +547,7 @@ struct Gemm {
     }
 
     template <class Writer>
-    __device__ __forceinline__ void write_direct(const Writer& writer, Origin at, int m_end, int n_end) const {
+    __device__ __forceinline__ void write_direct(Writer& writer, Origin at, int m_end, int n_end) const {
         const int n = at.n + Sums::first_column() + lane_in_warp() % 4 * 8;
         if (n >= n_end) return;
 #pragma unroll
@@ -476,8 +561,7 @@ struct Gemm {
     }
 
     template <class Writer>
-    __device__ __forceinline__ void write_slices(const Writer& writer, Origin at, int m_end, int n_end,
-                                                 void* shared) const {
+    __device__ __forceinline__ void write_slices(Writer& writer, Origin at, int m_end, int n_end, void* shared) const {
         constexpr int N = VECTOR ? VECTOR_LEN<typename Writer::Output> : 1, PER_ROW = TILE_N / N;
         float* const slice = static_cast<float*>(shared);
 #pragma unroll 1
@@ -495,5 +579,82 @@ struct Gemm {
                 writer.write(m, n, values);
             }
         }
+    }
+
+    // A writer of T has the same columns in all its rows, and with it as many threads as fit the block.
+    static constexpr int COLUMNS = VECTOR ? VECTOR_LEN<T> : 1, ROW_GROUPS = THREADS * COLUMNS / TILE_N;
+    static_assert((TILE_N + 2 * ROW_GROUPS * TILE_N) * 4 <= SHARED_BYTES, "sums over rows pass through the tiles");
+
+    /// The first column of the tile that a thread writes, and its place among those that write it, the first row's first.
+    __device__ __forceinline__ static int written_column() {
+        if constexpr (DIRECT) return Sums::first_column() + lane_in_warp() % 4 * 8;
+        return thread_index() % (TILE_N / COLUMNS) * COLUMNS;
+    }
+    __device__ __forceinline__ static int row_group() {
+        if constexpr (DIRECT) return thread_index() / WARP_SIZE / Sums::WARPS_N * 8 + lane_in_warp() / 4;
+        return thread_index() / (TILE_N / COLUMNS);
+    }
+
+    /// Adds two sums per column over the threads that have the column, and hands them to `take(column, first, second)`
+    /// for every column of the tile. All threads of the block take part; the last call of `write` is over.
+    template <class Take>
+    __device__ __forceinline__ static void sum_columns(const float (&first)[COLUMNS], const float (&second)[COLUMNS],
+                                                       float* shared, Take take) {
+        __syncthreads();
+        float* const to = shared + row_group() * TILE_N + written_column();
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) {
+            to[i] = first[i];
+            to[ROW_GROUPS * TILE_N + i] = second[i];
+        }
+        __syncthreads();
+        const int column = thread_index();
+        if (column >= TILE_N) return;
+        float sums[2] = {};
+#pragma unroll 4
+        for (int group = 0; group < ROW_GROUPS; group++) {
+            sums[0] += shared[group * TILE_N + column];
+            sums[1] += shared[(ROW_GROUPS + group) * TILE_N + column];
+        }
+        take(column, sums[0], sums[1]);
+    }
+
+    /// Writes mean and centred second moment of every column of the tile to `partials` `[tiles of m, 2, c]`, of whose
+    /// columns this product's begin at `first_column`.
+    __device__ __forceinline__ static void write_moments(Moments<COLUMNS>& moments, Origin at, int m_end, int n_end,
+                                                         float* partials, int c, int first_column, void* shared) {
+        float* const origins = static_cast<float*>(shared);
+        __syncthreads();
+        if (row_group() == 0) {
+#pragma unroll
+            for (int i = 0; i < COLUMNS; i++) origins[written_column() + i] = moments.origin[i];
+        }
+        __syncthreads();
+        float origin[COLUMNS];
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) origin[i] = origins[written_column() + i];
+        moments.move_to(origin);
+        const float count = static_cast<float>(min_of(m_end - at.m, TILE_M));
+        float* const to = partials + static_cast<i64>(at.m / TILE_M) * 2 * c + first_column + at.n;
+        sum_columns(moments.sums, moments.squares, origins + TILE_N, [&](int column, float sum, float squares) {
+            if (at.n + column < n_end) store_moments(origins[column], sum, squares, count, to + column, c);
+        });
+    }
+
+    /// Writes the gradient sums of every column of the tile to `partials` `[tiles of m, 2, c]`, and where there is
+    /// `scores` `[tiles]` the block's.
+    __device__ __forceinline__ static void write_gradient_sums(const GradientSums<COLUMNS>& sums, Origin at, int n_end,
+                                                               float* partials, float* scores, int c, void* shared) {
+        float* const memory = static_cast<float*>(shared);
+        float* const to = partials + static_cast<i64>(at.m / TILE_M) * 2 * c + at.n;
+        sum_columns(sums.sums, sums.products, memory, [&](int column, float sum, float product) {
+            if (at.n + column >= n_end) return;
+            to[column] = sum;
+            to[c + column] = product;
+        });
+        if (scores == nullptr) return;
+        __syncthreads();
+        const float score = block_sum(sums.score, memory);
+        if (thread_index() == 0) scores[blockIdx.x] = score;
     }
 };

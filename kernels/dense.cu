@@ -18,6 +18,8 @@
 //   dense_forward<T, TILE_M, TILE_N, VECTOR>   n·h_out·w_out        c_out / groups          1
 //     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
 //      ConvGeometry g)
+//   dense_bn_forward<T, TILE_M, TILE_N, VECTOR>   as dense_forward, in front of a batch-norm: with moments of y
+//     (const T* x, const T* w, T* y, float* partials [tiles of M, 2, c_out]: mean, Σ (y − mean)², ConvGeometry g)
 //   dense_dgrad<T, TILE_M, TILE_N, VECTOR>     n·ceil(h_in / s_h)   c_in / groups           s_h·s_w
 //     (const T* dy, const T* w, T* dx,         ·ceil(w_in / s_w)
 //      int accumulate, ConvGeometry g)
@@ -27,8 +29,8 @@
 // Tiles and slabs are chosen by the problem alone, so that results do not depend on the device, and a slab is a
 // multiple of 32 pixels: `GemmConfig` of src/ops/config/gemm.rs has grids, slabs and the size of `partials`.
 //
-// instances: dense_{forward,dgrad,wgrad}<{float,f16,bf16}, 64, 64, {true,false}>
-// instances: dense_{forward,dgrad}<{f16,bf16}, 128, {32,128}, true>
+// instances: dense_{forward,bn_forward,dgrad,wgrad}<{float,f16,bf16}, 64, 64, {true,false}>
+// instances: dense_{forward,bn_forward,dgrad}<{f16,bf16}, 128, {32,128}, true>
 // instances: dense_wgrad<{f16,bf16}, 128, 128, true>
 
 #include "conv_gemm.cuh"
@@ -67,6 +69,7 @@ template <typename T>
 struct Patches {
     using Element = T;
     using Position = Tap;
+    using OnLoad = AsStored;
     // The taps of neighbouring pixels overlap.
     static constexpr bool REUSED = true;
     struct Line {
@@ -137,6 +140,7 @@ template <typename T>
 struct PhaseWeights {
     using Element = T;
     using Line = Tap;
+    using OnLoad = AsStored;
     static constexpr bool REUSED = false;
     using Position = int;
 
@@ -196,6 +200,26 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_forward(
     const ForwardWriter<T> writer{y + channel, group_bias, bias_pixels, group_residual, make_clamp(limit, slope),
                                      g.c_out};
     product.write(writer, at, pixels, c_out, shared);
+}
+
+template <typename T, int TILE_M, int TILE_N, bool VECTOR>
+__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_bn_forward(
+    const T* __restrict__ x,        // [n, h_in, w_in, c_in]
+    const T* __restrict__ w,        // [c_out, k_h, k_w, c_in / groups]
+    T* __restrict__ y,              // [n, h_out, w_out, c_out]
+    float* __restrict__ partials,   // [tiles of pixels, 2, c_out]: mean, Σ (y − mean)²
+    ConvGeometry g) {
+    using Product = Gemm<T, TILE_M, TILE_N, Major::Row, Major::Column, VECTOR>;
+    SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
+    const int group = static_cast<int>(blockIdx.z), c_in = g.c_in / g.groups, c_out = g.c_out / g.groups;
+    const int pixels = g.n * g.h_out * g.w_out, filter = g.k_h * g.k_w * c_in, channel = group * c_out;
+    const Origin at = tile_origin<TILE_M, TILE_N>(c_out);
+    const Matrix<T> weights{w + static_cast<i64>(channel) * filter, c_out, filter, filter, {}};
+    Product product;
+    product.multiply(input_patches(x + group * c_in, g, pixels), weights, at, 0, filter, shared);
+    MomentsWriter<T, Product::COLUMNS> writer{y + channel, g.c_out, {}};
+    product.write(writer, at, pixels, c_out, shared);
+    Product::write_moments(writer.moments, at, pixels, c_out, partials, g.c_out, channel, shared);
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>

@@ -38,6 +38,25 @@
 // depthwise_wgrad<T, K, STRIDE>      K 3, 5, 7; STRIDE 1, 2                                              18 instances
 //     grid (tiles, slabs), a slab being of strips of `rows` × 2 pixels
 //     (const T* x, const T* dy, float* partials [slabs, K, K, c], int slab, ConvGeometry, int rows, int lanes)
+// Between batch-norms (on_load.cuh): x is normalised on load where γ is given, dy formed on load where coefficients are;
+// with moments of y, and where γ is given the sums over dx = dz that the batch-norm before needs. Slabs of their partial
+// sums are the blocks of one tile of channels. For K 3 and 5; grids are those of the kernels above, of dgrad's for
+// both strides.
+//
+// depthwise_bn_forward<T, K, STRIDE>                                                                    12 instances
+//     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
+//      const float* x_slope_at, const T* w, T* y, float* partials [slabs, 2, c], float* counts [slabs], ConvGeometry,
+//      int rows, int lanes)
+// depthwise_bn_dgrad<T, K, STRIDE>                                                                      12 instances
+//     (const T* dz, const T* y, const float* coefficients [4, c], float limit, float slope, const float* slope_at,
+//      const T* w, T* dx, int accumulate, const T* x, const float* x_gamma, const float* x_beta, const float* x_saved,
+//      float x_limit, float x_slope, const float* x_slope_at, float* partials [slabs, 2, c], float* scores [blocks],
+//      ConvGeometry, int rows, int lanes)
+// depthwise_bn_wgrad<T, K, STRIDE>                                                                      12 instances
+//     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
+//      const float* x_slope_at, const T* dz, const T* y, const float* coefficients [4, c], float limit, float slope,
+//      const float* slope_at, float* partials [slabs, K, K, c], int slab, ConvGeometry, int rows, int lanes)
+//
 // depthwise_forward_any<T>                                                                               3 instances
 //     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
 //      ConvGeometry, int lanes)
@@ -49,10 +68,12 @@
 //
 // instances: depthwise_{forward,wgrad}<{float,f16,bf16}, {3,5,7}, {1,2}>
 // instances: depthwise_dgrad<{float,f16,bf16}, {3,5,7}>
+// instances: depthwise_bn_{forward,dgrad,wgrad}<{float,f16,bf16}, {3,5}, {1,2}>
 // instances: depthwise_{forward,dgrad,wgrad}_any<{float,f16,bf16}>
 
 #include "epilogue.cuh"
 #include "geometry.cuh"
+#include "reduce.cuh"
 #include "slab.cuh"
 
 /// Channels of a thread.
@@ -124,6 +145,38 @@ __device__ __forceinline__ void load_row(const T* row, int first, int width, int
     }
 }
 
+/// An input that is read as it is stored.
+template <typename T>
+struct StoredRows {
+    template <int COLUMNS>
+    __device__ __forceinline__ void load(const T* row, int first, int width, int c,
+                                         float (&out)[COLUMNS][CHANNELS]) const {
+        load_row(row, first, width, c, out);
+    }
+};
+
+/// An input that is formed on load, for the channels of a thread (on_load.cuh). What lies outside stays zero.
+template <typename T, class Form>
+struct FormedRows {
+    const T* data;    // what `row` points into
+    Form form;
+    int channel;
+
+    template <int COLUMNS>
+    __device__ __forceinline__ void load(const T* row, int first, int width, int c,
+                                         float (&out)[COLUMNS][CHANNELS]) const {
+        load_row(row, first, width, c, out);
+        if (!form.active()) return;
+        float others[COLUMNS][CHANNELS] = {};
+        if constexpr (Form::READS_TWO) load_row(form.y + (row - data), first, width, c, others);
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) {
+            const bool inside = static_cast<unsigned>(first + j) < static_cast<unsigned>(width);
+            if (inside) form.form(out[j], others[j], channel);
+        }
+    }
+};
+
 /// Adds pixels of a strip, as many as there are.
 template <typename T>
 __device__ __forceinline__ void add_strip(const T* row, int columns, int c, float (&values)[STRIP][CHANNELS]) {
@@ -158,39 +211,26 @@ __device__ __forceinline__ void move_on(float (&rows)[ROWS][STRIP][CHANNELS], co
     }
 }
 
-template <typename T, int K, int STRIDE>
-__global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_forward(
-    const T* __restrict__ x,          // [n, h_in, w_in, c]
-    const T* __restrict__ w,          // [K, K, c]
-    const float* __restrict__ bias,   // [bias_pixels, c] or null
-    int bias_pixels,                  // 1, or h_out·w_out where every pixel of an image has its own bias
-    const T* residual,                // [n, h_out, w_out, c] or null; may be y
-    float limit, float slope,         // of the activation; slope 1 for none
-    T* y,                             // [n, h_out, w_out, c]
-    ConvGeometry g, int rows, int lanes, int flipped) {
+/// Marches down a patch of the result. `start` is what sums begin with; `finish(values, to, in_image, columns)`
+/// gets a strip of complete sums, where it begins in the result and in the image, and how many of its columns there are.
+template <typename T, int K, int STRIDE, class Input, class Finish>
+__device__ __forceinline__ void march(const Input& input, const T* x, const float (&weights)[K * K][CHANNELS],
+                                      const float (&start)[CHANNELS], const ConvGeometry& g, const Patch& at,
+                                      int channel, Finish finish) {
     constexpr int LIVE = ::LIVE<K, STRIDE>;
-    const int c = g.c_out, tiles = divide_up(c, lanes * CHANNELS);
-    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x) % tiles);
-    const int index = static_cast<int>(blockIdx.x) / tiles * tile.rows + tile.row;
-    if (!tile.active || index >= patches(g.n, g.h_out, g.w_out, rows, STRIP)) return;
-    const Patch at = patch(index, g.h_out, g.w_out, rows, STRIP);
-    const Clamp clamp{limit, slope};
-    float weights[K * K][CHANNELS], start[CHANNELS] = {};
-    load_weights(w + tile.channel, c, flipped != 0, weights);
-    if (bias != nullptr && bias_pixels == 1) load_floats(bias + tile.channel, start);
-
+    const int c = g.c_out;
     // The next row of input at the strip's left end, and where the next row of output goes.
     const int left = at.column * STRIDE - g.pad_left, columns = min_of(g.w_out - at.column, STRIP);
     int ih = at.first_row * STRIDE - g.pad_top;
-    const T* in_row = x + static_cast<i64>(at.image) * g.h_in * g.w_in * c + (ih * g.w_in + left) * c + tile.channel;
-    int map_at = (at.first_row * g.w_out + at.column) * c + tile.channel;
-    i64 out = static_cast<i64>(at.image) * g.h_out * g.w_out * c + map_at;
+    const T* in_row = x + static_cast<i64>(at.image) * g.h_in * g.w_in * c + (ih * g.w_in + left) * c + channel;
+    int in_image = (at.first_row * g.w_out + at.column) * c + channel;
+    i64 out = static_cast<i64>(at.image) * g.h_out * g.w_out * c + in_image;
 
     // sums[i] belong to the row i above the youngest one.
     float sums[LIVE][STRIP][CHANNELS] = {};
     auto add_input = [&](int q) {
         float in[COLUMNS<K, STRIDE>][CHANNELS];
-        load_row(in_row, left, g.w_in, c, in);
+        input.load(in_row, left, g.w_in, c, in);
 #pragma unroll
         for (int tap = q * K; tap < K * K; tap++) {
             const int kh = tap / K, kw = tap % K;
@@ -202,20 +242,6 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_forward(
             }
         }
     };
-    auto finish = [&](float (&values)[STRIP][CHANNELS]) {
-        if (bias != nullptr && bias_pixels > 1) add_strip(bias + map_at, columns, c, values);
-        if (residual != nullptr) add_strip(residual + out, columns, c, values);
-        if (slope != 1.0f) {
-#pragma unroll
-            for (int j = 0; j < STRIP; j++) clamp.apply(values[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < STRIP; j++) {
-            if (j < columns) store_floats(y + out + j * c, values[j]);
-        }
-        out += g.w_out * c;
-        map_at += g.w_out * c;
-    };
     const int steps = at.last_row - at.first_row + LIVE - 1;
     for (int step = 0; step < steps;) {
 #pragma unroll
@@ -226,40 +252,76 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_forward(
             for (int q = 0; q < STRIDE; q++, ih++, in_row += g.w_in * c) {
                 if (ih >= 0 && ih < g.h_in) add_input(q);
             }
-            if (step >= LIVE - 1) finish(sums[LIVE - 1]);
+            if (step >= LIVE - 1) {
+                finish(sums[LIVE - 1], out, in_image, columns);
+                out += g.w_out * c;
+                in_image += g.w_out * c;
+            }
         }
     }
 }
 
-template <typename T, int K>
-__global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_dgrad(
-    const T* __restrict__ dy,   // [n, h_out, w_out, c]
-    const T* __restrict__ w,    // [K, K, c]
-    T* dx,                      // [n, h_in, w_in, c]
-    int accumulate,             // 1 adds to what is in dx
-    ConvGeometry g, int rows, int lanes) {
+template <typename T, int K, int STRIDE>
+__global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_forward(
+    const T* __restrict__ x,          // [n, h_in, w_in, c]
+    const T* __restrict__ w,          // [K, K, c]
+    const float* __restrict__ bias,   // [bias_pixels, c] or null
+    int bias_pixels,                  // 1, or h_out·w_out where every pixel of an image has its own bias
+    const T* residual,                // [n, h_out, w_out, c] or null; may be y
+    float limit, float slope,         // of the activation; slope 1 for none
+    T* y,                             // [n, h_out, w_out, c]
+    ConvGeometry g, int rows, int lanes, int flipped) {
+    const int c = g.c_out, tiles = divide_up(c, lanes * CHANNELS);
+    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x) % tiles);
+    const int index = static_cast<int>(blockIdx.x) / tiles * tile.rows + tile.row;
+    if (!tile.active || index >= patches(g.n, g.h_out, g.w_out, rows, STRIP)) return;
+    const Patch at = patch(index, g.h_out, g.w_out, rows, STRIP);
+    const Clamp clamp{limit, slope};
+    float weights[K * K][CHANNELS], start[CHANNELS] = {};
+    load_weights(w + tile.channel, c, flipped != 0, weights);
+    if (bias != nullptr && bias_pixels == 1) load_floats(bias + tile.channel, start);
+    march<T, K, STRIDE>(StoredRows<T>{}, x, weights, start, g, at, tile.channel,
+                        [&](float (&values)[STRIP][CHANNELS], i64 to, int in_image, int columns) {
+        if (bias != nullptr && bias_pixels > 1) add_strip(bias + in_image, columns, c, values);
+        if (residual != nullptr) add_strip(residual + to, columns, c, values);
+        if (slope != 1.0f) {
+#pragma unroll
+            for (int j = 0; j < STRIP; j++) clamp.apply(values[j]);
+        }
+#pragma unroll
+        for (int j = 0; j < STRIP; j++) {
+            if (j < columns) store_floats(y + to + j * c, values[j]);
+        }
+    });
+}
+
+/// What the threads of the strided input gradient share: pairs of rows and columns of dx.
+struct Pairs {
+    int first_row, rows, first_column, columns;
+
+    __device__ __forceinline__ explicit Pairs(const ConvGeometry& g)
+        : first_row(g.pad_top / 2), rows((g.h_in - 1 + g.pad_top) / 2 - first_row + 1), first_column(g.pad_left / 2),
+          columns((g.w_in - 1 + g.pad_left) / 2 - first_column + 1) {}
+};
+
+/// Marches down pairs of rows of dx under strides of 2; `finish(values, to)` gets a pixel, element `to` of dx.
+template <typename T, int K, class Input, class Finish>
+__device__ __forceinline__ void march_pairs(const Input& input, const T* dy, const float (&weights)[K * K][CHANNELS],
+                                            const ConvGeometry& g, const Pairs& pairs, const Patch& at, int channel,
+                                            Finish finish) {
     // With ih + pad = 2·q + p the taps that reach row ih are kh = 2·j + p, from row q − j of dy; columns alike.
     constexpr int REACH = (K + 1) / 2, COLUMNS = PAIRS + REACH - 1;
-    const int c = g.c_in, tiles = divide_up(c, lanes * CHANNELS);
-    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x) % tiles);
-    const int first_row = g.pad_top / 2, row_pairs = (g.h_in - 1 + g.pad_top) / 2 - first_row + 1;
-    const int first_column = g.pad_left / 2, column_pairs = (g.w_in - 1 + g.pad_left) / 2 - first_column + 1;
-    const int index = static_cast<int>(blockIdx.x) / tiles * tile.rows + tile.row;
-    if (!tile.active || index >= patches(g.n, row_pairs, column_pairs, rows, PAIRS)) return;
-    const Patch at = patch(index, row_pairs, column_pairs, rows, PAIRS);
-    const T* const image = dy + static_cast<i64>(at.image) * g.h_out * g.w_out * c + tile.channel;
-    T* const out = dx + static_cast<i64>(at.image) * g.h_in * g.w_in * c + tile.channel;
-    const int column = first_column + at.column;
-    float weights[K * K][CHANNELS];
-    load_weights(w + tile.channel, c, false, weights);
-    for (int q = first_row + at.first_row; q < first_row + at.last_row; q++) {
+    const int c = g.c_in, column = pairs.first_column + at.column;
+    const T* const image = dy + static_cast<i64>(at.image) * g.h_out * g.w_out * c + channel;
+    const i64 out = static_cast<i64>(at.image) * g.h_in * g.w_in * c + channel;
+    for (int q = pairs.first_row + at.first_row; q < pairs.first_row + at.last_row; q++) {
         float sums[2][2 * PAIRS][CHANNELS] = {};
 #pragma unroll
         for (int j = 0; j < REACH; j++) {
             const int oh = q - j;
             if (oh < 0 || oh >= g.h_out) continue;
             float in[COLUMNS][CHANNELS];
-            load_row(image + (oh * g.w_out + column - (REACH - 1)) * c, column - (REACH - 1), g.w_out, c, in);
+            input.load(image + (oh * g.w_out + column - (REACH - 1)) * c, column - (REACH - 1), g.w_out, c, in);
 #pragma unroll
             for (int tap = 2 * j * K; tap < min_of(2 * j + 2, K) * K; tap++) {
                 const int kh = tap / K, kw = tap % K;
@@ -279,31 +341,51 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_dgrad(
 #pragma unroll
             for (int j = 0; j < 2 * PAIRS; j++) {
                 const int iw = 2 * column + j - g.pad_left;
-                if (iw < 0 || iw >= g.w_in) continue;
-                T* const to = out + (ih * g.w_in + iw) * c;
-                if (accumulate != 0) {
-                    float before[CHANNELS];
-                    load_floats(to, before);
-#pragma unroll
-                    for (int i = 0; i < CHANNELS; i++) sums[p][j][i] += before[i];
-                }
-                store_floats(to, sums[p][j]);
+                if (iw >= 0 && iw < g.w_in) finish(sums[p][j], out + (ih * g.w_in + iw) * c);
             }
         }
     }
 }
 
-template <typename T, int K, int STRIDE>
-__global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_wgrad(
-    const T* __restrict__ x,         // [n, h_in, w_in, c]
-    const T* __restrict__ dy,        // [n, h_out, w_out, c]
-    float* __restrict__ partials,    // [slabs, K, K, c]
-    int slab,                        // patches per slab
+/// Stores a pixel of dx, or adds it to what is there.
+template <typename T>
+__device__ __forceinline__ void store_gradient(T* to, bool accumulate, float (&values)[CHANNELS]) {
+    if (accumulate) {
+        float before[CHANNELS];
+        load_floats(to, before);
+#pragma unroll
+        for (int i = 0; i < CHANNELS; i++) values[i] += before[i];
+    }
+    store_floats(to, values);
+}
+
+template <typename T, int K>
+__global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_dgrad(
+    const T* __restrict__ dy,   // [n, h_out, w_out, c]
+    const T* __restrict__ w,    // [K, K, c]
+    T* dx,                      // [n, h_in, w_in, c]
+    int accumulate,             // 1 adds to what is in dx
     ConvGeometry g, int rows, int lanes) {
+    const int c = g.c_in, tiles = divide_up(c, lanes * CHANNELS);
+    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x) % tiles);
+    const Pairs pairs(g);
+    const int index = static_cast<int>(blockIdx.x) / tiles * tile.rows + tile.row;
+    if (!tile.active || index >= patches(g.n, pairs.rows, pairs.columns, rows, PAIRS)) return;
+    const Patch at = patch(index, pairs.rows, pairs.columns, rows, PAIRS);
+    float weights[K * K][CHANNELS];
+    load_weights(w + tile.channel, c, false, weights);
+    march_pairs<T, K>(StoredRows<T>{}, dy, weights, g, pairs, at, tile.channel, [&](float (&values)[CHANNELS], i64 to) {
+        store_gradient(dx + to, accumulate != 0, values);
+    });
+}
+
+/// One slab's share of dw, of the whole block. `memory` is `[K · CHANNELS · 256]`.
+template <typename T, int K, int STRIDE, class Inputs, class Gradients>
+__device__ __forceinline__ void sum_weight_gradient(const Inputs& inputs, const Gradients& gradients, const T* x,
+                                                    const T* dy, float* partials, int slab, const ConvGeometry& g,
+                                                    int rows, const ChannelTile& tile, float* memory) {
     constexpr int LIVE = ::LIVE<K, STRIDE>;
-    SHARED_ARRAY(float, memory, K * CHANNELS * BLOCK_THREADS);
     const int c = g.c_out;
-    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x));
     const Range range = slab_range(patches(g.n, g.h_out, g.w_out, rows, STRIP), slab, static_cast<int>(blockIdx.y));
     float sums[K][K * CHANNELS] = {};
     const int end = tile.active ? static_cast<int>(range.end) : 0;
@@ -319,7 +401,7 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_wgrad(
         float d[LIVE][STRIP][CHANNELS] = {};
         auto add_input = [&](int q) {
             float in[COLUMNS<K, STRIDE>][CHANNELS];
-            load_row(x_row, left, g.w_in, c, in);
+            inputs.load(x_row, left, g.w_in, c, in);
 #pragma unroll
             for (int kh = q; kh < K; kh += STRIDE) {
 #pragma unroll
@@ -336,7 +418,7 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_wgrad(
             for (int unrolled = 0; unrolled < UNROLL<K, STRIDE>; unrolled++, oh++, dy_row += g.w_out * c) {
                 if (oh >= last) break;
                 move_on(d, {});
-                if (oh < at.last_row) load_row(dy_row, at.column, g.w_out, c, d[0]);
+                if (oh < at.last_row) gradients.load(dy_row, at.column, g.w_out, c, d[0]);
 #pragma unroll
                 for (int q = 0; q < STRIDE; q++, ih++, x_row += g.w_in * c) {
                     if (ih >= 0 && ih < g.h_in) add_input(q);
@@ -352,6 +434,196 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_wgrad(
 #pragma unroll
         for (int k = 0; k < K * CHANNELS; k++) to[k / CHANNELS * c + k % CHANNELS] = sums[kh][k];
     }
+}
+
+template <typename T, int K, int STRIDE>
+__global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_wgrad(
+    const T* __restrict__ x,         // [n, h_in, w_in, c]
+    const T* __restrict__ dy,        // [n, h_out, w_out, c]
+    float* __restrict__ partials,    // [slabs, K, K, c]
+    int slab,                        // patches per slab
+    ConvGeometry g, int rows, int lanes) {
+    SHARED_ARRAY(float, memory, K * CHANNELS * BLOCK_THREADS);
+    const ChannelTile tile = channel_tile<CHANNELS>(g.c_out, lanes, static_cast<int>(blockIdx.x));
+    sum_weight_gradient<T, K, STRIDE>(StoredRows<T>{}, StoredRows<T>{}, x, dy, partials, slab, g, rows, tile, memory);
+}
+
+/// Blocks that shall fit a multiprocessor between batch-norms, where a thread keeps coefficients too.
+constexpr __device__ int resident_bn_blocks(int k) { return k == 3 ? 2 : 1; }
+
+template <typename T, int K, int STRIDE>
+__global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_forward(
+    const T* __restrict__ x,                // [n, h_in, w_in, c]
+    const float* __restrict__ x_gamma,      // [c] or null where x is stored
+    const float* __restrict__ x_beta,       // [c] or null
+    const float* __restrict__ x_saved,      // [2, c] or null
+    float x_limit, float x_slope,
+    const float* __restrict__ x_slope_at,   // [1] or null
+    const T* __restrict__ w,                // [K, K, c]
+    T* __restrict__ y,                      // [n, h_out, w_out, c]
+    float* __restrict__ partials,           // [slabs, 2, c]: mean, Σ (y − mean)²
+    float* __restrict__ counts,             // [slabs]: pixels
+    ConvGeometry g, int rows, int lanes) {
+    SHARED_ARRAY(float, memory, (2 * CHANNELS + 1) * BLOCK_THREADS);
+    const int c = g.c_out, tiles = divide_up(c, lanes * CHANNELS);
+    const int slab = static_cast<int>(blockIdx.x) / tiles, first = static_cast<int>(blockIdx.x) % tiles;
+    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, first);
+    const int index = slab * tile.rows + tile.row;
+    Moments<CHANNELS> moments;
+    if (tile.active && index < patches(g.n, g.h_out, g.w_out, rows, STRIP)) {
+        const Patch at = patch(index, g.h_out, g.w_out, rows, STRIP);
+        float weights[K * K][CHANNELS];
+        load_weights(w + tile.channel, c, false, weights);
+        const Normalised<T> form{x_gamma, x_beta, x_saved, make_clamp(x_limit, x_slope, x_slope_at), c};
+        march<T, K, STRIDE>(FormedRows<T, Normalised<T>>{x, form, tile.channel}, x, weights, {}, g, at, tile.channel,
+                            [&](float (&values)[STRIP][CHANNELS], i64 to, int, int columns) {
+#pragma unroll
+            for (int j = 0; j < STRIP; j++) {
+                if (j >= columns) continue;
+                moments.add(values[j]);
+                store_floats(y + to + j * c, values[j]);
+            }
+        });
+    }
+    // All about the origin of the first row of threads, which always has pixels.
+    const int lane = static_cast<int>(threadIdx.x) % lanes;
+    if (tile.active && tile.row == 0) {
+#pragma unroll
+        for (int i = 0; i < CHANNELS; i++) memory[lane * CHANNELS + i] = moments.origin[i];
+    }
+    __syncthreads();
+    float origin[CHANNELS];
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) origin[i] = memory[lane * CHANNELS + i];
+    moments.move_to(origin);
+    float sums[2 * CHANNELS + 1];
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) {
+        sums[i] = moments.sums[i];
+        sums[CHANNELS + i] = moments.squares[i];
+    }
+    sums[2 * CHANNELS] = static_cast<float>(moments.count);
+    sum_rows(tile, sums, memory);
+    if (!tile.active || tile.row > 0) return;
+    const float count = sums[2 * CHANNELS];
+    float* const to = partials + static_cast<i64>(slab) * 2 * c + tile.channel;
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) store_moments(origin[i], sums[i], sums[CHANNELS + i], count, to + i, c);
+    if (tile.channel == 0) counts[slab] = count;
+}
+
+/// The convolution that an input gradient of stride 1 is: input and output exchanged.
+__device__ __forceinline__ ConvGeometry transposed(ConvGeometry g) {
+    const int h = g.h_in, w = g.w_in;
+    g.h_in = g.h_out;
+    g.w_in = g.w_out;
+    g.h_out = h;
+    g.w_out = w;
+    g.pad_top = g.k_h - 1 - g.pad_top;
+    g.pad_left = g.k_w - 1 - g.pad_left;
+    return g;
+}
+
+template <typename T, int K, int STRIDE>
+__global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_dgrad(
+    const T* __restrict__ dz,               // [n, h_out, w_out, c]: dy where it is stored
+    const T* __restrict__ y,                // [n, h_out, w_out, c] or null
+    const float* __restrict__ coefficients, // [4, c] or null where dy is stored
+    float limit, float slope,
+    const float* __restrict__ slope_at,     // [1] or null
+    const T* __restrict__ w,                // [K, K, c]
+    T* __restrict__ dx,                     // [n, h_in, w_in, c]
+    int accumulate,                         // 1 adds to what is in dx; without γ
+    const T* __restrict__ x,                // [n, h_in, w_in, c]: what was normalised, or null
+    const float* __restrict__ x_gamma,      // [c] or null where x was stored
+    const float* __restrict__ x_beta,       // [c] or null
+    const float* __restrict__ x_saved,      // [2, c] or null
+    float x_limit, float x_slope,
+    const float* __restrict__ x_slope_at,   // [1] or null
+    float* __restrict__ partials,           // [slabs, 2, c] or null: Σ g, Σ g·(x − μ)
+    float* __restrict__ scores,             // [blocks] or null
+    ConvGeometry g, int rows, int lanes) {
+    SHARED_ARRAY(float, memory, 2 * CHANNELS * BLOCK_THREADS);
+    const int c = g.c_in, tiles = divide_up(c, lanes * CHANNELS);
+    const int slab = static_cast<int>(blockIdx.x) / tiles, first = static_cast<int>(blockIdx.x) % tiles;
+    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, first);
+    const Pairs pairs(g);
+    const int index = slab * tile.rows + tile.row;
+    const int h = STRIDE == 1 ? g.h_in : pairs.rows, width = STRIDE == 1 ? g.w_in : pairs.columns;
+    float sums[2 * CHANNELS] = {}, score = 0.0f;
+    if (tile.active && index < patches(g.n, h, width, rows, STRIP)) {
+        const Patch at = patch(index, h, width, rows, STRIP);
+        float weights[K * K][CHANNELS];
+        load_weights(w + tile.channel, c, STRIDE == 1, weights);
+        const Formed<T> form{y, coefficients, make_clamp(limit, slope, slope_at), c};
+        const FormedRows<T, Formed<T>> input{dz, form, tile.channel};
+        const Clamp clamp = make_clamp(x_limit, x_slope, x_slope_at);
+        GradientSums<CHANNELS> of(x_gamma, x_beta, x_saved, c, tile.channel, clamp);
+        auto finish = [&](float (&values)[CHANNELS], i64 to) {
+            store_gradient(dx + to, accumulate != 0, values);
+            if (x_gamma == nullptr) return;
+            float raw[CHANNELS];
+            load_floats(x + to, raw);
+            of.add(values, raw, scores != nullptr);
+        };
+        if constexpr (STRIDE == 1) {
+            march<T, K, 1>(input, dz, weights, {}, transposed(g), at, tile.channel,
+                           [&](float (&values)[STRIP][CHANNELS], i64 to, int, int columns) {
+#pragma unroll
+                for (int j = 0; j < STRIP; j++) {
+                    if (j < columns) finish(values[j], to + j * c);
+                }
+            });
+        } else {
+            march_pairs<T, K>(input, dz, weights, g, pairs, at, tile.channel, finish);
+        }
+#pragma unroll
+        for (int i = 0; i < CHANNELS; i++) {
+            sums[i] = of.sums[i];
+            sums[CHANNELS + i] = of.products[i];
+        }
+        score = of.score;
+    }
+    if (x_gamma == nullptr) return;
+    sum_rows(tile, sums, memory);
+    if (tile.active && tile.row == 0) {
+        float* const to = partials + static_cast<i64>(slab) * 2 * c + tile.channel;
+#pragma unroll
+        for (int i = 0; i < CHANNELS; i++) {
+            to[i] = sums[i];
+            to[c + i] = sums[CHANNELS + i];
+        }
+    }
+    if (scores == nullptr) return;
+    __syncthreads();
+    score = block_sum(score, memory);
+    if (threadIdx.x == 0) scores[blockIdx.x] = score;
+}
+
+template <typename T, int K, int STRIDE>
+__global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_wgrad(
+    const T* __restrict__ x,                // [n, h_in, w_in, c]
+    const float* __restrict__ x_gamma,      // [c] or null where x is stored
+    const float* __restrict__ x_beta,       // [c] or null
+    const float* __restrict__ x_saved,      // [2, c] or null
+    float x_limit, float x_slope,
+    const float* __restrict__ x_slope_at,   // [1] or null
+    const T* __restrict__ dz,               // [n, h_out, w_out, c]: dy where it is stored
+    const T* __restrict__ y,                // [n, h_out, w_out, c] or null
+    const float* __restrict__ coefficients, // [4, c] or null where dy is stored
+    float limit, float slope,
+    const float* __restrict__ slope_at,     // [1] or null
+    float* __restrict__ partials,           // [slabs, K, K, c]
+    int slab,                               // patches per slab
+    ConvGeometry g, int rows, int lanes) {
+    SHARED_ARRAY(float, memory, K * CHANNELS * BLOCK_THREADS);
+    const int c = g.c_out;
+    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x));
+    const Normalised<T> x_form{x_gamma, x_beta, x_saved, make_clamp(x_limit, x_slope, x_slope_at), c};
+    const Formed<T> dy_form{y, coefficients, make_clamp(limit, slope, slope_at), c};
+    const FormedRows<T, Normalised<T>> inputs{x, x_form, tile.channel};
+    const FormedRows<T, Formed<T>> gradients{dz, dy_form, tile.channel};
+    sum_weight_gradient<T, K, STRIDE>(inputs, gradients, x, dz, partials, slab, g, rows, tile, memory);
 }
 
 template <typename T>

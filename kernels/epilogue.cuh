@@ -5,8 +5,7 @@
 
 #pragma once
 
-#include "activation.cuh"
-#include "vector.cuh"
+#include "on_load.cuh"
 
 /// y = φ(sum + bias + residual), rounded once.
 template <typename T>
@@ -66,6 +65,41 @@ struct InputGradientWriter {
             for (int i = 0; i < N; i++) values[i] += before[i];
         }
         store_floats<N>(to, values);
+    }
+};
+
+/// y = sum, and its moments by column.
+template <typename T, int COLUMNS>
+struct MomentsWriter {
+    using Output = T;
+
+    T* y;   // [m, c]
+    int c;
+    Moments<COLUMNS> moments;
+
+    __device__ __forceinline__ void write(int m, int n, const float (&values)[COLUMNS]) {
+        moments.add(values);
+        store_floats<COLUMNS>(y + static_cast<i64>(m) * c + n, values);
+    }
+};
+
+/// dz = sum, and what the batch-norm before needs of it.
+template <typename T, int COLUMNS>
+struct MaskedGradientWriter {
+    using Output = T;
+
+    T* dz;        // [m, c]
+    const T* y;   // [m, c]: what was normalised
+    int c;
+    bool with_score;
+    GradientSums<COLUMNS> sums;
+
+    __device__ __forceinline__ void write(int m, int n, const float (&values)[COLUMNS]) {
+        const i64 at = static_cast<i64>(m) * c + n;
+        float raw[COLUMNS];
+        load_floats<COLUMNS>(y + at, raw);
+        sums.add(values, raw, with_score);
+        store_floats<COLUMNS>(dz + at, values);
     }
 };
 

@@ -60,6 +60,7 @@ struct Halo {
     using Element = T;
     using Line = int;   // the pixel's index in the image, −1 outside
     using Position = int;
+    using OnLoad = AsStored;
     static constexpr bool REUSED = true;
 
     const T* image;   // [h, w, c]

@@ -21,6 +21,25 @@
 //   pointwise_wgrad<T, TILE_M, TILE_N, VECTOR>               c_out    c_in    those of `slab` pixels
 //     (const T* x, const T* dy, float* partials, int slab, int pixels, int c_in, int c_out)
 //
+// Between batch-norms (on_load.cuh) the same products have an x that is normalised on load where γ is given, a dy that is
+// formed on load where coefficients are, moments of y, and where γ is given the sums over dx = dz that the batch-norm
+// before needs. Slabs of their partial sums are tiles of M. Gradients have no 128x128 tile, whose sums leave no registers
+// for all this.
+//
+//   pointwise_bn_forward<T, TILE_M, TILE_N, VECTOR>
+//     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
+//      const float* x_slope_at, const T* w, T* y, float* partials [slabs, 2, c_out]: mean, Σ (y − mean)²,
+//      int pixels, int c_in, int c_out)
+//   pointwise_bn_dgrad<T, TILE_M, TILE_N, VECTOR>
+//     (const T* dz, const T* y, const float* coefficients [4, c_out], float limit, float slope, const float* slope_at,
+//      const T* w, T* dx, int accumulate, const T* x, const float* x_gamma, const float* x_beta, const float* x_saved,
+//      float x_limit, float x_slope, const float* x_slope_at, float* partials [slabs, 2, c_in], float* scores [blocks],
+//      int pixels, int c_in, int c_out)
+//   pointwise_bn_wgrad<T, TILE_M, TILE_N, VECTOR>
+//     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
+//      const float* x_slope_at, const T* dz, const T* y, const float* coefficients [4, c_out], float limit, float slope,
+//      const float* slope_at, float* partials, int slab, int pixels, int c_in, int c_out)
+//
 // Tiles and slabs are chosen by the problem alone, so that results do not depend on the device, and a slab is a
 // multiple of 32 pixels: `GemmConfig` of src/ops/config/gemm.rs has grids, slabs and the size of `partials`.
 //
@@ -30,6 +49,9 @@
 // instances: pointwise_dgrad<{f16,bf16}, 128, {32,128}, true>
 // instances: pointwise_wgrad<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: pointwise_wgrad<{f16,bf16}, 128, 128, true>
+// instances: pointwise_bn_{forward,dgrad,wgrad}<{float,f16,bf16}, 64, 64, {true,false}>
+// instances: pointwise_bn_forward<{f16,bf16}, 128, {32,128}, true>
+// instances: pointwise_bn_dgrad<{f16,bf16}, 128, 32, true>
 
 #include "conv_gemm.cuh"
 #include "epilogue.cuh"
@@ -81,6 +103,97 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_wgrad(
     const int begin = static_cast<int>(blockIdx.y) * slab, end = min_of(begin + slab, pixels);
     Product product;
     product.multiply(Matrix<T>{dy, end, c_out, c_out}, Matrix<T>{x, end, c_in, c_in}, at, begin, end, shared);
+    float* const partial = partials + static_cast<i64>(blockIdx.y) * c_out * c_in;
+    product.write(WeightGradientWriter{partial, c_in}, at, c_out, c_in, shared);
+}
+
+template <typename T, int TILE_M, int TILE_N, bool VECTOR>
+__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_forward(
+    const T* __restrict__ x,              // [pixels, c_in]
+    const float* __restrict__ x_gamma,    // [c_in] or null where x is stored
+    const float* __restrict__ x_beta,     // [c_in] or null
+    const float* __restrict__ x_saved,    // [2, c_in] or null
+    float x_limit, float x_slope,
+    const float* __restrict__ x_slope_at, // [1] or null
+    const T* __restrict__ w,              // [c_out, c_in]
+    T* __restrict__ y,                    // [pixels, c_out]
+    float* __restrict__ partials,         // [slabs, 2, c_out]
+    int pixels, int c_in, int c_out) {
+    using Product = Gemm<T, TILE_M, TILE_N, Major::Row, Major::Column, VECTOR>;
+    SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
+    const Origin at = tile_origin<TILE_M, TILE_N>(c_out);
+    const Normalised<T> on_load{x_gamma, x_beta, x_saved, make_clamp(x_limit, x_slope, x_slope_at), c_in};
+    Product product;
+    product.multiply(Matrix<T, Normalised<T>>{x, pixels, c_in, c_in, on_load}, Matrix<T>{w, c_out, c_in, c_in, {}}, at,
+                     0, c_in, shared);
+    MomentsWriter<T, Product::COLUMNS> writer{y, c_out, {}};
+    product.write(writer, at, pixels, c_out, shared);
+    Product::write_moments(writer.moments, at, pixels, c_out, partials, c_out, 0, shared);
+}
+
+template <typename T, int TILE_M, int TILE_N, bool VECTOR>
+__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_dgrad(
+    const T* __restrict__ dz,               // [pixels, c_out]: dy where it is stored
+    const T* __restrict__ y,                // [pixels, c_out] or null
+    const float* __restrict__ coefficients, // [4, c_out] or null where dy is stored
+    float limit, float slope,
+    const float* __restrict__ slope_at,     // [1] or null
+    const T* __restrict__ w,                // [c_out, c_in]
+    T* __restrict__ dx,                     // [pixels, c_in]
+    int accumulate,                         // 1 adds to what is in dx; without γ
+    const T* __restrict__ x,                // [pixels, c_in]: what was normalised, or null
+    const float* __restrict__ x_gamma,      // [c_in] or null where x was stored
+    const float* __restrict__ x_beta,       // [c_in] or null
+    const float* __restrict__ x_saved,      // [2, c_in] or null
+    float x_limit, float x_slope,
+    const float* __restrict__ x_slope_at,   // [1] or null
+    float* __restrict__ partials,           // [slabs, 2, c_in] or null: Σ g, Σ g·(x − μ)
+    float* __restrict__ scores,             // [blocks] or null
+    int pixels, int c_in, int c_out) {
+    using Product = Gemm<T, TILE_M, TILE_N, Major::Row, Major::Row, VECTOR>;
+    SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
+    const Origin at = tile_origin<TILE_M, TILE_N>(c_in);
+    const Formed<T> on_load{y, coefficients, make_clamp(limit, slope, slope_at), c_out};
+    Product product;
+    product.multiply(Matrix<T, Formed<T>>{dz, pixels, c_out, c_out, on_load}, Matrix<T>{w, c_out, c_in, c_in, {}}, at,
+                     0, c_out, shared);
+    if (x_gamma == nullptr) {
+        product.write(InputGradientWriter<T>{dx, accumulate != 0, c_in, {}}, at, pixels, c_in, shared);
+        return;
+    }
+    const int channel = min_of(at.n + Product::written_column(), c_in - Product::COLUMNS);
+    const Clamp clamp = make_clamp(x_limit, x_slope, x_slope_at);
+    MaskedGradientWriter<T, Product::COLUMNS> writer{
+        dx, x, c_in, scores != nullptr, {x_gamma, x_beta, x_saved, c_in, channel, clamp}};
+    product.write(writer, at, pixels, c_in, shared);
+    Product::write_gradient_sums(writer.sums, at, c_in, partials, scores, c_in, shared);
+}
+
+template <typename T, int TILE_M, int TILE_N, bool VECTOR>
+__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_wgrad(
+    const T* __restrict__ x,                // [pixels, c_in]
+    const float* __restrict__ x_gamma,      // [c_in] or null where x is stored
+    const float* __restrict__ x_beta,       // [c_in] or null
+    const float* __restrict__ x_saved,      // [2, c_in] or null
+    float x_limit, float x_slope,
+    const float* __restrict__ x_slope_at,   // [1] or null
+    const T* __restrict__ dz,               // [pixels, c_out]: dy where it is stored
+    const T* __restrict__ y,                // [pixels, c_out] or null
+    const float* __restrict__ coefficients, // [4, c_out] or null where dy is stored
+    float limit, float slope,
+    const float* __restrict__ slope_at,     // [1] or null
+    float* __restrict__ partials,           // [slabs, c_out, c_in]
+    int slab,                               // pixels per slab
+    int pixels, int c_in, int c_out) {
+    using Product = Gemm<T, TILE_M, TILE_N, Major::Column, Major::Row, VECTOR>;
+    SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
+    const Origin at = tile_origin<TILE_M, TILE_N>(c_in);
+    const int begin = static_cast<int>(blockIdx.y) * slab, end = min_of(begin + slab, pixels);
+    const Normalised<T> x_on_load{x_gamma, x_beta, x_saved, make_clamp(x_limit, x_slope, x_slope_at), c_in};
+    const Formed<T> dy_on_load{y, coefficients, make_clamp(limit, slope, slope_at), c_out};
+    Product product;
+    product.multiply(Matrix<T, Formed<T>>{dz, end, c_out, c_out, dy_on_load},
+                     Matrix<T, Normalised<T>>{x, end, c_in, c_in, x_on_load}, at, begin, end, shared);
     float* const partial = partials + static_cast<i64>(blockIdx.y) * c_out * c_in;
     product.write(WeightGradientWriter{partial, c_in}, at, c_out, c_in, shared);
 }

@@ -71,7 +71,7 @@ pub fn problem(row: &ConvRow) -> ConvProblem {
     ConvProblem::new(&conv, Shape::new(h, w, c_in), n).expect("every row of the table fits its input")
 }
 
-fn name(p: &ConvProblem) -> String {
+pub(super) fn name(p: &ConvProblem) -> String {
     let Window { k_h, k_w, stride_h, pad, .. } = p.window;
     let family = format!("{:?}", p.family()).to_lowercase();
     let pad = format!("{}{}{}{}", pad.top, pad.left, pad.bottom, pad.right);
@@ -101,7 +101,7 @@ fn act(limit: f32, slope: f32) -> Activation {
     Activation { limit: Some(limit), site: None, slope }
 }
 
-fn terms(p: &ConvProblem) -> usize {
+pub(super) fn terms(p: &ConvProblem) -> usize {
     p.weight_len() / p.output.c
 }
 

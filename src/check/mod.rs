@@ -7,6 +7,7 @@
 mod conv;
 mod inverted_residual;
 mod norm;
+mod on_load;
 mod small;
 pub mod training;
 
@@ -190,6 +191,7 @@ pub fn numbers(seed: u64, len: usize) -> Vec<f32> {
 /// All cases.
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = CONVOLUTIONS.iter().flat_map(conv::cases).collect();
+    cases.extend(CONVOLUTIONS.iter().map(|row| on_load::case(problem(row))));
     cases.extend(NORMS.iter().flat_map(norm::cases));
     cases.extend(inverted_residual::cases());
     cases.extend(small::cases());

@@ -72,6 +72,7 @@ impl Planned {
             residual: with_residual.then(|| values.activation(shape)),
             act: act.map(|(limit, slope)| Activation { limit: Some(limit), site: Some(SiteId::new(0)), slope }),
             z: values.activation(shape),
+            forms_gradient: false,
         };
         let running = RUNNING.map(|param| values.pinned(Place::Running(param), c));
         Self { values, of, to: PlannedStatistics { problem, statistics, running } }
@@ -98,20 +99,19 @@ fn fused(row: NormRow, on: &On<'_>) -> Result<Vec<Output>> {
     let weight = values.pinned(Place::Weight(WEIGHT), c * c);
     let planned = Planned::new(values, raw, row);
     let backend = on.device.backend();
-    let on_host = backend == Backend::Host;
     let conv = ConvStep {
         problem,
         x: Operand::Stored(x),
         w: weight,
         epilogue: PlannedEpilogue::default(),
         y: raw,
-        statistics: on_host.then_some(planned.to),
+        statistics: None,
     };
-    let mut steps: Vec<Box<dyn Step>> = vec![Box::new(conv)];
-    if !on_host {
-        steps.push(Box::new(StatisticsStep { y: raw, to: planned.to }));
-    }
-    steps.push(Box::new(NormaliseStep { of: planned.of, forms_gradient: on_host }));
+    // Kernels that form the gradient on load do not look at a residual under the activation.
+    let forms_gradient = backend == Backend::Host || planned.of.residual.is_none() || planned.of.act.is_none();
+    let of = PlannedNormalisation { forms_gradient, ..planned.of };
+    let mut steps = conv.with_statistics(planned.to, backend);
+    steps.push(Box::new(NormaliseStep { of }));
     let forward = Sequence::new(planned.values.clone(), steps);
     let mut run = SequenceRun::new(on.device, &forward, 1)?;
     on.set(&mut run, x, |len| activations(c, len, on))?;
@@ -185,10 +185,8 @@ fn alone((lines, w, c, _, act): NormRow, on: &On<'_>) -> Result<Vec<Output>> {
     let mut values = Values::default();
     let y = values.activation(shape);
     let planned = Planned::new(values, y, (lines, w, c, false, None));
-    let steps: Vec<Box<dyn Step>> = vec![
-        Box::new(StatisticsStep { y, to: planned.to }),
-        Box::new(NormaliseStep { of: planned.of, forms_gradient: false }),
-    ];
+    let steps: Vec<Box<dyn Step>> =
+        vec![Box::new(StatisticsStep { y, to: planned.to }), Box::new(NormaliseStep { of: planned.of })];
     let forward = Sequence::new(planned.values.clone(), steps);
     let mut run = SequenceRun::new(on.device, &forward, 1)?;
     on.set(&mut run, y, |len| activations(c, len, on))?;
@@ -216,10 +214,8 @@ fn inference(
     let act = act.map(|(limit, slope)| Activation { limit: Some(limit), site: None, slope });
     let of = PlannedNormalisation { act, ..planned.of };
     let PlannedStatistics { problem, statistics, running: ids } = planned.to;
-    let steps: Vec<Box<dyn Step>> = vec![
-        Box::new(RunningStatisticsStep { problem, running: ids, statistics }),
-        Box::new(NormaliseStep { of, forms_gradient: false }),
-    ];
+    let steps: Vec<Box<dyn Step>> =
+        vec![Box::new(RunningStatisticsStep { problem, running: ids, statistics }), Box::new(NormaliseStep { of })];
     let mut run = SequenceRun::new(on.device, &Sequence::new(planned.values.clone(), steps), 1)?;
     planned.fill(on, &mut run)?;
     on.set(&mut run, of.y, |_| y.to_vec())?;

@@ -2,8 +2,8 @@
 //! nodes behind it (`docs/kernels.md` a). The last rule alone is the reference plan.
 
 use crate::graph::{Activation, Bias, Conv, ConvFamily, Graph, NodeId, Op, ParamRole, ParamSpec};
-use crate::ops::batch_norm::{NormaliseStep, PlannedNormalisation, PlannedStatistics, StatisticsStep};
-use crate::ops::conv::ConvStep;
+use crate::ops::batch_norm::{NormaliseStep, PlannedNormalisation, PlannedStatistics};
+use crate::ops::conv::{ConvProblem, ConvStep};
 use crate::ops::epilogue::PlannedEpilogue;
 use crate::ops::inverted_residual::{InvertedResidualProblem, InvertedResidualStep, PlannedConv};
 use crate::ops::operation::LoweredNode;
@@ -26,15 +26,12 @@ struct Rule {
 }
 
 const BOTH: &[Backend] = &[Backend::Host, Backend::Cuda];
-const HOST: &[Backend] = &[Backend::Host];
-const CUDA: &[Backend] = &[Backend::Cuda];
 
 /// Highest level first.
 const RULES: &[Rule] = &[
     Rule { level: Fusion::Block, backends: BOTH, training: &[false], apply: inverted_residual },
-    Rule { level: Fusion::OnLoad, backends: HOST, training: &[true], apply: conv_bn_formed_on_load },
-    Rule { level: Fusion::Epilogue, backends: HOST, training: &[true], apply: conv_with_statistics },
-    Rule { level: Fusion::Epilogue, backends: CUDA, training: &[true], apply: conv_then_statistics },
+    Rule { level: Fusion::OnLoad, backends: BOTH, training: &[true], apply: conv_bn_formed_on_load },
+    Rule { level: Fusion::Epilogue, backends: BOTH, training: &[true], apply: conv_with_statistics },
     Rule { level: Fusion::Epilogue, backends: BOTH, training: &[false], apply: conv_with_epilogue },
     Rule { level: Fusion::PerNode, backends: BOTH, training: &[false, true], apply: node },
 ];
@@ -250,7 +247,9 @@ impl<'a> Lowering<'a> {
         };
         let (of, statistics) = batch_norm.planned(&mut self.at(bn, z), raw, z)?;
         let residual = run.residual.map(|residual| self.stored(residual)).transpose()?;
-        Ok((conv, PlannedNormalisation { residual, act: run.act, ..of }, statistics))
+        let of = PlannedNormalisation { residual, act: run.act, ..of };
+        let forms_gradient = self.forms_gradient(&conv.problem, &of);
+        Ok((conv, PlannedNormalisation { forms_gradient, ..of }, statistics))
     }
 
     /// Whether a value's only reader can form it on load: the convolution of a fused step that looks at each pixel of it a
@@ -258,7 +257,18 @@ impl<'a> Lowering<'a> {
     fn is_formed_on_load(&self, node: NodeId) -> bool {
         let Some(reader) = self.next(node) else { return false };
         let Op::Conv(conv) = self.op(reader) else { return false };
-        conv.family() != ConvFamily::Dense && self.conv_run(reader, true).is_some()
+        let problem = ConvProblem::new(&conv, self.shapes[node], 1);
+        let forms = problem.is_some_and(|problem| problem.forms_on_load(self.target.backend));
+        forms && self.conv_run(reader, true).is_some()
+    }
+
+    /// Whether a convolution forms the gradient of its raw result on load, where it is normalised as `of` says: kernels do not
+    /// look at a residual under the activation.
+    fn forms_gradient(&self, problem: &ConvProblem, of: &PlannedNormalisation) -> bool {
+        match self.target.backend {
+            Backend::Host => true,
+            Backend::Cuda => problem.forms_on_load(Backend::Cuda) && (of.residual.is_none() || of.act.is_none()),
+        }
     }
 }
 
@@ -286,8 +296,7 @@ fn conv_bn_formed_on_load(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Gro
     };
     let (conv, of, statistics) = l.conv_bn(&run, bn)?;
     l.operands[run.output()] = Some(Operand::Normalised(of));
-    let conv = ConvStep { statistics: Some(statistics), ..conv };
-    Ok(Some(Group { nodes: run.nodes, steps: vec![Box::new(conv)] }))
+    Ok(Some(Group { nodes: run.nodes, steps: conv.with_statistics(statistics, l.target.backend) }))
 }
 
 /// Convolution with the statistics of its result, then batch-norm, residual and activation in one pass.
@@ -296,20 +305,9 @@ fn conv_with_statistics(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group
     let Some(bn) = run.batch_norm else { return Ok(None) };
     let (conv, of, statistics) = l.conv_bn(&run, bn)?;
     l.operands[run.output()] = Some(Operand::Stored(of.z));
-    let conv = ConvStep { statistics: Some(statistics), ..conv };
-    let normalise = NormaliseStep { of, forms_gradient: true };
-    Ok(Some(Group { nodes: run.nodes, steps: vec![Box::new(conv), Box::new(normalise)] }))
-}
-
-/// Convolution, statistics of its stored result, then batch-norm, residual and activation in one pass.
-fn conv_then_statistics(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> {
-    let Some(run) = l.conv_run(id, true) else { return Ok(None) };
-    let Some(bn) = run.batch_norm else { return Ok(None) };
-    let (conv, of, to) = l.conv_bn(&run, bn)?;
-    l.operands[run.output()] = Some(Operand::Stored(of.z));
-    let statistics = StatisticsStep { y: of.y, to };
-    let normalise = NormaliseStep { of, forms_gradient: false };
-    Ok(Some(Group { nodes: run.nodes, steps: vec![Box::new(conv), Box::new(statistics), Box::new(normalise)] }))
+    let mut steps = conv.with_statistics(statistics, l.target.backend);
+    steps.push(Box::new(NormaliseStep { of }));
+    Ok(Some(Group { nodes: run.nodes, steps }))
 }
 
 /// Convolution with bias, residual and activation, for inference.

@@ -26,7 +26,17 @@ pub struct SumsOut<'a> {
     pub score: Option<ViewMut<'a>>,
 }
 
-impl SumsOut<'_> {
+impl<'a> SumsOut<'a> {
+    /// A GPU's.
+    pub(in crate::ops) fn gpu(self) -> cuda::batch_norm::GpuSumsOut<'a> {
+        cuda::batch_norm::GpuSumsOut {
+            coefficients: self.sums.gpu(),
+            d_gamma: self.d_gamma.gpu(),
+            d_beta: self.d_beta.gpu(),
+            score: self.score.map(ViewMut::gpu),
+        }
+    }
+
     /// Writes the host's.
     pub(in crate::ops) fn finish(self, sums: &GradientSums, statistics: View<'_>) {
         let c = sums.g.len();
@@ -184,13 +194,8 @@ pub fn gradient_sums(
     require("a batch-norm's gradient", [("dgamma", out.d_gamma.len(), c), ("dbeta", out.d_beta.len(), c)]);
     if let View::Gpu(dz) = dz {
         let d_residual = d_residual.map(|(d, accumulate)| (d.gpu(), accumulate));
-        let out = cuda::batch_norm::GpuSumsOut {
-            coefficients: out.sums.gpu(),
-            d_gamma: out.d_gamma.gpu(),
-            d_beta: out.d_beta.gpu(),
-            score: out.score.map(ViewMut::gpu),
-        };
-        return cuda::batch_norm::backward_sums(p, &of.gpu(), dz, d_residual.as_ref().map(|(d, a)| (d, *a)), &out);
+        let d_residual = d_residual.as_ref().map(|(d, accumulate)| (d, *accumulate));
+        return cuda::batch_norm::backward_sums(p, &of.gpu(), dz, d_residual, &out.gpu());
     }
     let gradient = MaskedGradient::new(p.shape.w, of, out.score.is_some());
     let (chunks, dz) = (p.chunks(), dz.host());

@@ -18,7 +18,14 @@ pub struct StatisticsOut<'a> {
     pub running: [ViewMut<'a>; 2],
 }
 
-impl StatisticsOut<'_> {
+impl<'a> StatisticsOut<'a> {
+    /// A GPU's.
+    pub(in crate::ops) fn gpu(self, p: &BatchNormProblem) -> cuda::batch_norm::GpuStatisticsOut<'a> {
+        self.check(p.shape.c);
+        let (statistics, running) = (self.statistics.gpu(), self.running.map(ViewMut::gpu));
+        cuda::batch_norm::GpuStatisticsOut { statistics, running }
+    }
+
     fn check(&self, c: usize) {
         let [mean, var] = [0, 1].map(|i| self.running[i].len());
         let lens =
@@ -92,9 +99,7 @@ pub(in crate::ops) fn finish_statistics(p: &BatchNormProblem, chunks: &[Moments]
 pub fn statistics(p: &BatchNormProblem, y: View<'_>, out: StatisticsOut<'_>) {
     require("a batch-norm", [("y", y.len(), p.shape.len())]);
     if let View::Gpu(y) = y {
-        out.check(p.shape.c);
-        let [mean, var] = out.running.map(ViewMut::gpu);
-        return cuda::batch_norm::statistics(p, y, &mean, &var, &out.statistics.gpu());
+        return cuda::batch_norm::statistics(p, y, &out.gpu(p));
     }
     let chunks: Vec<_> = y.host().par_chunks(p.chunks().chunk_len()).map(|chunk| moments(chunk, p.shape.c)).collect();
     finish_statistics(p, &chunks, out);
@@ -147,7 +152,7 @@ pub fn normalise(p: &BatchNormProblem, of: &Normalised<'_>, z: ViewMut<'_>) {
 
 impl<'a> Normalised<'a> {
     /// Every operand has the problem's size.
-    pub(super) fn check(&self, p: &BatchNormProblem) {
+    pub(in crate::ops) fn check(&self, p: &BatchNormProblem) {
         let (c, len) = (p.shape.c, p.shape.len());
         require(
             "a batch-norm",
@@ -163,7 +168,7 @@ impl<'a> Normalised<'a> {
     }
 
     /// The same on a GPU.
-    pub(super) fn gpu(&self) -> cuda::batch_norm::GpuNormalised<'a> {
+    pub(in crate::ops) fn gpu(&self) -> cuda::batch_norm::GpuNormalised<'a> {
         cuda::batch_norm::GpuNormalised {
             y: self.y.gpu(),
             gamma: self.gamma.gpu(),

@@ -99,6 +99,8 @@ pub struct PlannedNormalisation {
     pub act: Option<Activation>,
     /// The result, whether it is stored or not.
     pub z: ValueId,
+    /// Whether the step that wrote y forms its gradient on load; otherwise it is stored.
+    pub forms_gradient: bool,
 }
 
 impl PlannedNormalisation {
@@ -173,7 +175,7 @@ impl Operation for BatchNorm {
             true => Box::new(StatisticsStep { y, to }),
             false => Box::new(RunningStatisticsStep { problem, running, statistics }),
         };
-        Ok(vec![first, Box::new(NormaliseStep { of, forms_gradient: false })])
+        Ok(vec![first, Box::new(NormaliseStep { of })])
     }
 }
 
@@ -194,7 +196,17 @@ impl BatchNorm {
         let mean = node.param(Place::Running, ParamRole::RunningMean)?;
         let var = node.param(Place::Running, ParamRole::RunningVar)?;
         let statistics = node.values().floats(2 * self.channels);
-        let of = PlannedNormalisation { problem, y, gamma, beta, statistics, residual: None, act: None, z };
+        let of = PlannedNormalisation {
+            problem,
+            y,
+            gamma,
+            beta,
+            statistics,
+            residual: None,
+            act: None,
+            z,
+            forms_gradient: false,
+        };
         Ok((of, PlannedStatistics { problem, statistics, running: [mean, var] }))
     }
 }

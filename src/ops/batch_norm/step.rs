@@ -95,8 +95,6 @@ impl Step for RunningStatisticsStep {
 pub struct NormaliseStep {
     /// What is normalised, and what follows.
     pub of: PlannedNormalisation,
-    /// Whether what wrote y can form its gradient on load.
-    pub forms_gradient: bool,
 }
 
 /// The sums over a batch and what they give, in a plan.
@@ -164,12 +162,7 @@ impl Step for NormaliseStep {
         let of = PlannedNormalisation { residual: self.of.residual.filter(|_| self.of.act.is_some()), ..self.of };
         let out = PlannedSums::new(&of, to);
         to.push(Box::new(GradientSumsStep { of, dz, d_residual, out }));
-        let gradient = NormGradient { of, dz, sums: out.sums };
-        if self.forms_gradient {
-            to.form(of.y, gradient);
-        } else if let Some(dy) = to.sink(of.y) {
-            to.push(Box::new(NormGradientStep { gradient, dy }));
-        }
+        NormGradient { of, dz, sums: out.sums }.give(to);
     }
 }
 
@@ -204,6 +197,17 @@ impl Step for GradientSumsStep {
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}
+}
+
+impl NormGradient {
+    /// Gives y its gradient: formed on load by the step that wrote y, or stored by one of its own.
+    pub(in crate::ops) fn give(self, to: &mut dyn Backward) {
+        if self.of.forms_gradient {
+            to.form(self.of.y, self);
+        } else if let Some(dy) = to.sink(self.of.y) {
+            to.push(Box::new(NormGradientStep { gradient: self, dy }));
+        }
+    }
 }
 
 /// The second half, where the gradient of y is stored.

@@ -40,12 +40,16 @@ pub struct GemmProblem {
     pub taps: usize,
     /// Groups.
     pub groups: usize,
+    /// Whether operands are formed on load, or sums taken of a gradient, which leaves no registers for large tiles of the
+    /// gradients.
+    pub on_load: bool,
 }
 
 impl GemmProblem {
     /// y `[m, c_out]` = x `[m, c_in]`·Wᵀ and its gradients.
     pub fn product(m: usize, c_in: usize, c_out: usize) -> Self {
-        Self { family: KernelFamily::Pointwise, pixels: m, phase_pixels: m, phases: 1, c_in, c_out, taps: 1, groups: 1 }
+        let family = KernelFamily::Pointwise;
+        Self { family, pixels: m, phase_pixels: m, phases: 1, c_in, c_out, taps: 1, groups: 1, on_load: false }
     }
 
     /// Those of a pointwise or dense convolution.
@@ -61,6 +65,17 @@ impl GemmProblem {
             c_out: p.output.c / p.groups,
             taps: p.window.taps(),
             groups: p.groups,
+            on_load: false,
+        }
+    }
+
+    /// Whether a tile serves a pass.
+    fn serves(&self, sides: (usize, usize), pass: KernelPass) -> bool {
+        match sides {
+            SMALL => true,
+            NARROW => pass != KernelPass::WeightGradient,
+            LARGE => pass == KernelPass::Forward || !self.on_load,
+            _ => false,
         }
     }
 
@@ -133,6 +148,11 @@ impl GemmConfig {
         4 * covered(self.tile_m, self.tile_n) <= 5 * covered(SMALL.0, SMALL.1)
     }
 
+    /// Tiles that cover the rows of a pass's result: the slabs of sums over its columns.
+    pub fn row_tiles(&self, p: &GemmProblem, pass: KernelPass) -> usize {
+        p.result(pass).rows.div_ceil(self.tile_m)
+    }
+
     /// Slabs of a weight gradient; 1 in the other passes.
     pub fn slabs(&self, p: &GemmProblem) -> usize {
         self.slab.map_or(1, |slab| p.pixels.div_ceil(slab))
@@ -185,12 +205,19 @@ impl Problem for GemmProblem {
         let result @ Extent { rows, columns } = self.result(pass);
         let on_tensor_cores = on.dtype != Dtype::F32 && vector;
         if pass == KernelPass::WeightGradient {
-            let fits = on_tensor_cores && rows >= 128 && columns >= 128 && large.is_filled(result);
+            let serves = on_tensor_cores && self.serves(LARGE, pass);
+            let fits = serves && rows >= 128 && columns >= 128 && large.is_filled(result);
             return if fits { large } else { small }.filling(self);
         }
         match on_tensor_cores {
             true if rows >= 128 && columns <= 32 => narrow,
-            true if columns > 64 && large.is_filled(result) && large.tiles(result) >= MULTIPROCESSORS => large,
+            true if self.serves(LARGE, pass)
+                && columns > 64
+                && large.is_filled(result)
+                && large.tiles(result) >= MULTIPROCESSORS =>
+            {
+                large
+            }
             _ => small,
         }
     }
@@ -217,8 +244,7 @@ impl Problem for GemmProblem {
 
     fn check(&self, config: GemmConfig, pass: KernelPass, on: KernelTarget) -> Result<()> {
         let sides = (config.tile_m, config.tile_n);
-        let narrow = sides == NARROW && pass != KernelPass::WeightGradient;
-        if sides != SMALL && !narrow && sides != LARGE {
+        if !self.serves(sides, pass) {
             return Err(refused(config, "there are no such tiles in this pass"));
         }
         if sides != SMALL && (on.dtype == Dtype::F32 || !config.vector) {

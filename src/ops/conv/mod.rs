@@ -18,6 +18,7 @@ use super::batch_norm::{BatchNormProblem, DyLoader, GradientSums, Normalised, St
 use super::batch_norm::{finish_statistics, moments};
 use super::config::BiasProblem;
 use super::cuda;
+use super::cuda::batch_norm::{GpuBefore, GpuGradient, GpuInput};
 use super::epilogue::{BiasOperand, Epilogue, PlannedEpilogue};
 use super::operation::{
     LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, is_sane, mismatch, require,
@@ -25,7 +26,7 @@ use super::operation::{
 };
 use super::parallel::tiled;
 use super::simd::vectorised;
-use super::step::{Operand, Place, Step, ValueId};
+use super::step::{Backend, Operand, Place, Step, ValueId};
 use crate::device::{View, ViewMut};
 use crate::shape::{Lines, Shape, Window};
 use crate::{Error, Result};
@@ -164,6 +165,22 @@ impl ConvProblem {
         Self { n, ..*self }
     }
 
+    /// Whether a backend forms its input and its result's gradient on load.
+    pub fn forms_on_load(&self, backend: Backend) -> bool {
+        match backend {
+            Backend::Host => self.family() != ConvFamily::Dense,
+            Backend::Cuda => cuda::conv::forms_on_load(self),
+        }
+    }
+
+    /// Whether a backend takes the statistics of its result while it computes it.
+    pub fn takes_statistics(&self, backend: Backend) -> bool {
+        match backend {
+            Backend::Host => true,
+            Backend::Cuda => self.family() == ConvFamily::Dense || cuda::conv::forms_on_load(self),
+        }
+    }
+
     /// The output as lines.
     pub(super) fn output_lines(&self) -> Lines {
         Lines::of(self.output, self.n)
@@ -181,7 +198,7 @@ impl ConvProblem {
 pub enum ConvInput<'a> {
     /// x `[n, h, w, c]`.
     Stored(View<'a>),
-    /// x = φ(γ·ŷ + β), formed on load; only the host's depthwise and pointwise convolutions can.
+    /// x = φ(γ·ŷ + β), formed on load by depthwise and pointwise convolutions ([`ConvProblem::forms_on_load`]).
     Normalised(Normalised<'a>),
 }
 
@@ -193,11 +210,18 @@ impl<'a> ConvInput<'a> {
         }
     }
 
-    /// What a GPU's kernels read.
+    /// What is read by a step that nothing is fused with.
     fn stored(self) -> View<'a> {
         match self {
             Self::Stored(x) => x,
-            Self::Normalised(_) => panic!("CUDA kernels read stored values; no rule plans anything else for them"),
+            Self::Normalised(_) => panic!("an epilogue goes with a stored input; no rule plans anything else"),
+        }
+    }
+
+    fn gpu(&self) -> GpuInput<'a> {
+        match self {
+            Self::Stored(x) => GpuInput::Stored(x.gpu()),
+            Self::Normalised(of) => GpuInput::Normalised(of.gpu()),
         }
     }
 }
@@ -208,7 +232,8 @@ impl<'a> ConvInput<'a> {
 pub enum ConvGradient<'a> {
     /// dy `[n, h_out, w_out, c_out]`.
     Stored(View<'a>),
-    /// dy behind a batch-norm, formed on load; only the host can.
+    /// dy behind a batch-norm, formed on load: by any convolution on the host, by those that
+    /// [form on load](ConvProblem::forms_on_load) on a GPU.
     Formed {
         /// The batch-norm.
         problem: BatchNormProblem,
@@ -266,8 +291,7 @@ pub fn forward(p: &ConvProblem, x: View<'_>, w: View<'_>, epilogue: &Epilogue<Vi
     forward_with(p, &Source::new(ConvInput::Stored(x), p.input.w), w.host(), y.host(), finish);
 }
 
-/// y = conv(x, w), and the statistics of y for the batch-norm behind it, taken while each piece is in cache. The host's:
-/// CUDA kernels take statistics of a stored value.
+/// y = conv(x, w), and the statistics of y for the batch-norm behind it, taken while each piece is in cache or in registers.
 pub fn forward_with_statistics(
     p: &ConvProblem,
     x: ConvInput<'_>,
@@ -277,6 +301,9 @@ pub fn forward_with_statistics(
     out: StatisticsOut<'_>,
 ) {
     p.check(x.len(), w.len(), y.len());
+    if let View::Gpu(w) = w {
+        return cuda::conv::forward_with_statistics(p, x.gpu(), w, &y.gpu(), bn, &out.gpu(bn));
+    }
     let moments = |_, y: &mut [f32]| moments(y, bn.shape.c);
     let statistics = forward_with(p, &Source::new(x, p.input.w), w.host(), y.host(), moments);
     finish_statistics(bn, &statistics, out);
@@ -305,14 +332,14 @@ pub fn backward(p: &ConvProblem, x: ConvInput<'_>, w: View<'_>, dy: ConvGradient
         require("a convolution", [("dx", dx.len(), x.len())]);
     }
     if let View::Gpu(w) = w {
-        let dy = dy.stored();
         if let Some(db) = db {
-            bias_gradient(p, dy, db);
+            bias_gradient(p, dy.stored(), db);
         }
         if let Some((dx, accumulate)) = dx {
-            cuda::conv::input_gradient(p, dy.gpu(), w, &dx.gpu(), accumulate);
+            assert!(sums.is_none(), "a batch-norm's sums belong to the input gradient's step");
+            cuda::conv::input_gradient(p, dy.stored().gpu(), w, &dx.gpu(), accumulate);
         }
-        return weight_gradient(p, x.stored(), dy, dw);
+        return weight_gradient(p, x, dy, dw);
     }
     if let Some(db) = db {
         bias_gradient(p, dy.stored(), db);
@@ -353,16 +380,37 @@ pub fn bias_gradient(p: &ConvProblem, dy: View<'_>, db: ViewMut<'_>) {
     }
 }
 
-/// dx (+)= the input gradient alone, for which the host has no code of its own: it forms both gradients in one walk.
-pub fn input_gradient(p: &ConvProblem, dy: View<'_>, w: View<'_>, dx: ViewMut<'_>, accumulate: bool) {
+/// The batch-norm in front of a convolution, whose gradient sums the convolution's input gradient takes.
+#[derive(Debug)]
+pub struct BatchNormBefore<'a> {
+    /// The batch-norm.
+    pub problem: BatchNormProblem,
+    /// What it normalised.
+    pub of: Normalised<'a>,
+    /// Where its sums go.
+    pub sums: SumsOut<'a>,
+}
+
+/// dx (+)= the input gradient alone, on a GPU: the host forms both gradients in one walk.
+pub fn input_gradient(
+    p: &ConvProblem,
+    dy: ConvGradient<'_>,
+    w: View<'_>,
+    (dx, accumulate): (ViewMut<'_>, bool),
+    before: Option<BatchNormBefore<'_>>,
+) {
     p.check(dx.len(), w.len(), dy.len());
-    cuda::conv::input_gradient(p, dy.gpu(), w.gpu(), &dx.gpu(), accumulate);
+    let before = before.map(|BatchNormBefore { problem, of, sums }| {
+        of.check(&problem);
+        GpuBefore { problem, of: of.gpu(), out: sums.gpu() }
+    });
+    cuda::conv::input_gradient_on_load(p, dy.gpu(), w.gpu(), &dx.gpu(), accumulate, before);
 }
 
 /// dw = the weight gradient alone, on a GPU.
-pub fn weight_gradient(p: &ConvProblem, x: View<'_>, dy: View<'_>, dw: ViewMut<'_>) {
+pub fn weight_gradient(p: &ConvProblem, x: ConvInput<'_>, dy: ConvGradient<'_>, dw: ViewMut<'_>) {
     p.check(x.len(), dw.len(), dy.len());
-    cuda::conv::weight_gradient(p, x.gpu(), dy.gpu(), &dw.gpu());
+    cuda::conv::weight_gradient_on_load(p, x.gpu(), dy.gpu(), &dw.gpu());
 }
 
 impl<'a> ConvGradient<'a> {
@@ -376,8 +424,15 @@ impl<'a> ConvGradient<'a> {
     fn stored(self) -> View<'a> {
         match self {
             Self::Stored(dy) => dy,
-            Self::Formed { .. } => {
-                panic!("bias gradients and CUDA kernels read stored gradients; no rule plans others")
+            Self::Formed { .. } => panic!("bias gradients are those of stored gradients; no rule plans others"),
+        }
+    }
+
+    fn gpu(&self) -> GpuGradient<'a> {
+        match self {
+            Self::Stored(dy) => GpuGradient::Stored(dy.gpu()),
+            Self::Formed { of, dz, sums, .. } => {
+                GpuGradient::Formed { of: of.gpu(), dz: dz.gpu(), coefficients: sums.gpu() }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Convolutions in a plan: the forward step, and its gradients as each backend computes them.
 
-use super::{ConvFamily, ConvGradient, ConvInput, ConvProblem, GradientsOut};
-use crate::ops::batch_norm::{PlannedStatistics, PlannedSums};
+use super::{BatchNormBefore, ConvFamily, ConvGradient, ConvInput, ConvProblem, GradientsOut};
+use crate::ops::batch_norm::{NormGradient, PlannedNormalisation, PlannedStatistics, PlannedSums, StatisticsStep};
 use crate::ops::epilogue::PlannedEpilogue;
 use crate::ops::step::{
     Backend, Backward, ComputeUnit, GradientOperand, Io, Operand, ParamId, Place, Sink, Step, Uses, ValueId, Values,
@@ -21,8 +21,19 @@ pub struct ConvStep {
     pub epilogue: PlannedEpilogue,
     /// Result.
     pub y: ValueId,
-    /// Where the statistics of y go, which are taken while it is in cache. The host's; without an epilogue.
+    /// Where the statistics of y go, which are taken while it is in cache or in registers; without an epilogue.
     pub statistics: Option<PlannedStatistics>,
+}
+
+impl ConvStep {
+    /// The step together with the statistics of its result, which it takes itself where the backend can.
+    pub fn with_statistics(self, to: PlannedStatistics, backend: Backend) -> Vec<Box<dyn Step>> {
+        if self.problem.takes_statistics(backend) {
+            return vec![Box::new(Self { statistics: Some(to), ..self })];
+        }
+        let y = self.y;
+        vec![Box::new(self), Box::new(StatisticsStep { y, to })]
+    }
 }
 
 impl ConvProblem {
@@ -97,22 +108,31 @@ impl Step for ConvStep {
         let Some(dy) = to.of(self.y) else { return };
         let dw = to.param_gradient(self.w);
         let db = self.epilogue.bias.operand().map(|bias| to.param_gradient(bias));
-        let (x, dx) = match self.x {
-            Operand::Stored(x) => (x, to.sink(x)),
-            Operand::Normalised(of) => (of.z, to.sink(of.z)),
+        let dx = to.sink(match self.x {
+            Operand::Stored(x) => x,
+            Operand::Normalised(of) => of.z,
+        });
+        let before = match (self.x, dx) {
+            (Operand::Normalised(of), Some(dx)) => {
+                Some(PlannedBefore { of, sums: PlannedSums::new(&of, to), dz: dx.value })
+            }
+            _ => None,
         };
-        let gradients = ConvGradients { problem: self.problem, x: self.x, w: self.w, dy, dx, dw, db, sums: None };
-        match (to.backend(), dy) {
-            (Backend::Cuda, GradientOperand::Stored(dy)) => {
-                if let Some(db) = db {
-                    to.push(Box::new(BiasGradientStep { problem: self.problem, dy, db }));
+        let (problem, x, w) = (self.problem, self.x, self.w);
+        match to.backend() {
+            Backend::Host => to.push(Box::new(ConvGradients { problem, x, w, dy, dx, dw, db, before })),
+            Backend::Cuda => {
+                if let (Some(db), GradientOperand::Stored(dy)) = (db, dy) {
+                    to.push(Box::new(BiasGradientStep { problem, dy, db }));
                 }
                 if let Some(dx) = dx {
-                    to.push(Box::new(InputGradientStep { problem: self.problem, w: self.w, dy, dx }));
+                    to.push(Box::new(InputGradientStep { problem, w, dy, dx, before }));
                 }
-                to.push(Box::new(WeightGradientStep { problem: self.problem, x, dy, dw }));
+                to.push(Box::new(WeightGradientStep { problem, x, dy, dw }));
             }
-            _ => gradients.push_with_sums(to),
+        }
+        if let Some(PlannedBefore { of, sums, dz }) = before {
+            NormGradient { of, dz, sums: sums.sums }.give(to);
         }
     }
 
@@ -141,15 +161,34 @@ impl LoneGradients {
         let w = values.pinned(Place::Weight(ParamId::new(0)), problem.weight_len());
         let dw = values.pinned(Place::ParamGradient(ParamId::new(0)), problem.weight_len());
         let (operand, gradient) = (Operand::Stored(x), GradientOperand::Stored(dy));
-        let host = |dx| ConvGradients { problem, x: operand, w, dy: gradient, dx, dw, db: None, sums: None };
+        let host = |dx| ConvGradients { problem, x: operand, w, dy: gradient, dx, dw, db: None, before: None };
         let (weights, input): (Box<dyn Step>, Box<dyn Step>) = match backend {
             Backend::Host => (Box::new(host(None)), Box::new(host(Some(dx)))),
             Backend::Cuda => (
-                Box::new(WeightGradientStep { problem, x, dy, dw }),
-                Box::new(InputGradientStep { problem, w, dy, dx }),
+                Box::new(WeightGradientStep { problem, x: operand, dy: gradient, dw }),
+                Box::new(InputGradientStep { problem, w, dy: gradient, dx, before: None }),
             ),
         };
         Self { values, weights, input }
+    }
+}
+
+/// The batch-norm in front of a convolution, where x is normalised on load: the step that has dx sums it.
+#[derive(Debug, Clone, Copy)]
+struct PlannedBefore {
+    of: PlannedNormalisation,
+    sums: PlannedSums,
+    /// dx, which is the gradient of its result.
+    dz: ValueId,
+}
+
+impl PlannedBefore {
+    fn describe(before: Option<&Self>) -> &'static str {
+        if before.is_some() { " + batch_norm gradient sums" } else { "" }
+    }
+
+    fn writes(&self) -> impl Iterator<Item = ValueId> {
+        self.sums.writes()
     }
 }
 
@@ -163,32 +202,26 @@ struct ConvGradients {
     dx: Option<Sink>,
     dw: ValueId,
     db: Option<ValueId>,
-    /// The sums that the batch-norm in front needs of dx, where x was normalised on load.
-    sums: Option<PlannedSums>,
+    before: Option<PlannedBefore>,
 }
 
-impl ConvGradients {
-    fn push_with_sums(mut self, to: &mut dyn Backward) {
-        if let (Operand::Normalised(of), Some(dx)) = (self.x, self.dx) {
-            let sums = PlannedSums::new(&of, to);
-            to.form(of.y, crate::ops::batch_norm::NormGradient { of, dz: dx.value, sums: sums.sums });
-            self.sums = Some(sums);
-        }
-        to.push(Box::new(self));
+impl GradientOperand {
+    /// What is done to have it.
+    fn describe(&self) -> &'static str {
+        if matches!(self, Self::Formed(_)) { "batch_norm gradient on load + " } else { "" }
     }
 }
 
 impl Step for ConvGradients {
     fn describe(&self) -> String {
         let both = if self.dx.is_some() { "gradients" } else { "weight gradient" };
-        let on_load = if matches!(self.dy, GradientOperand::Formed(_)) { "batch_norm gradient on load + " } else { "" };
-        let sums = if self.sums.is_some() { " + batch_norm gradient sums" } else { "" };
+        let (on_load, sums) = (self.dy.describe(), PlannedBefore::describe(self.before.as_ref()));
         format!("{on_load}{} {both}{sums}", self.problem.describe())
     }
 
     fn uses(&self) -> Uses {
         let reads = self.x.reads().into_iter().chain([self.w]).chain(self.dy.reads());
-        let sums = self.sums.iter().flat_map(PlannedSums::writes);
+        let sums = self.before.iter().flat_map(PlannedBefore::writes);
         Uses::new(reads, [self.dw].into_iter().chain(self.db).chain(sums)).with(self.dx)
     }
 
@@ -202,7 +235,7 @@ impl Step for ConvGradients {
             dx: self.dx.map(|dx| io.write_into(dx)),
             dw: io.write(self.dw),
             db: self.db.map(|db| io.write(db)),
-            sums: self.sums.as_ref().map(|sums| sums.lend(io)),
+            sums: self.before.as_ref().map(|before| before.sums.lend(io)),
         };
         super::backward(&self.problem.batch(io.n()), self.x.lend(io), io.read(self.w), self.dy.lend(io), out);
     }
@@ -215,17 +248,21 @@ impl Step for ConvGradients {
 struct InputGradientStep {
     problem: ConvProblem,
     w: ValueId,
-    dy: ValueId,
+    dy: GradientOperand,
     dx: Sink,
+    before: Option<PlannedBefore>,
 }
 
 impl Step for InputGradientStep {
     fn describe(&self) -> String {
-        format!("{} input gradient", self.problem.describe())
+        let (on_load, sums) = (self.dy.describe(), PlannedBefore::describe(self.before.as_ref()));
+        format!("{on_load}{} input gradient{sums}", self.problem.describe())
     }
 
     fn uses(&self) -> Uses {
-        Uses::new([self.w, self.dy], []).with([self.dx])
+        let before = self.before.iter().flat_map(|before| before.of.reads());
+        let reads = [self.w].into_iter().chain(self.dy.reads()).chain(before);
+        Uses::new(reads, self.before.iter().flat_map(PlannedBefore::writes)).with([self.dx])
     }
 
     fn work(&self) -> Work {
@@ -233,8 +270,13 @@ impl Step for InputGradientStep {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        let (dx, add) = io.write_into(self.dx);
-        super::input_gradient(&self.problem.batch(io.n()), io.read(self.dy), io.read(self.w), dx, add);
+        let dx = io.write_into(self.dx);
+        let before = self.before.as_ref().map(|PlannedBefore { of, sums, .. }| BatchNormBefore {
+            problem: of.problem.batch(io.n()),
+            of: of.lend(io),
+            sums: sums.lend(io),
+        });
+        super::input_gradient(&self.problem.batch(io.n()), self.dy.lend(io), io.read(self.w), dx, before);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}
@@ -244,18 +286,19 @@ impl Step for InputGradientStep {
 #[derive(Debug)]
 struct WeightGradientStep {
     problem: ConvProblem,
-    x: ValueId,
-    dy: ValueId,
+    x: Operand,
+    dy: GradientOperand,
     dw: ValueId,
 }
 
 impl Step for WeightGradientStep {
     fn describe(&self) -> String {
-        format!("{} weight gradient", self.problem.describe())
+        let x = if matches!(self.x, Operand::Normalised(_)) { "batch_norm on load + " } else { "" };
+        format!("{}{x}{} weight gradient", self.dy.describe(), self.problem.describe())
     }
 
     fn uses(&self) -> Uses {
-        Uses::new([self.x, self.dy], [self.dw])
+        Uses::new(self.x.reads().into_iter().chain(self.dy.reads()), [self.dw])
     }
 
     fn work(&self) -> Work {
@@ -264,7 +307,7 @@ impl Step for WeightGradientStep {
 
     fn run(&self, io: &mut Io<'_>) {
         let dw = io.write(self.dw);
-        super::weight_gradient(&self.problem.batch(io.n()), io.read(self.x), io.read(self.dy), dw);
+        super::weight_gradient(&self.problem.batch(io.n()), self.x.lend(io), self.dy.lend(io), dw);
     }
 
     fn gradient(&self, _: &mut dyn Backward) {}

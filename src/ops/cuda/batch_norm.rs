@@ -2,7 +2,7 @@
 
 use super::activation::add_scores;
 use super::{Call, configured, long};
-use crate::device::gpu::{GpuView, GpuViewMut};
+use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::BatchNormProblem;
@@ -21,6 +21,18 @@ pub struct GpuNormalised<'a> {
 }
 
 impl GpuNormalised<'_> {
+    /// Adds γ, β, the statistics and the activation to a call, as kernels take them that normalise on load.
+    ///
+    /// # Panics
+    /// When a residual follows: none is added on load.
+    fn on_load<'a>(&self, call: Call<'a>, c: usize) -> Call<'a> {
+        assert!(self.residual.is_none(), "no residual is added on load");
+        call.reads("gamma", self.gamma, c)
+            .reads("beta", self.beta, c)
+            .reads("the statistics", self.statistics, 2 * c)
+            .act_at(self.act)
+    }
+
     /// Adds γ, β and the statistics to a call.
     fn coefficients<'a>(&self, call: Call<'a>, p: &BatchNormProblem) -> Call<'a> {
         let c = p.shape.c;
@@ -38,30 +50,153 @@ fn sizes<'a>(call: Call<'a>, p: &BatchNormProblem, config: NormConfig, slab: usi
     call.value(long(p.shape.pixels())).sizes([slab, p.shape.c, config.lanes(p, dtype).lanes])
 }
 
-/// Statistics of the batch into `saved`, and the running ones.
-pub fn statistics(
-    p: &BatchNormProblem,
-    y: GpuView<'_>,
-    mean: &GpuViewMut<'_>,
-    var: &GpuViewMut<'_>,
-    saved: &GpuViewMut<'_>,
-) {
+/// What a convolution reads; as [`crate::ops::conv::ConvInput`].
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the type that it mirrors documents each")]
+pub enum GpuInput<'a> {
+    Stored(GpuView<'a>),
+    Normalised(GpuNormalised<'a>),
+}
+
+impl<'a> GpuInput<'a> {
+    /// What lies in memory.
+    pub(super) fn stored(&self) -> GpuView<'a> {
+        match self {
+            Self::Stored(x) => *x,
+            Self::Normalised(of) => of.y,
+        }
+    }
+
+    /// Adds what lies in memory, `len` elements of `c` channels, and how it is normalised.
+    pub(super) fn onto<'c>(&self, call: Call<'c>, len: usize, c: usize) -> Call<'c> {
+        let call = call.reads("x", self.stored(), len);
+        match self {
+            Self::Stored(_) => call.nulls(3).act_at(None),
+            Self::Normalised(of) => of.on_load(call, c),
+        }
+    }
+}
+
+/// The gradient of a convolution's result; as [`crate::ops::conv::ConvGradient`].
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the type that it mirrors documents each")]
+#[allow(clippy::large_enum_variant, reason = "one lives on the stack for the time of a step")]
+pub enum GpuGradient<'a> {
+    Stored(GpuView<'a>),
+    Formed { of: GpuNormalised<'a>, dz: GpuView<'a>, coefficients: GpuView<'a> },
+}
+
+impl<'a> GpuGradient<'a> {
+    /// What lies in memory: dy or dz.
+    pub(super) fn stored(&self) -> GpuView<'a> {
+        match self {
+            Self::Stored(dy) => *dy,
+            Self::Formed { dz, .. } => *dz,
+        }
+    }
+
+    /// Adds what lies in memory, `len` elements of `c` channels, and how dy is formed.
+    ///
+    /// # Panics
+    /// When a residual stands under the activation: kernels that form on load do not read it.
+    pub(super) fn onto<'c>(&self, call: Call<'c>, len: usize, c: usize) -> Call<'c> {
+        let call = call.reads("dy", self.stored(), len);
+        match self {
+            Self::Stored(_) => call.nulls(2).act_at(None),
+            Self::Formed { of, coefficients, .. } => {
+                assert!(of.residual.is_none(), "no residual is looked at on load");
+                call.reads("y", of.y, len).reads("the coefficients", *coefficients, 4 * c).act_at(of.act)
+            }
+        }
+    }
+}
+
+/// The batch-norm in front of a convolution, as the input's gradient serves it: what was normalised, and where the sums go.
+#[derive(Debug)]
+pub struct GpuBefore<'a> {
+    /// The batch-norm.
+    pub problem: BatchNormProblem,
+    /// What it normalised.
+    pub of: GpuNormalised<'a>,
+    /// Where its sums go.
+    pub out: GpuSumsOut<'a>,
+}
+
+impl GpuBefore<'_> {
+    /// Adds what was normalised, how, and where `slabs` of partial sums and `blocks` of scores go.
+    pub(super) fn onto<'c>(before: Option<&Self>, call: Call<'c>, sums: Option<PartialGradientSums>) -> Call<'c> {
+        let Some((before, sums)) = before.zip(sums) else { return call.nulls(4).act_at(None).nulls(2) };
+        let BatchNormProblem { shape, .. } = before.problem;
+        before
+            .of
+            .on_load(call.reads("x", before.of.y, shape.len()), shape.c)
+            .floats("the partial sums", sums.partials, sums.slabs * 2 * shape.c)
+            .floats_if("the scores", sums.scores, sums.scores.map_or(0, |scores| scores.len()))
+    }
+
+    /// Memory for partial sums of so many slabs and blocks.
+    pub(super) fn sums(&self, slabs: usize, blocks: usize) -> PartialGradientSums {
+        let len = slabs * 2 * self.problem.shape.c;
+        let with_score = self.out.score.is_some();
+        let workspace = self.of.y.gpu().workspace(len + if with_score { blocks } else { 0 });
+        let scores = with_score.then(|| workspace.part(len..len + blocks));
+        PartialGradientSums { partials: workspace.part(0..len), scores, slabs }
+    }
+
+    /// The second stage.
+    pub(super) fn finish(&self, sums: PartialGradientSums) {
+        sums.finish(self.of.y.gpu(), &self.problem, &self.of, &self.out);
+    }
+}
+
+/// Where the statistics of a batch go: as [`crate::ops::batch_norm::StatisticsOut`].
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the type that it mirrors documents each")]
+pub struct GpuStatisticsOut<'a> {
+    pub statistics: GpuViewMut<'a>,
+    pub running: [GpuViewMut<'a>; 2],
+}
+
+/// Partial moments `[slabs, 2, c]`, which the second stage merges.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PartialMoments {
+    /// The moments.
+    pub partials: Workspace,
+    /// Pixels of each slab where they differ.
+    pub counts: Option<Workspace>,
+    /// Pixels of a slab where they are alike, but for the last.
+    pub slab: usize,
+    /// Slabs.
+    pub slabs: usize,
+}
+
+impl PartialMoments {
+    /// Writes the batch's statistics and updates the running ones.
+    pub(super) fn finish(self, gpu: &Gpu, p: &BatchNormProblem, out: &GpuStatisticsOut<'_>) {
+        let (c, [mean, var]) = (p.shape.c, &out.running);
+        Call::new(gpu, "batch_norm_statistics_finish")
+            .floats("the partial sums", self.partials, self.slabs * 2 * c)
+            .floats_if("the counts", self.counts, self.slabs)
+            .writes("the running mean", mean, c)
+            .writes("the running variance", var, c)
+            .writes("the statistics", &out.statistics, 2 * c)
+            .value(p.eps)
+            .value(p.momentum)
+            .value(long(p.shape.pixels()))
+            .sizes([self.slab, self.slabs, c])
+            .launch(NormConfig::finish_grid(p));
+    }
+}
+
+/// Statistics of a stored batch.
+pub fn statistics(p: &BatchNormProblem, y: GpuView<'_>, out: &GpuStatisticsOut<'_>) {
     let Some(config) = configured(p, KernelPass::Forward, y) else { return };
-    let (t, c, partials) = (y.dtype(), p.shape.c, config.partials(p));
-    let workspace = y.gpu().workspace(config.workspace(p, KernelPass::Forward, t));
+    let t = y.dtype();
+    let partials = y.gpu().workspace(config.workspace(p, KernelPass::Forward, t));
     let call = Call::new(y.gpu(), config.lane.instance("batch_norm_statistics", t));
-    let call = call.reads("y", y, p.shape.len()).floats("the partial sums", workspace, partials);
+    let call = call.reads("y", y, p.shape.len()).floats("the partial sums", partials, config.partials(p));
     sizes(call, p, config, config.sum, t).launch(config.sum_grid(p, t));
-    Call::new(y.gpu(), "batch_norm_statistics_finish")
-        .floats("the partial sums", workspace, partials)
-        .writes("the running mean", mean, c)
-        .writes("the running variance", var, c)
-        .writes("the statistics", saved, 2 * c)
-        .value(p.eps)
-        .value(p.momentum)
-        .value(long(p.shape.pixels()))
-        .sizes([config.sum, config.sum_slabs(p), c])
-        .launch(NormConfig::finish_grid(p));
+    PartialMoments { partials, counts: None, slab: config.sum, slabs: config.sum_slabs(p) }.finish(y.gpu(), p, out);
 }
 
 /// `out` from the running statistics, for inference.
@@ -122,17 +257,36 @@ pub fn backward_sums(
         .floats("the partial sums", partials, sums)
         .floats_if("the scores", scores, config.scores(p, t));
     sizes(call, p, config, config.sum, t).launch(config.sum_grid(p, t));
-    if let Some((score, scores)) = out.score.as_ref().zip(scores) {
-        add_scores(gpu, scores, score);
+    PartialGradientSums { partials, scores, slabs: config.sum_slabs(p) }.finish(gpu, p, of, out);
+}
+
+/// Partial sums `[slabs, 2, c]` of a gradient and of its score, which the second stage adds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PartialGradientSums {
+    /// The sums.
+    pub partials: Workspace,
+    /// The scores, where they are asked for.
+    pub scores: Option<Workspace>,
+    /// Slabs.
+    pub slabs: usize,
+}
+
+impl PartialGradientSums {
+    /// Writes coefficients of dy, dγ and dβ; adds to the score.
+    pub(super) fn finish(self, gpu: &Gpu, p: &BatchNormProblem, of: &GpuNormalised<'_>, out: &GpuSumsOut<'_>) {
+        let c = p.shape.c;
+        if let Some((score, scores)) = out.score.as_ref().zip(self.scores) {
+            add_scores(gpu, scores, score);
+        }
+        let call = Call::new(gpu, "batch_norm_backward_finish");
+        of.coefficients(call.floats("the partial sums", self.partials, self.slabs * 2 * c), p)
+            .writes("the gradient of gamma", &out.d_gamma, c)
+            .writes("the gradient of beta", &out.d_beta, c)
+            .writes("the coefficients", &out.coefficients, NormConfig::coefficients(p))
+            .value(long(p.shape.pixels()))
+            .sizes([self.slabs, c])
+            .launch(NormConfig::finish_grid(p));
     }
-    let call = Call::new(gpu, "batch_norm_backward_finish").floats("the partial sums", partials, sums);
-    of.coefficients(call, p)
-        .writes("the gradient of gamma", &out.d_gamma, p.shape.c)
-        .writes("the gradient of beta", &out.d_beta, p.shape.c)
-        .writes("the coefficients", &out.coefficients, NormConfig::coefficients(p))
-        .value(long(p.shape.pixels()))
-        .sizes([config.sum_slabs(p), p.shape.c])
-        .launch(NormConfig::finish_grid(p));
 }
 
 /// The second half: dy (+)= from the coefficients.

@@ -87,6 +87,12 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// So many null pointers.
+    pub(in crate::ops) fn nulls(mut self, count: usize) -> Self {
+        self.arguments.extend(std::iter::repeat_n(Argument::null(), count));
+        self
+    }
+
     /// A result of which `len` elements are written.
     ///
     /// # Panics

@@ -1,11 +1,13 @@
 //! Convolutions and fully connected layers: `pointwise.cu`, `dense.cu`, `conv_reduce.cu`.
 
+use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialMoments};
 use super::{Call, Floats, configured, depthwise, int, long};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
-use crate::ops::config::{BiasProblem, GemmProblem, KernelPass};
+use crate::ops::batch_norm::BatchNormProblem;
+use crate::ops::config::{BiasProblem, GemmProblem, KernelPass, specialised};
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::ops::epilogue::{BiasOperand, Epilogue};
 use crate::ops::linear::LinearProblem;
@@ -44,6 +46,107 @@ pub fn forward(p: &ConvProblem, x: GpuView<'_>, w: GpuView<'_>, epilogue: GpuEpi
         .reads("w", w, of.weights());
     let call = epilogue.onto(call, pixels, p.output.c).writes("y", y, p.n * p.output.len());
     call.value(geometry(p)).launch_of(config.threads(), config.grid(&of, KernelPass::Forward));
+}
+
+/// Whether there are kernels that form this convolution's operands on load: pointwise ones, and the depthwise ones of the
+/// usual sizes.
+pub fn forms_on_load(p: &ConvProblem) -> bool {
+    match p.family() {
+        ConvFamily::Pointwise => true,
+        ConvFamily::Depthwise => specialised(p).is_some_and(|(k, _)| k <= depthwise::LARGEST_ON_LOAD),
+        ConvFamily::Dense => false,
+    }
+}
+
+/// y = conv(x, w) with the statistics of y.
+pub fn forward_with_statistics(
+    p: &ConvProblem,
+    x: GpuInput<'_>,
+    w: GpuView<'_>,
+    y: &GpuViewMut<'_>,
+    bn: &BatchNormProblem,
+    out: &GpuStatisticsOut<'_>,
+) {
+    if p.family() == ConvFamily::Depthwise {
+        return depthwise::forward_with_statistics(p, x, w, y, bn, out);
+    }
+    let (of, stored, pixels) = (GemmProblem::of(p), x.stored(), p.n * p.output.pixels());
+    let Some(config) = configured(&of, KernelPass::Forward, stored) else { return };
+    let (gpu, slabs, len) = (stored.gpu(), config.row_tiles(&of, KernelPass::Forward), p.n * p.input.len());
+    let partials = gpu.workspace(slabs * 2 * p.output.c);
+    let is_pointwise = p.family() == ConvFamily::Pointwise;
+    let call = match x {
+        _ if is_pointwise => {
+            x.onto(Call::new(gpu, config.instance("pointwise_bn_forward", stored.dtype())), len, p.input.c)
+        }
+        GpuInput::Stored(x) => Call::new(gpu, config.instance("dense_bn_forward", stored.dtype())).reads("x", x, len),
+        GpuInput::Normalised(_) => panic!("dense kernels form nothing on load; no rule plans it"),
+    };
+    let call = call.reads("w", w, of.weights()).writes("y", y, pixels * p.output.c).floats(
+        "the partial sums",
+        partials,
+        slabs * 2 * p.output.c,
+    );
+    let call = if is_pointwise { call.sizes([pixels, p.input.c, p.output.c]) } else { call.value(geometry(p)) };
+    call.launch_of(config.threads(), config.grid(&of, KernelPass::Forward));
+    PartialMoments { partials, counts: None, slab: config.tile_m, slabs }.finish(gpu, bn, out);
+}
+
+/// dx (+)= the input gradient, where dy may be formed on load and the batch-norm in front may want its sums.
+pub fn input_gradient_on_load(
+    p: &ConvProblem,
+    dy: GpuGradient<'_>,
+    w: GpuView<'_>,
+    dx: &GpuViewMut<'_>,
+    accumulate: bool,
+    before: Option<GpuBefore<'_>>,
+) {
+    if let (GpuGradient::Stored(dy), None) = (dy, &before) {
+        return input_gradient(p, dy, w, dx, accumulate);
+    }
+    if p.family() == ConvFamily::Depthwise {
+        return depthwise::input_gradient_on_load(p, dy, w, dx, accumulate, before);
+    }
+    assert!(p.family() == ConvFamily::Pointwise, "dense kernels form nothing on load; no rule plans it");
+    let (of, stored, pixels) =
+        (GemmProblem { on_load: true, ..GemmProblem::of(p) }, dy.stored(), p.n * p.input.pixels());
+    let Some(config) = configured(&of, KernelPass::InputGradient, stored) else { return };
+    let grid @ [blocks, ..] = config.grid(&of, KernelPass::InputGradient);
+    let slabs = config.row_tiles(&of, KernelPass::InputGradient);
+    let sums = before.as_ref().map(|before| before.sums(slabs, blocks));
+    let call = Call::new(stored.gpu(), config.instance("pointwise_bn_dgrad", stored.dtype()));
+    let call = dy
+        .onto(call, pixels * p.output.c, p.output.c)
+        .reads("w", w, of.weights())
+        .writes("dx", dx, pixels * p.input.c)
+        .value(i32::from(accumulate));
+    let call = GpuBefore::onto(before.as_ref(), call, sums);
+    call.sizes([pixels, p.input.c, p.output.c]).launch_of(config.threads(), grid);
+    if let Some((before, sums)) = before.zip(sums) {
+        before.finish(sums);
+    }
+}
+
+/// dw = the weight gradient, in `f32`, where x and dy may be formed on load.
+pub fn weight_gradient_on_load(p: &ConvProblem, x: GpuInput<'_>, dy: GpuGradient<'_>, dw: &GpuViewMut<'_>) {
+    if let (GpuInput::Stored(x), GpuGradient::Stored(dy)) = (x, dy) {
+        return weight_gradient(p, x, dy, dw);
+    }
+    if p.family() == ConvFamily::Depthwise {
+        return depthwise::weight_gradient_on_load(p, x, dy, dw);
+    }
+    assert!(p.family() == ConvFamily::Pointwise, "dense kernels form nothing on load; no rule plans it");
+    let (of, stored, pixels) =
+        (GemmProblem { on_load: true, ..GemmProblem::of(p) }, x.stored(), p.n * p.input.pixels());
+    let Some(config) = configured(&of, KernelPass::WeightGradient, stored) else { return };
+    let slabs = Slabs { slabs: config.slabs(&of), len: of.weights(), workspace: config.workspace(&of) };
+    slabs.sum(stored.gpu(), dw, |partials| {
+        let call = Call::new(stored.gpu(), config.instance("pointwise_bn_wgrad", stored.dtype()));
+        let call = dy.onto(x.onto(call, pixels * p.input.c, p.input.c), pixels * p.output.c, p.output.c);
+        call.floats("the partial sums", partials, slabs.slabs * slabs.len)
+            .sizes([config.slab.expect("a weight gradient has slabs"), pixels, p.input.c, p.output.c])
+            .launch_of(config.threads(), config.grid(&of, KernelPass::WeightGradient));
+    });
 }
 
 /// A 1×1 convolution is a linear layer on every pixel.

@@ -1,11 +1,16 @@
 //! Depthwise convolutions: `depthwise.cu`.
 
+use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialMoments};
 use super::conv::{GpuEpilogue, Slabs, geometry};
 use super::{Call, configured};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{GpuView, GpuViewMut};
-use crate::ops::config::{ConvConfig, DepthwiseConfig, KernelPass, specialised};
+use crate::ops::batch_norm::BatchNormProblem;
+use crate::ops::config::{ConvConfig, DepthwiseConfig, KernelPass, refused, specialised};
 use crate::ops::conv::ConvProblem;
+
+/// Side of the largest kernel whose operands are formed on load.
+pub(super) const LARGEST_ON_LOAD: usize = 5;
 
 fn depthwise(p: &ConvProblem, pass: KernelPass, of: GpuView<'_>) -> Option<DepthwiseConfig> {
     match configured(p, pass, of)? {
@@ -140,4 +145,83 @@ fn marching<'a>(call: Call<'a>, p: &ConvProblem, config: DepthwiseConfig) -> Cal
         None => call,
     };
     call.sizes([config.lanes(p).lanes])
+}
+
+/// The configuration of a kernel that forms operands on load, with its name's end. Those that take any window do not.
+fn on_load(p: &ConvProblem, pass: KernelPass, of: GpuView<'_>) -> Option<(DepthwiseConfig, String)> {
+    let config = depthwise(p, pass, of)?;
+    if config.march.is_none() {
+        of.gpu().fail(refused(config, "its kernels form nothing on load"));
+        return None;
+    }
+    let (k, stride) = window(p);
+    Some((config, format!("<{}, {k}, {stride}>", of.dtype().kernel_name())))
+}
+
+/// y = conv(x, w) with the statistics of y.
+pub(super) fn forward_with_statistics(
+    p: &ConvProblem,
+    x: GpuInput<'_>,
+    w: GpuView<'_>,
+    y: &GpuViewMut<'_>,
+    bn: &BatchNormProblem,
+    out: &GpuStatisticsOut<'_>,
+) {
+    let (gpu, c) = (w.gpu(), p.output.c);
+    let Some((config, instance)) = on_load(p, KernelPass::Forward, x.stored()) else { return };
+    let grid = config.grid(p, KernelPass::Forward);
+    let slabs = grid[0] / config.lanes(p).tiles;
+    let (len, workspace) = (slabs * 2 * c, gpu.workspace(slabs * (2 * c + 1)));
+    let (partials, counts) = (workspace.part(0..len), workspace.part(len..len + slabs));
+    let call = x.onto(Call::new(gpu, format!("depthwise_bn_forward{instance}")), p.n * p.input.len(), c);
+    let call = call
+        .reads("w", w, p.weight_len())
+        .writes("y", y, p.n * p.output.len())
+        .floats("the partial sums", partials, len)
+        .floats("the counts", counts, slabs)
+        .value(geometry(p));
+    marching(call, p, config).launch(grid);
+    PartialMoments { partials, counts: Some(counts), slab: 0, slabs }.finish(gpu, bn, out);
+}
+
+/// dx (+)= the input gradient, where dy may be formed on load and the batch-norm in front may want its sums.
+pub(super) fn input_gradient_on_load(
+    p: &ConvProblem,
+    dy: GpuGradient<'_>,
+    w: GpuView<'_>,
+    dx: &GpuViewMut<'_>,
+    accumulate: bool,
+    before: Option<GpuBefore<'_>>,
+) {
+    let (gpu, c) = (w.gpu(), p.output.c);
+    let Some((config, instance)) = on_load(p, KernelPass::InputGradient, dy.stored()) else { return };
+    let grid @ [blocks, ..] = config.grid(p, KernelPass::InputGradient);
+    let sums = before.as_ref().map(|before| before.sums(blocks / config.lanes(p).tiles, blocks));
+    let call = Call::new(gpu, format!("depthwise_bn_dgrad{instance}"));
+    let call = dy
+        .onto(call, p.n * p.output.len(), c)
+        .reads("w", w, p.weight_len())
+        .writes("dx", dx, p.n * p.input.len())
+        .value(i32::from(accumulate));
+    let call = GpuBefore::onto(before.as_ref(), call, sums).value(geometry(p));
+    marching(call, p, config).launch(grid);
+    if let Some((before, sums)) = before.zip(sums) {
+        before.finish(sums);
+    }
+}
+
+/// dw = the weight gradient, in `f32`, where x and dy may be formed on load.
+pub(super) fn weight_gradient_on_load(p: &ConvProblem, x: GpuInput<'_>, dy: GpuGradient<'_>, dw: &GpuViewMut<'_>) {
+    let (gpu, c) = (x.stored().gpu(), p.output.c);
+    let Some((config, instance)) = on_load(p, KernelPass::WeightGradient, x.stored()) else { return };
+    let slabs = Slabs { slabs: config.slabs(p), len: p.weight_len(), workspace: config.workspace(p) };
+    slabs.sum(gpu, dw, |partials| {
+        let call = x.onto(Call::new(gpu, format!("depthwise_bn_wgrad{instance}")), p.n * p.input.len(), c);
+        let call = dy
+            .onto(call, p.n * p.output.len(), c)
+            .floats("the partial sums", partials, slabs.slabs * slabs.len)
+            .sizes([config.slab.expect("a weight gradient has slabs")])
+            .value(geometry(p));
+        marching(call, p, config).launch(config.grid(p, KernelPass::WeightGradient));
+    });
 }

@@ -47,7 +47,7 @@ mod tests {
     use crate::ops::activation::{self, Act};
     use crate::ops::batch_norm::{self, BatchNormProblem, Normalised, StatisticsOut, SumsOut};
     use crate::ops::config::{Kernels, force};
-    use crate::ops::conv::{self, Bias, Conv, ConvGradient, ConvInput, ConvProblem, GradientsOut};
+    use crate::ops::conv::{self, BatchNormBefore, Bias, Conv, ConvGradient, ConvInput, ConvProblem, GradientsOut};
     use crate::ops::dropout::{self, DropoutStream};
     use crate::ops::epilogue::{BiasOperand, Epilogue};
     use crate::ops::linear::{self, LinearProblem};
@@ -135,6 +135,60 @@ mod tests {
                     conv::backward(&p, x, o.read(1), dy, out);
                 });
             }
+        }
+    }
+
+    /// γ, β and statistics from operand `first` on, over what is operand `y`.
+    fn norm(o: &Operands, y: usize, first: usize) -> Normalised<'_> {
+        let (gamma, beta, statistics) = (o.read(first), o.read(first + 1), o.read(first + 2));
+        Normalised { y: o.read(y), gamma, beta, statistics, residual: None, act: Some(Act::new(None, 0.0)) }
+    }
+
+    fn norm_of(c: usize, pixels: usize) -> BatchNormProblem {
+        BatchNormProblem { shape: Lines { lines: pixels, w: 1, c }, eps: 1e-5, momentum: 0.1 }
+    }
+
+    #[test]
+    fn a_convolution_between_batch_norms_refuses_short_operands() {
+        let window = |k, stride| Window::square(k, stride, k / 2);
+        for p in [
+            problem(8, 16, window(1, 1), 1),
+            problem(7, 5, window(1, 1), 1),
+            problem(8, 8, window(3, 1), 8),
+            problem(8, 8, window(5, 2), 8),
+        ] {
+            let (x, w, y, c_in, c) = (p.n * p.input.len(), p.weight_len(), p.n * p.output.len(), p.input.c, p.output.c);
+            let (before, after) = (norm_of(c_in, x / c_in), norm_of(c, y / c));
+            // x and its γ, β, statistics; w; y; statistics and running ones.
+            let lens = [x, c_in, c_in, 2 * c_in, w, y, 2 * c, c, c];
+            needs_all_of("forward with statistics", &lens, |_, mut o| {
+                let (mut y, mut saved, mut mean, mut var) = (o.take(5), o.take(6), o.take(7), o.take(8));
+                let out = StatisticsOut { statistics: all(&mut saved), running: [all(&mut mean), all(&mut var)] };
+                let x = ConvInput::Normalised(norm(&o, 0, 1));
+                conv::forward_with_statistics(&p, x, o.read(4), all(&mut y), &after, out);
+            });
+            // x and its γ, β, statistics; y; dz; coefficients, which stand for y's γ, β and statistics.
+            let lens = [x, c_in, c_in, 2 * c_in, y, y, 4 * c, w, x, 4 * c_in, c_in, c_in];
+            needs_all_of("input gradient on load", &lens, |device, mut o| {
+                let spare = device.zeros(2 * c).unwrap();
+                let (mut dx, mut sums, mut d_gamma, mut d_beta) = (o.take(8), o.take(9), o.take(10), o.take(11));
+                let (sums, d_gamma, d_beta) = (all(&mut sums), all(&mut d_gamma), all(&mut d_beta));
+                let sums = SumsOut { sums, d_gamma, d_beta, score: None };
+                let spare = |len| spare.view(0..len);
+                let of = Normalised { gamma: spare(c), beta: spare(c), statistics: spare(2 * c), ..norm(&o, 4, 1) };
+                let dy = ConvGradient::Formed { problem: after, of, dz: o.read(5), sums: o.read(6) };
+                let before = BatchNormBefore { problem: before, of: norm(&o, 0, 1), sums };
+                conv::input_gradient(&p, dy, o.read(7), (all(&mut dx), false), Some(before));
+            });
+            let lens = [x, c_in, c_in, 2 * c_in, y, y, 4 * c, w];
+            needs_all_of("weight gradient on load", &lens, |device, mut o| {
+                let spare = device.zeros(2 * c).unwrap();
+                let mut dw = o.take(7);
+                let spare = |len| spare.view(0..len);
+                let of = Normalised { gamma: spare(c), beta: spare(c), statistics: spare(2 * c), ..norm(&o, 4, 1) };
+                let dy = ConvGradient::Formed { problem: after, of, dz: o.read(5), sums: o.read(6) };
+                conv::weight_gradient(&p, ConvInput::Normalised(norm(&o, 0, 1)), dy, all(&mut dw));
+            });
         }
     }
 
