@@ -39,23 +39,19 @@
 //     grid (tiles, slabs), a slab being of strips of `rows` × 2 pixels
 //     (const T* x, const T* dy, float* partials [slabs, K, K, c], int slab, ConvGeometry, int rows, int lanes)
 // Between batch-norms (on_load.cuh): x is normalised on load where γ is given, dy formed on load where coefficients are;
-// with moments of y, and where γ is given the sums over dx = dz that the batch-norm before needs. Slabs of their partial
-// sums are the blocks of one tile of channels. For K 3 and 5; grids are those of the kernels above, of dgrad's for
-// both strides.
+// the forward pass takes moments of y, the backward pass has both gradients of one walk over dy, and where γ is given the
+// sums over dx = dz that the batch-norm before needs. For K 3 and 5. Slabs of the moments are the blocks of one tile of
+// channels.
 //
-// depthwise_bn_forward<T, K, STRIDE>                                                                    12 instances
+// depthwise_bn_forward<T, K, STRIDE>    grid as depthwise_forward                                        12 instances
 //     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
 //      const float* x_slope_at, const T* w, T* y, float* partials [slabs, 2, c], float* counts [slabs], ConvGeometry,
 //      int rows, int lanes)
-// depthwise_bn_dgrad<T, K, STRIDE>                                                                      12 instances
-//     (const T* dz, const T* y, const float* coefficients [4, c], float limit, float slope, const float* slope_at,
-//      const T* w, T* dx, int accumulate, const T* x, const float* x_gamma, const float* x_beta, const float* x_saved,
-//      float x_limit, float x_slope, const float* x_slope_at, float* partials [slabs, 2, c], float* scores [blocks],
-//      ConvGeometry, int rows, int lanes)
-// depthwise_bn_wgrad<T, K, STRIDE>                                                                      12 instances
+// depthwise_bn_backward<T, K, STRIDE>   grid (tiles, slabs), a slab being of strips, or pairs, of dx     12 instances
 //     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
 //      const float* x_slope_at, const T* dz, const T* y, const float* coefficients [4, c], float limit, float slope,
-//      const float* slope_at, float* partials [slabs, K, K, c], int slab, ConvGeometry, int rows, int lanes)
+//      const float* slope_at, const T* w, T* dx, int accumulate, float* dx_sums [slabs, 2, c], float* scores [blocks],
+//      float* partials [slabs, K, K, c], int slab, ConvGeometry, int rows, int lanes)
 //
 // depthwise_forward_any<T>                                                                               3 instances
 //     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
@@ -68,7 +64,7 @@
 //
 // instances: depthwise_{forward,wgrad}<{float,f16,bf16}, {3,5,7}, {1,2}>
 // instances: depthwise_dgrad<{float,f16,bf16}, {3,5,7}>
-// instances: depthwise_bn_{forward,dgrad,wgrad}<{float,f16,bf16}, {3,5}, {1,2}>
+// instances: depthwise_bn_{forward,backward}<{float,f16,bf16}, {3,5}, {1,2}>
 // instances: depthwise_{forward,dgrad,wgrad}_any<{float,f16,bf16}>
 
 #include "epilogue.cuh"
@@ -155,7 +151,35 @@ struct StoredRows {
     }
 };
 
-/// An input that is formed on load, for the channels of a thread (on_load.cuh). What lies outside stays zero.
+/// An input that is normalised on load (on_load.cuh) with coefficients that a thread keeps. What lies outside stays zero.
+template <typename T>
+struct NormalisedRows {
+    bool active;
+    Clamp clamp;
+    Affine affine[CHANNELS] = {};
+
+    __device__ __forceinline__ NormalisedRows(const Normalised<T>& form, int channel)
+        : active(form.active()), clamp(form.clamp) {
+        if (active) make_affines(form.gamma, form.beta, form.saved, form.c, channel, affine);
+    }
+
+    template <int COLUMNS>
+    __device__ __forceinline__ void load(const T* row, int first, int width, int c,
+                                         float (&out)[COLUMNS][CHANNELS]) const {
+        load_row(row, first, width, c, out);
+        if (!active) return;
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) {
+            if (static_cast<unsigned>(first + j) >= static_cast<unsigned>(width)) continue;
+#pragma unroll
+            for (int i = 0; i < CHANNELS; i++) out[j][i] = affine[i](out[j][i]);
+            clamp.apply(out[j]);
+        }
+    }
+};
+
+/// An input that is formed on load with coefficients that are read again for each row, where a thread has no registers to
+/// keep them. What lies outside stays zero.
 template <typename T, class Form>
 struct FormedRows {
     const T* data;    // what `row` points into
@@ -169,10 +193,11 @@ struct FormedRows {
         if (!form.active()) return;
         float others[COLUMNS][CHANNELS] = {};
         if constexpr (Form::READS_TWO) load_row(form.y + (row - data), first, width, c, others);
+        const int here = opaque(channel);
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++) {
             const bool inside = static_cast<unsigned>(first + j) < static_cast<unsigned>(width);
-            if (inside) form.form(out[j], others[j], channel);
+            if (inside) form.form(out[j], others[j], here);
         }
     }
 };
@@ -189,14 +214,41 @@ __device__ __forceinline__ void add_strip(const T* row, int columns, int c, floa
     }
 }
 
-/// Reads the weights of a thread's channels, with the last tap first if `flipped`.
-template <int TAPS, typename T>
-__device__ __forceinline__ void load_weights(const T* w, int c, bool flipped, float (&out)[TAPS][CHANNELS]) {
-    const T* at = flipped ? w + (TAPS - 1) * c : w;
-    const int step = flipped ? -c : c;
+/// The weights of a thread's channels, with the last tap first if `flipped`.
+template <int TAPS>
+struct Weights {
+    float v[TAPS][CHANNELS];
+
+    template <typename T>
+    __device__ __forceinline__ Weights(const T* w, int c, bool flipped) {
+        const T* at = flipped ? w + (TAPS - 1) * c : w;
+        const int step = flipped ? -c : c;
 #pragma unroll
-    for (int tap = 0; tap < TAPS; tap++) load_floats(at + tap * step, out[tap]);
-}
+        for (int tap = 0; tap < TAPS; tap++) load_floats(at + tap * step, v[tap]);
+    }
+
+    __device__ __forceinline__ float operator()(int tap, int i) const { return v[tap][i]; }
+};
+
+/// The same as they are stored, which in 16 bits takes half the registers and a conversion at each use.
+template <typename T, int TAPS>
+struct StoredWeights {
+    typename Pixel<T>::Word v[TAPS];
+
+    __device__ __forceinline__ StoredWeights(const T* w, int c, bool flipped) {
+        using Word = typename Pixel<T>::Word;
+        const T* at = flipped ? w + (TAPS - 1) * c : w;
+        const int step = flipped ? -c : c;
+#pragma unroll
+        for (int tap = 0; tap < TAPS; tap++) {
+            v[tap] = load_vector<Word, 1>(reinterpret_cast<const Word*>(at + tap * step))[0];
+        }
+    }
+
+    __device__ __forceinline__ float operator()(int tap, int i) const {
+        return to_float(Pixel<T>::channel(v[tap], i));
+    }
+};
 
 /// Moves every row of a march one further and puts `fresh` in the place of the first.
 template <int ROWS>
@@ -211,12 +263,20 @@ __device__ __forceinline__ void move_on(float (&rows)[ROWS][STRIP][CHANNELS], co
     }
 }
 
+/// What else is done with the products of a march: nothing.
+struct NothingElse {
+    __device__ __forceinline__ void begin(int) {}
+    __device__ __forceinline__ void add(int, int, int, const float (&)[CHANNELS]) {}
+};
+
 /// Marches down a patch of the result. `start` is what sums begin with; `finish(values, to, in_image, columns)`
 /// gets a strip of complete sums, where it begins in the result and in the image, and how many of its columns there are.
-template <typename T, int K, int STRIDE, class Input, class Finish>
-__device__ __forceinline__ void march(const Input& input, const T* x, const float (&weights)[K * K][CHANNELS],
+/// `also.begin(row)` is told when the sums of a row begin, `also.add(row, tap, column, values)` every input that is
+/// multiplied, `row` being counted from the youngest.
+template <typename T, int K, int STRIDE, class Input, class Filter, class Finish, class Also>
+__device__ __forceinline__ void march(const Input& input, const T* x, const Filter& weights,
                                       const float (&start)[CHANNELS], const ConvGeometry& g, const Patch& at,
-                                      int channel, Finish finish) {
+                                      int channel, Finish finish, Also&& also) {
     constexpr int LIVE = ::LIVE<K, STRIDE>;
     const int c = g.c_out;
     // The next row of input at the strip's left end, and where the next row of output goes.
@@ -238,7 +298,8 @@ __device__ __forceinline__ void march(const Input& input, const T* x, const floa
 #pragma unroll
             for (int j = 0; j < STRIP; j++) {
 #pragma unroll
-                for (int i = 0; i < CHANNELS; i++) sums[kh / STRIDE][j][i] += in[j * STRIDE + kw][i] * weights[tap][i];
+                for (int i = 0; i < CHANNELS; i++) sums[kh / STRIDE][j][i] += in[j * STRIDE + kw][i] * weights(tap, i);
+                also.add(kh / STRIDE, tap, j, in[j * STRIDE + kw]);
             }
         }
     };
@@ -248,6 +309,7 @@ __device__ __forceinline__ void march(const Input& input, const T* x, const floa
         for (int unrolled = 0; unrolled < UNROLL<K, STRIDE>; unrolled++, step++) {
             if (step >= steps) return;
             move_on(sums, start);
+            also.begin(at.first_row + step);
 #pragma unroll
             for (int q = 0; q < STRIDE; q++, ih++, in_row += g.w_in * c) {
                 if (ih >= 0 && ih < g.h_in) add_input(q);
@@ -277,8 +339,8 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_forward(
     if (!tile.active || index >= patches(g.n, g.h_out, g.w_out, rows, STRIP)) return;
     const Patch at = patch(index, g.h_out, g.w_out, rows, STRIP);
     const Clamp clamp{limit, slope};
-    float weights[K * K][CHANNELS], start[CHANNELS] = {};
-    load_weights(w + tile.channel, c, flipped != 0, weights);
+    const Weights<K * K> weights(w + tile.channel, c, flipped != 0);
+    float start[CHANNELS] = {};
     if (bias != nullptr && bias_pixels == 1) load_floats(bias + tile.channel, start);
     march<T, K, STRIDE>(StoredRows<T>{}, x, weights, start, g, at, tile.channel,
                         [&](float (&values)[STRIP][CHANNELS], i64 to, int in_image, int columns) {
@@ -292,7 +354,7 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_forward(
         for (int j = 0; j < STRIP; j++) {
             if (j < columns) store_floats(y + to + j * c, values[j]);
         }
-    });
+    }, NothingElse{});
 }
 
 /// What the threads of the strided input gradient share: pairs of rows and columns of dx.
@@ -304,11 +366,12 @@ struct Pairs {
           columns((g.w_in - 1 + g.pad_left) / 2 - first_column + 1) {}
 };
 
-/// Marches down pairs of rows of dx under strides of 2; `finish(values, to)` gets a pixel, element `to` of dx.
-template <typename T, int K, class Input, class Finish>
-__device__ __forceinline__ void march_pairs(const Input& input, const T* dy, const float (&weights)[K * K][CHANNELS],
+/// Marches down pairs of rows of dx under strides of 2; `finish(values, to)` gets a pixel, element `to` of dx. `also` is as
+/// in `march`: `begin` is told the pair of rows, `add` the row and column within the pairs.
+template <typename T, int K, class Input, class Filter, class Finish, class Also>
+__device__ __forceinline__ void march_pairs(const Input& input, const T* dy, const Filter& weights,
                                             const ConvGeometry& g, const Pairs& pairs, const Patch& at, int channel,
-                                            Finish finish) {
+                                            Finish finish, Also&& also) {
     // With ih + pad = 2·q + p the taps that reach row ih are kh = 2·j + p, from row q − j of dy; columns alike.
     constexpr int REACH = (K + 1) / 2, COLUMNS = PAIRS + REACH - 1;
     const int c = g.c_in, column = pairs.first_column + at.column;
@@ -316,6 +379,7 @@ __device__ __forceinline__ void march_pairs(const Input& input, const T* dy, con
     const i64 out = static_cast<i64>(at.image) * g.h_in * g.w_in * c + channel;
     for (int q = pairs.first_row + at.first_row; q < pairs.first_row + at.last_row; q++) {
         float sums[2][2 * PAIRS][CHANNELS] = {};
+        also.begin(q);
 #pragma unroll
         for (int j = 0; j < REACH; j++) {
             const int oh = q - j;
@@ -329,8 +393,9 @@ __device__ __forceinline__ void march_pairs(const Input& input, const T* dy, con
                 for (int pair = 0; pair < PAIRS; pair++) {
 #pragma unroll
                     for (int i = 0; i < CHANNELS; i++) {
-                        sums[kh % 2][2 * pair + kw % 2][i] += in[pair - kw / 2 + REACH - 1][i] * weights[tap][i];
+                        sums[kh % 2][2 * pair + kw % 2][i] += in[pair - kw / 2 + REACH - 1][i] * weights(tap, i);
                     }
+                    also.add(kh % 2, tap, 2 * pair + kw % 2, in[pair - kw / 2 + REACH - 1]);
                 }
             }
         }
@@ -372,60 +437,16 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_dgrad(
     const int index = static_cast<int>(blockIdx.x) / tiles * tile.rows + tile.row;
     if (!tile.active || index >= patches(g.n, pairs.rows, pairs.columns, rows, PAIRS)) return;
     const Patch at = patch(index, pairs.rows, pairs.columns, rows, PAIRS);
-    float weights[K * K][CHANNELS];
-    load_weights(w + tile.channel, c, false, weights);
+    const Weights<K * K> weights(w + tile.channel, c, false);
     march_pairs<T, K>(StoredRows<T>{}, dy, weights, g, pairs, at, tile.channel, [&](float (&values)[CHANNELS], i64 to) {
         store_gradient(dx + to, accumulate != 0, values);
-    });
+    }, NothingElse{});
 }
 
-/// One slab's share of dw, of the whole block. `memory` is `[K · CHANNELS · 256]`.
-template <typename T, int K, int STRIDE, class Inputs, class Gradients>
-__device__ __forceinline__ void sum_weight_gradient(const Inputs& inputs, const Gradients& gradients, const T* x,
-                                                    const T* dy, float* partials, int slab, const ConvGeometry& g,
-                                                    int rows, const ChannelTile& tile, float* memory) {
-    constexpr int LIVE = ::LIVE<K, STRIDE>;
-    const int c = g.c_out;
-    const Range range = slab_range(patches(g.n, g.h_out, g.w_out, rows, STRIP), slab, static_cast<int>(blockIdx.y));
-    float sums[K][K * CHANNELS] = {};
-    const int end = tile.active ? static_cast<int>(range.end) : 0;
-    for (int index = static_cast<int>(range.begin) + tile.row; index < end; index += tile.rows) {
-        const Patch at = patch(index, g.h_out, g.w_out, rows, STRIP);
-        // The next rows of x and dy, at the strip's left end.
-        int ih = at.first_row * STRIDE - g.pad_top, oh = at.first_row;
-        const int left = at.column * STRIDE - g.pad_left;
-        const T* x_row = x + static_cast<i64>(at.image) * g.h_in * g.w_in * c + (ih * g.w_in + left) * c + tile.channel;
-        const T* dy_row =
-            dy + static_cast<i64>(at.image) * g.h_out * g.w_out * c + (oh * g.w_out + at.column) * c + tile.channel;
-        // d[i] is the row of dy i above the youngest one.
-        float d[LIVE][STRIP][CHANNELS] = {};
-        auto add_input = [&](int q) {
-            float in[COLUMNS<K, STRIDE>][CHANNELS];
-            inputs.load(x_row, left, g.w_in, c, in);
-#pragma unroll
-            for (int kh = q; kh < K; kh += STRIDE) {
-#pragma unroll
-                for (int k = 0; k < K * CHANNELS; k++) {
-                    const int kw = k / CHANNELS, i = k % CHANNELS;
-#pragma unroll
-                    for (int j = 0; j < STRIP; j++) sums[kh][k] += in[j * STRIDE + kw][i] * d[kh / STRIDE][j][i];
-                }
-            }
-        };
-        const int last = at.last_row + LIVE - 1;
-        while (oh < last) {
-#pragma unroll
-            for (int unrolled = 0; unrolled < UNROLL<K, STRIDE>; unrolled++, oh++, dy_row += g.w_out * c) {
-                if (oh >= last) break;
-                move_on(d, {});
-                if (oh < at.last_row) gradients.load(dy_row, at.column, g.w_out, c, d[0]);
-#pragma unroll
-                for (int q = 0; q < STRIDE; q++, ih++, x_row += g.w_in * c) {
-                    if (ih >= 0 && ih < g.h_in) add_input(q);
-                }
-            }
-        }
-    }
+/// Adds a thread's share of dw over the rows of its block and writes the block's. `memory` is `[K · CHANNELS · 256]`.
+template <int K>
+__device__ __forceinline__ void write_weight_sums(const ChannelTile& tile, float (&sums)[K][K * CHANNELS],
+                                                  float* partials, int c, float* memory) {
 #pragma unroll
     for (int kh = 0; kh < K; kh++) {
         sum_rows(tile, sums[kh], memory);
@@ -443,13 +464,56 @@ __global__ void __launch_bounds__(256, resident_blocks(K)) depthwise_wgrad(
     float* __restrict__ partials,    // [slabs, K, K, c]
     int slab,                        // patches per slab
     ConvGeometry g, int rows, int lanes) {
+    constexpr int LIVE = ::LIVE<K, STRIDE>;
     SHARED_ARRAY(float, memory, K * CHANNELS * BLOCK_THREADS);
-    const ChannelTile tile = channel_tile<CHANNELS>(g.c_out, lanes, static_cast<int>(blockIdx.x));
-    sum_weight_gradient<T, K, STRIDE>(StoredRows<T>{}, StoredRows<T>{}, x, dy, partials, slab, g, rows, tile, memory);
+    const int c = g.c_out;
+    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x));
+    const Range range = slab_range(patches(g.n, g.h_out, g.w_out, rows, STRIP), slab, static_cast<int>(blockIdx.y));
+    float sums[K][K * CHANNELS] = {};
+    const int end = tile.active ? static_cast<int>(range.end) : 0;
+    for (int index = static_cast<int>(range.begin) + tile.row; index < end; index += tile.rows) {
+        const Patch at = patch(index, g.h_out, g.w_out, rows, STRIP);
+        // The next rows of x and dy, at the strip's left end.
+        int ih = at.first_row * STRIDE - g.pad_top, oh = at.first_row;
+        const int left = at.column * STRIDE - g.pad_left;
+        const T* x_row = x + static_cast<i64>(at.image) * g.h_in * g.w_in * c + (ih * g.w_in + left) * c + tile.channel;
+        const T* dy_row =
+            dy + static_cast<i64>(at.image) * g.h_out * g.w_out * c + (oh * g.w_out + at.column) * c + tile.channel;
+        // d[i] is the row of dy i above the youngest one.
+        float d[LIVE][STRIP][CHANNELS] = {};
+        auto add_input = [&](int q) {
+            float in[COLUMNS<K, STRIDE>][CHANNELS];
+            load_row(x_row, left, g.w_in, c, in);
+#pragma unroll
+            for (int kh = q; kh < K; kh += STRIDE) {
+#pragma unroll
+                for (int k = 0; k < K * CHANNELS; k++) {
+                    const int kw = k / CHANNELS, i = k % CHANNELS;
+#pragma unroll
+                    for (int j = 0; j < STRIP; j++) sums[kh][k] += in[j * STRIDE + kw][i] * d[kh / STRIDE][j][i];
+                }
+            }
+        };
+        const int last = at.last_row + LIVE - 1;
+        while (oh < last) {
+#pragma unroll
+            for (int unrolled = 0; unrolled < UNROLL<K, STRIDE>; unrolled++, oh++, dy_row += g.w_out * c) {
+                if (oh >= last) break;
+                move_on(d, {});
+                if (oh < at.last_row) load_row(dy_row, at.column, g.w_out, c, d[0]);
+#pragma unroll
+                for (int q = 0; q < STRIDE; q++, ih++, x_row += g.w_in * c) {
+                    if (ih >= 0 && ih < g.h_in) add_input(q);
+                }
+            }
+        }
+    }
+    write_weight_sums<K>(tile, sums, partials, c, memory);
 }
 
-/// Blocks that shall fit a multiprocessor between batch-norms, where a thread keeps coefficients too.
-constexpr __device__ int resident_bn_blocks(int k) { return k == 3 ? 2 : 1; }
+/// Blocks that shall fit a multiprocessor between batch-norms, where a thread keeps coefficients too. The backward pass
+/// keeps weights in the type of activations, and so has room for two in 16 bits only.
+constexpr __device__ int resident_bn_blocks(int k, int bytes = 2) { return k == 3 && bytes == 2 ? 2 : 1; }
 
 template <typename T, int K, int STRIDE>
 __global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_forward(
@@ -472,10 +536,9 @@ __global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_forwa
     Moments<CHANNELS> moments;
     if (tile.active && index < patches(g.n, g.h_out, g.w_out, rows, STRIP)) {
         const Patch at = patch(index, g.h_out, g.w_out, rows, STRIP);
-        float weights[K * K][CHANNELS];
-        load_weights(w + tile.channel, c, false, weights);
+        const Weights<K * K> weights(w + tile.channel, c, false);
         const Normalised<T> form{x_gamma, x_beta, x_saved, make_clamp(x_limit, x_slope, x_slope_at), c};
-        march<T, K, STRIDE>(FormedRows<T, Normalised<T>>{x, form, tile.channel}, x, weights, {}, g, at, tile.channel,
+        march<T, K, STRIDE>(NormalisedRows<T>(form, tile.channel), x, weights, {}, g, at, tile.channel,
                             [&](float (&values)[STRIP][CHANNELS], i64 to, int, int columns) {
 #pragma unroll
             for (int j = 0; j < STRIP; j++) {
@@ -483,7 +546,7 @@ __global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_forwa
                 moments.add(values[j]);
                 store_floats(y + to + j * c, values[j]);
             }
-        });
+        }, NothingElse{});
     }
     // All about the origin of the first row of threads, which always has pixels.
     const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -524,70 +587,137 @@ __device__ __forceinline__ ConvGeometry transposed(ConvGeometry g) {
     return g;
 }
 
+/// Products of the gradient of the result with the input under it, by tap, for the input's pixels of a thread. Their rows
+/// are those of the sums of the input's gradient. With FLIPPED taps count from the last.
+template <typename T, int K, int ROWS, int COLUMNS, bool FLIPPED>
+struct WeightSums {
+    float rows[ROWS][COLUMNS][CHANNELS] = {};
+    float sums[K][K * CHANNELS] = {};
+
+    /// Moves the rows on, and loads the youngest where there is one.
+    template <class Input>
+    __device__ __forceinline__ void next_row(const Input& input, const T* row, int first, int width, int c,
+                                             bool inside) {
+#pragma unroll
+        for (int r = ROWS - 1; r >= 0; r--) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                for (int i = 0; i < CHANNELS; i++) rows[r][j][i] = r > 0 ? rows[r - 1][j][i] : 0.0f;
+            }
+        }
+        if (inside) input.load(row, first, width, c, rows[0]);
+    }
+
+    __device__ __forceinline__ void add(int row, int tap, int column, const float (&values)[CHANNELS]) {
+        const int at = FLIPPED ? K * K - 1 - tap : tap;
+#pragma unroll
+        for (int i = 0; i < CHANNELS; i++) sums[at / K][at % K * CHANNELS + i] += values[i] * rows[row][column][i];
+    }
+};
+
 template <typename T, int K, int STRIDE>
-__global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_dgrad(
-    const T* __restrict__ dz,               // [n, h_out, w_out, c]: dy where it is stored
-    const T* __restrict__ y,                // [n, h_out, w_out, c] or null
-    const float* __restrict__ coefficients, // [4, c] or null where dy is stored
-    float limit, float slope,
-    const float* __restrict__ slope_at,     // [1] or null
-    const T* __restrict__ w,                // [K, K, c]
-    T* __restrict__ dx,                     // [n, h_in, w_in, c]
-    int accumulate,                         // 1 adds to what is in dx; without γ
-    const T* __restrict__ x,                // [n, h_in, w_in, c]: what was normalised, or null
-    const float* __restrict__ x_gamma,      // [c] or null where x was stored
+__global__ void __launch_bounds__(256, resident_bn_blocks(K, sizeof(T))) depthwise_bn_backward(
+    const T* __restrict__ x,                // [n, h_in, w_in, c]
+    const float* __restrict__ x_gamma,      // [c], or null where x is stored
     const float* __restrict__ x_beta,       // [c] or null
     const float* __restrict__ x_saved,      // [2, c] or null
     float x_limit, float x_slope,
     const float* __restrict__ x_slope_at,   // [1] or null
-    float* __restrict__ partials,           // [slabs, 2, c] or null: Σ g, Σ g·(x − μ)
+    const T* __restrict__ dz,               // [n, h_out, w_out, c]: dy where it is stored
+    const T* __restrict__ y,                // [n, h_out, w_out, c] or null
+    const float* __restrict__ coefficients, // [4, c], or null where dy is stored
+    float limit, float slope,
+    const float* __restrict__ slope_at,     // [1] or null
+    const T* __restrict__ w,                // [K, K, c]
+    T* __restrict__ dx,                     // [n, h_in, w_in, c] or null
+    int accumulate,                         // 1 adds to what is in dx; without γ
+    float* __restrict__ dx_sums,            // [slabs, 2, c] or null: Σ g, Σ g·(x − μ)
     float* __restrict__ scores,             // [blocks] or null
+    float* __restrict__ partials,           // [slabs, K, K, c]
+    int slab,                               // patches per slab
     ConvGeometry g, int rows, int lanes) {
-    SHARED_ARRAY(float, memory, 2 * CHANNELS * BLOCK_THREADS);
-    const int c = g.c_in, tiles = divide_up(c, lanes * CHANNELS);
-    const int slab = static_cast<int>(blockIdx.x) / tiles, first = static_cast<int>(blockIdx.x) % tiles;
-    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, first);
+    SHARED_ARRAY(float, memory, K * CHANNELS * BLOCK_THREADS);
+    const int c = g.c_in;
+    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x));
     const Pairs pairs(g);
-    const int index = slab * tile.rows + tile.row;
     const int h = STRIDE == 1 ? g.h_in : pairs.rows, width = STRIDE == 1 ? g.w_in : pairs.columns;
-    float sums[2 * CHANNELS] = {}, score = 0.0f;
-    if (tile.active && index < patches(g.n, h, width, rows, STRIP)) {
+    const Range range = slab_range(patches(g.n, h, width, rows, STRIP), slab, static_cast<int>(blockIdx.y));
+    const int end = tile.active ? static_cast<int>(range.end) : 0, channel = tile.active ? tile.channel : 0;
+    const Normalised<T> x_form{x_gamma, x_beta, x_saved, make_clamp(x_limit, x_slope, x_slope_at), c};
+    const Formed<T> dy_form{y, coefficients, make_clamp(limit, slope, slope_at), c};
+    const FormedRows<T, Normalised<T>> inputs{x, x_form, channel};
+    const FormedRows<T, Formed<T>> gradients{dz, dy_form, channel};
+    const StoredWeights<T, K * K> weights(w + channel, c, STRIDE == 1);
+    GradientSums<CHANNELS> of;
+    WeightSums<T, K, STRIDE == 1 ? K : 2, STRIDE == 1 ? STRIP : 2 * PAIRS, STRIDE == 1> dw;
+
+    auto finish = [&](float (&values)[CHANNELS], i64 to) {
+        if (dx == nullptr) return;
+        store_gradient(dx + to, accumulate != 0, values);
+        if (x_gamma == nullptr) return;
+        float raw[CHANNELS];
+        load_floats(x + to, raw);
+        of.add(values, raw, {x_gamma, x_beta, x_saved, c, opaque(channel)}, x_form.clamp, scores != nullptr);
+    };
+    for (int index = static_cast<int>(range.begin) + tile.row; index < end; index += tile.rows) {
         const Patch at = patch(index, h, width, rows, STRIP);
-        float weights[K * K][CHANNELS];
-        load_weights(w + tile.channel, c, STRIDE == 1, weights);
-        const Formed<T> form{y, coefficients, make_clamp(limit, slope, slope_at), c};
-        const FormedRows<T, Formed<T>> input{dz, form, tile.channel};
-        const Clamp clamp = make_clamp(x_limit, x_slope, x_slope_at);
-        GradientSums<CHANNELS> of(x_gamma, x_beta, x_saved, c, tile.channel, clamp);
-        auto finish = [&](float (&values)[CHANNELS], i64 to) {
-            store_gradient(dx + to, accumulate != 0, values);
-            if (x_gamma == nullptr) return;
-            float raw[CHANNELS];
-            load_floats(x + to, raw);
-            of.add(values, raw, scores != nullptr);
-        };
+        const T* const image = x + static_cast<i64>(at.image) * g.h_in * g.w_in * c + channel;
         if constexpr (STRIDE == 1) {
-            march<T, K, 1>(input, dz, weights, {}, transposed(g), at, tile.channel,
+            struct {
+                decltype(dw)& sums;
+                const FormedRows<T, Normalised<T>>& inputs;
+                const T* image;
+                const Patch& at;
+                int width, c;
+                __device__ __forceinline__ void begin(int row) {
+                    const T* const from = image + (row * width + at.column) * c;
+                    sums.next_row(inputs, from, at.column, width, c, row < at.last_row);
+                }
+                __device__ __forceinline__ void add(int row, int tap, int column, const float (&values)[CHANNELS]) {
+                    sums.add(row, tap, column, values);
+                }
+            } also{dw, inputs, image, at, g.w_in, c};
+            march<T, K, 1>(gradients, dz, weights, {}, transposed(g), at, channel,
                            [&](float (&values)[STRIP][CHANNELS], i64 to, int, int columns) {
 #pragma unroll
                 for (int j = 0; j < STRIP; j++) {
                     if (j < columns) finish(values[j], to + j * c);
                 }
-            });
+            }, also);
         } else {
-            march_pairs<T, K>(input, dz, weights, g, pairs, at, tile.channel, finish);
-        }
+            struct {
+                decltype(dw)& sums;
+                const FormedRows<T, Normalised<T>>& inputs;
+                const T* image;
+                const ConvGeometry& g;
+                int column, c;
+                __device__ __forceinline__ void begin(int q) {
 #pragma unroll
-        for (int i = 0; i < CHANNELS; i++) {
-            sums[i] = of.sums[i];
-            sums[CHANNELS + i] = of.products[i];
+                    for (int p = 1; p >= 0; p--) {
+                        const int ih = 2 * q + p - g.pad_top;
+                        const T* const from = image + (ih * g.w_in + column) * c;
+                        sums.next_row(inputs, from, column, g.w_in, c, ih >= 0 && ih < g.h_in);
+                    }
+                }
+                __device__ __forceinline__ void add(int row, int tap, int column, const float (&values)[CHANNELS]) {
+                    sums.add(row, tap, column, values);
+                }
+            } also{dw, inputs, image, g, 2 * (pairs.first_column + at.column) - g.pad_left, c};
+            march_pairs<T, K>(gradients, dz, weights, g, pairs, at, channel, finish, also);
         }
-        score = of.score;
     }
-    if (x_gamma == nullptr) return;
+    write_weight_sums<K>(tile, dw.sums, partials, c, memory);
+    if (dx_sums == nullptr) return;
+    float sums[2 * CHANNELS];
+#pragma unroll
+    for (int i = 0; i < CHANNELS; i++) {
+        sums[i] = of.sums[i];
+        sums[CHANNELS + i] = of.products[i];
+    }
     sum_rows(tile, sums, memory);
     if (tile.active && tile.row == 0) {
-        float* const to = partials + static_cast<i64>(slab) * 2 * c + tile.channel;
+        float* const to = dx_sums + static_cast<i64>(blockIdx.y) * 2 * c + channel;
 #pragma unroll
         for (int i = 0; i < CHANNELS; i++) {
             to[i] = sums[i];
@@ -596,34 +726,8 @@ __global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_dgrad
     }
     if (scores == nullptr) return;
     __syncthreads();
-    score = block_sum(score, memory);
-    if (threadIdx.x == 0) scores[blockIdx.x] = score;
-}
-
-template <typename T, int K, int STRIDE>
-__global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_wgrad(
-    const T* __restrict__ x,                // [n, h_in, w_in, c]
-    const float* __restrict__ x_gamma,      // [c] or null where x is stored
-    const float* __restrict__ x_beta,       // [c] or null
-    const float* __restrict__ x_saved,      // [2, c] or null
-    float x_limit, float x_slope,
-    const float* __restrict__ x_slope_at,   // [1] or null
-    const T* __restrict__ dz,               // [n, h_out, w_out, c]: dy where it is stored
-    const T* __restrict__ y,                // [n, h_out, w_out, c] or null
-    const float* __restrict__ coefficients, // [4, c] or null where dy is stored
-    float limit, float slope,
-    const float* __restrict__ slope_at,     // [1] or null
-    float* __restrict__ partials,           // [slabs, K, K, c]
-    int slab,                               // patches per slab
-    ConvGeometry g, int rows, int lanes) {
-    SHARED_ARRAY(float, memory, K * CHANNELS * BLOCK_THREADS);
-    const int c = g.c_out;
-    const ChannelTile tile = channel_tile<CHANNELS>(c, lanes, static_cast<int>(blockIdx.x));
-    const Normalised<T> x_form{x_gamma, x_beta, x_saved, make_clamp(x_limit, x_slope, x_slope_at), c};
-    const Formed<T> dy_form{y, coefficients, make_clamp(limit, slope, slope_at), c};
-    const FormedRows<T, Normalised<T>> inputs{x, x_form, tile.channel};
-    const FormedRows<T, Formed<T>> gradients{dz, dy_form, tile.channel};
-    sum_weight_gradient<T, K, STRIDE>(inputs, gradients, x, dz, partials, slab, g, rows, tile, memory);
+    const float score = block_sum(of.score, memory);
+    if (threadIdx.x == 0) scores[static_cast<i64>(blockIdx.y) * gridDim.x + blockIdx.x] = score;
 }
 
 template <typename T>

@@ -49,3 +49,12 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 using i32 = int;
 using i64 = long long;
+
+/// The same number, about which the compiler knows nothing: what is read at it is read here, and not kept since before a
+/// loop.
+__device__ __forceinline__ int opaque(int x) {
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}

@@ -92,13 +92,15 @@ struct MaskedGradientWriter {
     const T* y;   // [m, c]: what was normalised
     int c;
     bool with_score;
+    Clamp clamp;
+    NormCoefficients<COLUMNS> of;
     GradientSums<COLUMNS> sums;
 
     __device__ __forceinline__ void write(int m, int n, const float (&values)[COLUMNS]) {
         const i64 at = static_cast<i64>(m) * c + n;
         float raw[COLUMNS];
         load_floats<COLUMNS>(y + at, raw);
-        sums.add(values, raw, with_score);
+        sums.add(values, raw, of, clamp, with_score);
         store_floats<COLUMNS>(dz + at, values);
     }
 };

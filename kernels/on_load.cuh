@@ -140,31 +140,33 @@ __device__ __forceinline__ void store_moments(
     to[stride] = moment < 0.0f ? 0.0f : moment;
 }
 
+/// Coefficients of N neighbouring channels of a batch-norm.
+template <int N>
+struct NormCoefficients {
+    Affine affine[N];
+    float mean[N];
+
+    __device__ __forceinline__ NormCoefficients(
+        const float* gamma, const float* beta, const float* saved, int c, int channel) {
+        make_affines(gamma, beta, saved, c, channel, affine);
+        load_floats<N>(saved + channel, mean);
+    }
+};
+
 /// What the batch-norm before a convolution needs of its input's gradient dz: Σ g and Σ g·(y − μ) of N columns, with
 /// g = dz·φ'(v), and ⟨dz, v − φ(v)⟩.
 template <int N>
 struct GradientSums {
-    Affine affine[N] = {};
-    float mean[N] = {};
-    Clamp clamp;
     float sums[N] = {}, products[N] = {}, score = 0.0f;
 
-    /// γ is null where there is no such batch-norm.
-    __device__ __forceinline__ GradientSums(
-        const float* gamma, const float* beta, const float* saved, int c, int channel, Clamp clamp)
-        : clamp(clamp) {
-        if (gamma == nullptr) return;
-        make_affines(gamma, beta, saved, c, channel, affine);
-        load_floats<N>(saved + channel, mean);
-    }
-
-    __device__ __forceinline__ void add(const float (&dz)[N], const float (&y)[N], bool with_score) {
+    __device__ __forceinline__ void add(const float (&dz)[N], const float (&y)[N], const NormCoefficients<N>& of,
+                                        const Clamp& clamp, bool with_score) {
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            const float v = affine[i](y[i]), g = dz[i] * clamp.derivative(v);
+            const float v = of.affine[i](y[i]), g = dz[i] * clamp.derivative(v);
             if (with_score) score += dz[i] * clamp.excess(v);
             sums[i] += g;
-            products[i] += g * (y[i] - mean[i]);
+            products[i] += g * (y[i] - of.mean[i]);
         }
     }
 };

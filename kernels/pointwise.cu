@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_dgrad(
     const int channel = min_of(at.n + Product::written_column(), c_in - Product::COLUMNS);
     const Clamp clamp = make_clamp(x_limit, x_slope, x_slope_at);
     MaskedGradientWriter<T, Product::COLUMNS> writer{
-        dx, x, c_in, scores != nullptr, {x_gamma, x_beta, x_saved, c_in, channel, clamp}};
+        dx, x, c_in, scores != nullptr, clamp, {x_gamma, x_beta, x_saved, c_in, channel}, {}};
     product.write(writer, at, pixels, c_in, shared);
     Product::write_gradient_sums(writer.sums, at, c_in, partials, scores, c_in, shared);
 }

@@ -42,10 +42,17 @@ pub(crate) fn specialised(p: &ConvProblem) -> Option<(usize, usize)> {
 fn extent(p: &ConvProblem, pass: KernelPass) -> (usize, usize) {
     let pairs = |len: usize, pad: usize| (len - 1 + pad) / 2 - pad / 2 + 1;
     match pass {
-        KernelPass::InputGradient if p.window.stride_h == 1 => (p.input.h, p.input.w),
-        KernelPass::InputGradient => (pairs(p.input.h, p.window.pad.top), pairs(p.input.w, p.window.pad.left)),
+        KernelPass::InputGradient | KernelPass::Backward if p.window.stride_h == 1 => (p.input.h, p.input.w),
+        KernelPass::InputGradient | KernelPass::Backward => {
+            (pairs(p.input.h, p.window.pad.top), pairs(p.input.w, p.window.pad.left))
+        }
         _ => (p.output.h, p.output.w),
     }
+}
+
+/// Whether a pass sums a weight gradient, in slabs.
+fn sums_weights(pass: KernelPass) -> bool {
+    matches!(pass, KernelPass::WeightGradient | KernelPass::Backward)
 }
 
 impl DepthwiseConfig {
@@ -66,31 +73,31 @@ impl DepthwiseConfig {
         }
     }
 
-    /// Slabs of a weight gradient; 1 in the other passes.
-    pub fn slabs(&self, p: &ConvProblem) -> usize {
-        self.slab.map_or(1, |slab| self.units(p, KernelPass::WeightGradient).div_ceil(slab))
+    /// Slabs of a pass that sums a weight gradient; 1 in the other passes.
+    pub fn slabs(&self, p: &ConvProblem, pass: KernelPass) -> usize {
+        self.slab.map_or(1, |slab| self.units(p, pass).div_ceil(slab))
     }
 
     /// Blocks: tiles of channels by rows of threads; in a weight gradient tiles, slabs, and taps with any window.
     pub fn grid(&self, p: &ConvProblem, pass: KernelPass) -> [usize; 3] {
         let lanes = self.lanes(p);
-        if pass == KernelPass::WeightGradient {
-            return [lanes.tiles, self.slabs(p), if self.march.is_some() { 1 } else { p.window.taps() }];
+        if sums_weights(pass) {
+            return [lanes.tiles, self.slabs(p, pass), if self.march.is_some() { 1 } else { p.window.taps() }];
         }
         [lanes.tiles * self.units(p, pass).div_ceil(lanes.rows), 1, 1]
     }
 
     /// Floats of the partial sums `[slabs, weights]`; none where one slab writes the result itself.
-    pub fn workspace(&self, p: &ConvProblem) -> usize {
-        match self.slabs(p) {
+    pub fn workspace(&self, p: &ConvProblem, pass: KernelPass) -> usize {
+        match self.slabs(p, pass) {
             1 => 0,
             slabs => slabs * p.weight_len(),
         }
     }
 
     /// The same with as many slabs as fill a GPU and no more.
-    fn filling(self, p: &ConvProblem) -> Self {
-        let (lanes, units) = (self.lanes(p), self.units(p, KernelPass::WeightGradient));
+    fn filling(self, p: &ConvProblem, pass: KernelPass) -> Self {
+        let (lanes, units) = (self.lanes(p), self.units(p, pass));
         let per_row = if self.march.is_some() { STRIPS_PER_ROW } else { PIXELS_PER_ROW };
         let wanted = units.div_ceil(per_row * lanes.rows).min(SUM_BLOCKS.div_ceil(lanes.tiles));
         Self { slab: Some(units.div_ceil(wanted)), ..self }
@@ -101,7 +108,7 @@ impl DepthwiseConfig {
         let (h, _) = extent(p, pass);
         let march = specialised(p).map(|_| h.div_ceil(h.div_ceil(MARCH)));
         let config = Self { march, slab: None };
-        if pass == KernelPass::WeightGradient { config.filling(p) } else { config }
+        if sums_weights(pass) { config.filling(p, pass) } else { config }
     }
 
     pub(super) fn list(p: &ConvProblem, pass: KernelPass) -> Vec<Self> {
@@ -109,10 +116,8 @@ impl DepthwiseConfig {
         let chosen = Self::choose(p, pass);
         let marches = chosen.march.map_or_else(Vec::new, |march| around(march, 4, 1..=h));
         let marches = marches.into_iter().map(Some).chain([None]);
-        let slabs = |config: Self| match (pass, config.filling(p).slab) {
-            (KernelPass::WeightGradient, Some(slab)) => {
-                around(slab, 3, 1..=config.units(p, pass)).into_iter().map(Some).collect()
-            }
+        let slabs = |config: Self| match (sums_weights(pass), config.filling(p, pass).slab) {
+            (true, Some(slab)) => around(slab, 3, 1..=config.units(p, pass)).into_iter().map(Some).collect(),
             _ => vec![None],
         };
         let all = marches.map(|march| Self { march, slab: None });
@@ -124,13 +129,16 @@ impl DepthwiseConfig {
         if self.march.is_some() && specialised(p).is_none() {
             return Err(refused(self, "the window or the channels are none that marching kernels are made for"));
         }
-        if (pass == KernelPass::WeightGradient) != self.slab.is_some() {
+        if self.march.is_none() && pass == KernelPass::Backward {
+            return Err(refused(self, "only marching kernels have both gradients at once"));
+        }
+        if sums_weights(pass) != self.slab.is_some() {
             return Err(refused(self, "a weight gradient has slabs, and no other pass"));
         }
         if self.march == Some(0) || self.slab == Some(0) {
             return Err(refused(self, "nothing is done in steps of 0"));
         }
-        if self.slabs(p) > GRID_LIMIT {
+        if self.slabs(p, pass) > GRID_LIMIT {
             return Err(refused(self, format!("more than {GRID_LIMIT} slabs")));
         }
         Ok(())

@@ -215,6 +215,7 @@ const KERNELS: &[KernelsRow] = &[
     row(KernelFamily::Depthwise, KernelPass::Forward, "depthwise_forward", reads::<DepthwiseConfig>),
     row(KernelFamily::Depthwise, KernelPass::InputGradient, "depthwise_dgrad", reads::<DepthwiseConfig>),
     row(KernelFamily::Depthwise, KernelPass::WeightGradient, "depthwise_wgrad", reads::<DepthwiseConfig>),
+    row(KernelFamily::Depthwise, KernelPass::Backward, "depthwise_backward", reads::<DepthwiseConfig>),
     row(KernelFamily::InvertedResidual, KernelPass::Forward, "inverted_residual", reads::<InvertedResidualConfig>),
     row(KernelFamily::Bias, KernelPass::WeightGradient, "bias_gradient", reads::<BiasConfig>),
     row(KernelFamily::BatchNorm, KernelPass::Forward, "batch_norm_forward", reads::<NormConfig>),

@@ -51,8 +51,8 @@ impl NormConfig {
     }
 
     /// Blocks of the second stage of a sum.
-    pub fn finish_grid(p: &BatchNormProblem) -> [usize; 3] {
-        [p.shape.c.div_ceil(FINISH_CHANNELS), 1, 1]
+    pub fn finish_grid(c: usize) -> [usize; 3] {
+        [c.div_ceil(FINISH_CHANNELS), 1, 1]
     }
 
     /// Floats of the partial sums `[slabs, 2, c]`.
@@ -61,8 +61,8 @@ impl NormConfig {
     }
 
     /// Floats of the coefficients `[4, c]`.
-    pub fn coefficients(p: &BatchNormProblem) -> usize {
-        COEFFICIENTS * p.shape.c
+    pub fn coefficients(c: usize) -> usize {
+        COEFFICIENTS * c
     }
 
     /// Floats of the partial sums of a score `[slabs, tiles]`.

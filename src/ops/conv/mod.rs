@@ -210,6 +210,10 @@ impl<'a> ConvInput<'a> {
         }
     }
 
+    fn is_formed(&self) -> bool {
+        matches!(self, Self::Normalised(_))
+    }
+
     /// What is read by a step that nothing is fused with.
     fn stored(self) -> View<'a> {
         match self {
@@ -335,9 +339,18 @@ pub fn backward(p: &ConvProblem, x: ConvInput<'_>, w: View<'_>, dy: ConvGradient
         if let Some(db) = db {
             bias_gradient(p, dy.stored(), db);
         }
+        let dx = dx.map(|(dx, accumulate)| (dx.gpu(), accumulate));
+        let dx = dx.as_ref().map(|(dx, accumulate)| (dx, *accumulate));
+        if p.family() == ConvFamily::Depthwise && (x.is_formed() || dy.is_formed()) {
+            let before = match (x, sums) {
+                (ConvInput::Normalised(of), Some(sums)) => Some(BatchNormBefore { of, sums }.gpu(p)),
+                _ => None,
+            };
+            return cuda::conv::backward_on_load(p, x.gpu(), w, dy.gpu(), dx, &dw.gpu(), before);
+        }
+        assert!(sums.is_none(), "a batch-norm's sums belong to the input gradient's step");
         if let Some((dx, accumulate)) = dx {
-            assert!(sums.is_none(), "a batch-norm's sums belong to the input gradient's step");
-            cuda::conv::input_gradient(p, dy.stored().gpu(), w, &dx.gpu(), accumulate);
+            cuda::conv::input_gradient(p, dy.stored().gpu(), w, dx, accumulate);
         }
         return weight_gradient(p, x, dy, dw);
     }
@@ -383,12 +396,16 @@ pub fn bias_gradient(p: &ConvProblem, dy: View<'_>, db: ViewMut<'_>) {
 /// The batch-norm in front of a convolution, whose gradient sums the convolution's input gradient takes.
 #[derive(Debug)]
 pub struct BatchNormBefore<'a> {
-    /// The batch-norm.
-    pub problem: BatchNormProblem,
     /// What it normalised.
     pub of: Normalised<'a>,
     /// Where its sums go.
     pub sums: SumsOut<'a>,
+}
+
+impl<'a> BatchNormBefore<'a> {
+    fn gpu(self, p: &ConvProblem) -> GpuBefore<'a> {
+        GpuBefore { shape: Lines::of(p.input, p.n), of: self.of.gpu(), out: self.sums.gpu() }
+    }
 }
 
 /// dx (+)= the input gradient alone, on a GPU: the host forms both gradients in one walk.
@@ -400,10 +417,7 @@ pub fn input_gradient(
     before: Option<BatchNormBefore<'_>>,
 ) {
     p.check(dx.len(), w.len(), dy.len());
-    let before = before.map(|BatchNormBefore { problem, of, sums }| {
-        of.check(&problem);
-        GpuBefore { problem, of: of.gpu(), out: sums.gpu() }
-    });
+    let before = before.map(|before| before.gpu(p));
     cuda::conv::input_gradient_on_load(p, dy.gpu(), w.gpu(), &dx.gpu(), accumulate, before);
 }
 
@@ -419,6 +433,10 @@ impl<'a> ConvGradient<'a> {
             Self::Stored(dy) => dy.len(),
             Self::Formed { dz, .. } => dz.len(),
         }
+    }
+
+    fn is_formed(&self) -> bool {
+        matches!(self, Self::Formed { .. })
     }
 
     fn stored(self) -> View<'a> {

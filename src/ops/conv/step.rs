@@ -119,9 +119,11 @@ impl Step for ConvStep {
             _ => None,
         };
         let (problem, x, w) = (self.problem, self.x, self.w);
+        // On load, depthwise kernels have both gradients of one walk over dy, as the host has those of any convolution.
+        let on_load = matches!(x, Operand::Normalised(_)) || matches!(dy, GradientOperand::Formed(_));
+        let at_once = on_load && problem.family() == ConvFamily::Depthwise;
         match to.backend() {
-            Backend::Host => to.push(Box::new(ConvGradients { problem, x, w, dy, dx, dw, db, before })),
-            Backend::Cuda => {
+            Backend::Cuda if !at_once => {
                 if let (Some(db), GradientOperand::Stored(dy)) = (db, dy) {
                     to.push(Box::new(BiasGradientStep { problem, dy, db }));
                 }
@@ -130,6 +132,7 @@ impl Step for ConvStep {
                 }
                 to.push(Box::new(WeightGradientStep { problem, x, dy, dw }));
             }
+            _ => to.push(Box::new(ConvGradients { problem, x, w, dy, dx, dw, db, before })),
         }
         if let Some(PlannedBefore { of, sums, dz }) = before {
             NormGradient { of, dz, sums: sums.sums }.give(to);
@@ -192,7 +195,7 @@ impl PlannedBefore {
     }
 }
 
-/// All gradients of a convolution in one walk over dy: the host's.
+/// All gradients of a convolution in one walk over dy.
 #[derive(Debug)]
 struct ConvGradients {
     problem: ConvProblem,
@@ -271,11 +274,9 @@ impl Step for InputGradientStep {
 
     fn run(&self, io: &mut Io<'_>) {
         let dx = io.write_into(self.dx);
-        let before = self.before.as_ref().map(|PlannedBefore { of, sums, .. }| BatchNormBefore {
-            problem: of.problem.batch(io.n()),
-            of: of.lend(io),
-            sums: sums.lend(io),
-        });
+        let before = self.before.as_ref();
+        let before =
+            before.map(|PlannedBefore { of, sums, .. }| BatchNormBefore { of: of.lend(io), sums: sums.lend(io) });
         super::input_gradient(&self.problem.batch(io.n()), self.dy.lend(io), io.read(self.w), dx, before);
     }
 

@@ -7,6 +7,7 @@ use crate::dtype::Dtype;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::BatchNormProblem;
 use crate::ops::config::{KernelPass, NormConfig, THREADS};
+use crate::shape::Lines;
 
 /// A value that is normalised, and what follows; as [`crate::ops::batch_norm::Normalised`].
 #[derive(Debug, Clone, Copy)]
@@ -27,15 +28,11 @@ impl GpuNormalised<'_> {
     /// When a residual follows: none is added on load.
     fn on_load<'a>(&self, call: Call<'a>, c: usize) -> Call<'a> {
         assert!(self.residual.is_none(), "no residual is added on load");
-        call.reads("gamma", self.gamma, c)
-            .reads("beta", self.beta, c)
-            .reads("the statistics", self.statistics, 2 * c)
-            .act_at(self.act)
+        self.coefficients(call, c).act_at(self.act)
     }
 
     /// Adds γ, β and the statistics to a call.
-    fn coefficients<'a>(&self, call: Call<'a>, p: &BatchNormProblem) -> Call<'a> {
-        let c = p.shape.c;
+    fn coefficients<'a>(&self, call: Call<'a>, c: usize) -> Call<'a> {
         call.reads("gamma", self.gamma, c).reads("beta", self.beta, c).reads("the statistics", self.statistics, 2 * c)
     }
 
@@ -114,9 +111,9 @@ impl<'a> GpuGradient<'a> {
 /// The batch-norm in front of a convolution, as the input's gradient serves it: what was normalised, and where the sums go.
 #[derive(Debug)]
 pub struct GpuBefore<'a> {
-    /// The batch-norm.
-    pub problem: BatchNormProblem,
-    /// What it normalised.
+    /// The convolution's input.
+    pub shape: Lines,
+    /// What was normalised.
     pub of: GpuNormalised<'a>,
     /// Where its sums go.
     pub out: GpuSumsOut<'a>,
@@ -126,26 +123,36 @@ impl GpuBefore<'_> {
     /// Adds what was normalised, how, and where `slabs` of partial sums and `blocks` of scores go.
     pub(super) fn onto<'c>(before: Option<&Self>, call: Call<'c>, sums: Option<PartialGradientSums>) -> Call<'c> {
         let Some((before, sums)) = before.zip(sums) else { return call.nulls(4).act_at(None).nulls(2) };
-        let BatchNormProblem { shape, .. } = before.problem;
-        before
-            .of
-            .on_load(call.reads("x", before.of.y, shape.len()), shape.c)
-            .floats("the partial sums", sums.partials, sums.slabs * 2 * shape.c)
-            .floats_if("the scores", sums.scores, sums.scores.map_or(0, |scores| scores.len()))
+        let shape = before.shape;
+        let call = before.of.on_load(call.reads("x", before.of.y, shape.len()), shape.c);
+        Self::sums_onto(Some(before), call, Some(sums))
     }
 
-    /// Memory for partial sums of so many slabs and blocks.
-    pub(super) fn sums(&self, slabs: usize, blocks: usize) -> PartialGradientSums {
-        let len = slabs * 2 * self.problem.shape.c;
-        let with_score = self.out.score.is_some();
-        let workspace = self.of.y.gpu().workspace(len + if with_score { blocks } else { 0 });
-        let scores = with_score.then(|| workspace.part(len..len + blocks));
-        PartialGradientSums { partials: workspace.part(0..len), scores, slabs }
+    /// Adds where the partial sums and scores go.
+    pub(super) fn sums_onto<'c>(before: Option<&Self>, call: Call<'c>, sums: Option<PartialGradientSums>) -> Call<'c> {
+        let Some((before, sums)) = before.zip(sums) else { return call.nulls(2) };
+        call.floats("the partial sums", sums.partials, sums.slabs * 2 * before.shape.c).floats_if(
+            "the scores",
+            sums.scores,
+            sums.scores.map_or(0, |scores| scores.len()),
+        )
+    }
+
+    /// Floats of the partial sums of so many slabs, and of the scores of so many blocks where they are asked for.
+    pub(super) fn workspace(&self, slabs: usize, blocks: usize) -> usize {
+        slabs * 2 * self.shape.c + if self.out.score.is_some() { blocks } else { 0 }
+    }
+
+    /// The same, in that memory.
+    pub(super) fn sums(&self, memory: Workspace, slabs: usize, blocks: usize) -> PartialGradientSums {
+        let len = slabs * 2 * self.shape.c;
+        let scores = self.out.score.as_ref().map(|_| memory.part(len..len + blocks));
+        PartialGradientSums { partials: memory.part(0..len), scores, slabs }
     }
 
     /// The second stage.
-    pub(super) fn finish(&self, sums: PartialGradientSums) {
-        sums.finish(self.of.y.gpu(), &self.problem, &self.of, &self.out);
+    pub(super) fn finish(&self, gpu: &Gpu, sums: PartialGradientSums) {
+        sums.finish(gpu, self.shape, &self.of, &self.out);
     }
 }
 
@@ -184,7 +191,7 @@ impl PartialMoments {
             .value(p.momentum)
             .value(long(p.shape.pixels()))
             .sizes([self.slab, self.slabs, c])
-            .launch(NormConfig::finish_grid(p));
+            .launch(NormConfig::finish_grid(c));
     }
 }
 
@@ -216,7 +223,7 @@ pub fn normalise(p: &BatchNormProblem, of: &GpuNormalised<'_>, z: &GpuViewMut<'_
     let Some(config) = configured(p, KernelPass::Forward, of.y) else { return };
     let (t, n) = (of.y.dtype(), p.shape.len());
     let call = Call::new(of.y.gpu(), config.lane.instance("batch_norm_normalise", t)).reads("y", of.y, n);
-    let call = of.tail(of.coefficients(call, p), p).writes("z", z, n);
+    let call = of.tail(of.coefficients(call, p.shape.c), p).writes("z", z, n);
     sizes(call, p, config, config.map, t).launch(config.map_grid(p, t));
 }
 
@@ -251,13 +258,13 @@ pub fn backward_sums(
     let call =
         Call::new(gpu, config.lane.instance("batch_norm_backward_sums", t)).reads("y", of.y, n).reads("dz", dz, n);
     let call = of
-        .tail(of.coefficients(call, p), p)
+        .tail(of.coefficients(call, p.shape.c), p)
         .writes_if("the residual's gradient", d_residual.map(|d| d.0), n)
         .value(i32::from(d_residual.is_some_and(|d| d.1)))
         .floats("the partial sums", partials, sums)
         .floats_if("the scores", scores, config.scores(p, t));
     sizes(call, p, config, config.sum, t).launch(config.sum_grid(p, t));
-    PartialGradientSums { partials, scores, slabs: config.sum_slabs(p) }.finish(gpu, p, of, out);
+    PartialGradientSums { partials, scores, slabs: config.sum_slabs(p) }.finish(gpu, p.shape, of, out);
 }
 
 /// Partial sums `[slabs, 2, c]` of a gradient and of its score, which the second stage adds.
@@ -273,19 +280,19 @@ pub(super) struct PartialGradientSums {
 
 impl PartialGradientSums {
     /// Writes coefficients of dy, dγ and dβ; adds to the score.
-    pub(super) fn finish(self, gpu: &Gpu, p: &BatchNormProblem, of: &GpuNormalised<'_>, out: &GpuSumsOut<'_>) {
-        let c = p.shape.c;
+    pub(super) fn finish(self, gpu: &Gpu, shape: Lines, of: &GpuNormalised<'_>, out: &GpuSumsOut<'_>) {
+        let c = shape.c;
         if let Some((score, scores)) = out.score.as_ref().zip(self.scores) {
             add_scores(gpu, scores, score);
         }
         let call = Call::new(gpu, "batch_norm_backward_finish");
-        of.coefficients(call.floats("the partial sums", self.partials, self.slabs * 2 * c), p)
+        of.coefficients(call.floats("the partial sums", self.partials, self.slabs * 2 * c), c)
             .writes("the gradient of gamma", &out.d_gamma, c)
             .writes("the gradient of beta", &out.d_beta, c)
-            .writes("the coefficients", &out.coefficients, NormConfig::coefficients(p))
-            .value(long(p.shape.pixels()))
+            .writes("the coefficients", &out.coefficients, NormConfig::coefficients(c))
+            .value(long(shape.pixels()))
             .sizes([self.slabs, c])
-            .launch(NormConfig::finish_grid(p));
+            .launch(NormConfig::finish_grid(c));
     }
 }
 
@@ -303,7 +310,7 @@ pub fn backward_apply(
     let call = Call::new(gpu, config.lane.instance("batch_norm_backward_apply", t))
         .reads("y", of.y, n)
         .reads("dz", dz, n)
-        .reads("the coefficients", coefficients, NormConfig::coefficients(p));
+        .reads("the coefficients", coefficients, NormConfig::coefficients(p.shape.c));
     let call = of.tail(call, p).writes("dy", dy, n).value(i32::from(accumulate));
     sizes(call, p, config, config.map, t).launch(config.map_grid(p, t));
 }

@@ -3,7 +3,7 @@
 use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialMoments};
 use super::{Call, Floats, configured, depthwise, int, long};
 use crate::device::driver::ConvGeometry;
-use crate::device::gpu::{Gpu, GpuView, GpuViewMut};
+use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::BatchNormProblem;
@@ -104,16 +104,15 @@ pub fn input_gradient_on_load(
     if let (GpuGradient::Stored(dy), None) = (dy, &before) {
         return input_gradient(p, dy, w, dx, accumulate);
     }
-    if p.family() == ConvFamily::Depthwise {
-        return depthwise::input_gradient_on_load(p, dy, w, dx, accumulate, before);
-    }
-    assert!(p.family() == ConvFamily::Pointwise, "dense kernels form nothing on load; no rule plans it");
+    assert!(p.family() == ConvFamily::Pointwise, "no other kernels have one gradient on load; no rule plans it");
     let (of, stored, pixels) =
         (GemmProblem { on_load: true, ..GemmProblem::of(p) }, dy.stored(), p.n * p.input.pixels());
     let Some(config) = configured(&of, KernelPass::InputGradient, stored) else { return };
     let grid @ [blocks, ..] = config.grid(&of, KernelPass::InputGradient);
     let slabs = config.row_tiles(&of, KernelPass::InputGradient);
-    let sums = before.as_ref().map(|before| before.sums(slabs, blocks));
+    let sums = before
+        .as_ref()
+        .map(|before| before.sums(stored.gpu().workspace(before.workspace(slabs, blocks)), slabs, blocks));
     let call = Call::new(stored.gpu(), config.instance("pointwise_bn_dgrad", stored.dtype()));
     let call = dy
         .onto(call, pixels * p.output.c, p.output.c)
@@ -123,8 +122,22 @@ pub fn input_gradient_on_load(
     let call = GpuBefore::onto(before.as_ref(), call, sums);
     call.sizes([pixels, p.input.c, p.output.c]).launch_of(config.threads(), grid);
     if let Some((before, sums)) = before.zip(sums) {
-        before.finish(sums);
+        before.finish(stored.gpu(), sums);
     }
+}
+
+/// Both gradients at once, by kernels that form x and dy on load: depthwise ones.
+pub fn backward_on_load(
+    p: &ConvProblem,
+    x: GpuInput<'_>,
+    w: GpuView<'_>,
+    dy: GpuGradient<'_>,
+    dx: Option<(&GpuViewMut<'_>, bool)>,
+    dw: &GpuViewMut<'_>,
+    before: Option<GpuBefore<'_>>,
+) {
+    assert!(p.family() == ConvFamily::Depthwise, "only depthwise kernels have both gradients; no rule plans others");
+    depthwise::backward_on_load(p, x, w, dy, dx, dw, before);
 }
 
 /// dw = the weight gradient, in `f32`, where x and dy may be formed on load.
@@ -132,10 +145,7 @@ pub fn weight_gradient_on_load(p: &ConvProblem, x: GpuInput<'_>, dy: GpuGradient
     if let (GpuInput::Stored(x), GpuGradient::Stored(dy)) = (x, dy) {
         return weight_gradient(p, x, dy, dw);
     }
-    if p.family() == ConvFamily::Depthwise {
-        return depthwise::weight_gradient_on_load(p, x, dy, dw);
-    }
-    assert!(p.family() == ConvFamily::Pointwise, "dense kernels form nothing on load; no rule plans it");
+    assert!(p.family() == ConvFamily::Pointwise, "no other kernels have one gradient on load; no rule plans it");
     let (of, stored, pixels) =
         (GemmProblem { on_load: true, ..GemmProblem::of(p) }, x.stored(), p.n * p.input.pixels());
     let Some(config) = configured(&of, KernelPass::WeightGradient, stored) else { return };
@@ -286,10 +296,14 @@ impl Slabs {
     /// # Panics
     /// When the result is shorter than `len`.
     pub(super) fn sum(self, gpu: &Gpu, out: &GpuViewMut<'_>, first: impl FnOnce(Floats)) {
+        self.sum_in(gpu, gpu.workspace(self.workspace), out, first);
+    }
+
+    /// The same with memory for the partial sums.
+    pub(super) fn sum_in(self, gpu: &Gpu, partials: Workspace, out: &GpuViewMut<'_>, first: impl FnOnce(Floats)) {
         if self.workspace == 0 {
             return first(out.into());
         }
-        let partials = gpu.workspace(self.workspace);
         first(partials.into());
         let call = Call::new(gpu, format!("sum_slabs<{}>", Dtype::F32.kernel_name()));
         sum_slabs(call.floats("the partial sums", partials, self.slabs * self.len), self.slabs, self.len, out);

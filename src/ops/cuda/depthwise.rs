@@ -122,7 +122,11 @@ pub(super) fn input_gradient(p: &ConvProblem, dy: GpuView<'_>, w: GpuView<'_>, d
 pub(super) fn weight_gradient(p: &ConvProblem, x: GpuView<'_>, dy: GpuView<'_>, dw: &GpuViewMut<'_>) {
     let Some(config) = depthwise(p, KernelPass::WeightGradient, x) else { return };
     let t = x.dtype().kernel_name();
-    let slabs = Slabs { slabs: config.slabs(p), len: p.weight_len(), workspace: config.workspace(p) };
+    let slabs = Slabs {
+        slabs: config.slabs(p, KernelPass::WeightGradient),
+        len: p.weight_len(),
+        workspace: config.workspace(p, KernelPass::WeightGradient),
+    };
     slabs.sum(x.gpu(), dw, |partials| {
         let instance = match config.march.map(|_| window(p)) {
             Some((k, stride)) => format!("depthwise_wgrad<{t}, {k}, {stride}>"),
@@ -184,44 +188,38 @@ pub(super) fn forward_with_statistics(
     PartialMoments { partials, counts: Some(counts), slab: 0, slabs }.finish(gpu, bn, out);
 }
 
-/// dx (+)= the input gradient, where dy may be formed on load and the batch-norm in front may want its sums.
-pub(super) fn input_gradient_on_load(
+/// Both gradients of one walk over dy, where x and dy may be formed on load and the batch-norm in front may want its sums.
+pub(super) fn backward_on_load(
     p: &ConvProblem,
-    dy: GpuGradient<'_>,
+    x: GpuInput<'_>,
     w: GpuView<'_>,
-    dx: &GpuViewMut<'_>,
-    accumulate: bool,
+    dy: GpuGradient<'_>,
+    dx: Option<(&GpuViewMut<'_>, bool)>,
+    dw: &GpuViewMut<'_>,
     before: Option<GpuBefore<'_>>,
 ) {
-    let (gpu, c) = (w.gpu(), p.output.c);
-    let Some((config, instance)) = on_load(p, KernelPass::InputGradient, dy.stored()) else { return };
-    let grid @ [blocks, ..] = config.grid(p, KernelPass::InputGradient);
-    let sums = before.as_ref().map(|before| before.sums(blocks / config.lanes(p).tiles, blocks));
-    let call = Call::new(gpu, format!("depthwise_bn_dgrad{instance}"));
-    let call = dy
-        .onto(call, p.n * p.output.len(), c)
-        .reads("w", w, p.weight_len())
-        .writes("dx", dx, p.n * p.input.len())
-        .value(i32::from(accumulate));
-    let call = GpuBefore::onto(before.as_ref(), call, sums).value(geometry(p));
-    marching(call, p, config).launch(grid);
-    if let Some((before, sums)) = before.zip(sums) {
-        before.finish(sums);
-    }
-}
-
-/// dw = the weight gradient, in `f32`, where x and dy may be formed on load.
-pub(super) fn weight_gradient_on_load(p: &ConvProblem, x: GpuInput<'_>, dy: GpuGradient<'_>, dw: &GpuViewMut<'_>) {
-    let (gpu, c) = (x.stored().gpu(), p.output.c);
-    let Some((config, instance)) = on_load(p, KernelPass::WeightGradient, x.stored()) else { return };
-    let slabs = Slabs { slabs: config.slabs(p), len: p.weight_len(), workspace: config.workspace(p) };
-    slabs.sum(gpu, dw, |partials| {
-        let call = x.onto(Call::new(gpu, format!("depthwise_bn_wgrad{instance}")), p.n * p.input.len(), c);
+    let (gpu, c) = (w.gpu(), p.input.c);
+    let Some((config, instance)) = on_load(p, KernelPass::Backward, x.stored()) else { return };
+    let grid @ [tiles, slabs, _] = config.grid(p, KernelPass::Backward);
+    let of = Slabs { slabs, len: p.weight_len(), workspace: config.workspace(p, KernelPass::Backward) };
+    let sums_len = before.as_ref().map_or(0, |before| before.workspace(slabs, tiles * slabs));
+    let workspace = gpu.workspace(of.workspace + sums_len);
+    let sums =
+        before.as_ref().map(|before| before.sums(workspace.part(of.workspace..workspace.len()), slabs, tiles * slabs));
+    of.sum_in(gpu, workspace.part(0..of.workspace), dw, |partials| {
+        let call = x.onto(Call::new(gpu, format!("depthwise_bn_backward{instance}")), p.n * p.input.len(), c);
         let call = dy
             .onto(call, p.n * p.output.len(), c)
-            .floats("the partial sums", partials, slabs.slabs * slabs.len)
+            .reads("w", w, p.weight_len())
+            .writes_if("dx", dx.map(|(dx, _)| dx), p.n * p.input.len())
+            .value(i32::from(dx.is_some_and(|(_, accumulate)| accumulate)));
+        let call = GpuBefore::sums_onto(before.as_ref(), call, sums)
+            .floats("the partial sums", partials, slabs * of.len)
             .sizes([config.slab.expect("a weight gradient has slabs")])
             .value(geometry(p));
-        marching(call, p, config).launch(config.grid(p, KernelPass::WeightGradient));
+        marching(call, p, config).launch(grid);
     });
+    if let Some((before, sums)) = before.zip(sums) {
+        before.finish(gpu, sums);
+    }
 }

@@ -47,7 +47,9 @@ mod tests {
     use crate::ops::activation::{self, Act};
     use crate::ops::batch_norm::{self, BatchNormProblem, Normalised, StatisticsOut, SumsOut};
     use crate::ops::config::{Kernels, force};
-    use crate::ops::conv::{self, BatchNormBefore, Bias, Conv, ConvGradient, ConvInput, ConvProblem, GradientsOut};
+    use crate::ops::conv::{
+        self, BatchNormBefore, Bias, Conv, ConvFamily, ConvGradient, ConvInput, ConvProblem, GradientsOut,
+    };
     use crate::ops::dropout::{self, DropoutStream};
     use crate::ops::epilogue::{BiasOperand, Epilogue};
     use crate::ops::linear::{self, LinearProblem};
@@ -158,7 +160,7 @@ mod tests {
             problem(8, 8, window(5, 2), 8),
         ] {
             let (x, w, y, c_in, c) = (p.n * p.input.len(), p.weight_len(), p.n * p.output.len(), p.input.c, p.output.c);
-            let (before, after) = (norm_of(c_in, x / c_in), norm_of(c, y / c));
+            let after = norm_of(c, y / c);
             // x and its γ, β, statistics; w; y; statistics and running ones.
             let lens = [x, c_in, c_in, 2 * c_in, w, y, 2 * c, c, c];
             needs_all_of("forward with statistics", &lens, |_, mut o| {
@@ -177,7 +179,13 @@ mod tests {
                 let spare = |len| spare.view(0..len);
                 let of = Normalised { gamma: spare(c), beta: spare(c), statistics: spare(2 * c), ..norm(&o, 4, 1) };
                 let dy = ConvGradient::Formed { problem: after, of, dz: o.read(5), sums: o.read(6) };
-                let before = BatchNormBefore { problem: before, of: norm(&o, 0, 1), sums };
+                if p.family() == ConvFamily::Depthwise {
+                    let mut dw = device.zeros(w).unwrap();
+                    let out =
+                        GradientsOut { dx: Some((all(&mut dx), false)), dw: all(&mut dw), db: None, sums: Some(sums) };
+                    return conv::backward(&p, ConvInput::Normalised(norm(&o, 0, 1)), o.read(7), dy, out);
+                }
+                let before = BatchNormBefore { of: norm(&o, 0, 1), sums };
                 conv::input_gradient(&p, dy, o.read(7), (all(&mut dx), false), Some(before));
             });
             let lens = [x, c_in, c_in, 2 * c_in, y, y, 4 * c, w];
@@ -187,7 +195,12 @@ mod tests {
                 let spare = |len| spare.view(0..len);
                 let of = Normalised { gamma: spare(c), beta: spare(c), statistics: spare(2 * c), ..norm(&o, 4, 1) };
                 let dy = ConvGradient::Formed { problem: after, of, dz: o.read(5), sums: o.read(6) };
-                conv::weight_gradient(&p, ConvInput::Normalised(norm(&o, 0, 1)), dy, all(&mut dw));
+                let (x, weights) = (ConvInput::Normalised(norm(&o, 0, 1)), device.zeros(w).unwrap());
+                if p.family() == ConvFamily::Depthwise {
+                    let out = GradientsOut { dx: None, dw: all(&mut dw), db: None, sums: None };
+                    return conv::backward(&p, x, weights.view(0..w), dy, out);
+                }
+                conv::weight_gradient(&p, x, dy, all(&mut dw));
             });
         }
     }
