@@ -247,8 +247,7 @@ fn program(folder: &Path, compiler: bool, brought: Option<&Path>) -> Command {
     command
 }
 
-/// The real compiler takes every kernel and gives none local memory; what `kernels build` made serves without a compiler. A
-/// process per architecture, since the compiler works on one kernel of a process at a time.
+/// The real compiler takes every kernel and gives none local memory; what `kernels build` made serves without a compiler.
 fn compiles(arch: u32) -> Result<(), Failed> {
     let (folder, made) = (tempfile::tempdir()?, PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cubins"));
     let arch = format!("sm_{arch}");

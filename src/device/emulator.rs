@@ -164,10 +164,12 @@ impl Emulator {
         match &self.options.sanitize {
             None => flags.push("-O2".into()),
             Some(sanitizer) => {
-                flags.extend(["-O1", "-g", "-fno-omit-frame-pointer"].map(String::from));
+                // Lines are enough to name a place.
+                flags.extend(["-O1", "-g1", "-fno-omit-frame-pointer"].map(String::from));
                 flags.push(format!("-fsanitize={sanitizer}"));
                 if sanitizer.contains("undefined") {
-                    flags.push("-fno-sanitize-recover=undefined".into());
+                    // A null pointer ends the process anyway, and checks of each take a fifth of the compiler's time.
+                    flags.extend(["-fno-sanitize=null", "-fno-sanitize-recover=undefined"].map(String::from));
                 }
             }
         }

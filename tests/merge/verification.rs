@@ -7,6 +7,7 @@ use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, Merged, merge, verify_random};
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
+use rayon::prelude::*;
 
 /// A network of every family, how it merges, and the channels of its head.
 const FAMILIES: [(&str, PaddingMode, Option<usize>); 5] = [
@@ -40,7 +41,7 @@ fn all_freed_at(
 
 #[test]
 fn exact_merges_pass_and_planted_errors_do_not() {
-    for (name, padding, head) in FAMILIES {
+    FAMILIES.into_par_iter().for_each(|(name, padding, head)| {
         let (linear, merged) = all_freed(name, padding, head, 1);
         let error = verify_random(&linear, &merged, 2, 3).unwrap();
         error.check(&merged).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -54,7 +55,7 @@ fn exact_merges_pass_and_planted_errors_do_not() {
             let text = error.check(&wrong).expect_err(&format!("{name}: {what}")).to_string();
             assert!(text.contains(&merged.segments[at].name), "{name}, {what}: {text}");
         }
-    }
+    });
 }
 
 fn weights<'m>(merged: &'m mut Merged, at: usize, suffixes: &[&str]) -> &'m mut Vec<f32> {
