@@ -3,8 +3,8 @@
 //!
 //! Layers, top down; a module imports only from those below it, which `tests/layers.rs` holds: [`cli`], [`pipeline`],
 //! [`config`], [`report`], [`shrink`], [`check`], [`measure`], [`train`], [`io`], [`networks`], [`data`], [`engine`],
-//! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`index`], [`dtype`]
-//! and [`error`].
+//! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`index`], [`dtype`],
+//! [`error`] and [`terminal`].
 
 pub mod check;
 pub mod cli;
@@ -28,4 +28,5 @@ pub mod shrink;
 pub mod tensor;
 pub mod train;
 
+pub mod terminal;
 pub use error::{Error, Result};

@@ -2,17 +2,15 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use depthshrinker::cli::{Cli, exit_code};
+use depthshrinker::cli::{Cli, fail};
 
 fn main() -> ExitCode {
-    // clap itself exits with 2 on wrong usage and with 0 after --help and --version.
-    let cli = Cli::parse();
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            exit_code(&error)
-        }
+        Err(error) => fail(&error),
     }
 }

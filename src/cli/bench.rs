@@ -191,7 +191,7 @@ impl<'a> Setting<'a> {
         } else {
             format!("{}\n{}", shown.tables, limits_text(&self.limits, found.peer.as_ref()))
         };
-        print(&mut std::io::stdout().lock(), &text)
+        print("the times", &text)
     }
 
     /// Writes a file as a whole, where a folder is given.

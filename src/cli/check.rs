@@ -29,7 +29,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if args.list {
         let names: Vec<String> = cases().into_iter().filter(wanted).map(|case| case.name).collect();
         let text = if common.json { format!("{:#}\n", json!(names)) } else { names.join("\n") + "\n" };
-        return print(&mut std::io::stdout().lock(), &text);
+        return print("the names of the cases", &text);
     }
     let name = common.device.as_deref().unwrap_or("auto");
     let given: Option<Dtype> = common.precision.as_deref().map(str::parse).transpose()?;
@@ -71,7 +71,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     } else {
         format!("{}: {} cases, {failed} differ from the host\n", device.name(), rows.len())
     };
-    print(&mut std::io::stdout().lock(), &text)?;
+    print("the outcome", &text)?;
     match failed {
         0 => Ok(()),
         _ => Err(Error::Device(format!("{failed} of {} cases differ from the host", rows.len())).into()),

@@ -8,6 +8,7 @@ use crate::device::cache::Cache;
 use crate::device::cuda::{Cuda, Properties};
 use crate::device::nvrtc::Nvrtc;
 use crate::measure::Machine;
+use crate::terminal;
 
 /// Options of `devices`.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,10 +58,10 @@ pub fn run(_args: &Args, common: &Common) -> Result<()> {
             Ok((major, minor)) => text.push_str(&format!("nvrtc      {major}.{minor}\n")),
             Err(error) => text.push_str(&format!("nvrtc      none: {}\n", reason(&error))),
         }
-        text.push_str(&format!("kernels    cached in {}\n", cache.folder().display()));
+        text.push_str(&format!("kernels    cached in {}\n", terminal::path(cache.folder())));
         text
     };
-    print(&mut std::io::stdout().lock(), &text)
+    print("the list of devices", &text)
 }
 
 fn describe(machine: &Machine) -> String {

@@ -1,6 +1,5 @@
 //! `eval`: accuracy of a model.
 
-use std::io::stdout;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -11,6 +10,7 @@ use super::{Common, print};
 use crate::data::Loader;
 use crate::io::read_model;
 use crate::pipeline::{Datasets, Entry, evaluate_model};
+use crate::terminal;
 use crate::train::Interrupt;
 
 /// Options of `eval`.
@@ -44,7 +44,10 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         format!("{value:#}\n")
     } else {
         let (top1, loss, images) = (evaluation.top1, evaluation.loss, evaluation.images);
-        format!("top-1 {top1:.2} %, loss {loss:.4} on {images} test images of {}\n", test.dataset().name())
+        format!(
+            "top-1 {top1:.2} %, loss {loss:.4} on {images} test images of {}\n",
+            terminal::one_line(test.dataset().name())
+        )
     };
-    print(&mut stdout().lock(), &text)
+    print("the accuracy", &text)
 }

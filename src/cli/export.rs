@@ -1,6 +1,5 @@
 //! `export`: a model for other programs.
 
-use std::io::stdout;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -8,11 +7,11 @@ use serde_json::json;
 
 use super::settings::{refuse_same, sizes};
 use super::{Common, print};
-use crate::Error;
 use crate::dtype::Dtype;
 use crate::io::onnx::write_onnx;
 use crate::io::{read_model, write_model};
 use crate::pipeline::Entry;
+use crate::{Error, terminal};
 
 /// Options of `export`.
 #[derive(Debug, Clone, clap::Args)]
@@ -59,7 +58,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         });
         format!("{value:#}\n")
     } else {
-        format!("{}: {:.1} MB\n", args.output.display(), bytes as f64 / 1e6)
+        format!("{}: {:.1} MB\n", terminal::path(&args.output), bytes as f64 / 1e6)
     };
-    print(&mut stdout().lock(), &text)
+    print(&format!("the size of {}", args.output.display()), &text)
 }

@@ -1,6 +1,5 @@
 //! `finetune`: a network without the activations of its freed blocks.
 
-use std::io::stdout;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,12 +7,12 @@ use serde_json::json;
 
 use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, model_file, outputs, refuse_same, set_some};
 use super::{Common, print};
-use crate::Error;
 use crate::io::{read_model, write_model};
 use crate::pipeline::{Datasets, Doubts, Run, RunSpec, check_batches};
 use crate::shrink::Selection;
 use crate::shrink::padding::PaddingMode;
 
+use crate::{Error, terminal};
 const NAME: &str = "finetune";
 const FILE: &str = "shrunk.safetensors";
 
@@ -101,7 +100,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         });
         format!("{value:#}\n")
     } else {
-        format!("{}: top-1 {:.2} % on {} test images\n", path.display(), evaluation.top1, evaluation.images)
+        format!("{}: top-1 {:.2} % on {} test images\n", terminal::path(path), evaluation.top1, evaluation.images)
     };
-    print(&mut stdout().lock(), &text)
+    print(&format!("the accuracy of {}", path.display()), &text)
 }

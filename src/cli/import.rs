@@ -1,6 +1,5 @@
 //! `import`: timm's, torchvision's and other PyTorch weights into a model file.
 
-use std::io::stdout;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -13,6 +12,7 @@ use crate::io::write_model;
 use crate::networks::{NetworkOptions, image_size};
 use crate::pipeline::{Entry, Imported, import};
 use crate::shape::Shape;
+use crate::terminal;
 
 /// Options of `import`.
 #[derive(Debug, Clone, clap::Args)]
@@ -62,7 +62,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         });
         format!("{value:#}\n")
     } else {
-        let (output, names) = (args.output.display(), names.join(" or "));
+        let (output, names) = (terminal::path(&args.output), names.join(" or "));
         let pictures = match (decided, resize) {
             (Some(name), Some(Resize { shorter_side, interpolation })) => {
                 let how = format!("{interpolation:?}").to_lowercase();
@@ -74,5 +74,5 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
             "{output}: {params} parameters under the names of {names}, images of {input}, {classes} classes\n{pictures}\n"
         )
     };
-    print(&mut stdout().lock(), &text)
+    print(&format!("what {} holds", args.output.display()), &text)
 }

@@ -1,17 +1,16 @@
 //! `infer`: a model on tensors or pictures.
 
-use std::io::stdout;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Common, print};
-use crate::Error;
 use crate::device::Device;
 use crate::io::{ModelInfo, read_model};
 use crate::model::Model;
 use crate::pipeline::{Entry, Top, logits, picture_logits, read_images, top_classes, write_logits};
+use crate::{Error, terminal};
 
 /// Number of classes printed per image.
 const TOP: usize = 5;
@@ -62,7 +61,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         (Some(_), false) => String::new(),
         (None, as_json) => labels(&names, &logits, classes, &info, as_json),
     };
-    print(&mut stdout().lock(), &text)
+    print("what the model sees", &text)
 }
 
 /// Logits of the images of a tensor file, which are named by their place.
@@ -95,7 +94,7 @@ fn labels(names: &[String], logits: &[f32], classes: usize, info: &ModelInfo, as
     }
     let mut text = String::new();
     for (name, tops) in names.iter().zip(&tops) {
-        text.push_str(&format!("{name}\n"));
+        text.push_str(&format!("{}\n", terminal::one_line(name)));
         for top in tops {
             text.push_str(&format!("  {:5.1} %  {}\n", 100.0 * top.probability, label(top.class)));
         }

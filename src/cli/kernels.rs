@@ -7,12 +7,12 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::{Common, print};
-use crate::Error;
 use crate::device::cache::Cache;
 use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};
 use crate::device::source::Unit;
 use crate::networks::image_size;
 use crate::report::{Align, Table};
+use crate::{Error, terminal};
 
 /// Options of `kernels`.
 #[derive(Debug, Clone, clap::Args)]
@@ -73,7 +73,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         Command::Build(_) => built(&compiled, &cache, seconds, common.json),
         Command::Report(_) => resources(&compiled, common.json),
     };
-    print(&mut std::io::stdout().lock(), &text)
+    print("the list of kernels", &text)
 }
 
 fn built(compiled: &[(u32, Unit, Compiled)], cache: &Cache, seconds: f64, as_json: bool) -> String {
@@ -87,7 +87,7 @@ fn built(compiled: &[(u32, Unit, Compiled)], cache: &Cache, seconds: f64, as_jso
         "{kernels} kernels in {} files, {:.1} MB, in {} ({seconds:.1} s)\n",
         compiled.len(),
         bytes as f64 / 1e6,
-        cache.folder().display()
+        terminal::path(cache.folder())
     )
 }
 

@@ -1,6 +1,5 @@
 //! `merge`: graph surgery and the exact merge of a trained model.
 
-use std::io::stdout;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -8,12 +7,12 @@ use serde_json::json;
 
 use super::settings::{MaskArgs, refuse_same};
 use super::{Common, print};
-use crate::Error;
 use crate::io::{read_model, write_model};
 use crate::model::Model;
 use crate::pipeline::{Entry, verify_files};
 use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge, merge_selection, verify_random};
 use crate::shrink::padding::PaddingMode;
+use crate::{Error, terminal};
 use crate::shrink::surgery::linearise;
 
 /// Number of noise images on which the merged network is checked.
@@ -75,7 +74,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     error.check(&merged)?;
     write_model(&args.output, &merged.model, &info)?;
     let text = if common.json { json_text(&merged, &error) } else { plain_text(args, &merged, &error) };
-    print(&mut stdout().lock(), &text)
+    print(&format!("how exact {} is", args.output.display()), &text)
 }
 
 /// Merges what is linear already, and refuses a model without any such block.
@@ -116,7 +115,7 @@ fn plain_text(args: &Args, merged: &Merged, error: &MergeError) -> String {
     });
     format!(
         "{text}{}: {} segments merged, error {:.1e} of the logits' scale{worst}\n",
-        args.output.display(),
+        terminal::path(&args.output),
         merged.segments.len(),
         error.max_rel_error
     )

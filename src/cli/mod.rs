@@ -19,12 +19,18 @@ mod settings;
 mod shrink;
 mod train;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::StyledStr;
+use clap::error::ContextValue;
 use clap::{Args, Parser, Subcommand};
 
-use crate::Error;
+use crate::{Error, terminal};
+
+/// Exit code of wrong usage.
+const WRONG_USAGE: u8 = 2;
 
 /// Makes compact CNNs shallow: learns which activations can go, finetunes without them, and folds what became linear
 /// into dense convolutions, exactly
@@ -107,10 +113,28 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads what was typed. Where that is no command, the help, the version or what is wrong with it has been told.
+    ///
+    /// # Errors
+    /// The exit code: 0 after help and version, 1 where they could not be written, 2 for wrong usage.
+    pub fn read() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|told| {
+            if told.use_stderr() {
+                tell_usage(told);
+                return ExitCode::from(WRONG_USAGE);
+            }
+            let written = told.print().and_then(|()| io::stdout().flush());
+            match delivered("the help", written) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error),
+            }
+        })
+    }
+
     /// Runs the command.
     ///
     /// # Errors
-    /// The command's error; [`exit_code`] distinguishes wrong usage from failure.
+    /// The command's error, for [`fail`] to tell.
     pub fn run(&self) -> anyhow::Result<()> {
         let common = &self.common;
         start_logging(common);
@@ -136,24 +160,62 @@ impl Cli {
     }
 }
 
-/// 2 for wrong usage, 1 for everything else.
-pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+/// Tells an error in one line. Returns the exit code: 2 for wrong usage, 1 for everything else.
+pub fn fail(error: &anyhow::Error) -> ExitCode {
+    terminal::tell(&format!("error: {error:#}"));
     match error.downcast_ref::<Error>() {
-        Some(Error::Config(_)) => ExitCode::from(2),
+        Some(Error::Config(_)) => ExitCode::from(WRONG_USAGE),
         _ => ExitCode::FAILURE,
     }
 }
 
-/// Writes to standard output; a reader that has gone away (`| head`) is not a failure.
-fn print(out: &mut impl std::io::Write, text: &str) -> anyhow::Result<()> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+/// Tells what is wrong with what was typed, in colour where that is wanted.
+fn tell_usage(mut error: clap::Error) {
+    let typed = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
+    if typed.into_iter().all(|arg| terminal::one_line(&arg) == arg) {
+        // As in `terminal::tell`: a failure to tell has nobody to be told to.
+        let _ = error.print();
+        return;
+    }
+    // What was typed is quoted, and it may be a file name. `clap` drops parts of it when it writes plainly.
+    let quoted: Vec<_> = error.context().map(|(kind, value)| (kind, escaped(value))).collect();
+    for (kind, value) in quoted {
+        error.insert(kind, value);
+    }
+    terminal::lines(&error.to_string()).lines().for_each(terminal::tell);
+}
+
+/// What an error quotes, each on one line.
+fn escaped(value: &ContextValue) -> ContextValue {
+    let one_line = |text: &String| terminal::one_line(text).into_owned();
+    let tip = |text: &StyledStr| StyledStr::from(terminal::one_line(&text.to_string()).into_owned());
+    match value {
+        ContextValue::String(text) => ContextValue::String(one_line(text)),
+        ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(one_line).collect()),
+        ContextValue::StyledStrs(tips) => ContextValue::StyledStrs(tips.iter().map(tip).collect()),
+        other => other.clone(),
+    }
+}
+
+/// Writes to standard output; a reader that has gone away (`| head`) is not a failure. `what` names the text in the error.
+fn print(what: &str, text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    delivered(what, out.write_all(terminal::lines(text).as_bytes()).and_then(|()| out.flush()))
+}
+
+/// Explains why `what` did not reach standard output.
+fn delivered(what: &str, written: io::Result<()>) -> anyhow::Result<()> {
+    match written {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            anyhow::bail!("{what} cannot be written to standard output: {e}; send it elsewhere or free some space")
+        }
+        _ => Ok(()),
     }
 }
 
 fn start_logging(common: &Common) {
     use tracing_subscriber::filter::LevelFilter;
+    use tracing_subscriber::fmt::format::debug_fn;
     let level = match (common.quiet, common.verbose) {
         (true, _) => LevelFilter::ERROR,
         (_, true) => LevelFilter::DEBUG,
@@ -162,7 +224,11 @@ fn start_logging(common: &Common) {
     // A second start, as in a test of the library, keeps the first subscriber.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
+        .with_ansi(terminal::is_coloured())
+        // Told on standard error itself, where it failed.
+        .log_internal_errors(false)
+        .fmt_fields(debug_fn(|out, _, value| write!(out, "{}", terminal::one_line(&format!("{value:?}")))))
         .with_target(false)
         .without_time()
         .try_init();

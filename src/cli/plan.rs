@@ -46,5 +46,5 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let (batch, training, element_bytes) = (args.batch as usize, args.training, precision.bytes() as u64);
     let planned = PlanRecord::new(&graph, &costs, launches, PlanSize { batch, training, element_bytes });
     let text = if common.json { json_text(&planned) } else { plan_text(&planned) };
-    print(&mut std::io::stdout().lock(), &text)
+    print("the plan", &text)
 }

@@ -1,6 +1,5 @@
 //! `search`: which blocks of a trained network keep their activations.
 
-use std::io::stdout;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -10,6 +9,7 @@ use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, model_file, outp
 use super::{Common, print};
 use crate::io::{read_model, write_model};
 use crate::pipeline::{Datasets, Run, RunSpec, check_batches, check_search};
+use crate::terminal;
 
 const NAME: &str = "search";
 const FILE: &str = "plan.json";
@@ -62,11 +62,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let text = if common.json {
         format!("{:#}\n", json!(plan))
     } else {
-        let mut text = format!("{}\nkeep {}\n", paths[0].display(), plan.keep);
+        let mut text = format!("{}\nkeep {}\n", terminal::path(&paths[0]), plan.keep);
         for (block, score) in model.graph.blocks.iter().zip(&plan.scores) {
             text.push_str(&format!("  {:<14} {score:.3}\n", block.name));
         }
         text
     };
-    print(&mut stdout().lock(), &text)
+    print(&format!("the plan of {}", paths[0].display()), &text)
 }

@@ -1,6 +1,5 @@
 //! `shrink`: the whole job.
 
-use std::io::stdout;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,7 +7,6 @@ use serde_json::json;
 
 use super::settings::{BudgetArgs, DataArgs, NetworkArgs, RunArgs};
 use super::{Common, print};
-use crate::Error;
 use crate::config::Config;
 use crate::io::read_model;
 use crate::pipeline::{
@@ -17,6 +15,7 @@ use crate::pipeline::{
 use crate::report::{RunResult, network_table};
 use crate::shrink::padding::PaddingMode;
 
+use crate::{Error, terminal};
 /// The command's name in folders and fingerprints.
 const NAME: &str = "shrink";
 /// The file that marks a run as finished.
@@ -98,7 +97,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut run = Run::new(&config, &data, session)?;
     let result = pipeline::shrink(&mut run, &folder)?;
     let text = if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder) };
-    print(&mut stdout().lock(), &text)
+    print(&format!("the table of {}", folder.path("report.html").display()), &text)
 }
 
 impl Args {
@@ -158,6 +157,6 @@ fn closing(result: &RunResult, folder: &RunFolder) -> String {
             top1.len()
         ));
     }
-    text.push_str(&format!("{}\n", folder.path("report.html").display()));
+    text.push_str(&format!("{}\n", terminal::path(&folder.path("report.html"))));
     text
 }

@@ -1,6 +1,5 @@
 //! `train`: the original network alone.
 
-use std::io::stdout;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -10,6 +9,7 @@ use super::settings::{DataArgs, NetworkArgs, RunArgs, StageArgs, outputs, sizes}
 use super::{Common, print};
 use crate::io::write_model;
 use crate::pipeline::{Datasets, Run, RunSpec, check_batches, configured_graph};
+use crate::terminal;
 
 const NAME: &str = "train";
 const FILE: &str = "original.safetensors";
@@ -62,7 +62,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         });
         format!("{value:#}\n")
     } else {
-        format!("{}: top-1 {:.2} % on {} test images\n", path.display(), evaluation.top1, evaluation.images)
+        format!("{}: top-1 {:.2} % on {} test images\n", terminal::path(path), evaluation.top1, evaluation.images)
     };
-    print(&mut stdout().lock(), &text)
+    print(&format!("the accuracy of {}", path.display()), &text)
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::{Error, Result};
+use crate::{Error, Result, terminal};
 
 /// Exit code of an interrupted run.
 const FAILED: i32 = 1;
@@ -38,15 +38,12 @@ impl Interrupt {
                     handler.set();
                 }
                 Some(at) if at.elapsed() < SAME_WISH => {}
-                Some(_) => {
-                    eprintln!("error: interrupted twice; stopped at once");
-                    std::process::exit(FAILED);
-                }
+                Some(_) => end("interrupted twice; stopped at once"),
             })
             .map(|()| flag)
             .map_err(|e| e.to_string())
         });
-        installed.clone().map_err(|e| Error::Config(format!("Ctrl-C cannot be caught: {e}")))
+        installed.clone().map_err(refused)
     }
 
     /// Requests a stop.
@@ -58,4 +55,13 @@ impl Interrupt {
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
+}
+
+fn end(why: &str) {
+    terminal::tell(&format!("error: {why}"));
+    std::process::exit(FAILED);
+}
+
+fn refused(reason: String) -> Error {
+    Error::Config(format!("Ctrl-C cannot be caught: {reason}"))
 }

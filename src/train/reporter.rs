@@ -1,9 +1,11 @@
-//! Progress for people: a bar on a terminal, one line per epoch elsewhere, nothing when quiet. Always on stderr.
+//! Progress for people: a bar on a terminal, one line per epoch elsewhere, nothing when quiet. Always on stderr, and never
+//! a reason to end: what cannot be written there is lost.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::terminal;
 
 const TEMPLATE: &str = "{prefix:>9} {bar:32} {pos}/{len} {elapsed} (left {eta}) {msg}";
 /// How often a bar is drawn again at most.
@@ -24,9 +26,9 @@ enum Style {
 }
 
 impl Reporter {
-    /// A bar where stderr is a terminal, lines where it is not.
+    /// A bar where stderr is a terminal that can draw one, lines elsewhere.
     pub fn new() -> Self {
-        Self { style: if std::io::stderr().is_terminal() { Style::Bars } else { Style::Lines }, bar: None }
+        Self { style: if terminal::has_bars() { Style::Bars } else { Style::Lines }, bar: None }
     }
 
     /// Shows nothing.
@@ -59,8 +61,8 @@ impl Reporter {
     pub fn line(&self, text: &str) {
         match (self.style, &self.bar) {
             (Style::Quiet, _) => {}
-            (_, Some(bar)) => bar.suspend(|| eprintln!("{text}")),
-            _ => eprintln!("{text}"),
+            (_, Some(bar)) => bar.suspend(|| terminal::tell(text)),
+            _ => terminal::tell(text),
         }
     }
 
