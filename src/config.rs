@@ -17,7 +17,7 @@ use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig};
 use crate::train::TrainConfig;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Tables of which a file's version replaces the default whole: their keys exclude each other, or, for `network`, what is
 /// not given is to be the named network's own.
@@ -311,7 +311,7 @@ impl Config {
     /// # Errors
     /// A file that cannot be read, is no TOML, or has an unknown key or a value of the wrong kind (named with its line).
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = files::read_text(path)?;
         Self::parse(&text).map_err(|e| match e {
             Error::Config(problem) => Error::Config(format!("{}: {problem}", path.display())),
             other => other,

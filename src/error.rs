@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// What helps where memory runs out.
+pub(crate) const MEMORY_REMEDY: &str = "give smaller batches or images, or allow the process more memory";
+
 /// A `Result` whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -53,6 +56,9 @@ pub enum Error {
     /// Training produced a value that is not finite.
     #[error("{0}")]
     NotFinite(String),
+    /// What the input asks for does not fit into memory.
+    #[error("out of memory: {0}; {remedy}", remedy = MEMORY_REMEDY)]
+    Memory(String),
     /// A device was asked for that this machine or build does not have.
     #[error("device: {0}")]
     Device(String),
@@ -67,7 +73,11 @@ pub enum Error {
 impl Error {
     /// Wraps an operating-system error with the path it concerns.
     pub fn io(path: impl AsRef<Path>, reason: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_owned(), reason }
+        let path = path.as_ref();
+        match reason.kind() {
+            std::io::ErrorKind::OutOfMemory => Self::Memory(format!("{} does not fit", path.display())),
+            _ => Self::Io { path: path.to_owned(), reason },
+        }
     }
 
     /// A file whose content is wrong.

@@ -3,8 +3,8 @@
 //!
 //! Layers, top down; a module imports only from those below it, which `tests/layers.rs` holds: [`cli`], [`pipeline`],
 //! [`config`], [`report`], [`shrink`], [`check`], [`measure`], [`train`], [`io`], [`networks`], [`data`], [`engine`],
-//! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`index`], [`dtype`],
-//! [`error`] and [`terminal`].
+//! [`model`], [`graph`], [`ops`], [`device`], and below them all [`tensor`], [`shape`], [`index`], [`dtype`], [`memory`],
+//! [`files`], [`error`] and [`terminal`].
 
 pub mod check;
 pub mod cli;
@@ -14,10 +14,12 @@ pub mod device;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod files;
 pub mod graph;
 pub mod index;
 pub mod io;
 pub mod measure;
+pub mod memory;
 pub mod model;
 pub mod networks;
 pub mod ops;
@@ -26,7 +28,7 @@ pub mod report;
 pub mod shape;
 pub mod shrink;
 pub mod tensor;
+pub mod terminal;
 pub mod train;
 
-pub mod terminal;
 pub use error::{Error, Result};

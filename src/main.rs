@@ -3,6 +3,10 @@
 use std::process::ExitCode;
 
 use depthshrinker::cli::{Cli, fail};
+use depthshrinker::memory::EndingAllocator;
+
+#[global_allocator]
+static ALLOCATOR: EndingAllocator = EndingAllocator;
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {

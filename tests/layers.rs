@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of `src/lib.rs` from top to bottom, as its doc comment lists them.
-const LAYERS: [&str; 22] = [
+const LAYERS: [&str; 24] = [
     "cli", "pipeline", "config", "report", "shrink", "check", "measure", "train", "io", "networks", "data", "engine",
-    "model", "graph", "ops", "device", "tensor", "shape", "index", "dtype", "error", "terminal",
+    "model", "graph", "ops", "device", "tensor", "shape", "index", "dtype", "memory", "files", "error", "terminal",
 ];
 
 /// Where a layer stands in [`LAYERS`], 0 being the top.

@@ -1,12 +1,13 @@
 //! What the program's surroundings do to it: streams that cannot be written, terminals, file names that hold commands for
-//! them.
+//! them, pictures that are pipes, signals, and too little memory.
 #![cfg(unix)]
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use depthshrinker::io::{ModelInfo, write_model};
 use depthshrinker::model::Model;
@@ -312,4 +313,207 @@ fn names_reach_a_terminal_escaped() {
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told[0]["image"], png);
     assert!(!text(&output.stdout).contains(['\u{1b}', '\u{9b}']));
+}
+
+fn pipe(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn pictures_that_are_no_files_are_left_out_or_refused_before_they_are_opened() {
+    let root = pictures();
+    let dir = root.path();
+    let train = [&TRAIN[..5], &["--data", "pictures", "--image-size", "32", "--batch=8", "--epochs=1"]].concat();
+    assert!(run(depthshrinker(dir, &train)).status.success());
+    let model = "runs/train/original.safetensors";
+    let eval = ["eval", model, "--data", "pictures", "--json"];
+    let images =
+        |output: &Output| serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["images"].clone();
+    assert_eq!(images(&run(depthshrinker(dir, &eval))), 6);
+
+    pipe(&dir.join("pictures/val/dark/pipe.png"));
+    let _socket = UnixListener::bind(dir.join("pictures/val/light/socket.jpg")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", dir.join("pictures/val/light/zero.jpeg")).unwrap();
+    std::os::unix::fs::symlink("pipe.png", dir.join("pictures/val/dark/link.png")).unwrap();
+    let output = run(depthshrinker(dir, &eval));
+    assert_eq!(images(&output), 6);
+    let told = text(&output.stderr);
+    assert!(told.contains("4 of 10 entries are left out") && told.contains("link.png"), "{told}");
+
+    // A link to a picture is one; a link that leads nowhere is named.
+    std::os::unix::fs::symlink("0.png", dir.join("pictures/val/dark/9.png")).unwrap();
+    assert_eq!(images(&run(depthshrinker(dir, &eval))), 7);
+    std::os::unix::fs::symlink("gone.png", dir.join("pictures/val/dark/8.png")).unwrap();
+    assert!(text(&run(depthshrinker(dir, &eval)).stderr).contains("8.png: No such file"));
+
+    pipe(&dir.join("p"));
+    pipe(&dir.join("p.pth"));
+    let _socket = UnixListener::bind(dir.join("s")).unwrap();
+    fs::create_dir(dir.join("cifar")).unwrap();
+    let cifar = vec![0; 3073 * 4];
+    fs::write(dir.join("cifar/data_batch_1.bin"), &cifar).unwrap();
+    pipe(&dir.join("cifar/data_batch_2.bin"));
+    let rows: [(&[&str], &str); 10] = [
+        (&["infer", model, "p"], "p: is a named pipe"),
+        (&["infer", model, "s"], "s: is a socket"),
+        (&["infer", model, "/dev/zero"], "/dev/zero: is a device"),
+        (&["infer", model, "pictures"], "pictures: is a folder"),
+        (&["infer", model, "--input", "p"], "p: is a named pipe"),
+        (
+            &["merge", model, "--keep-list", "1,0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1", "-o", "x", "--input", "p"],
+            "named pipe",
+        ),
+        (&["eval", "p"], "p: is a named pipe"),
+        (&["import", "mobilenetv2-0.25", "p.pth", "-o", "x"], "p.pth: is a named pipe"),
+        (&["search", "/dev/zero", "--out", "x"], "/dev/zero: is a device"),
+        (
+            &["train", "--data", "cifar10", "--data-dir", "cifar", "--out", "x", "-q"],
+            "data_batch_2.bin: is a named pipe",
+        ),
+    ];
+    for (args, words) in rows {
+        assert_error(&run(depthshrinker(dir, args)), 1, &[words, "not a regular file"]);
+    }
+    assert!(!dir.join("x").exists());
+}
+
+/// Settings may come from another program (`--config <(…)`), but not without end.
+#[test]
+fn settings_come_through_pipes_and_have_an_end() {
+    let dir = folder();
+    let mut child = depthshrinker(dir.path(), &["shrink", "--config", "/dev/stdin", "--keep", "99"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"[network]\nname = \"mobilenetv2-0.25\"\n").unwrap();
+    assert_error(&child.wait_with_output().unwrap(), 2, &["keep 99", "17 blocks"]);
+    for args in
+        [&["shrink", "--config", "/dev/zero"][..], &["bench", "network", "mobilenetv2-0.25", "--plan", "/dev/zero"]]
+    {
+        assert_error(&run(depthshrinker(dir.path(), args)), 1, &["/dev/zero: is longer than 16 MiB"]);
+    }
+}
+
+/// Waits until a process catches the signal 15, and a moment more for its work to begin.
+fn await_handler(process: u32) {
+    let caught = || {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim();
+        Some(u64::from_str_radix(mask, 16).ok()? >> 14 & 1 == 1)
+    };
+    let begun = Instant::now();
+    // Where the system does not say what is caught, time has to do.
+    while caught() == Some(false) && begun.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(if cfg!(target_os = "linux") { 300 } else { 5000 }));
+}
+
+/// An evaluation keeps nothing, so it has nothing to do before it ends.
+#[test]
+fn an_evaluation_ends_at_the_first_signal() {
+    let root = folder();
+    let net = build("resnet50", &NetworkOptions::new(Shape::new(28, 28, 1), 10)).unwrap();
+    let path = root.path().join("slow.safetensors");
+    write_model(&path, &Model::initialise(net, 1).unwrap(), &ModelInfo { data: None }).unwrap();
+    for signal in ["-TERM", "-INT"] {
+        let child = depthshrinker(root.path(), &["eval", "slow.safetensors", "--threads", "1"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        await_handler(child.id());
+        let sent = Instant::now();
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        assert_error(&child.wait_with_output().unwrap(), 1, &["interrupted; nothing was written"]);
+        assert!(sent.elapsed() < Duration::from_millis(500), "{:?}", sent.elapsed());
+    }
+}
+
+/// The program with so many MiB of address space.
+fn limited(dir: &Path, mib: u64, args: &[&str]) -> Output {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -v $1; shift; exec \"$@\"", "sh", &(mib << 10).to_string()]).arg(program());
+    run(plain(shell, dir, args))
+}
+
+/// A file of zeros behind a start, which takes no room on the disk.
+fn sparse(path: &Path, start: &[u8], len: u64) {
+    let mut file = File::create(path).unwrap();
+    file.write_all(start).unwrap();
+    file.set_len(len).unwrap();
+}
+
+#[test]
+fn too_little_memory_is_one_line() {
+    let root = pictures();
+    let dir = root.path();
+    let train = [&TRAIN[..5], &["--data", "pictures", "--image-size", "32", "--batch=8", "--epochs=1"]].concat();
+    assert!(run(depthshrinker(dir, &train)).status.success());
+    let model = "runs/train/original.safetensors";
+    sparse(&dir.join("large.safetensors"), &[], 3 << 30);
+    sparse(&dir.join("large.pth"), b"PK\x03\x04", 3 << 30);
+    fs::create_dir(dir.join("cifar")).unwrap();
+    sparse(&dir.join("cifar/data_batch_1.bin"), &[], 3073 * 300_000);
+    fs::create_dir(dir.join("mnist")).unwrap();
+    let header =
+        |magic: u32, sizes: &[u32]| [&[magic][..], sizes].concat().iter().flat_map(|n| n.to_be_bytes()).collect();
+    let (images, labels): (Vec<u8>, Vec<u8>) = (header(0x0803, &[1 << 20, 28, 28]), header(0x0801, &[1 << 20]));
+    sparse(&dir.join("mnist/train-images-idx3-ubyte"), &images, 16 + 784 * (1 << 20));
+    sparse(&dir.join("mnist/train-labels-idx1-ubyte"), &labels, 8 + (1 << 20));
+    image::GrayImage::new(16_000, 16_000).save(dir.join("large.png")).unwrap();
+    progressive(&dir.join("large.jpg"));
+    fs::write(dir.join("batch.toml"), "[evaluate]\nbatch = 65536\n[data]\nname = \"embedded\"\n").unwrap();
+    let grey = build("mobilenetv2-1.0", &NetworkOptions::new(Shape::new(28, 28, 1), 10)).unwrap();
+    write_model(&dir.join("grey.safetensors"), &Model::initialise(grey, 1).unwrap(), &ModelInfo { data: None })
+        .unwrap();
+
+    let wide =
+        ["train", "--force", "--net", "mobilenetv2-1.0", "--head-channels", "200000", "--out", "x", "-q", "--batch=8"];
+    // What is told at one of the limits at least; at each of them it is one line, if it is an error at all.
+    let rows: [(&[&str], &str); 9] = [
+        (&["eval", "large.safetensors"], "a file of weights would take 3221.2 MB"),
+        (&["import", "mobilenetv2-0.25", "large.pth", "-o", "x.safetensors"], "a file of weights would take 3221.2 MB"),
+        (
+            &["train", "--data", "cifar10", "--data-dir", "cifar", "--out", "x", "-q"],
+            "cifar/data_batch_1.bin does not fit",
+        ),
+        (&["train", "--data", "mnist", "--data-dir", "mnist", "--out", "x", "-q"], "images-idx3-ubyte does not fit"),
+        (&["infer", model, "large.png"], "the pixels of a picture would take 256.0 MB"),
+        // Inside of the decoder, which has no error for it.
+        (&["infer", model, "large.jpg"], "bytes more cannot be had"),
+        (&["eval", "grey.safetensors", "--config", "batch.toml"], "out of memory"),
+        (
+            &["bench", "network", "mobilenetv2-1.0", "--batch", "4096", "--seconds", "0", "--threads", "2"],
+            "bytes more cannot be had",
+        ),
+        (&wide, "fresh weights would take 256.0 MB"),
+    ];
+    for (args, words) in rows {
+        let mut named = false;
+        for mib in [40, 64, 90, 128, 180, 256, 330, 700] {
+            let output = limited(dir, mib, args);
+            let told = text(&output.stderr);
+            if output.status.success() {
+                continue;
+            }
+            assert_eq!((output.status.code(), told.lines().count()), (Some(1), 1), "{args:?} in {mib} MiB: {told}");
+            let is_memory = ["error: out of memory: ", "cannot be started: ", "Cannot allocate"];
+            assert!(is_memory.iter().any(|words| told.contains(words)), "{args:?} in {mib} MiB: {told}");
+            named |= told.contains(words);
+        }
+        assert!(named, "{args:?}: no limit was told as {words}");
+    }
+}
+
+/// A progressive JPEG that claims 6000x6000 pixels: those take 108 MB, and the coefficients that a decoder collects first
+/// twice as much.
+fn progressive(path: &Path) {
+    let mut bytes = fs::read("tests/fixtures/pictures/progressive.jpg").unwrap();
+    let frame = bytes.windows(2).position(|marker| marker == [0xff, 0xc2]).expect("a progressive frame");
+    let side = 6000u16.to_be_bytes();
+    bytes[frame + 5..frame + 9].copy_from_slice(&[side, side].concat());
+    fs::write(path, bytes).unwrap();
 }

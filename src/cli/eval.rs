@@ -27,6 +27,8 @@ pub struct Args {
 /// # Errors
 /// A model or data that cannot be used.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
+    // Nothing is kept, so there is nothing to save before the end.
+    Interrupt::end_on_ctrl_c()?;
     let mut config = common.base_config(Entry::New, None)?;
     args.data.apply(&mut config);
     common.ready(&config)?;
@@ -35,7 +37,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     doubts.settle(common.strict)?;
     let batch = config.evaluate.batch(images.shape().into());
     let test = Loader::eval(images, batch)?;
-    let evaluation = evaluate_model(&config.device()?, &model, &test, &Interrupt::on_ctrl_c()?)?;
+    let evaluation = evaluate_model(&config.device()?, &model, &test, &Interrupt::new())?;
     let (params, macs) = sizes(&model)?;
     let text = if common.json {
         let value = json!({

@@ -1,13 +1,12 @@
 //! CIFAR-10 and CIFAR-100 in their binary version: records of label bytes and 3072 pixels, one colour plane after
 //! another.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use super::dataset::{Data, Dataset, ImageShape, Normalisation};
 use super::locate::{Place, VARIABLE, locate};
-use crate::{Error, Result};
+use crate::{Error, Result, files, memory};
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
@@ -140,7 +139,7 @@ impl Format {
         if count != expected {
             tracing::warn!("{}: {count} images, the published file has {expected}", path.display());
         }
-        pixels.reserve(count * 3 * PLANE);
+        memory::reserve(pixels, count * 3 * PLANE, "the images of a file")?;
         for (index, record) in bytes.chunks_exact(record).enumerate() {
             let (label, planes) = record.split_at(self.label_bytes);
             let label = label[self.label_bytes - 1];
@@ -165,8 +164,8 @@ impl Format {
 /// A whole file, unless it is far larger than any file of these sets.
 fn read_capped(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    let file = files::open(path)?;
+    memory::read_to_end(file.take(MAX_FILE + 1), &mut bytes).map_err(|e| Error::io(path, e))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(Error::file(path, format!("is larger than {MAX_FILE} bytes, so it is no CIFAR file")));
     }

@@ -12,7 +12,7 @@ use super::picture::Picture;
 use super::preprocess::{Preprocessing, Resize};
 use super::random;
 use crate::shape::Shape;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Height, width and channels of every image of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -328,7 +328,8 @@ impl Dataset {
         match &self.images {
             Images::Memory(pixels) => {
                 let size = self.shape.size();
-                Ok(Picture { width, height, channels, pixels: pixels[index * size..][..size].to_vec() })
+                let pixels = memory::copy(&pixels[index * size..][..size], "the pixels of an image")?;
+                Ok(Picture { width, height, channels, pixels })
             }
             Images::Files { paths, .. } => Picture::read(&paths[index], channels),
             #[cfg(feature = "parquet")]
@@ -375,7 +376,7 @@ impl Dataset {
         let images = match &self.images {
             Images::Memory(pixels) => {
                 let size = self.shape.size();
-                let mut kept = Vec::with_capacity(indices.len() * size);
+                let mut kept = memory::room(indices.len() * size, "a part of the data set")?;
                 indices.iter().for_each(|&index| kept.extend_from_slice(&pixels[index * size..][..size]));
                 Images::Memory(kept)
             }

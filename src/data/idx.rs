@@ -3,14 +3,13 @@
 //! The header is not believed: what it claims is compared with what the file can hold before memory is spent on it, and
 //! no more is unpacked than it claims.
 
-use std::fs::File;
 use std::io::{self, BufReader, Cursor, ErrorKind, Read};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
 use super::dataset::ImageShape;
-use crate::{Error, Result};
+use crate::{Error, Result, files, memory};
 
 const IMAGE_MAGIC: u32 = 0x0803;
 const LABEL_MAGIC: u32 = 0x0801;
@@ -82,7 +81,7 @@ struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     fn open(path: &'a Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = files::open(path)?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let mut start = Vec::new();
         file.by_ref().take(2).read_to_end(&mut start).map_err(|e| Error::io(path, e))?;
@@ -161,7 +160,7 @@ impl<'a> Stream<'a> {
         // The buffer grows with what comes, not with what is claimed. The one byte beyond shows what trails, and makes
         // the gzip reader check its checksum.
         let mut body = Vec::new();
-        self.bytes.by_ref().take(claimed + 1).read_to_end(&mut body).map_err(|e| self.failed(e))?;
+        memory::read_to_end(self.bytes.by_ref().take(claimed + 1), &mut body).map_err(|e| self.failed(e))?;
         let came = body.len() as u64;
         if came < claimed {
             return Err(self.wrong(format!("cut short: {what} are {claimed} bytes, {came} came; {AGAIN}")));

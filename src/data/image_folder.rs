@@ -54,7 +54,7 @@ pub(super) fn open_test(root: &Path, name: &str, image_size: usize) -> Result<Da
 
 /// Names of the folders in `folder`, in the order of their labels; hidden ones are not classes.
 fn classes(folder: &Path) -> Result<Vec<String>> {
-    let folders = entries(folder)?.into_iter().filter(|entry| entry.is_dir);
+    let folders = entries(folder)?.into_iter().filter(|entry| entry.kind == Kind::Folder);
     let mut classes = folders.map(|entry| file_name(&entry.path).map(str::to_owned)).collect::<Result<Vec<_>>>()?;
     super::classes::sort(&mut classes);
     if classes.is_empty() {
@@ -85,7 +85,7 @@ fn split(folder: &Path, name: &str, image_size: usize, classes: &[String]) -> Re
     if let Some(example) = left_out.first() {
         // A class of which most pictures are of another kind would be learnt from the rest without a word.
         tracing::warn!(
-            "{}: {} of {} entries are left out, as they are no .jpg, .jpeg or .png files, such as {}",
+            "{}: {} of {} entries are left out, as they are no regular files named .jpg, .jpeg or .png, such as {}",
             folder.display(),
             left_out.len(),
             left_out.len() + files.len(),
@@ -98,13 +98,32 @@ fn split(folder: &Path, name: &str, image_size: usize, classes: &[String]) -> Re
 /// What is in a folder.
 struct Entry {
     path: PathBuf,
-    is_dir: bool,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    File,
+    /// A named pipe, a socket or a device: opening one could wait for ever.
+    Other,
+}
+
+impl Kind {
+    fn of(kind: fs::FileType) -> Self {
+        match kind {
+            kind if kind.is_dir() => Self::Folder,
+            kind if kind.is_file() => Self::File,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Entry {
     fn is_picture(&self) -> bool {
         let extension = self.path.extension().and_then(|extension| extension.to_str());
-        !self.is_dir && extension.is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
+        self.kind == Kind::File
+            && extension.is_some_and(|own| EXTENSIONS.iter().any(|known| own.eq_ignore_ascii_case(known)))
     }
 }
 
@@ -118,9 +137,14 @@ fn entries(folder: &Path) -> Result<Vec<Entry>> {
         }
         let path = entry.path();
         // The listing states the kind of every entry except links, so a million pictures need no system call each.
-        let kind = entry.file_type().map_err(|e| Error::io(&path, e))?;
-        let is_dir = if kind.is_symlink() { path.is_dir() } else { kind.is_dir() };
-        found.push(Entry { path, is_dir });
+        let own = entry.file_type().map_err(|e| Error::io(&path, e))?;
+        let kind = if own.is_symlink() {
+            // A link that leads nowhere counts as a picture: reading it will name it, where leaving it out would not.
+            fs::metadata(&path).map_or(Kind::File, |target| Kind::of(target.file_type()))
+        } else {
+            Kind::of(own)
+        };
+        found.push(Entry { path, kind });
     }
     found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(found)

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
@@ -12,10 +13,17 @@ use super::dataset::Dataset;
 use super::preprocess::{Interpolation, resize_cut};
 use super::random::{ImageKey, Purpose};
 use crate::ops::augment::{ByteTables, ImageView, write};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Batches that wait, ready, for the consumer: enough to ride out a slow one, little enough to cost no memory.
 const PREFETCH: usize = 3;
+
+/// How often a consumer that waits for a batch is asked whether it still wants it.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the end of an epoch waits for its thread. A read from a file system that hangs never ends.
+const LEAVE_BEHIND: Duration = Duration::from_secs(1);
+/// What memory is for.
+const BATCH: &str = "a batch of images";
 
 /// Normalised images with their labels.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,7 +172,7 @@ impl Loader {
 
     fn batch(&self, epoch: u64, indices: &[usize]) -> Result<Batch> {
         let size = self.dataset.shape().size();
-        let mut images = vec![0.0; indices.len() * size];
+        let mut images = memory::zeros(indices.len() * size, BATCH)?;
         let in_memory = indices.first().is_some_and(|index| self.dataset.pixels(*index).is_some());
         if in_memory && self.needs_only_views() {
             // A copy through a table is too little work to share out, and the other cores are training.
@@ -174,14 +182,12 @@ impl Loader {
                 }
             }
         } else {
-            images.par_chunks_exact_mut(size).zip(indices).try_for_each_init(
-                || vec![0; size],
-                |pixels, (out, &index)| {
-                    self.pixels(epoch, index, pixels)?;
-                    self.write(epoch, index, pixels, out);
-                    Ok::<_, Error>(())
-                },
-            )?;
+            images.par_chunks_exact_mut(size).zip(indices).try_for_each_init(Vec::new, |pixels, (out, &index)| {
+                memory::resize(pixels, size, "an image")?;
+                self.pixels(epoch, index, pixels)?;
+                self.write(epoch, index, pixels, out);
+                Ok::<_, Error>(())
+            })?;
         }
         let labels = indices.iter().map(|&index| self.dataset.labels()[index]).collect();
         Ok(Batch { images, labels, indices: indices.to_vec() })
@@ -189,7 +195,7 @@ impl Loader {
 
     fn byte_batch(&self, epoch: u64, indices: &[usize], resident: bool) -> Result<ByteBatch> {
         let size = self.dataset.shape().size();
-        let mut pixels = vec![0; if resident { 0 } else { indices.len() * size }];
+        let mut pixels = memory::zeros(if resident { 0 } else { indices.len() * size }, BATCH)?;
         pixels
             .par_chunks_exact_mut(size)
             .zip(indices)
@@ -247,25 +253,29 @@ pub struct Batches<T = Batch> {
 }
 
 impl<T> Batches<T> {
-    fn close(&mut self) -> std::thread::Result<()> {
-        // In this order: a thread that waits to send is woken by the end of the channel.
-        self.receiver = None;
-        self.thread.take().map_or(Ok(()), JoinHandle::join)
-    }
-}
-
-impl<T> Iterator for Batches<T> {
-    type Item = Result<T>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next batch; while it is not there yet, `stop` is asked now and then whether to give it up.
+    ///
+    /// # Errors
+    /// As the iterator, and [`Error::Interrupted`] where it was given up.
+    pub fn next_unless(&mut self, stop: impl Fn() -> bool) -> Option<Result<T>> {
         if self.left == 0 {
             return None;
         }
-        if let Some(failure) = self.failure.take() {
-            self.left = 0;
-            return Some(Err(failure));
-        }
-        match self.receiver.as_ref().and_then(|receiver| receiver.recv().ok()) {
+        let received = match (self.failure.take(), &self.receiver) {
+            (Some(failure), _) => Some(Err(failure)),
+            (None, Some(receiver)) => loop {
+                match receiver.recv_timeout(PATIENCE) {
+                    Ok(batch) => break Some(batch),
+                    Err(RecvTimeoutError::Disconnected) => break None,
+                    Err(RecvTimeoutError::Timeout) if stop() => {
+                        break Some(Err(Error::Interrupted("a batch was not waited for".to_owned())));
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+            },
+            (None, None) => None,
+        };
+        match received {
             Some(Ok(batch)) => {
                 self.left -= 1;
                 Some(Ok(batch))
@@ -277,10 +287,32 @@ impl<T> Iterator for Batches<T> {
             None => {
                 // Only a decoder that panicked ends the thread early without a word.
                 let left = std::mem::take(&mut self.left);
-                let _ = self.close();
+                self.close();
                 Some(Err(Error::Data(format!("the loader's thread ended with {left} batches to go; see the log"))))
             }
         }
+    }
+
+    fn close(&mut self) {
+        // In this order: a thread that waits to send is woken by the end of the channel.
+        self.receiver = None;
+        let Some(thread) = self.thread.take() else { return };
+        let begun = Instant::now();
+        while !thread.is_finished() && begun.elapsed() < LEAVE_BEHIND {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
+            // A panic of the thread has been printed, and there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<T> Iterator for Batches<T> {
+    type Item = Result<T>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_unless(|| false)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -297,7 +329,38 @@ impl<T> fmt::Debug for Batches<T> {
 
 impl<T> Drop for Batches<T> {
     fn drop(&mut self) {
-        // A panic of the thread has been printed, and there is nobody left to tell.
-        let _ = self.close();
+        self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::ImageShape;
+
+    /// What a network share that does not answer looks like to the consumer.
+    #[test]
+    fn a_batch_that_never_comes_is_given_up_when_asked() {
+        let shape = ImageShape { height: 1, width: 1, channels: 1 };
+        let set = Dataset::from_memory("two", shape, 2, vec![0, 1], vec![0, 1]).unwrap();
+        let loader = Loader::eval(Arc::new(set), 1).unwrap();
+        let (hang, release) = mpsc::channel::<()>();
+        let mut batches = loader.prefetch(0, 0, move |_, _, indices| {
+            if indices == [1] {
+                let _ = release.recv();
+            }
+            Ok(indices.to_vec())
+        });
+        let begun = Instant::now();
+        assert_eq!(batches.next_unless(|| true).unwrap().unwrap(), [0]);
+        let asked = std::cell::Cell::new(0);
+        let stop = || asked.replace(asked.get() + 1) == 2;
+        assert!(matches!(batches.next_unless(stop), Some(Err(Error::Interrupted(_)))));
+        assert_eq!(asked.get(), 3);
+        assert!(batches.next().is_none());
+        // The thread still hangs and is left behind.
+        drop(batches);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        drop(hang);
     }
 }

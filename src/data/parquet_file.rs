@@ -30,7 +30,7 @@ use thrift::TConfiguration;
 use thrift::protocol::{TCompactInputProtocol, TInputProtocol, TType};
 
 use super::parquet_pages::{Codec, Pages};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Largest footer that is read, in bytes; in memory the elements of its lists take many times what they take there.
 const MAX_FOOTER: usize = 4 << 20;
@@ -57,7 +57,7 @@ impl ParquetFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
         let no_parquet = |e: ParquetError| unreadable(path, &format!("is no Parquet file: {e}"));
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = files::open(path)?;
         let bytes = file.metadata().map_err(io)?.len();
         let Some(before_tail) = bytes.checked_sub(FOOTER_SIZE as u64) else {
             return Err(unreadable(path, "is no Parquet file: it is too short"));

@@ -11,12 +11,15 @@ use serde::{Deserialize, Serialize};
 use super::dataset::{ImageShape, Normalisation};
 use super::picture::Picture;
 use crate::ops::augment::{ByteTables, ImageView, write};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Side of the input that most ImageNet networks take.
 pub const IMAGENET_SIZE: usize = 224;
 /// Longest side that pictures are resized to.
 const MAX_SIDE: usize = 16_384;
+
+/// What memory is for.
+const INPUT: &str = "an input of the network";
 
 thread_local! {
     /// With the pixels between its two passes; kept from one picture to the next.
@@ -178,7 +181,7 @@ fn resize_as<P: PixelTrait>(
     let along_rows = options.crop(left, first, width, lines as f64);
     let along_columns = options.crop(0.0, top - first, shape.width as f64, height);
     RESIZER.with_borrow_mut(|(resizer, buffer)| {
-        buffer.resize(lines * shape.width * shape.channels, 0);
+        memory::resize(buffer, lines * shape.width * shape.channels, "a resized picture")?;
         let mut narrow = TypedImage::<P>::from_buffer(shape.width as u32, lines as u32, buffer);
         let narrow = narrow.as_mut().map_err(|e| fault(e.to_string()))?;
         resizer.resize_typed(&source, narrow, &along_rows).map_err(|e| fault(e.to_string()))?;
@@ -236,9 +239,9 @@ impl Preprocessing {
     }
 
     fn input(&self, picture: &Picture) -> Result<Vec<f32>> {
-        let mut pixels = vec![0; self.shape.size()];
+        let mut pixels = memory::zeros(self.shape.size(), INPUT)?;
         self.resize.apply(picture, self.shape, &mut pixels)?;
-        let mut input = vec![0.0; pixels.len()];
+        let mut input = memory::zeros(pixels.len(), INPUT)?;
         let tables = ByteTables::new(&self.normalisation.mean, &self.normalisation.std);
         write(&ImageView::default(), &pixels, self.shape.into(), &tables, &mut input);
         Ok(input)

@@ -17,7 +17,7 @@ use super::driver::{Address, CapturedGraph, Driver, Function, LaunchShape};
 use super::signature::Signature;
 use super::source::Unit;
 use crate::dtype::Dtype;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// A GPU, real or emulated. Only one thread at a time may launch work: the contents of the workspace and of recordings
 /// depend on the order of the launches.
@@ -551,7 +551,7 @@ impl<'a> GpuView<'a> {
     /// When the device or an earlier launch failed.
     pub fn read(&self, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), self.len, "another number of elements");
-        let mut bytes = vec![0u8; self.len * self.dtype.bytes()];
+        let mut bytes: Vec<u8> = memory::zeros(self.len * self.dtype.bytes(), "a copy from the device")?;
         // SAFETY: the view has as many elements.
         unsafe { self.gpu.download(&mut bytes, self.address)? };
         self.dtype.decode(&bytes, out);

@@ -28,7 +28,7 @@ use gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
 pub use recording::Recording;
 
 use crate::dtype::Dtype;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Which code runs an operation: operations differ in what they can take in at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,14 +159,14 @@ impl Device {
     /// When the device is out of memory.
     pub fn sums(&self, len: usize) -> Result<Buffer> {
         match self {
-            Self::Cpu => Ok(Buffer::HostSums(vec![0.0; len])),
+            Self::Cpu => memory::zeros(len, "the sums of a pass").map(Buffer::HostSums),
             Self::Gpu(..) => self.zeros(len),
         }
     }
 
     fn zeros_of(&self, dtype: Dtype, len: usize) -> Result<Buffer> {
         match self {
-            Self::Cpu => Ok(Buffer::Host(vec![0.0; len])),
+            Self::Cpu => memory::zeros(len, "a value of the network or a parameter").map(Buffer::Host),
             Self::Gpu(gpu, _) => GpuBuffer::zeros(gpu, dtype, len).map(Buffer::Gpu),
         }
     }
@@ -177,7 +177,7 @@ impl Device {
     /// When the device is out of memory.
     pub fn upload(&self, data: &[f32]) -> Result<Buffer> {
         match self {
-            Self::Cpu => Ok(Buffer::Host(data.to_vec())),
+            Self::Cpu => memory::copy(data, "a copy of an operand").map(Buffer::Host),
             Self::Gpu(..) => {
                 let mut buffer = self.zeros(data.len())?;
                 buffer.write(data)?;

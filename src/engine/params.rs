@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use crate::Result;
 use crate::device::{Buffer, Device, View};
 use crate::dtype::Dtype;
 use crate::graph::ParamSpec;
@@ -10,6 +9,7 @@ use crate::model::Weights;
 use crate::ops::copy::copy;
 use crate::ops::step::{ParamId, Place};
 use crate::tensor::Tensor;
+use crate::{Result, memory};
 
 /// Parameters, their gradients and where each lies.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Params {
 
     /// Copies weights that fit the specs (checked by [`crate::model::Model::new`]).
     pub fn load(&mut self, weights: &Weights) -> Result<()> {
-        let (mut values, mut running) = (vec![0.0; self.values.len()], vec![0.0; self.running.len()]);
+        let (mut values, mut running) = self.copies()?;
         for (spec, range) in self.specs.iter().zip(&self.ranges) {
             let to = if spec.role.is_trained() { &mut values } else { &mut running };
             to[range.clone()].copy_from_slice(&weights[&spec.name].data);
@@ -66,6 +66,12 @@ impl Params {
         self.stale = true;
         self.values.write(&values)?;
         self.running.write(&running)
+    }
+
+    /// Zeros for a copy of trained parameters and of running statistics.
+    fn copies(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+        let zeros = |buffer: &Buffer| memory::zeros(buffer.len(), "a copy of the parameters");
+        Ok((zeros(&self.values)?, zeros(&self.running)?))
     }
 
     /// Bytes of all buffers.
@@ -95,14 +101,15 @@ impl Params {
     }
 
     pub fn weights(&self) -> Result<Weights> {
-        let (mut values, mut running) = (vec![0.0; self.values.len()], vec![0.0; self.running.len()]);
+        let (mut values, mut running) = self.copies()?;
         self.values.read(&mut values)?;
         self.running.read(&mut running)?;
         let tensor = |(spec, range): (&ParamSpec, &Range<usize>)| {
             let from = if spec.role.is_trained() { &values } else { &running };
-            (spec.name.clone(), Tensor { shape: spec.shape.clone(), data: from[range.clone()].to_vec() })
+            let data = memory::copy(&from[range.clone()], "a copy of the parameters")?;
+            Ok((spec.name.clone(), Tensor { shape: spec.shape.clone(), data }))
         };
-        Ok(self.specs.iter().zip(&self.ranges).map(tensor).collect())
+        self.specs.iter().zip(&self.ranges).map(tensor).collect()
     }
 
     pub fn range(&self, id: ParamId) -> Range<usize> {

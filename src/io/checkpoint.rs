@@ -1,7 +1,6 @@
 //! Everything it takes to go on with a training run as if it had never stopped, bit for bit.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +11,7 @@ use super::model::{file_weights, graph_metadata, read_graph, read_weights};
 use super::tensors::{TensorFile, parse_tensors, read_tensors, write_tensors};
 use crate::model::Model;
 use crate::tensor::Tensor;
-use crate::{Error, Result};
+use crate::{Error, Result, files, memory};
 
 const STATE_KEY: &str = "depthshrinker.checkpoint";
 /// Prefix of the optimizer's tensors, which no node of a network can have: timm's names hold no colon.
@@ -107,7 +106,8 @@ impl Checkpoint {
         metadata.insert(STATE_KEY.into(), json);
         let mut tensors = file_weights(&self.model.graph, &self.model.weights)?;
         for (i, data) in self.optimizer.iter().enumerate() {
-            tensors.insert(format!("{OPTIMIZER}{i}"), Tensor { shape: vec![data.len()], data: data.clone() });
+            let copy = memory::copy(data, "a checkpoint of the optimizer")?;
+            tensors.insert(format!("{OPTIMIZER}{i}"), Tensor { shape: vec![data.len()], data: copy });
         }
         write_tensors(path, &tensors, &metadata)
     }
@@ -180,8 +180,7 @@ pub fn fingerprint(settings: &impl Serialize) -> Result<String> {
 /// A file that cannot be read.
 pub fn file_fingerprint(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
-    let mut copy = || std::io::copy(&mut File::open(path)?, &mut hash);
-    copy().map_err(|e| Error::io(path, e))?;
+    std::io::copy(&mut files::open(path)?, &mut hash).map_err(|e| Error::io(path, e))?;
     Ok(format!("{:x}", hash.finalize()))
 }
 

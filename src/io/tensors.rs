@@ -4,7 +4,6 @@
 //! keeps metadata in a hash map: its order, and so the file, would differ from run to run.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -14,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::atomic::write_atomic;
 use crate::dtype::Dtype;
 use crate::tensor::Tensor;
-use crate::{Error, Result};
+use crate::{Error, Result, files, memory};
 
 /// Largest file that is read; a bound on memory before anything in it has been believed.
 const MAX_FILE_BYTES: u64 = 4 << 30;
@@ -24,6 +23,8 @@ const MAX_HEADER_BYTES: u64 = 32 << 20;
 const MAX_NAME_BYTES: usize = 1024;
 /// The header's length comes first, as a little-endian `u64`.
 const LENGTH_BYTES: u64 = 8;
+/// What memory is for.
+const WEIGHTS: &str = "the numbers of a tensor";
 /// What a reader can do about a damaged file.
 const REMEDY: &str = "the file is damaged or no safetensors file; make or download it again";
 
@@ -62,10 +63,14 @@ pub fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<TensorFile> {
         use safetensors::Dtype::{BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
         check_name(name).map_err(|fault| Error::file(path, fault))?;
         let data = match view.dtype() {
-            F32 => decoded(Dtype::F32, view.data()),
-            F16 => decoded(Dtype::F16, view.data()),
-            BF16 => decoded(Dtype::Bf16, view.data()),
-            F64 => doubles(view.data()).collect(),
+            F32 => decoded(Dtype::F32, view.data())?,
+            F16 => decoded(Dtype::F16, view.data())?,
+            BF16 => decoded(Dtype::Bf16, view.data())?,
+            F64 => {
+                let mut data = memory::room(view.data().len() / 8, WEIGHTS)?;
+                data.extend(doubles(view.data()));
+                data
+            }
             BOOL | U8 | I8 | I16 | U16 | I32 | U32 | I64 | U64 => continue,
             other => return Err(unsupported(path, name, other)),
         };
@@ -111,19 +116,15 @@ fn write_numbers(out: &mut dyn Write, data: &[f32]) -> std::io::Result<()> {
 /// Reads a regular file of believable size.
 pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let io = |e| Error::io(path, e);
-    let file = File::open(path).map_err(io)?;
-    let meta = file.metadata().map_err(io)?;
-    if !meta.is_file() {
-        return Err(Error::file(path, "this is not a regular file; give a file of weights"));
-    }
-    let size = meta.len();
+    let file = files::open(path)?;
+    let size = file.metadata().map_err(io)?.len();
     if size > MAX_FILE_BYTES {
         let limit = MAX_FILE_BYTES >> 30;
         return Err(Error::file(path, format!("{size} bytes, more than the limit of {limit} GiB")));
     }
-    let mut bytes = Vec::with_capacity(size as usize);
+    let mut bytes = memory::room(size as usize, "a file of weights")?;
     // The file may have grown since it was measured.
-    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(io)?;
+    memory::read_to_end(file.take(MAX_FILE_BYTES), &mut bytes).map_err(io)?;
     Ok(bytes)
 }
 
@@ -140,10 +141,10 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn decoded(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let mut data = vec![0.0; bytes.len() / dtype.bytes()];
+fn decoded(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+    let mut data = memory::zeros(bytes.len() / dtype.bytes(), WEIGHTS)?;
     dtype.decode(bytes, &mut data);
-    data
+    Ok(data)
 }
 
 /// Little-endian `f64` numbers, rounded.

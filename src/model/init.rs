@@ -5,9 +5,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
 use super::{Model, Weights};
-use crate::Result;
 use crate::graph::{ConvFamily, Graph, Op, ParamRole};
 use crate::tensor::Tensor;
+use crate::{Result, memory};
 
 /// Standard deviation of a fresh classifier.
 const LINEAR_STD: f32 = 0.01;
@@ -29,9 +29,9 @@ impl Model {
                         ConvFamily::Depthwise => conv.window.taps(),
                         _ => conv.window.taps() * conv.c_out / conv.groups,
                     };
-                    normal(&param.shape, (2.0 / fan_out as f32).sqrt(), &mut rng)
+                    normal(&param.shape, (2.0 / fan_out as f32).sqrt(), &mut rng)?
                 }
-                ParamRole::LinearWeight => normal(&param.shape, LINEAR_STD, &mut rng),
+                ParamRole::LinearWeight => normal(&param.shape, LINEAR_STD, &mut rng)?,
                 ParamRole::BnWeight | ParamRole::RunningVar => Tensor::full(&param.shape, 1.0),
                 _ => Tensor::zeros(&param.shape),
             };
@@ -41,8 +41,10 @@ impl Model {
     }
 }
 
-fn normal(shape: &[usize], std: f32, rng: &mut ChaCha8Rng) -> Tensor {
+fn normal(shape: &[usize], std: f32, rng: &mut ChaCha8Rng) -> Result<Tensor> {
     let normal = Normal::new(0.0f32, std).expect("a standard deviation that is finite and not negative");
-    let data = normal.sample_iter(rng).take(shape.iter().product()).collect();
-    Tensor { shape: shape.to_vec(), data }
+    let len = shape.iter().product();
+    let mut data = memory::room(len, "fresh weights")?;
+    data.extend(normal.sample_iter(rng).take(len));
+    Ok(Tensor { shape: shape.to_vec(), data })
 }

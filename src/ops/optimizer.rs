@@ -12,7 +12,7 @@ use super::cuda::optimizer::GpuOptimizer;
 use super::simd::vectorised;
 use crate::device::gpu::GpuViewMut;
 use crate::device::{Buffer, Device, View};
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Elements that one task handles.
 const CHUNK: usize = 1 << 14;
@@ -242,7 +242,7 @@ impl OptimizerState {
     /// When the device fails.
     pub fn save(&self) -> Result<Vec<Vec<f32>>> {
         let read = |buffer: &Buffer| {
-            let mut data = vec![0.0; buffer.len()];
+            let mut data = memory::zeros(buffer.len(), "a checkpoint of the optimizer")?;
             buffer.read(&mut data).map(|()| data)
         };
         let mut saved: Vec<Vec<f32>> = self.buffers.iter().map(read).collect::<Result<_>>()?;

@@ -14,7 +14,7 @@ use crate::io::tensors::{read_tensors, write_tensors};
 use crate::model::Model;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Images per pass.
 const BATCH: usize = 64;
@@ -48,9 +48,16 @@ pub fn picture_logits(
 ) -> Result<Vec<f32>> {
     let batch = |paths: &[PathBuf]| {
         let images: Vec<Vec<f32>> = paths.par_iter().map(|path| preprocessing.read(path)).collect::<Result<_>>()?;
-        Ok(Cow::Owned(images.concat()))
+        joined(&images).map(Cow::Owned)
     };
     run(device, model, paths.len(), paths.chunks(BATCH).map(batch))
+}
+
+/// Images one behind the other.
+pub(super) fn joined(images: &[Vec<f32>]) -> Result<Vec<f32>> {
+    let mut all = memory::room(images.iter().map(Vec::len).sum(), "a batch of images")?;
+    images.iter().for_each(|image| all.extend_from_slice(image));
+    Ok(all)
 }
 
 /// Logits of `count` images that come in batches of [`BATCH`], the last one of what is left.
@@ -64,7 +71,7 @@ fn run<'a>(
     let options = EngineOptions { batch, fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
     let mut engine = Engine::new(device, model, &options)?;
     let classes = model.graph.classes();
-    let mut out = vec![0.0; count * classes];
+    let mut out = memory::zeros(count * classes, "the logits of all images")?;
     for (images, out) in batches.zip(out.chunks_mut(batch * classes)) {
         engine.forward(&images?)?.read(out)?;
     }
@@ -95,7 +102,7 @@ pub fn read_images(path: &Path, shape: Shape) -> Result<Vec<f32>> {
 /// # Errors
 /// What the operating system says.
 pub fn write_logits(path: &Path, logits: &[f32], classes: usize) -> Result<()> {
-    let tensor = Tensor::new(vec![logits.len() / classes, classes], logits.to_vec())?;
+    let tensor = Tensor::new(vec![logits.len() / classes, classes], memory::copy(logits, "the logits of all images")?)?;
     write_tensors(path, &BTreeMap::from([("logits".to_owned(), tensor)]), &BTreeMap::new())
 }
 

@@ -1,14 +1,13 @@
 //! Checking a merge on images from files.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::infer::read_images;
+use super::infer::{joined, read_images};
 use crate::io::DataInfo;
 use crate::model::Model;
 use crate::shrink::merge::{MergeError, Merged, Verifier, verify};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// How JPEG and PNG files begin.
 const PICTURES: [&[u8]; 2] = [b"\xff\xd8\xff", b"\x89PNG"];
@@ -42,7 +41,7 @@ pub fn verify_files(
         let (preprocessing, mut verifier) = (data.preprocessing(), Verifier::new(unmerged, merged)?);
         for paths in pictures.chunks(verifier.batch()) {
             let images: Vec<Vec<f32>> = paths.iter().map(|path| preprocessing.read(path)).collect::<Result<_>>()?;
-            verifier.compare(&images.concat())?;
+            verifier.compare(&joined(&images)?)?;
         }
         note(verifier.error());
     }
@@ -51,7 +50,7 @@ pub fn verify_files(
 
 fn is_picture(path: &Path) -> Result<bool> {
     let mut start = Vec::new();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = files::open(path)?;
     file.take(8).read_to_end(&mut start).map_err(|e| Error::io(path, e))?;
     Ok(PICTURES.iter().any(|magic| start.starts_with(magic)))
 }

@@ -11,7 +11,7 @@ use super::padding::{PaddingMode, reordered};
 use crate::graph::{BlockId, BlockState, Conv, Graph, NodeId, Op, Segment, SegmentEnds};
 use crate::io::write_atomic;
 use crate::shape::{Padding, Window};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Which activations stay and which segments become one convolution: what `search` writes to `plan.json` and `finetune` and
 /// `merge` read with `--plan`.
@@ -55,7 +55,7 @@ impl Selection {
     /// # Errors
     /// A file that cannot be read or says nothing usable about blocks.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::parse(path, &std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?)
+        Self::parse(path, &files::read_text(path)?)
     }
 
     /// As [`read`](Self::read), from text; `path` is what messages name.

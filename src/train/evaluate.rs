@@ -41,7 +41,8 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
     let mut record = LossRecord::new(engine.device(), test.batch_size(), classes)?;
     let source = Source::of([engine.device()], test, false);
     let mut feed = Feed::new(engine.device(), test, source, test.batch_size())?;
-    for batch in source.epoch(test, 0, 0) {
+    let mut batches = source.epoch(test, 0, 0);
+    while let Some(batch) = batches.next_unless(interrupt) {
         let batch = batch?;
         let batch = batch.batch();
         if interrupt.is_set() {

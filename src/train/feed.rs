@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use super::interrupt::Interrupt;
 use crate::data::{Batch, Batches, ByteBatch, Loader};
 use crate::device::{Device, View};
 use crate::engine::Engine;
@@ -130,13 +131,16 @@ pub(super) enum FedBatches {
     Bytes(Batches<ByteBatch>),
 }
 
-impl Iterator for FedBatches {
-    type Item = Result<LoadedBatch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+impl FedBatches {
+    /// The next batch, unless `interrupt` is set before it comes.
+    ///
+    /// # Errors
+    /// As the loader's batches, and [`Error::Interrupted`].
+    pub fn next_unless(&mut self, interrupt: &Interrupt) -> Option<Result<LoadedBatch>> {
+        let stop = || interrupt.is_set();
         match self {
-            Self::Images(batches) => batches.next().map(|batch| batch.map(LoadedBatch::Images)),
-            Self::Bytes(batches) => batches.next().map(|batch| batch.map(LoadedBatch::Bytes)),
+            Self::Images(batches) => batches.next_unless(stop).map(|batch| batch.map(LoadedBatch::Images)),
+            Self::Bytes(batches) => batches.next_unless(stop).map(|batch| batch.map(LoadedBatch::Bytes)),
         }
     }
 }

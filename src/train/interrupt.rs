@@ -46,6 +46,14 @@ impl Interrupt {
         installed.clone().map_err(refused)
     }
 
+    /// Ends the process at the first Ctrl-C or polite kill, for work that keeps nothing.
+    ///
+    /// # Errors
+    /// When the operating system refuses the handler, or there is one already.
+    pub fn end_on_ctrl_c() -> Result<()> {
+        ctrlc::set_handler(|| end("interrupted; nothing was written")).map_err(|e| refused(e.to_string()))
+    }
+
     /// Requests a stop.
     pub fn set(&self) {
         self.0.store(true, Ordering::SeqCst);

@@ -142,8 +142,13 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let train = self.stage.train;
-        for batch in self.step.epoch(train, self.position.epoch, first as usize) {
-            self.take_step(&batch?.batch())?;
+        let mut batches = self.step.epoch(train, self.position.epoch, first as usize);
+        while let Some(batch) = batches.next_unless(&session.interrupt) {
+            let batch = match batch {
+                Err(Error::Interrupted(_)) => return Err(self.interrupted(session)),
+                other => other?,
+            };
+            self.take_step(&batch.batch())?;
             self.position.step_in_epoch += 1;
             self.position.step += 1;
             session.reporter.step(self.position.step, self.sums.loss / self.sums.images as f64);

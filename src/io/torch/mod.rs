@@ -21,7 +21,7 @@ use view::{Element, View};
 
 use super::tensors::{check_name, one_line, read_bounded};
 use crate::tensor::Tensor;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// What went wrong, without the path.
 type Fault = String;
@@ -101,7 +101,7 @@ fn read_view(view: &View<'_>, storages: &Storages<'_>) -> std::result::Result<Ve
     if end.checked_mul(element).is_none_or(|end| end > bytes.len()) {
         return Err(beyond());
     }
-    let mut out = Vec::new();
+    let mut out = memory::room(view.len().unwrap_or(0), "the numbers of a tensor").map_err(|e| e.to_string())?;
     if view.is_contiguous() {
         let from = view.offset.min(end);
         storage.element.decode(&bytes[from * element..end * element], &mut out);
