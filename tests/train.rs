@@ -510,6 +510,51 @@ fn data_that_does_not_fit_the_network_is_refused() {
     assert!(go(&other, &test).contains("batch"));
 }
 
+/// Keeps what it is given, unless its disk is full.
+#[derive(Default)]
+struct Keeper {
+    kept: Option<Model>,
+    full: bool,
+}
+
+impl Hook for Keeper {
+    fn trained(&mut self, model: &Model) -> Result<bool> {
+        if self.full {
+            return Err(Error::file("result", "cannot be written: the disk is full"));
+        }
+        self.kept = Some(model.clone());
+        Ok(true)
+    }
+}
+
+#[test]
+fn a_run_outlives_its_checkpoints_but_not_its_result() {
+    let want = run(&config(), &mut NoHook, None, &mut Folder::new().start()).unwrap();
+    let folder = Folder::new();
+    let without_checkpoints = || {
+        let mut session = folder.start();
+        session.save_every = Duration::ZERO;
+        session.checkpoint = Some(folder.0.path().join("missing/checkpoint.safetensors"));
+        session
+    };
+    let mut keeper = Keeper::default();
+    let got = run(&config(), &mut keeper, None, &mut without_checkpoints()).unwrap();
+    assert_same("without checkpoints", &got, &want);
+    assert_same("as kept", &keeper.kept.unwrap(), &want);
+    // A result that is neither kept nor in a checkpoint is lost, which is a failure.
+    let full = || Keeper { full: true, ..Keeper::default() };
+    for (hook, words) in [(&mut NoHook as &mut dyn Hook, "checkpoint.safetensors"), (&mut full(), "result")] {
+        let error = run(&config(), hook, None, &mut without_checkpoints()).unwrap_err().to_string();
+        assert!(error.contains(&format!("{words}: cannot be written")), "{error}");
+    }
+    // Where the checkpoint holds it, it is kept once there is room.
+    run(&config(), &mut full(), None, &mut folder.start()).unwrap_err();
+    let mut keeper = Keeper::default();
+    run(&config(), &mut keeper, None, &mut folder.resume()).unwrap();
+    assert_same("as kept in the end", &keeper.kept.unwrap(), &want);
+    assert_eq!(folder.records().len(), 3);
+}
+
 #[test]
 fn a_checkpoint_of_other_settings_or_another_network_is_refused() {
     let folder = Folder::new();

@@ -9,7 +9,7 @@ use super::settings::{refuse_same, sizes};
 use super::{Common, print};
 use crate::dtype::Dtype;
 use crate::io::onnx::write_onnx;
-use crate::io::{read_model, write_model};
+use crate::io::{check_writable, read_model, write_model};
 use crate::pipeline::Entry;
 use crate::{Error, terminal};
 
@@ -34,6 +34,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let precision = std::mem::replace(&mut config.precision, Dtype::F32);
     common.ready(&config)?;
     refuse_same(&args.model, &args.output)?;
+    check_writable(&args.output)?;
     let (model, info) = read_model(&args.model)?;
     match (args.output.extension().and_then(|e| e.to_str()), precision) {
         (Some("onnx"), precision) => write_onnx(&args.output, &model, &info, precision)?,

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, model_file, outputs, refuse_same, set_some};
+use super::settings::{DataArgs, MaskArgs, RunArgs, StageArgs, model_file, outputs, set_some};
 use super::{Common, print};
 use crate::io::{read_model, write_model};
-use crate::pipeline::{Datasets, Doubts, Run, RunSpec, check_batches};
+use crate::model::Model;
+use crate::pipeline::{Datasets, Doubts, Finetuning, Run, RunSpec, Space, check_batches};
 use crate::shrink::Selection;
 use crate::shrink::padding::PaddingMode;
-
 use crate::{Error, terminal};
+
 const NAME: &str = "finetune";
 const FILE: &str = "shrunk.safetensors";
 
@@ -81,17 +82,21 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     check_batches([&config.finetune.train], &data)?;
     let taught = taught.map_or_else(Doubts::default, |names| Doubts::of_teacher(data.train.class_names(), &names));
     data.doubts([(NAME, &config.finetune.train)], &model.graph)?.and(taught).settle(common.strict)?;
-    let paths = outputs(args.output.as_ref(), &folder, FILE);
-    for (model, path) in models.iter().flat_map(|model| paths.iter().map(move |path| (model, path))) {
-        refuse_same(model, path)?;
-    }
-    let spec = RunSpec { command: NAME, config: &config, models: &models, last: FILE };
+    let paths = outputs(args.output.as_ref(), &folder, FILE, &models)?;
+    let spec = RunSpec {
+        command: NAME,
+        config: &config,
+        models: &models,
+        last: FILE,
+        bytes: Space { models: 1, stages: &[&config.finetune.train] }.bytes(&model.graph)?,
+    };
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let selection = Selection { segments: config.finetune.segments.clone(), ..mask.clone().into() };
-    let shrunk = run.finetune(NAME, &model, &teacher, &selection, 0)?;
+    let mut keep = |model: &Model| paths.iter().try_for_each(|path| write_model(path, model, &data.info()));
+    let finetuning = Finetuning { name: NAME, seed: 0, start: &model, original: &teacher, selection: &selection };
+    let shrunk = run.finetune(finetuning, Some(&mut keep))?;
     let evaluation = run.evaluate(&shrunk)?;
-    paths.iter().try_for_each(|path| write_model(path, &shrunk, &data.info()))?;
     let path = &paths[0];
     let text = if common.json {
         let value = json!({

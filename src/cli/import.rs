@@ -8,7 +8,7 @@ use serde_json::json;
 use super::settings::{refuse_same, sizes};
 use super::{Common, print};
 use crate::data::Resize;
-use crate::io::write_model;
+use crate::io::{check_writable, write_model};
 use crate::networks::{NetworkOptions, image_size};
 use crate::pipeline::{Entry, Imported, import};
 use crate::shape::Shape;
@@ -43,6 +43,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let config = common.base_config(Entry::New, None)?;
     common.ready(&config)?;
     refuse_same(&args.weights, &args.output)?;
+    check_writable(&args.output)?;
     // Classes and channels are those of the file.
     let side = args.image_size.map_or_else(|| image_size(&args.net), Ok)?;
     let options = NetworkOptions::new(Shape::new(side, side, 3), 1000);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Common, print};
 use crate::device::Device;
-use crate::io::{ModelInfo, read_model};
+use crate::io::{ModelInfo, check_writable, read_model};
 use crate::model::Model;
 use crate::pipeline::{Entry, Top, logits, picture_logits, read_images, top_classes, write_logits};
 use crate::{Error, terminal};
@@ -40,6 +40,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     if args.input.is_none() && args.images.is_empty() {
         return Err(Error::Config("infer needs something to look at; give --input FILE or pictures".into()).into());
     }
+    args.output.as_deref().map(check_writable).transpose()?;
     let (model, info) = read_model(&args.model)?;
     model.graph.check_classifier()?;
     let device = config.device()?;

@@ -7,13 +7,13 @@ use serde_json::json;
 
 use super::settings::{MaskArgs, refuse_same};
 use super::{Common, print};
-use crate::io::{read_model, write_model};
+use crate::io::{check_writable, read_model, write_model};
 use crate::model::Model;
 use crate::pipeline::{Entry, verify_files};
 use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge, merge_selection, verify_random};
 use crate::shrink::padding::PaddingMode;
-use crate::{Error, terminal};
 use crate::shrink::surgery::linearise;
+use crate::{Error, terminal};
 
 /// Number of noise images on which the merged network is checked.
 const VERIFY_IMAGES: usize = 32;
@@ -53,6 +53,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     config.finetune.final_activation &= !args.no_final_activation;
     common.ready(&config)?;
     refuse_same(&args.model, &args.output)?;
+    check_writable(&args.output)?;
     let (model, info) = read_model(&args.model)?;
     let options = MergeOptions { padding: config.merge.padding };
     let (unmerged, merged) = match given {

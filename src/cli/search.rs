@@ -8,7 +8,7 @@ use serde_json::json;
 use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, model_file, outputs, set_some};
 use super::{Common, print};
 use crate::io::{read_model, write_model};
-use crate::pipeline::{Datasets, Run, RunSpec, check_batches, check_search};
+use crate::pipeline::{Datasets, Run, RunSpec, Space, check_batches, check_search};
 use crate::terminal;
 
 const NAME: &str = "search";
@@ -52,13 +52,20 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     check_batches([&config.search.train], &data)?;
     check_search(&config, &model.graph)?;
     data.doubts([(NAME, &config.search.train)], &model.graph)?.settle(common.strict)?;
-    let spec = RunSpec { command: NAME, config: &config, models: &[file], last: FILE };
+    let spec = RunSpec {
+        command: NAME,
+        config: &config,
+        models: &[file],
+        last: FILE,
+        bytes: Space { models: 1, stages: &[&config.search.train] }.bytes(&model.graph)?,
+    };
+    let paths = outputs(args.output.as_ref(), &folder, FILE, &[file])?;
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
-    let (plan, searched) = run.search(&model)?;
-    write_model(&folder.path("searched.safetensors"), &searched, &data.info())?;
-    let paths = outputs(args.output.as_ref(), &folder, FILE);
-    paths.iter().try_for_each(|path| plan.write(path))?;
+    let (plan, _) = run.search(&model, &mut |plan, searched| {
+        write_model(&folder.path("searched.safetensors"), searched, &data.info())?;
+        paths.iter().try_for_each(|path| plan.write(path))
+    })?;
     let text = if common.json {
         format!("{:#}\n", json!(plan))
     } else {

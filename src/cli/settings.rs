@@ -8,6 +8,7 @@ use clap::Args;
 use super::Common;
 use crate::Error;
 use crate::config::{Config, NetworkConfig};
+use crate::io::check_writable;
 use crate::model::Model;
 use crate::networks::KNOWN_NETWORKS;
 use crate::pipeline::{Entry, RunFolder, RunSpec};
@@ -254,9 +255,17 @@ pub fn set_threads(threads: usize) -> Result<()> {
 }
 
 /// The files that a command writes its result to: the requested one, and always the one in the run's folder. The latter
-/// comes last because it marks the run as finished.
-pub fn outputs(asked: Option<&PathBuf>, folder: &RunFolder, file: &str) -> Vec<PathBuf> {
-    asked.cloned().into_iter().chain([folder.path(file)]).collect()
+/// comes last because it marks the run as finished. `models` are those that it reads.
+///
+/// # Errors
+/// A requested file that cannot be written, or a model that would be overwritten: told now, it costs no training.
+pub fn outputs(asked: Option<&PathBuf>, folder: &RunFolder, file: &str, models: &[&Path]) -> Result<Vec<PathBuf>> {
+    asked.map(|path| check_writable(path)).transpose()?;
+    let paths: Vec<PathBuf> = asked.cloned().into_iter().chain([folder.path(file)]).collect();
+    for model in models {
+        paths.iter().try_for_each(|path| refuse_same(model, path))?;
+    }
+    Ok(paths)
 }
 
 /// The model file that a command starts from.

@@ -10,14 +10,17 @@ use super::{Common, print};
 use crate::config::Config;
 use crate::io::read_model;
 use crate::pipeline::{
-    self, Datasets, Run, RunFolder, RunSpec, check_batches, check_mergeable, check_search, configured_graph,
+    self, Datasets, Run, RunFolder, RunSpec, Space, check_batches, check_mergeable, check_search, configured_graph,
 };
 use crate::report::{RunResult, network_table};
 use crate::shrink::padding::PaddingMode;
-
 use crate::{Error, terminal};
+
 /// The command's name in folders and fingerprints.
 const NAME: &str = "shrink";
+/// Model files that a run ends with: original, searched, shrunk and merged, and the merged one as ONNX. Merged networks
+/// have more weights, which is why two more are counted.
+const MODELS: u64 = 7;
 /// The file that marks a run as finished.
 const LAST: &str = "result.json";
 
@@ -92,7 +95,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let later = [("search", &config.search.train), ("finetune", &config.finetune.train)];
     data.doubts(fresh.into_iter().chain(later), &graph)?.settle(common.strict)?;
     let models: Vec<&Path> = config.model.as_deref().into_iter().collect();
-    let spec = RunSpec { command: NAME, config: &config, models: &models, last: LAST };
+    let spec = RunSpec {
+        command: NAME,
+        config: &config,
+        models: &models,
+        last: LAST,
+        bytes: Space { models: MODELS, stages: &[&config.train, &config.search.train, &config.finetune.train] }
+            .bytes(&graph)?,
+    };
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let result = pipeline::shrink(&mut run, &folder)?;

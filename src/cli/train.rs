@@ -8,7 +8,8 @@ use serde_json::json;
 use super::settings::{DataArgs, NetworkArgs, RunArgs, StageArgs, outputs, sizes};
 use super::{Common, print};
 use crate::io::write_model;
-use crate::pipeline::{Datasets, Run, RunSpec, check_batches, configured_graph};
+use crate::model::Model;
+use crate::pipeline::{Datasets, Run, RunSpec, Space, check_batches, configured_graph};
 use crate::terminal;
 
 const NAME: &str = "train";
@@ -46,13 +47,19 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     check_batches([&config.train], &data)?;
     let graph = configured_graph(&config, &data)?;
     data.doubts([(NAME, &config.train)], &graph)?.settle(common.strict)?;
-    let spec = RunSpec { command: NAME, config: &config, models: &[], last: FILE };
+    let spec = RunSpec {
+        command: NAME,
+        config: &config,
+        models: &[],
+        last: FILE,
+        bytes: Space { models: 1, stages: &[&config.train] }.bytes(&graph)?,
+    };
+    let paths = outputs(args.output.as_ref(), &folder, FILE, &[])?;
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
-    let model = run.train_original()?;
+    let mut keep = |model: &Model| paths.iter().try_for_each(|path| write_model(path, model, &data.info()));
+    let model = run.train_original(&mut keep)?;
     let evaluation = run.evaluate(&model)?;
-    let paths = outputs(args.output.as_ref(), &folder, FILE);
-    paths.iter().try_for_each(|path| write_model(path, &model, &data.info()))?;
     let path = &paths[0];
     let (params, macs) = sizes(&model)?;
     let text = if common.json {

@@ -29,6 +29,21 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     outcome.map_err(|e| Error::file(path, explain(&e, path)))
 }
 
+/// Refuses a path that [`write_atomic`] could not write, as far as that can be told before there is anything to write.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn check_writable(path: &Path) -> Result<()> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let outcome = match fs::metadata(&target) {
+        Ok(meta) if meta.is_dir() => Err(io::Error::other("this is a folder")),
+        // A pipe or a device has no temporary file beside it, and opening it could wait for a reader.
+        Ok(meta) if !meta.is_file() => Ok(()),
+        _ => temporary(&target).map(drop),
+    };
+    outcome.map_err(|e| Error::file(path, explain(&e, path)))
+}
+
 /// Removes what earlier writes to `path` left in its folder when their process was killed in the middle. Call it only
 /// while nobody else writes to `path`.
 pub fn remove_leftovers(path: &Path) {
@@ -44,9 +59,9 @@ pub fn remove_leftovers(path: &Path) {
     }
 }
 
-fn replace(target: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// A temporary file beside `target`, which is gone when it is dropped.
+fn temporary(target: &Path) -> io::Result<tempfile::NamedTempFile> {
     let prefix = temporary_prefix(target);
-    let folder = folder_of(target);
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(TEMPORARY_SUFFIX);
     // A temporary file is private by default; a result is as readable as any other new file.
@@ -54,13 +69,17 @@ fn replace(target: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) 
     let all = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     #[cfg(unix)]
     builder.permissions(all);
-    let (file, temporary) = builder.tempfile_in(&folder)?.into_parts();
+    builder.tempfile_in(folder_of(target))
+}
+
+fn replace(target: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let (file, temporary) = temporary(target)?.into_parts();
     let file = fill(file, write)?;
     file.sync_all()?;
     drop(file);
     temporary.persist(target).map_err(|e| e.error)?;
     // The rename itself lasts only once the folder is on disk. Not every file system can sync a folder.
-    if let Ok(folder) = File::open(&folder) {
+    if let Ok(folder) = File::open(folder_of(target)) {
         let _ = folder.sync_all();
     }
     Ok(())

@@ -9,6 +9,6 @@ pub mod onnx;
 pub mod tensors;
 pub mod torch;
 
-pub use atomic::write_atomic;
+pub use atomic::{check_writable, write_atomic};
 pub use checkpoint::{Checkpoint, Position, Sums};
 pub use model::{DataInfo, ModelInfo, read_model, write_model};

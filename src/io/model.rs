@@ -13,7 +13,7 @@ use crate::model::{Model, Weights};
 use crate::networks;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use crate::{Error, Result};
+use crate::{Error, Result, terminal};
 
 /// Version of the format, raised when an older reader could misread a newer file.
 const FORMAT: &str = "1";
@@ -86,6 +86,20 @@ impl DataInfo {
         Preprocessing { shape, resize: self.resize.unwrap_or_else(|| Resize::cover(shape)), normalisation }
     }
 
+    /// Refuses names of the data or of classes that hold control characters: they are for people.
+    ///
+    /// # Errors
+    /// Names the first.
+    pub fn check_names(&self) -> Result<()> {
+        match self.classes.iter().chain([&self.name]).find(|name| name.chars().any(char::is_control)) {
+            Some(name) => Err(Error::Data(format!(
+                "the name `{}` holds a control character, which a model file must not; rename it",
+                terminal::one_line(name)
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the description fits a graph.
     ///
     /// # Errors
@@ -100,8 +114,8 @@ impl DataInfo {
             "means must be finite, deviations finite and above 0".into()
         } else if !self.classes.is_empty() && self.classes.len() != graph.classes() {
             format!("{} class names for {} classes", self.classes.len(), graph.classes())
-        } else if self.classes.iter().chain([&self.name]).any(|n| n.chars().any(char::is_control)) {
-            "names must not hold control characters".into()
+        } else if let Err(e) = self.check_names() {
+            e.to_string()
         } else if let Some(Err(e)) = self.resize.map(|resize| resize.check(self.preprocessing().shape)) {
             e.to_string()
         } else {

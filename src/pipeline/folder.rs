@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::graph::Graph;
 use crate::io::checkpoint::{file_fingerprint, fingerprint};
 use crate::io::write_atomic;
-use crate::train::{Reporter, Session};
+use crate::train::{Reporter, Session, TrainConfig};
 use crate::{Error, Result};
 
 /// The settings of the run; where it is, there is one.
@@ -47,6 +48,29 @@ pub struct RunSpec<'a> {
     pub models: &'a [&'a Path],
     /// The file of the folder that it ends by writing.
     pub last: &'a str,
+    /// What it writes, in bytes ([`Space`]).
+    pub bytes: u64,
+}
+
+/// What a run writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Space<'a> {
+    /// Files of the size of a model.
+    pub models: u64,
+    /// The stages, which keep checkpoints.
+    pub stages: &'a [&'a TrainConfig],
+}
+
+impl Space<'_> {
+    /// Bytes that the files of a run on this network take together. A checkpoint is there twice while it is replaced.
+    ///
+    /// # Errors
+    /// A malformed graph.
+    pub fn bytes(&self, graph: &Graph) -> Result<u64> {
+        let model: usize = graph.params()?.iter().map(|param| param.len() * size_of::<f32>()).sum();
+        let buffers = self.stages.iter().map(|stage| stage.optimizer.buffers() as u64).max().unwrap_or(0);
+        Ok(model as u64 * (self.models + 2 * (1 + buffers)))
+    }
 }
 
 /// The folder of a run.
@@ -115,6 +139,7 @@ impl RunFolder {
             Entry::New | Entry::Resume => {}
         }
         std::fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
+        self.check_space(run.bytes);
         let (checkpoint, metrics) = (self.path("checkpoint.safetensors"), self.path("metrics.jsonl"));
         let mut session = if checkpoint.is_file() {
             Session::resume(&checkpoint, &metrics, settings).map_err(|e| self.other_settings(e))?
@@ -127,6 +152,23 @@ impl RunFolder {
             session.reporter = Reporter::quiet();
         }
         Ok(session)
+    }
+
+    /// Warns where the run, which writes so many bytes in all, will not fit on the disk.
+    fn check_space(&self, bytes: u64) {
+        // Where the system does not say, there is nothing to compare.
+        let Ok(free) = fs4::available_space(&self.dir) else { return };
+        // What a part of the run before this one has written is replaced.
+        let there = FILES.iter().filter_map(|file| self.path(file).metadata().ok()).map(|meta| meta.len()).sum();
+        let bytes = bytes.saturating_sub(there);
+        if free < bytes {
+            let (free, bytes) = (free as f64 / 1e6, bytes as f64 / 1e6);
+            tracing::warn!(
+                "{}: {free:.1} MB are free here and the run writes about {bytes:.1} MB; free some space, or give an --out \
+                 on another disk",
+                self.dir.display()
+            );
+        }
     }
 
     /// Writes a text file of the run atomically.

@@ -5,6 +5,7 @@
 //! | `benchmark` | [`Bench`]: what `bench` times |
 //! | `doubts` | [`Doubts`]: why a run may mean less than it seems to |
 //! | `folder` | [`RunFolder`]: the files of a run, and when an old run may be touched |
+//! | `keeping` | results that are written before anything else can fail |
 //! | `run` | [`Run`]: data, device, session and the stages as functions |
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
 //! | `summary` | the numbers of `result.json` |
@@ -17,6 +18,7 @@ mod doubts;
 mod folder;
 mod import;
 mod infer;
+mod keeping;
 mod run;
 mod shrink;
 mod summary;
@@ -24,9 +26,12 @@ mod verify;
 
 pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
 pub use doubts::Doubts;
-pub use folder::{Entry, RunFolder, RunSpec};
+pub use folder::{Entry, RunFolder, RunSpec, Space};
 pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
-pub use run::{Datasets, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model};
+pub use keeping::KeepModel;
+pub use run::{
+    Datasets, Finetuning, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
+};
 pub use shrink::shrink;
 pub use verify::verify_files;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::doubts::Doubts;
+use super::keeping::{KeepModel, Keeping};
 use crate::config::Config;
 use crate::data::{self, ClassMatch, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
 use crate::device::Device;
@@ -51,7 +52,10 @@ impl Datasets {
         let (train, _) = fitted(data.train, config.data.train_limit, config, model)?;
         let (test, doubts) = fitted(data.test, config.data.test_limit, config, model)?;
         let doubts = doubts.and(Doubts::of_images(Some(&train), &test));
-        Ok(Self { train: Arc::new(train), test: Arc::new(test), doubts })
+        let data = Self { train: Arc::new(train), test: Arc::new(test), doubts };
+        // No model could be written with such names, which is better told before it is trained.
+        data.info().data.iter().try_for_each(DataInfo::check_names)?;
+        Ok(data)
     }
 
     /// Opens the test images alone, made for a model, and says what an evaluation on them leaves to doubt; training images
@@ -148,6 +152,21 @@ fn preprocessing(network: &str, image_size: Option<usize>, model: Option<(&Model
     }
 }
 
+/// What is finetuned.
+#[derive(Debug, Clone, Copy)]
+pub struct Finetuning<'a> {
+    /// The stage's name.
+    pub name: &'a str,
+    /// Added to the seeds of the settings.
+    pub seed: u64,
+    /// The network to start from.
+    pub start: &'a Model,
+    /// The network that teaches.
+    pub original: &'a Model,
+    /// Which activations are freed.
+    pub selection: &'a Selection,
+}
+
 /// One run.
 #[derive(Debug)]
 pub struct Run<'a> {
@@ -170,25 +189,33 @@ impl<'a> Run<'a> {
         Ok(Self { config, data, device: config.device()?, session })
     }
 
-    /// Trains the configured network from fresh weights.
+    /// Trains the configured network from fresh weights; `keep` gets it before anything else can fail.
     ///
     /// # Errors
-    /// As [`train`].
-    pub fn train_original(&mut self) -> Result<Model> {
+    /// As [`train`], or of `keep`.
+    pub fn train_original(&mut self, keep: &mut KeepModel<'_>) -> Result<Model> {
         let model = Model::initialise(configured_graph(self.config, self.data)?, self.config.seed)?;
-        self.stage("train", model, &self.config.train, &mut NoHook, None)
+        let mut hook = Keeping { hook: &mut NoHook, keep: &mut |_, model| keep(model) };
+        self.stage("train", model, &self.config.train, &mut hook, None)
     }
 
-    /// Learns which blocks keep their activations; also returns the weights that were trained along.
+    /// Learns which blocks keep their activations; also returns the weights that were trained along. `keep` gets both before
+    /// anything else can fail.
     ///
     /// # Errors
-    /// An impossible budget, or as [`train`].
-    pub fn search(&mut self, original: &Model) -> Result<(Selection, Model)> {
+    /// An impossible budget, or as [`train`], or of `keep`.
+    pub fn search(
+        &mut self,
+        original: &Model,
+        keep: &mut dyn FnMut(&Selection, &Model) -> Result<()>,
+    ) -> Result<(Selection, Model)> {
         let config = &self.config.search;
         let savings = analytic_savings(original)?;
         let scores = without_losses(&config.scores, self.config.budget, &savings)?;
         let mut search = Search::new(&original.graph, &scores, self.config.budget, savings, self.config.seed)?;
-        let searched = self.stage("search", original.clone(), &config.train, &mut search, None)?;
+        let mut keep = |search: &Search, model: &Model| keep(&found(search)?, model);
+        let mut hook = Keeping { hook: &mut search, keep: &mut keep };
+        let searched = self.stage("search", original.clone(), &config.train, &mut hook, None)?;
         for record in search.records("search") {
             self.session.metrics.append(&record)?;
         }
@@ -198,26 +225,16 @@ impl<'a> Run<'a> {
             mask.count(),
             mask.blocks()
         ));
-        let possible = NESTED_SHARES.iter().map(|&share| Budget::KeepFraction(share));
-        let possible: Vec<Budget> = possible.filter(|b| b.kept(search.candidates()).is_ok()).collect();
-        let other = nested(search.scores(), search.candidates(), &possible)?;
-        let nested = other.into_iter().map(|kept| NestedMask { keep: kept.count(), kept }).collect();
-        Ok((Selection { scores: search.scores().to_vec(), nested, ..mask.into() }, searched))
+        Ok((found(&search)?, searched))
     }
 
-    /// Finetunes `start` without the activations that `selection` frees, taught by `original`; returns the
-    /// network without them, not merged yet. `name` is the stage's name and `seed` is added to those of the settings.
+    /// Finetunes a network without the activations that are freed; returns it without them, not merged yet. `keep`, if
+    /// given, gets it before anything else can fail.
     ///
     /// # Errors
-    /// A block that could not be merged afterwards, or as [`train`].
-    pub fn finetune(
-        &mut self,
-        name: &str,
-        start: &Model,
-        original: &Model,
-        selection: &Selection,
-        seed: u64,
-    ) -> Result<Model> {
+    /// A block that could not be merged afterwards, or as [`train`], or of `keep`.
+    pub fn finetune(&mut self, finetuning: Finetuning<'_>, keep: Option<&mut KeepModel<'_>>) -> Result<Model> {
+        let Finetuning { name, seed, start, original, selection } = finetuning;
         let config = &self.config.finetune;
         let (mask, blocks) = (&selection.keep, start.graph.blocks.len());
         mask.check(&start.graph)?;
@@ -237,8 +254,15 @@ impl<'a> Run<'a> {
         });
         let train = TrainConfig { seed: config.train.seed.wrapping_add(seed), ..config.train.clone() };
         let mut hook = Finetune::new(mask.over(start.graph.sites()), config.removal);
-        let finetuned = self.stage(name, prepared, &train, &mut hook, distillation.as_ref())?;
         let removed: Vec<bool> = mask.kept().iter().map(|kept| !kept).collect();
+        let finetuned = match keep {
+            None => self.stage(name, prepared, &train, &mut hook, distillation.as_ref())?,
+            Some(keep) => {
+                let mut keep = |_: &Finetune, model: &Model| keep(&drop_linear_activations(model, &removed)?);
+                let mut hook = Keeping { hook: &mut hook, keep: &mut keep };
+                self.stage(name, prepared, &train, &mut hook, distillation.as_ref())?
+            }
+        };
         drop_linear_activations(&finetuned, &removed)
     }
 
@@ -327,6 +351,15 @@ pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
 pub fn evaluate_model(device: &Device, model: &Model, test: &Loader, interrupt: &Interrupt) -> Result<Evaluation> {
     let options = EngineOptions { batch: test.batch_size(), fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
     evaluate_until(&mut Engine::new(device, model, &options)?, test, interrupt)
+}
+
+/// What a search has found so far.
+fn found(search: &Search) -> Result<Selection> {
+    let possible = NESTED_SHARES.iter().map(|&share| Budget::KeepFraction(share));
+    let possible: Vec<Budget> = possible.filter(|b| b.kept(search.candidates()).is_ok()).collect();
+    let other = nested(search.scores(), search.candidates(), &possible)?;
+    let nested = other.into_iter().map(|kept| NestedMask { keep: kept.count(), kept }).collect();
+    Ok(Selection { scores: search.scores().to_vec(), nested, ..search.mask().into() })
 }
 
 /// Leaves blocks out of the choice whose merge would cost time by the cost model, such as a depthwise-separable block

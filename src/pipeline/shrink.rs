@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::folder::RunFolder;
-use super::run::Run;
+use super::keeping::KeepModel;
+use super::run::{Finetuning, Run};
 use super::summary::{Facts, Networks, summarise};
 use crate::config::FinetuneStart;
 use crate::data::Loader;
@@ -58,8 +59,9 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let original = original(run, folder, &mut job)?;
     let (plan, start) = searched(run, folder, &mut job, &original)?;
     let mask = plan.keep.clone();
-    let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run| {
-        run.finetune("finetune", &start, &original, &plan, 0)
+    let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run, keep| {
+        let finetuning = Finetuning { name: "finetune", seed: 0, start: &start, original: &original, selection: &plan };
+        run.finetune(finetuning, Some(keep))
     })?;
     let random = finetune_random(run, &mut job, &start, &original, &mask)?;
 
@@ -91,22 +93,21 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     Ok(result)
 }
 
-/// Runs a stage that ends in a model file, or reads the file if the stage is done.
+/// Runs a stage that ends in a model file, or reads the file if the stage is done. `work` writes it by what it is given.
 fn stage<'a>(
     run: &mut Run<'a>,
     folder: &RunFolder,
     job: &mut Job,
     name: &str,
     file: &str,
-    work: impl FnOnce(&mut Run<'a>) -> Result<Model>,
+    work: impl FnOnce(&mut Run<'a>, &mut KeepModel<'_>) -> Result<Model>,
 ) -> Result<Model> {
     let path = folder.path(file);
     if job.has(name) {
         return Ok(read_model(&path)?.0);
     }
-    let clock = Instant::now();
-    let model = work(run)?;
-    write_model(&path, &model, &run.data.info())?;
+    let (clock, info) = (Instant::now(), run.data.info());
+    let model = work(run, &mut |model| write_model(&path, model, &info))?;
     finish(job, run, name, clock);
     Ok(model)
 }
@@ -119,8 +120,12 @@ fn finish(job: &mut Job, run: &mut Run<'_>, name: &str, clock: Instant) {
 
 fn original(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job) -> Result<Model> {
     match &run.config.model {
-        Some(path) => stage(run, folder, job, "load", "original.safetensors", |_| Ok(read_model(path)?.0)),
-        None => stage(run, folder, job, "train", "original.safetensors", Run::train_original),
+        Some(path) => stage(run, folder, job, "load", "original.safetensors", |_, keep| {
+            let model = read_model(path)?.0;
+            keep(&model)?;
+            Ok(model)
+        }),
+        None => stage(run, folder, job, "train", "original.safetensors", |run, keep| run.train_original(keep)),
     }
 }
 
@@ -132,12 +137,11 @@ fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Mod
         let start = if keeps_weights { read_model(&weights_file)?.0 } else { original.clone() };
         return Ok((Selection::read(&plan_file)?, start));
     }
-    let clock = Instant::now();
-    let (plan, weights) = run.search(original)?;
-    plan.write(&plan_file)?;
-    if keeps_weights {
-        write_model(&weights_file, &weights, &run.data.info())?;
-    }
+    let (clock, info) = (Instant::now(), run.data.info());
+    let (plan, weights) = run.search(original, &mut |plan, weights| {
+        plan.write(&plan_file)?;
+        if keeps_weights { write_model(&weights_file, weights, &info) } else { Ok(()) }
+    })?;
     finish(job, run, "search", clock);
     Ok((plan, if keeps_weights { weights } else { original.clone() }))
 }
@@ -158,7 +162,9 @@ fn finetune_random(
             continue;
         }
         let clock = Instant::now();
-        let model = run.finetune(&name, start, original, &mask.clone().into(), index as u64)?;
+        let selection = mask.clone().into();
+        let finetuning = Finetuning { name: &name, seed: index as u64, start, original, selection: &selection };
+        let model = run.finetune(finetuning, None)?;
         let top1 = run.evaluate(&model)?.top1;
         job.random.push(MaskTrial { seed: *seed, kept: mask.bits(), top1 });
         finish(job, run, &name, clock);

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::metrics::HookRecord;
 use super::step::TrainStep;
 use crate::engine::Engine;
+use crate::model::Model;
 use crate::{Error, Result};
 
 /// The progress of a stage.
@@ -51,6 +52,17 @@ pub trait Hook {
     fn before_evaluation(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
         let _ = (engine, at);
         Ok(())
+    }
+
+    /// After the last step, with the network as it is trained then; the place to keep the stage's result, before anything
+    /// that could fail for want of space or time. A stage that is resumed behind its last step calls it again. Returns
+    /// whether the result is kept: the last checkpoint is then of no use but to resume, and no reason to fail.
+    ///
+    /// # Errors
+    /// Ends the training.
+    fn trained(&mut self, model: &Model) -> Result<bool> {
+        let _ = model;
+        Ok(false)
     }
 
     /// Further fields of the epoch's line in `metrics.jsonl`, where the stage has any.

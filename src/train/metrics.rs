@@ -78,6 +78,8 @@ pub struct ScoreRecord {
 pub struct Metrics {
     file: Option<(PathBuf, File)>,
     len: u64,
+    /// Whole lines that could not be written yet.
+    waiting: String,
 }
 
 impl Metrics {
@@ -107,7 +109,7 @@ impl Metrics {
             Ok((file, len))
         };
         let (file, len) = open().map_err(|e| Error::io(path, e))?;
-        Ok(Self { file: Some((path.to_owned(), file)), len })
+        Ok(Self { file: Some((path.to_owned(), file)), len, waiting: String::new() })
     }
 
     /// Bytes written so far.
@@ -137,28 +139,62 @@ impl Metrics {
     /// that equals it.
     ///
     /// # Errors
-    /// When it cannot be written; no part of it is left then.
+    /// When it cannot be written. No part of it is in the file then, and it is tried again with the next one.
     pub fn append<R: Serialize>(&mut self, record: &R) -> Result<()> {
+        let Some((path, _)) = &self.file else { return Ok(()) };
+        let value: Value = serde_json::to_value(record).map_err(|e| Error::file(path, e.to_string()))?;
+        self.waiting.push_str(&format!("{value}\n"));
+        self.write_waiting()
+    }
+
+    fn write_waiting(&mut self) -> Result<()> {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
-        let value: Value = serde_json::to_value(record).map_err(|e| Error::file(&path, e.to_string()))?;
-        let line = format!("{value}\n");
-        if let Err(e) = file.write_all(line.as_bytes()) {
-            // What was written of the line must not be taken for a line.
-            let _ = file.set_len(self.len);
-            return Err(Error::file(path, format!("cannot be written: {e}; free some space and go on with --resume")));
+        if let Err(e) = file.write_all(self.waiting.as_bytes()) {
+            // What was written of a line must not be taken for a line.
+            let _ = file.set_len(self.len).and_then(|()| file.seek(SeekFrom::Start(self.len)));
+            return Err(Error::file(
+                path,
+                format!("cannot be written: {e}; free some space, and go on with --resume if the run has ended"),
+            ));
         }
-        self.len += line.len() as u64;
+        self.len += self.waiting.len() as u64;
+        self.waiting.clear();
         Ok(())
     }
 
     /// Waits until all lines are on disk.
     ///
     /// # Errors
-    /// When the operating system refuses.
+    /// When the operating system refuses, also of lines that [`append`](Self::append) could not write.
     pub fn sync(&mut self) -> Result<()> {
+        self.write_waiting()?;
         match &mut self.file {
             Some((path, file)) => file.sync_data().map_err(|e| Error::io(path, e)),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_could_not_be_written_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut metrics = Metrics::create(&path).unwrap();
+        metrics.append(&1).unwrap();
+        let good = metrics.file.replace((path.clone(), File::open(&path).unwrap())).unwrap();
+        for record in [2, 3] {
+            let error = metrics.append(&record).unwrap_err().to_string();
+            assert!(error.contains("metrics.jsonl: cannot be written") && error.contains("--resume"), "{error}");
+        }
+        assert!(metrics.sync().is_err());
+        assert_eq!((metrics.len(), std::fs::read_to_string(&path).unwrap().as_str()), (2, "1\n"));
+        metrics.file = Some(good);
+        metrics.append(&4).unwrap();
+        metrics.sync().unwrap();
+        assert_eq!((metrics.len(), std::fs::read_to_string(&path).unwrap().as_str()), (8, "1\n2\n3\n4\n"));
     }
 }

@@ -59,6 +59,7 @@ pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
         }
         if saved.position.finished {
             stage.hook.restore(&saved.hook)?;
+            stage.hook.trained(&saved.model)?;
             return Ok(saved.model.clone());
         }
     }
@@ -83,6 +84,8 @@ struct Run<'a> {
     /// Start of this epoch in this process, and the images seen in it: for display only.
     epoch_start: Instant,
     epoch_images: u64,
+    /// Whether the hook has kept the trained network.
+    kept: bool,
 }
 
 impl<'a> Run<'a> {
@@ -121,17 +124,45 @@ impl<'a> Run<'a> {
             sums = saved.sums;
         }
         let now = Instant::now();
-        Ok(Self { stage, step, evaluator, position, sums, saved: now, saved_step, epoch_start: now, epoch_images: 0 })
+        let (epoch_start, epoch_images, kept) = (now, 0, false);
+        Ok(Self { stage, step, evaluator, position, sums, saved: now, saved_step, epoch_start, epoch_images, kept })
     }
 
     fn run(&mut self, session: &mut Session) -> Result<Model> {
-        while self.position.epoch < self.stage.config.epochs {
+        let epochs = self.stage.config.epochs;
+        while self.position.epoch < epochs {
             self.epoch(session)?;
+            if self.position.epoch + 1 == epochs {
+                self.keep(session)?;
+            }
             self.end_epoch(session)?;
         }
+        if !self.kept {
+            // It was stopped behind its last epoch, in another process.
+            self.keep(session)?;
+        }
         self.position.finished = true;
-        self.save(session)?;
+        session.metrics.sync()?;
+        if self.kept {
+            self.save_or_tell(session, "the result is written; only --resume would take the last steps again")?;
+        } else {
+            self.save(session)?;
+        }
         self.model()
+    }
+
+    /// Hands the trained network to the hook, before a record or a checkpoint can fail.
+    fn keep(&mut self, session: &mut Session) -> Result<()> {
+        let model = self.model()?;
+        match self.stage.hook.trained(&model) {
+            Ok(kept) => self.kept = kept,
+            Err(error) => {
+                // What could not be written where it belongs is not lost.
+                self.save_or_tell(session, "neither is the result")?;
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// All steps of the epoch that are not yet taken.
@@ -200,7 +231,7 @@ impl<'a> Run<'a> {
             None
         };
         let record = self.record(evaluation, seconds);
-        session.metrics.append(&record)?;
+        told(session.metrics.append(&record), "the run goes on, and the line is tried again")?;
         session.reporter.line(&self.line(evaluation, seconds));
         self.position.epoch = epoch;
         self.position.step_in_epoch = 0;
@@ -279,8 +310,21 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Saves a checkpoint when it is time. Where it cannot be written the one before it is still there, and the run is
+    /// worth more than the steps between the two.
     fn save_if_due(&mut self, session: &mut Session, every: Duration) -> Result<()> {
-        if self.saved.elapsed() >= every { self.save(session) } else { Ok(()) }
+        if self.saved.elapsed() < every {
+            return Ok(());
+        }
+        self.save_or_tell(session, "the run goes on without this checkpoint")
+    }
+
+    /// Saves a checkpoint; one that cannot be written is only told, with what that means.
+    fn save_or_tell(&mut self, session: &mut Session, so: &str) -> Result<()> {
+        told(self.save(session), so)?;
+        // Not tried again at every step where it failed.
+        self.saved = Instant::now();
+        Ok(())
     }
 
     fn save(&mut self, session: &mut Session) -> Result<()> {
@@ -323,6 +367,17 @@ impl<'a> Run<'a> {
 
     fn total_steps(&self) -> u64 {
         self.stage.config.epochs * steps_per_epoch(&self.stage)
+    }
+}
+
+/// Tells what could not be written and what that means, where the run is worth more.
+fn told(written: Result<()>, so: &str) -> Result<()> {
+    match written {
+        Err(error @ (Error::File { .. } | Error::Io { .. } | Error::Memory(_))) => {
+            tracing::error!("{error}; {so}");
+            Ok(())
+        }
+        other => other,
     }
 }
 

@@ -1,0 +1,234 @@
+//! A run and its folder: disks that are full, and what is refused before it costs anything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+const NETWORK: [&str; 5] = ["--net", "mobilenetv2-0.25", "--head-channels", "64", "-q"];
+
+fn program() -> PathBuf {
+    assert_cmd::cargo::cargo_bin("depthshrinker")
+}
+
+fn depthshrinker(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program());
+    command.current_dir(dir).args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(dir: &Path, args: &[&str]) -> Output {
+    depthshrinker(dir, args).output().expect("the program starts")
+}
+
+fn succeeds(dir: &Path, args: &[&str]) -> String {
+    let output = run(dir, args);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {told}");
+    told
+}
+
+/// Fails with a code and one line that holds all of `words`.
+fn fails(dir: &Path, args: &[&str], code: i32, words: &[&str]) {
+    let output = run(dir, args);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {told}");
+    assert!(told.starts_with("error: ") && told.lines().count() == 1, "{args:?}: {told}");
+    assert!(words.iter().all(|word| told.contains(word)), "{args:?}: {words:?} are not in: {told}");
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// `<place>/{train,val}/{cat,dog,emu}/*.png`, no two alike.
+fn pictures(place: &Path) {
+    for (split, count) in [("train", 8), ("val", 4)] {
+        for (label, class) in ["cat", "dog", "emu"].iter().enumerate() {
+            let folder = place.join(split).join(class);
+            fs::create_dir_all(&folder).unwrap();
+            for i in 0..count {
+                let base = (label * 60 + i * 3 + split.len()) as u8;
+                // Of one size, so that two files can change places without a trace in the listing.
+                RgbImage::from_fn(40, 40, |x, y| Rgb([base, (x * 5) as u8, (y * 3) as u8 ^ base]))
+                    .save(folder.join(format!("{i}.png")))
+                    .unwrap();
+            }
+        }
+    }
+}
+
+/// Training on pictures in a folder, named as given.
+fn on_pictures<'a>(data: &'a str, out: &'a str, epochs: &'a str) -> Vec<&'a str> {
+    let own = ["train", "--data", data, "--image-size", "32", "--batch", "8", "--epochs", epochs, "--out", out];
+    [&own[..], &NETWORK].concat()
+}
+
+/// The program where no file may be larger than so many bytes: a disk on which models fit and checkpoints do not.
+#[cfg(unix)]
+fn with_small_files(dir: &Path, bytes: u64, args: &[&str]) -> Output {
+    // Shells count in blocks of 512 or of 1024 bytes; the one that this counts is what it allows for one.
+    let probe = "trap '' XFSZ; ulimit -f 1; head -c 4096 /dev/zero > probe; wc -c < probe";
+    let block = Command::new("sh").current_dir(dir).args(["-c", probe]).output().unwrap();
+    let block: u64 = String::from_utf8_lossy(&block.stdout).trim().parse().unwrap();
+    let limit = "trap '' XFSZ; ulimit -f $1; shift; exec \"$@\"";
+    let mut shell = Command::new("sh");
+    shell.current_dir(dir).args(["-c", limit, "sh", &(bytes / block).to_string()]).arg(program()).args(args);
+    shell.output().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_finished_model_is_written_where_its_checkpoint_does_not_fit() {
+    let root = folder();
+    let dir = root.path();
+    let few = ["--train-limit", "64", "--test-limit", "20", "--epochs", "1", "--batch", "32", "-q"];
+    let net = ["--net", "mobilenetv2-0.25", "--head-channels", "64"];
+    succeeds(dir, &[&["train", "--out", "t"][..], &few, &net].concat());
+    let model = fs::metadata(dir.join("t/original.safetensors")).unwrap().len();
+    let checkpoint = fs::metadata(dir.join("t/checkpoint.safetensors")).unwrap().len();
+    let limit = model * 5 / 4;
+    assert!(limit < checkpoint, "a checkpoint of {checkpoint} bytes would fit");
+    let list = "1,0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1";
+    let source = "t/original.safetensors";
+    let rows: [(&[&str], &[&str], &[&str]); 3] = [
+        (&["train"], &net, &["original.safetensors"]),
+        (&["search", source], &["--remove", "3"], &["searched.safetensors", "plan.json"]),
+        (&["finetune", source], &["--keep-list", list, "--no-final-activation"], &["shrunk.safetensors"]),
+    ];
+    for (command, own, results) in rows {
+        let (small, large) = (format!("small-{}", command[0]), format!("large-{}", command[0]));
+        let args = |out: &'static str| [command, own, &few, &["--out", out]].concat();
+        let args = |out: &str| args(Box::leak(out.to_owned().into_boxed_str()));
+        let output = with_small_files(dir, limit, &args(&small));
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{command:?}: {told}");
+        assert!(told.contains("checkpoint.safetensors: cannot be written") && told.lines().count() == 1, "{told}");
+        assert!(told.contains("the result is written") && !output.stdout.is_empty(), "{told}");
+        assert!(!dir.join(&small).join("checkpoint.safetensors").exists());
+        succeeds(dir, &args(&large));
+        for file in results {
+            let bytes = |out: &str| fs::read(dir.join(out).join(file)).unwrap();
+            assert!(bytes(&small) == bytes(&large), "{command:?}: {file} differs");
+        }
+    }
+    // Where not even the model fits, nothing is said to be written, and the way back is told.
+    let output = with_small_files(dir, model / 2, &[&["train", "--out", "none"][..], &few, &net].concat());
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.lines().last().unwrap().starts_with("error: none/original.safetensors: cannot be written"), "{told}");
+}
+
+/// A record that cannot be written is tried again until the end, and told then; it does not take the result with it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_finished_model_is_written_where_its_records_are_not() {
+    let root = folder();
+    let dir = root.path();
+    let train = ["train", "--train-limit", "64", "--test-limit", "20", "--epochs", "2", "--batch", "32"];
+    succeeds(dir, &[&train[..], &NETWORK, &["--out", "good"]].concat());
+    fs::create_dir(dir.join("bad")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", dir.join("bad/metrics.jsonl")).unwrap();
+    let output = run(dir, &[&train[..], &NETWORK, &["--out", "bad"]].concat());
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), told.lines().count()), (Some(1), 3), "{told}");
+    assert_eq!(told.matches("bad/metrics.jsonl: cannot be written").count(), 3, "{told}");
+    assert!(told.lines().last().unwrap().starts_with("error: "), "{told}");
+    let model = |out: &str| fs::read(dir.join(out).join("original.safetensors")).unwrap();
+    assert!(model("good") == model("bad"), "other bits");
+}
+
+/// Within a file system of so many kilobytes, where the machine lets anybody make one.
+#[cfg(target_os = "linux")]
+fn on_small_disk(kilobytes: u64, args: &[&str]) -> Option<Output> {
+    let script = format!("mount -t tmpfs -o size={kilobytes}k none \"$1\" && cd \"$1\" && shift && exec \"$@\"");
+    let place = folder();
+    let able = Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "none"]).arg(place.path()).output();
+    if !able.is_ok_and(|output| output.status.success()) {
+        eprintln!("no file system can be made here, so none is filled");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["-rm", "sh", "-c", &script, "sh"]).arg(place.path()).arg(program()).args(args);
+    Some(command.output().unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_too_small_is_told_at_the_start() {
+    let few = ["--train-limit", "64", "--test-limit", "20", "--batch", "32", "--net", "mobilenetv2-0.25"];
+    let train = [&["train", "--epochs", "1", "--head-channels", "64"][..], &few].concat();
+    let shrink =
+        ["shrink", "--train-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1", "--head-channels", "64"];
+    let shrink = [&shrink[..], &["--measure-seconds", "0"], &few].concat();
+    // The same run, on a disk that holds it and on one that does not.
+    for (args, large, small) in [(&train, 40_000, 2_000), (&shrink, 80_000, 4_000)] {
+        let Some(output) = on_small_disk(large, args) else { return };
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !told.contains("MB are free"), "{told}");
+        let output = on_small_disk(small, args).unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let first = told.lines().next().unwrap_or_default();
+        assert!(first.contains("MB are free here and the run writes about") && first.contains("--out"), "{told}");
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{told}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_in_the_end_is_refused_in_the_beginning() {
+    let root = folder();
+    let dir = root.path();
+    pictures(&dir.join("pets"));
+    succeeds(dir, &on_pictures("pets", "t", "1"));
+    fs::create_dir(dir.join("folder")).unwrap();
+    let model = "t/original.safetensors";
+    let list = "1,0,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1";
+    let rows: [&[&str]; 7] = [
+        &["train", "--epochs", "100000", "--out", "x"],
+        &["search", model, "--data", "pets", "--epochs", "100000", "--batch", "8", "--out", "x"],
+        &["finetune", model, "--data", "pets", "--keep-list", list, "--epochs", "100000", "--batch", "8", "--out", "x"],
+        &["merge", model, "--keep-list", list],
+        &["import", "mobilenetv2-0.25", model],
+        &["export", model],
+        &["infer", model, "pets/val/cat/0.png"],
+    ];
+    for args in rows {
+        for (target, words) in [("missing/m.onnx", "create the folder first"), ("folder", "this is a folder")] {
+            let flag = if args[0] == "infer" { "--output" } else { "-o" };
+            fails(dir, &[args, &[flag, target]].concat(), 1, &[target, words]);
+        }
+    }
+    fails(dir, &["search", model, "--data", "pets", "--batch", "8", "--out", "x", "-o", model], 2, &["over itself"]);
+    assert!(!dir.join("x").exists() && !dir.join("missing").exists());
+    assert_eq!(fs::read_dir(dir.join("folder")).unwrap().count(), 0, "nothing is left of looking");
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_no_model_holds_are_refused_before_the_first_step() {
+    let root = folder();
+    let dir = root.path();
+    pictures(&dir.join("pets"));
+    let shrink = ["shrink", "--data", "pets", "--image-size", "32", "--batch", "8", "--out", "x"];
+    for name in ["a\u{1}b", "new\nline", "del\u{7f}", "esc\u{1b}[31m"] {
+        let shown = name.replace('\u{1}', "\\u0001").replace('\n', "\\n").replace('\u{7f}', "\\u007f");
+        let shown = shown.replace('\u{1b}', "\\u001b");
+        let words = [shown.as_str(), "control character", "rename"];
+        let both = |from: &str, to: &str| {
+            for split in ["train", "val"] {
+                let place = dir.join("pets").join(split);
+                fs::rename(place.join(from), place.join(to)).unwrap();
+            }
+        };
+        both("cat", name);
+        fails(dir, &on_pictures("pets", "x", "100000"), 1, &words);
+        fails(dir, &shrink, 1, &words);
+        both(name, "cat");
+        fs::rename(dir.join("pets"), dir.join(name)).unwrap();
+        fails(dir, &on_pictures(name, "x", "100000"), 1, &words);
+        fs::rename(dir.join(name), dir.join("pets")).unwrap();
+    }
+    assert!(!dir.join("x").exists());
+}
