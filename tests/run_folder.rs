@@ -1,8 +1,9 @@
-//! A run and its folder: disks that are full, and what is refused before it costs anything.
+//! A run and its folder: one process at a time, disks that are full, and what is refused before it costs anything.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
 use tempfile::TempDir;
@@ -60,10 +61,91 @@ fn pictures(place: &Path) {
     }
 }
 
+/// Starts a training on pictures with so many epochs and waits until one of them is done.
+fn begun(dir: &Path, args: &[&str], out: &str) -> Child {
+    let child = depthshrinker(dir, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while !fs::metadata(dir.join(out).join("metrics.jsonl")).is_ok_and(|m| m.len() > 0) {
+        assert!(started.elapsed() < Duration::from_secs(60), "no epoch within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
 /// Training on pictures in a folder, named as given.
 fn on_pictures<'a>(data: &'a str, out: &'a str, epochs: &'a str) -> Vec<&'a str> {
     let own = ["train", "--data", data, "--image-size", "32", "--batch", "8", "--epochs", epochs, "--out", out];
     [&own[..], &NETWORK].concat()
+}
+
+/// A training that ends long after the test.
+fn endless(dir: &Path, out: &str) -> Child {
+    let args = ["train", "--train-limit", "128", "--test-limit", "50", "--epochs", "100000", "--out", out];
+    begun(dir, &[&args[..], &NETWORK].concat(), out)
+}
+
+#[test]
+fn a_folder_is_for_one_process_at_a_time() {
+    let root = folder();
+    let dir = root.path();
+    let mut live = endless(dir, "r");
+    let holder = format!("process {} on {}", live.id(), gethostname::gethostname().to_string_lossy());
+    let words = ["r is in use by", holder.as_str(), "--out"];
+    let few = ["--train-limit", "128", "--test-limit", "50", "--out", "r"];
+    let config = fs::read(dir.join("r/config.toml")).unwrap();
+    let rows: [&[&str]; 6] = [
+        &["train"],
+        &["train", "--force"],
+        &["train", "--force", "--seed", "5"],
+        &["train", "--resume"],
+        &["shrink", "--force"],
+        &["shrink"],
+    ];
+    for args in rows {
+        fails(dir, &[args, &few].concat(), 2, &words);
+    }
+    assert!(fs::read(dir.join("r/config.toml")).unwrap() == config, "the live run's settings stay");
+    assert!(live.try_wait().unwrap().is_none(), "and it goes on");
+    // A killed process holds nothing.
+    live.kill().unwrap();
+    live.wait().unwrap();
+    let note = fs::read_to_string(dir.join("r/.lock")).unwrap();
+    assert_eq!(note, holder);
+    let short = ["train", "--epochs", "1", "--force"];
+    succeeds(dir, &[&short[..], &few, &NETWORK].concat());
+    succeeds(dir, &["train", "--resume", "--out", "r", "-q"]);
+    // Neither does a note that names a process which lives.
+    fs::write(dir.join("r/.lock"), format!("process {} on here", std::process::id())).unwrap();
+    succeeds(dir, &["train", "--resume", "--out", "r", "-q"]);
+    fails(dir, &[&["train"][..], &few].concat(), 2, &["finished run"]);
+}
+
+#[test]
+fn of_runs_that_start_together_one_runs() {
+    let root = folder();
+    let dir = root.path();
+    for seed in 0..3 {
+        let start = |seed: u32| {
+            let seed = seed.to_string();
+            let args =
+                ["train", "--train-limit", "64", "--test-limit", "20", "--batch", "32", "--epochs", "4", "--force"];
+            let args = [&args[..], &["--out", "r", "--seed", &seed], &NETWORK].concat();
+            depthshrinker(dir, &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let children: Vec<Child> = (0..3).map(|i| start(10 * seed + i)).collect();
+        let ends: Vec<Output> = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+        let won: Vec<usize> = (0..3).filter(|&i| ends[i].status.success()).collect();
+        let told: Vec<_> = ends.iter().map(|end| String::from_utf8_lossy(&end.stderr)).collect();
+        // A late one may find the folder free again.
+        assert!(!won.is_empty(), "{told:?}");
+        for i in (0..3).filter(|i| !won.contains(i)) {
+            assert!(ends[i].status.code() == Some(2) && told[i].contains("r is in use by"), "{told:?}");
+        }
+        // Whose settings are there has made the weights: going on with them changes nothing.
+        let model = fs::read(dir.join("r/original.safetensors")).unwrap();
+        succeeds(dir, &["train", "--config", "r/config.toml", "--out", &format!("again{seed}"), "-q"]);
+        assert!(fs::read(dir.join(format!("again{seed}/original.safetensors"))).unwrap() == model);
+    }
 }
 
 /// The program where no file may be larger than so many bytes: a disk on which models fit and checkpoints do not.

@@ -3,6 +3,7 @@
 pub mod atomic;
 pub mod checkpoint;
 pub mod layout;
+pub mod lock;
 pub mod model;
 pub mod names;
 pub mod onnx;
@@ -11,4 +12,5 @@ pub mod torch;
 
 pub use atomic::{check_writable, write_atomic};
 pub use checkpoint::{Checkpoint, Position, Sums};
+pub use lock::FolderLock;
 pub use model::{DataInfo, ModelInfo, read_model, write_model};

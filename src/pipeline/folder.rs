@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 use crate::graph::Graph;
 use crate::io::checkpoint::{file_fingerprint, fingerprint};
-use crate::io::write_atomic;
+use crate::io::{FolderLock, write_atomic};
 use crate::train::{Reporter, Session, TrainConfig};
 use crate::{Error, Result};
 
@@ -111,34 +111,26 @@ impl RunFolder {
         Config::read(&self.path(CONFIG))
     }
 
-    /// Enters the folder for a run: makes the folder, writes `config.toml` and opens the session. A run that was
+    /// Enters the folder for a run: makes and locks it, writes `config.toml` and opens the session. A run that was
     /// interrupted before its first checkpoint is resumed by starting over.
     ///
     /// # Errors
-    /// [`Error::Config`] when a run is there that may not be touched or was made with other settings, when there is none
-    /// to go on with, or what the operating system says of the folder.
+    /// [`Error::Config`] when a run is there that may not be touched, is in use by another process or was made with other
+    /// settings, or when there is none to go on with; or what the operating system says of the folder.
     pub fn enter(&self, run: &RunSpec<'_>, entry: Entry, quiet: bool) -> Result<Session> {
-        let dir = self.dir.display();
         let settings = run.fingerprint()?;
-        match entry {
-            Entry::New if self.has(run.last) => {
-                return Err(Error::Config(format!(
-                    "{dir} holds a finished run; give another --out, or --force to replace it"
-                )));
-            }
-            Entry::New if self.has(CONFIG) => {
-                return Err(Error::Config(format!(
-                    "{dir} holds an unfinished run; --resume goes on with it, --force replaces it"
-                )));
-            }
-            Entry::Resume if !self.has(CONFIG) => return Err(self.no_run()),
-            Entry::Force => {
-                self.spare(run.models)?;
-                self.clear()?;
-            }
-            Entry::New | Entry::Resume => {}
+        if let Err(refused) = self.check_entry(run, entry) {
+            // While the run there is live, what the refusal advises could not be done either.
+            FolderLock::check_free(&self.dir)?;
+            return Err(refused);
         }
         std::fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
+        let lock = FolderLock::acquire(&self.dir)?;
+        // Another process may have begun or ended a run here before the lock was had.
+        self.check_entry(run, entry)?;
+        if entry == Entry::Force {
+            self.clear()?;
+        }
         self.check_space(run.bytes);
         let (checkpoint, metrics) = (self.path("checkpoint.safetensors"), self.path("metrics.jsonl"));
         let mut session = if checkpoint.is_file() {
@@ -148,10 +140,28 @@ impl RunFolder {
             write_atomic(&self.path(CONFIG), |out| out.write_all(echo.as_bytes()))?;
             Session::start(&checkpoint, &metrics, settings)?
         };
+        session.lock = Some(lock);
         if quiet {
             session.reporter = Reporter::quiet();
         }
         Ok(session)
+    }
+
+    /// Refuses to enter a folder whose run is not to be touched so, and leaves nothing behind then.
+    fn check_entry(&self, run: &RunSpec<'_>, entry: Entry) -> Result<()> {
+        let dir = self.dir.display();
+        let refused = match entry {
+            Entry::New if self.has(run.last) => {
+                format!("{dir} holds a finished run; give another --out, or --force to replace it")
+            }
+            Entry::New if self.has(CONFIG) => {
+                format!("{dir} holds an unfinished run; --resume goes on with it, --force replaces it")
+            }
+            Entry::Resume if !self.has(CONFIG) => return Err(self.no_run()),
+            Entry::Force => return self.spare(run.models),
+            Entry::New | Entry::Resume => return Ok(()),
+        };
+        Err(Error::Config(refused))
     }
 
     /// Warns where the run, which writes so many bytes in all, will not fit on the disk.

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::interrupt::Interrupt;
 use super::metrics::Metrics;
 use super::reporter::Reporter;
-use crate::io::Checkpoint;
 use crate::io::atomic::remove_leftovers;
+use crate::io::{Checkpoint, FolderLock};
 use crate::{Error, Result};
 
 /// Seconds from one checkpoint to the next. With the step in progress it stays below the 30 s that are promised.
@@ -30,6 +30,8 @@ pub struct Session {
     pub fingerprint: String,
     /// What the job around the stages wants to find again in the checkpoint.
     pub job: Value,
+    /// Keeps other processes from the run's folder.
+    pub lock: Option<FolderLock>,
     /// Time from one checkpoint to the next.
     pub save_every: Duration,
     resume: Option<Checkpoint>,
@@ -45,6 +47,7 @@ impl Session {
             interrupt: Interrupt::new(),
             fingerprint: String::new(),
             job: Value::Null,
+            lock: None,
             save_every: SAVE_EVERY,
             resume: None,
         }
