@@ -16,6 +16,7 @@ use depthshrinker::device::gpu::Gpu;
 use depthshrinker::device::source::Unit;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::io::Checkpoint;
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::copy;
@@ -106,7 +107,8 @@ impl Files {
     }
 
     fn resume(&self) -> Session {
-        let mut session = Session::resume(&self.checkpoint(), &self.metrics(), String::new()).unwrap();
+        let saved = Checkpoint::read(&self.checkpoint()).unwrap();
+        let mut session = Session::resume(saved, &self.checkpoint(), &self.metrics(), String::new()).unwrap();
         session.reporter = Reporter::quiet();
         session
     }

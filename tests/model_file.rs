@@ -402,6 +402,7 @@ fn checkpoint() -> Checkpoint {
         hook: json!({"scores": [0.1f32, f32::MIN_POSITIVE, 1.0 / 3.0], "kept": [1, 0]}),
         job: json!({"done": ["train"]}),
         fingerprint: "abc".into(),
+        data: json!({"train": 3}),
     }
 }
 

@@ -13,6 +13,7 @@ use depthshrinker::device::{Buffer, Device, View};
 use depthshrinker::dtype::Dtype;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, NodeId, Op};
+use depthshrinker::io::Checkpoint;
 use depthshrinker::model::{Model, Weights};
 use depthshrinker::ops::augment::ImageView;
 use depthshrinker::ops::loss::{Gradient, LossRecord, LossSum, cross_entropy};
@@ -298,7 +299,8 @@ fn a_stopped_run_of_two_replicas_resumes_to_the_same_bits() {
         let mut hook = StopAfter(stop, session.interrupt.clone());
         let stopped = run(&devices, &config, &mut hook, &mut session).unwrap_err();
         assert!(matches!(stopped, Error::Interrupted(_)), "{stopped}");
-        let mut session = Session::resume(&checkpoint, &metrics, String::new()).unwrap();
+        let saved = Checkpoint::read(&checkpoint).unwrap();
+        let mut session = Session::resume(saved, &checkpoint, &metrics, String::new()).unwrap();
         session.reporter = Reporter::quiet();
         session.interrupt = Interrupt::new();
         let got = run(&devices, &config, &mut NoHook, &mut session).unwrap();

@@ -1,11 +1,16 @@
-//! A run and its folder: one process at a time, disks that are full, and what is refused before it costs anything.
+//! A run and its folder: one process at a time, data that were moved or changed meanwhile, disks that are full, and what is
+//! refused before it costs anything.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use depthshrinker::config::Config;
+use depthshrinker::io::Checkpoint;
+use depthshrinker::io::checkpoint::fingerprint;
 use image::{Rgb, RgbImage};
+use serde_json::Value;
 use tempfile::TempDir;
 
 const NETWORK: [&str; 5] = ["--net", "mobilenetv2-0.25", "--head-channels", "64", "-q"];
@@ -44,6 +49,14 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
+/// All files of a run and when they were written, but for the note of who locks it.
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries.filter(|path| !path.ends_with(".lock")).collect();
+    files.sort();
+    files.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
 /// `<place>/{train,val}/{cat,dog,emu}/*.png`, no two alike.
 fn pictures(place: &Path) {
     for (split, count) in [("train", 8), ("val", 4)] {
@@ -72,10 +85,166 @@ fn begun(dir: &Path, args: &[&str], out: &str) -> Child {
     child
 }
 
+#[cfg(unix)]
+fn interrupt(mut child: Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    child.wait().unwrap();
+}
+
 /// Training on pictures in a folder, named as given.
 fn on_pictures<'a>(data: &'a str, out: &'a str, epochs: &'a str) -> Vec<&'a str> {
     let own = ["train", "--data", data, "--image-size", "32", "--batch", "8", "--epochs", epochs, "--out", out];
     [&own[..], &NETWORK].concat()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_goes_on_where_its_data_lie_now_and_to_the_same_bits() {
+    let root = folder();
+    let dir = root.path();
+    pictures(&dir.join("pets"));
+    let absolute = dir.join("pets").to_str().unwrap().to_owned();
+    let places = [dir.join("moved"), dir.join("moved/pets")].map(|place| place.to_str().unwrap().to_owned());
+    let [parent, inside] = &places;
+    // What the data are called; where they go; how a resume is told.
+    let rows: [(&str, &str, &[&str]); 6] = [
+        ("pets", "elsewhere", &["--data-dir", "elsewhere"]),
+        ("pets", "elsewhere", &["--data", "elsewhere"]),
+        ("pets", "moved/pets", &["--data-dir", parent]),
+        ("pets", "moved/pets", &["--data", "pets", "--data-dir", "moved"]),
+        (&absolute, "moved/pets", &["--data-dir", inside]),
+        (&absolute, "elsewhere", &["--data", "elsewhere"]),
+    ];
+    for (row, (name, place, flags)) in rows.into_iter().enumerate() {
+        let (whole, parts) = (format!("whole{row}"), format!("parts{row}"));
+        succeeds(dir, &on_pictures(name, &whole, "30"));
+        interrupt(begun(dir, &on_pictures(name, &parts, "30"), &parts));
+        fs::create_dir_all(dir.join(place).parent().unwrap()).unwrap();
+        fs::rename(dir.join("pets"), dir.join(place)).unwrap();
+
+        let resume = ["train", "--out", &parts, "--resume", "-q"];
+        fails(dir, &resume, 2, &["pets is no folder", "--data-dir"]);
+        succeeds(dir, &[&resume[..], flags].concat());
+        // The new place is known from now on.
+        succeeds(dir, &resume);
+        let model = |out: &str| fs::read(dir.join(out).join("original.safetensors")).unwrap();
+        assert!(model(&whole) == model(&parts), "{flags:?}: other bits");
+        fs::rename(dir.join(place), dir.join("pets")).unwrap();
+        let _ = fs::remove_dir(dir.join("moved"));
+    }
+}
+
+/// Big-endian IDX files of 28x28 images whose pixels follow from their labels.
+fn idx(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    for (prefix, count) in [("train", 40u32), ("t10k", 20)] {
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        let labels: Vec<u8> = (0..count).map(|i| (i % 10) as u8).collect();
+        let pixels = labels.iter().flat_map(|&label| (0..784u32).map(move |p| (p as u8).wrapping_mul(label)));
+        let images: Vec<u8> = words(&[0x0803, count, 28, 28]).into_iter().chain(pixels).collect();
+        fs::write(folder.join(format!("{prefix}-images-idx3-ubyte")), images).unwrap();
+        fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte")), [words(&[0x0801, count]), labels].concat())
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_named_set_is_found_in_its_new_place_too() {
+    let root = folder();
+    let dir = root.path();
+    idx(&dir.join("old"));
+    let train = ["train", "--data", "mnist", "--data-dir", "old", "--batch", "8", "--epochs", "1", "--out", "r"];
+    succeeds(dir, &[&train[..], &NETWORK].concat());
+    let model = fs::read(dir.join("r/original.safetensors")).unwrap();
+    fs::rename(dir.join("old"), dir.join("new")).unwrap();
+    let resume = ["train", "--resume", "--out", "r", "-q"];
+    fails(dir, &resume, 1, &["mnist not found", "--data-dir"]);
+    for flags in [&["--data-dir", "new"][..], &["--data", "./new"], &[]] {
+        succeeds(dir, &[&resume[..], flags].concat());
+        assert!(fs::read(dir.join("r/original.safetensors")).unwrap() == model, "{flags:?}: other bits");
+    }
+    // Another set is another setting, and other images are other images.
+    fails(dir, &[&resume[..], &["--data", "fashion-mnist", "--data-dir", "new"]].concat(), 2, &["other settings"]);
+    let images = dir.join("new/train-images-idx3-ubyte");
+    let mut bytes = fs::read(&images).unwrap();
+    bytes[16 + 784 * 5] ^= 1;
+    fs::write(&images, bytes).unwrap();
+    fails(dir, &resume, 1, &["other images", "train: image 5 has another content", "--force"]);
+}
+
+/// What the place of the images was when it was a setting of the run, and its checkpoint said nothing of them.
+#[test]
+fn a_run_whose_settings_held_the_place_of_its_data_goes_on() {
+    let root = folder();
+    let dir = root.path();
+    idx(&dir.join("old"));
+    let train = ["train", "--data", "mnist", "--data-dir", "old", "--batch", "8", "--epochs", "1", "--out", "r"];
+    succeeds(dir, &[&train[..], &NETWORK].concat());
+    let path = dir.join("r/checkpoint.safetensors");
+    let Config { measure, evaluate, .. } = Config::default();
+    let config = Config { threads: 0, measure, evaluate, ..Config::read(&dir.join("r/config.toml")).unwrap() };
+    assert_eq!(config.data.dir.as_deref(), Some(Path::new("old")));
+    let fingerprint = fingerprint(&("train", &config, Vec::<String>::new())).unwrap();
+    let saved = Checkpoint { fingerprint, data: Value::Null, ..Checkpoint::read(&path).unwrap() };
+    saved.write(&path).unwrap();
+    let resume = ["train", "--resume", "--out", "r", "-q"];
+    succeeds(dir, &resume);
+    fs::rename(dir.join("old"), dir.join("new")).unwrap();
+    fails(dir, &[&resume[..], &["--data-dir", "new", "--seed", "5"]].concat(), 2, &["other settings"]);
+    succeeds(dir, &[&resume[..], &["--data-dir", "new"]].concat());
+}
+
+/// What is moved in a folder of pictures, one after the other, and what a resume says of it.
+type Change = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+
+const CHANGES: [Change; 9] = [
+    (&[("train/cat/3.png", "gone")], &["train: class `cat` has 7 images and had 8"]),
+    (&[("val/emu/0.png", "gone")], &["test: class `emu` has 3 images and had 4"]),
+    (&[("extra.png", "train/cat/99.png")], &["class `cat` has 9 images and had 8"]),
+    (
+        &[("train/cat/3.png", "train/dog/x.png")],
+        &["class `cat` has 7 images and had 8", "class `dog` has 9 images and had 8"],
+    ),
+    (
+        &[("train/cat/3.png", "aside"), ("train/dog/3.png", "train/cat/3.png"), ("aside", "train/dog/3.png")],
+        &["train: ", "`cat`", "`dog`"],
+    ),
+    (
+        &[("train/cat", "train/lynx"), ("val/cat", "val/lynx")],
+        &["train: class `cat` is gone", "class `lynx` is new", "test: class `cat` is gone"],
+    ),
+    (
+        &[
+            ("train/cat", "aside"),
+            ("train/emu", "train/cat"),
+            ("aside", "train/emu"),
+            ("val/cat", "aside"),
+            ("val/emu", "val/cat"),
+            ("aside", "val/emu"),
+        ],
+        &["train: ", "test: "],
+    ),
+    (&[("train/dog/2.png", "train/dog/two.png")], &["class `dog` has other files"]),
+    (&[("train/emu", "gone"), ("val/emu", "gone-val")], &["class `emu` is gone"]),
+];
+
+#[test]
+fn pictures_that_changed_are_noticed() {
+    let root = folder();
+    let dir = root.path();
+    let pets = dir.join("pets");
+    pictures(&pets);
+    fs::copy(pets.join("train/cat/0.png"), pets.join("extra.png")).unwrap();
+    succeeds(dir, &on_pictures("pets", "r", "1"));
+    let (before, resume) = (files(&dir.join("r")), ["train", "--resume", "--out", "r", "-q"]);
+    for (moves, words) in CHANGES {
+        moves.iter().for_each(|(from, to)| fs::rename(pets.join(from), pets.join(to)).unwrap());
+        fails(dir, &resume, 1, &[&["the run in r", "--data-dir", "--force"], words].concat());
+        moves.iter().rev().for_each(|(from, to)| fs::rename(pets.join(to), pets.join(from)).unwrap());
+        assert!(files(&dir.join("r")) == before, "{words:?}: the run was touched");
+        succeeds(dir, &resume);
+        assert!(files(&dir.join("r")) == before, "{words:?}: the run has changed");
+    }
 }
 
 /// A training that ends long after the test.

@@ -10,6 +10,7 @@ use depthshrinker::data::{Augment, Dataset, ImageShape, Loader};
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::graph::{Activation, BatchNorm, Dropout, GraphBuilder, NodeId, Op};
+use depthshrinker::io::Checkpoint;
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::train::{
@@ -179,7 +180,8 @@ impl Folder {
     }
 
     fn resume(&self) -> Session {
-        let mut session = Session::resume(&self.checkpoint(), &self.metrics(), String::new()).unwrap();
+        let saved = Checkpoint::read(&self.checkpoint()).unwrap();
+        let mut session = Session::resume(saved, &self.checkpoint(), &self.metrics(), String::new()).unwrap();
         session.reporter = Reporter::quiet();
         session.interrupt = Interrupt::new();
         session
@@ -561,9 +563,11 @@ fn a_checkpoint_of_other_settings_or_another_network_is_refused() {
     let mut session = folder.start();
     session.fingerprint = "a".into();
     run(&config(), &mut NoHook, None, &mut session).unwrap();
-    let error = Session::resume(&folder.checkpoint(), &folder.metrics(), "b".into()).unwrap_err();
+    let saved = Checkpoint::read(&folder.checkpoint()).unwrap();
+    saved.check_fingerprint("a").unwrap();
+    let error = saved.check_fingerprint("b").unwrap_err();
     assert!(error.to_string().contains("other settings"), "{error}");
-    let missing = Session::resume(Path::new("no/such"), &folder.metrics(), String::new()).unwrap_err();
+    let missing = Checkpoint::read(Path::new("no/such")).unwrap_err();
     assert!(matches!(missing, Error::Io { .. }), "{missing}");
 }
 

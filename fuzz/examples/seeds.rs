@@ -97,6 +97,7 @@ fn main() -> Outcome {
             hook: Value::Null,
             job: Value::Null,
             fingerprint: "abc".into(),
+            data: Value::Null,
         };
         checkpoint.write(&corpus("checkpoint")?.join(name))?;
     }

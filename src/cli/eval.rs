@@ -30,7 +30,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     // Nothing is kept, so there is nothing to save before the end.
     Interrupt::end_on_ctrl_c()?;
     let mut config = common.base_config(Entry::New, None)?;
-    args.data.apply(&mut config);
+    args.data.apply(&mut config, Entry::New);
     common.ready(&config)?;
     let (model, info) = read_model(&args.model)?;
     let (images, doubts) = Datasets::open_test(&config, (&model, &info))?;

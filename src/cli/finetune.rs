@@ -52,7 +52,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let folder = common.folder(NAME);
     let entry = args.run.entry();
     let mut config = common.base_config(entry, Some(&folder))?;
-    args.data.apply(&mut config);
+    args.data.apply(&mut config, entry);
     args.stage.apply(&mut config.finetune.train);
     set_some(&mut config.model, &args.model);
     if let Some(selection) = args.mask.selection()? {
@@ -87,6 +87,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         command: NAME,
         config: &config,
         models: &models,
+        data: &data,
         last: FILE,
         bytes: Space { models: 1, stages: &[&config.finetune.train] }.bytes(&model.graph)?,
     };

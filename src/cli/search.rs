@@ -41,7 +41,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let folder = common.folder(NAME);
     let entry = args.run.entry();
     let mut config = common.base_config(entry, Some(&folder))?;
-    args.data.apply(&mut config);
+    args.data.apply(&mut config, entry);
     args.budget.apply(&mut config);
     args.stage.apply(&mut config.search.train);
     set_some(&mut config.model, &args.model);
@@ -56,6 +56,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         command: NAME,
         config: &config,
         models: &[file],
+        data: &data,
         last: FILE,
         bytes: Space { models: 1, stages: &[&config.search.train] }.bytes(&model.graph)?,
     };

@@ -126,14 +126,18 @@ impl RunArgs {
 }
 
 impl DataArgs {
-    /// Overrides the configuration by the flags.
-    pub fn apply(&self, config: &mut Config) {
-        if let Some(name) = &self.data {
+    /// Overrides the configuration by the flags. In a run that goes on, another folder is where its images lie now.
+    pub fn apply(&self, config: &mut Config, entry: Entry) {
+        let mut dir = self.data_dir.clone();
+        let moved = self.data.as_deref().and_then(|given| config.data.source().moved(given));
+        if let (Entry::Resume, Some(place)) = (entry, moved) {
+            dir = Some(dir.unwrap_or_default().join(place));
+        } else if let Some(name) = &self.data {
             config.data.name.clone_from(name);
             // A folder given for another set is not this one's.
             config.data.dir = None;
         }
-        set_some(&mut config.data.dir, &self.data_dir);
+        set_some(&mut config.data.dir, &dir);
         set_some(&mut config.data.image_size, &self.image_size);
         set_some(&mut config.data.train_limit, &self.train_limit);
         set_some(&mut config.data.test_limit, &self.test_limit);

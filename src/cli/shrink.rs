@@ -10,7 +10,8 @@ use super::{Common, print};
 use crate::config::Config;
 use crate::io::read_model;
 use crate::pipeline::{
-    self, Datasets, Run, RunFolder, RunSpec, Space, check_batches, check_mergeable, check_search, configured_graph,
+    self, Datasets, Entry, Run, RunFolder, RunSpec, Space, check_batches, check_mergeable, check_search,
+    configured_graph,
 };
 use crate::report::{RunResult, network_table};
 use crate::shrink::padding::PaddingMode;
@@ -78,7 +79,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let folder = common.folder(NAME);
     let entry = args.run.entry();
     let mut config = common.base_config(entry, Some(&folder))?;
-    args.apply(&mut config);
+    args.apply(&mut config, entry);
     common.ready(&config)?;
     refuse_choices(&config)?;
     let model = config.model.as_deref().map(read_model).transpose()?;
@@ -99,6 +100,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         command: NAME,
         config: &config,
         models: &models,
+        data: &data,
         last: LAST,
         bytes: Space { models: MODELS, stages: &[&config.train, &config.search.train, &config.finetune.train] }
             .bytes(&graph)?,
@@ -111,9 +113,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
 }
 
 impl Args {
-    fn apply(&self, config: &mut Config) {
+    fn apply(&self, config: &mut Config, entry: Entry) {
         self.budget.apply(config);
-        self.data.apply(config);
+        self.data.apply(config, entry);
         self.network.apply(config);
         if self.model.is_some() {
             config.model.clone_from(&self.model);

@@ -39,7 +39,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let folder = common.folder(NAME);
     let entry = args.run.entry();
     let mut config = common.base_config(entry, Some(&folder))?;
-    args.data.apply(&mut config);
+    args.data.apply(&mut config, entry);
     args.network.apply(&mut config);
     args.stage.apply(&mut config.train);
     common.ready(&config)?;
@@ -51,6 +51,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         command: NAME,
         config: &config,
         models: &[],
+        data: &data,
         last: FILE,
         bytes: Space { models: 1, stages: &[&config.train] }.bytes(&graph)?,
     };

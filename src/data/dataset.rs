@@ -337,6 +337,20 @@ impl Dataset {
         }
     }
 
+    /// Lends one image as it is stored: its pixels, or the bytes of its picture.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(super) fn encoded(&self, index: usize, mut look: impl FnMut(&[u8])) -> Result<()> {
+        match &self.images {
+            Images::Memory(_) => look(self.pixels(index).unwrap_or_default()),
+            Images::Files { paths, .. } => look(&Picture::bytes(&paths[index])?),
+            #[cfg(feature = "parquet")]
+            Images::Shards { rows, .. } => rows.encoded(index, look)?,
+        }
+        Ok(())
+    }
+
     /// The `uint8` pixels `[n, h, w, c]` of all images where they lie in memory; `None` when they are in files.
     pub(super) fn all_pixels(&self) -> Option<&[u8]> {
         match &self.images {

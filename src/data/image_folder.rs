@@ -22,8 +22,12 @@ pub(super) fn locate_imagenet(dir: Option<&Path>) -> Result<PathBuf> {
         wanted: "train/ or val/",
         remedy: "give the folder that holds train/<class>/*.JPEG and val/<class>/*.JPEG with --data-dir",
     };
-    let holds = |folder: &Path| ["train"].iter().chain(&TEST_FOLDERS).any(|part| folder.join(part).is_dir());
-    locate(&place, dir, std::env::var_os(VARIABLE), holds)
+    locate(&place, dir, std::env::var_os(VARIABLE), holds_pictures)
+}
+
+/// Whether a folder is laid out as a set of pictures, at first sight.
+pub(super) fn holds_pictures(folder: &Path) -> bool {
+    ["train"].iter().chain(&TEST_FOLDERS).any(|part| folder.join(part).is_dir())
 }
 
 /// Lists the pictures below `root`; classes are the names of the folders of `train`, in the order of their labels.

@@ -5,6 +5,7 @@
 //! |--|--|
 //! | `source` | [`DataSource`] and [`open`]: a name and where to look → a training and a test set |
 //! | `dataset` | [`Dataset`]: images, labels, class names, normalisation |
+//! | `contents` | [`Contents`]: what a set holds, to tell it from another |
 //! | `embedded` | the cut of Fashion-MNIST inside the binary |
 //! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
 //! | `classes` | [`ClassMatch`]: the order of class names, and those of a data set on those of a model |
@@ -31,6 +32,7 @@
 mod augment;
 mod cifar;
 mod classes;
+mod contents;
 mod crop;
 mod dataset;
 mod embedded;
@@ -61,6 +63,7 @@ mod warp;
 pub use augment::{Augment, EraseMode};
 pub use cifar::parse_cifar10;
 pub use classes::ClassMatch;
+pub use contents::Contents;
 pub use crop::ResizedCrop;
 pub use dataset::{Data, Dataset, ImageShape, Normalisation};
 pub use idx::{Split, parse_idx};

@@ -57,13 +57,23 @@ impl ShardRows {
     pub(super) fn picture(&self, index: usize, channels: usize) -> Result<Picture> {
         let (group, row) = self.rows[index];
         let place = &self.shards.groups[group as usize];
+        let name = format!("{} (row group {}, row {row})", place.path.display(), place.number);
+        let decode = |bytes: &[u8]| Picture::decode(bytes, Path::new(&name), channels);
+        self.of_row(index, decode)?
+    }
+
+    /// Lends the encoded picture of image `index`.
+    pub(super) fn encoded(&self, index: usize, look: impl FnOnce(&[u8])) -> Result<()> {
+        self.of_row(index, look)
+    }
+
+    /// What `take` makes of the bytes of a picture, once its row group is read.
+    fn of_row<R>(&self, index: usize, take: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        let (group, row) = self.rows[index];
+        let place = &self.shards.groups[group as usize];
         let read = self.shards.group(group as usize);
-        let pictures = read.get_or_init(|| guarded(&place.path, || pictures(place)).map_err(|e| e.to_string()));
-        match pictures {
-            Ok(pictures) => {
-                let name = format!("{} (row group {}, row {row})", place.path.display(), place.number);
-                Picture::decode(pictures[row as usize].data(), Path::new(&name), channels)
-            }
+        match read.get_or_init(|| guarded(&place.path, || pictures(place)).map_err(|e| e.to_string())) {
+            Ok(pictures) => Ok(take(pictures[row as usize].data())),
             Err(problem) => Err(Error::Data(problem.clone())),
         }
     }

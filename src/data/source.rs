@@ -12,6 +12,8 @@ use crate::{Error, Result};
 const MAX_IMAGE_SIZE: usize = 4096;
 /// What names a folder of Parquet shards.
 const SHARDS: &str = "parquet:";
+/// The sets that go by a name of their own.
+const NAMED: [&str; 6] = ["embedded", "fashion-mnist", "mnist", "cifar10", "cifar100", image_folder::IMAGENET];
 
 /// What data to use and where to look for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +23,7 @@ pub struct DataSource {
     /// pictures, or `parquet:` and that of a folder of Parquet shards (with the feature `parquet`).
     pub name: String,
     /// The folder of the named set, or one that contains it. Without it `DEPTHSHRINKER_DATA` is searched, then where
-    /// the system's packages put data.
+    /// the system's packages put data; a set that is named by its path lies there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
     /// Side that pictures of a folder are brought to, in pixels; 224 if not given. Other sets have a size of their own.
@@ -33,6 +35,19 @@ impl Default for DataSource {
     /// The cut of Fashion-MNIST inside the binary.
     fn default() -> Self {
         Self { name: "embedded".to_owned(), dir: None, image_size: None }
+    }
+}
+
+impl DataSource {
+    /// The new place of this set, if that is what `given` names: another folder for a set that is in files. A set keeps the
+    /// name that it had.
+    pub fn moved(&self, given: &str) -> Option<PathBuf> {
+        let is_place = !NAMED.contains(&given) && given != self.name && self.name != "embedded";
+        match (self.name.starts_with(SHARDS), given.strip_prefix(SHARDS)) {
+            (true, Some(folder)) if is_place => Some(PathBuf::from(folder)),
+            (false, None) if is_place => Some(PathBuf::from(given)),
+            _ => None,
+        }
     }
 }
 
@@ -97,15 +112,30 @@ fn pictures(source: &DataSource) -> Result<(PathBuf, usize)> {
     if name == image_folder::IMAGENET {
         return Ok((image_folder::locate_imagenet(dir)?, image_size));
     }
-    let root = dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
-    if name.is_empty() || !root.is_dir() {
-        return Err(Error::Config(format!(
-            "unknown data `{name}`: expected embedded, fashion-mnist, mnist, cifar10, cifar100, imagenet, or a folder that \
-             holds train/ and val/ ({} is no folder)",
-            root.display()
-        )));
+    let tried = places(name, dir);
+    let is_it = |place: &&PathBuf| place.is_dir() && (dir != Some(place) || image_folder::holds_pictures(place));
+    match tried.iter().find(|place| !name.is_empty() && is_it(place)) {
+        Some(root) => Ok((root.clone(), image_size)),
+        None => {
+            let tried: Vec<String> = tried.iter().map(|place| place.display().to_string()).collect();
+            Err(Error::Config(format!(
+                "unknown data `{name}`: expected {}, or a folder that holds train/ and val/ ({} is no folder; if it was \
+                 moved, give the new place with --data-dir)",
+                NAMED.join(", "),
+                tried.join(" or ")
+            )))
+        }
     }
-    Ok((root, image_size))
+}
+
+/// Where a set that is named by its path may be: there, or in `dir`, or it is `dir`, under whatever name it lies now.
+fn places(name: &str, dir: Option<&Path>) -> Vec<PathBuf> {
+    match dir {
+        None => vec![PathBuf::from(name)],
+        // Joining an absolute path would forget the folder.
+        Some(dir) if Path::new(name).is_absolute() => vec![dir.to_owned()],
+        Some(dir) => vec![dir.join(name), dir.to_owned()],
+    }
 }
 
 /// The side that pictures of a folder are brought to.
@@ -129,7 +159,9 @@ fn open_test_shards(name: &str, dir: Option<&Path>, image_size: Option<usize>) -
 
 #[cfg(feature = "parquet")]
 fn shards_folder(name: &str, dir: Option<&Path>) -> PathBuf {
-    dir.map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
+    let mut tried = places(name, dir);
+    let found = tried.iter().position(|place| place.is_dir()).unwrap_or(0);
+    tried.swap_remove(found)
 }
 
 #[cfg(not(feature = "parquet"))]

@@ -68,6 +68,8 @@ pub struct Checkpoint {
     pub job: Value,
     /// Identifies the settings; a run is only continued with the same.
     pub fingerprint: String,
+    /// What the data set held; null where nobody looked.
+    pub data: Value,
 }
 
 /// All of a checkpoint but its tensors.
@@ -82,6 +84,8 @@ struct State {
     hook: Value,
     job: Value,
     fingerprint: String,
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    data: Value,
 }
 
 impl Checkpoint {
@@ -99,6 +103,7 @@ impl Checkpoint {
             hook: self.hook.clone(),
             job: self.job.clone(),
             fingerprint: self.fingerprint.clone(),
+            data: self.data.clone(),
         };
         let json = serde_json::to_string(&state)
             .map_err(|e| Error::file(path, format!("the checkpoint cannot be written as JSON: {e}")))?;
@@ -147,6 +152,7 @@ impl Checkpoint {
             hook: state.hook,
             job: state.job,
             fingerprint: state.fingerprint,
+            data: state.data,
         })
     }
 

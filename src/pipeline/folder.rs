@@ -2,10 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::run::Datasets;
 use crate::config::Config;
+use crate::data::Contents;
 use crate::graph::Graph;
 use crate::io::checkpoint::{file_fingerprint, fingerprint};
-use crate::io::{FolderLock, write_atomic};
+use crate::io::{Checkpoint, FolderLock, write_atomic};
 use crate::train::{Reporter, Session, TrainConfig};
 use crate::{Error, Result};
 
@@ -46,6 +51,8 @@ pub struct RunSpec<'a> {
     pub config: &'a Config,
     /// The model files that it reads.
     pub models: &'a [&'a Path],
+    /// Its images.
+    pub data: &'a Datasets,
     /// The file of the folder that it ends by writing.
     pub last: &'a str,
     /// What it writes, in bytes ([`Space`]).
@@ -116,14 +123,16 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::Config`] when a run is there that may not be touched, is in use by another process or was made with other
-    /// settings, or when there is none to go on with; or what the operating system says of the folder.
+    /// settings, or when there is none to go on with; [`Error::Data`] when the images are not those it was started with; or
+    /// what the operating system says of the folder.
     pub fn enter(&self, run: &RunSpec<'_>, entry: Entry, quiet: bool) -> Result<Session> {
-        let settings = run.fingerprint()?;
         if let Err(refused) = self.check_entry(run, entry) {
             // While the run there is live, what the refusal advises could not be done either.
             FolderLock::check_free(&self.dir)?;
             return Err(refused);
         }
+        // An image that cannot be read is told before anything is made or removed.
+        let contents = run.data.contents()?;
         std::fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let lock = FolderLock::acquire(&self.dir)?;
         // Another process may have begun or ended a run here before the lock was had.
@@ -132,14 +141,20 @@ impl RunFolder {
             self.clear()?;
         }
         self.check_space(run.bytes);
+        let settings = run.fingerprint(None)?;
         let (checkpoint, metrics) = (self.path("checkpoint.safetensors"), self.path("metrics.jsonl"));
         let mut session = if checkpoint.is_file() {
-            Session::resume(&checkpoint, &metrics, settings).map_err(|e| self.other_settings(e))?
+            let saved = Checkpoint::read(&checkpoint)?;
+            self.check_settings(run, &saved)?;
+            self.check_data(&contents, &saved.data)?;
+            self.note_place(run.config)?;
+            Session::resume(saved, &checkpoint, &metrics, settings)?
         } else {
             let echo = run.config.to_toml()?;
             write_atomic(&self.path(CONFIG), |out| out.write_all(echo.as_bytes()))?;
             Session::start(&checkpoint, &metrics, settings)?
         };
+        session.data = json!(contents);
         session.lock = Some(lock);
         if quiet {
             session.reporter = Reporter::quiet();
@@ -179,6 +194,45 @@ impl RunFolder {
                 self.dir.display()
             );
         }
+    }
+
+    /// Refuses to go on with other settings than those of the checkpoint.
+    fn check_settings(&self, run: &RunSpec<'_>, saved: &Checkpoint) -> Result<()> {
+        let same = |dir: Option<PathBuf>| saved.check_fingerprint(&run.fingerprint(dir)?);
+        // The place of the images once was a setting of the run.
+        same(None)
+            .or_else(|refused| same(self.config()?.data.dir).map_err(|_| refused))
+            .map_err(|e| self.other_settings(e))
+    }
+
+    /// Refuses to go on with other images than the run was started with.
+    fn check_data(&self, is: &[Contents; 2], was: &Value) -> Result<()> {
+        if was.is_null() {
+            return Ok(());
+        }
+        let was = <[Contents; 2]>::deserialize(was)
+            .map_err(|e| Error::file(self.path("checkpoint.safetensors"), format!("what it says of its data: {e}")))?;
+        let parts = is.iter().zip(&was).zip(["train", "test"]);
+        let differences: Vec<String> = parts.filter_map(|((is, was), part)| is.difference(was, part)).collect();
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Data(format!(
+            "the run in {} was started with other images ({}); put them back, give the place of the old ones with \
+             --data-dir, or start again with --force",
+            self.dir.display(),
+            differences.join("; ")
+        )))
+    }
+
+    /// Writes the place of the data into `config.toml` where it has changed: the next resume is to find them there.
+    fn note_place(&self, config: &Config) -> Result<()> {
+        let mut own = self.config()?;
+        if own.data.dir == config.data.dir {
+            return Ok(());
+        }
+        own.data.dir.clone_from(&config.data.dir);
+        self.write(CONFIG, &own.to_toml()?)
     }
 
     /// Writes a text file of the run atomically.
@@ -235,12 +289,12 @@ impl RunFolder {
 impl RunSpec<'_> {
     /// What decides the weights that a run ends with. Threads, measurement and the batch of evaluations may change from one
     /// part of a run to the next: an evaluation that ran out of memory must be able to go on with fewer images. Model files
-    /// are what they hold, wherever they lie.
-    fn fingerprint(&self) -> Result<String> {
+    /// and images are what they hold, wherever they lie: `data_dir` is `None` but for checkpoints that say where.
+    fn fingerprint(&self, data_dir: Option<PathBuf>) -> Result<String> {
         let mut config = self.config.clone();
         let Config { measure, evaluate, .. } = Config::default();
         (config.threads, config.measure, config.evaluate) = (0, measure, evaluate);
-        (config.model, config.finetune.teacher) = (None, None);
+        (config.model, config.finetune.teacher, config.data.dir) = (None, None, data_dir);
         let models: Vec<String> = self.models.iter().map(|path| file_fingerprint(path)).collect::<Result<_>>()?;
         fingerprint(&(self.command, config, models))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::doubts::Doubts;
 use super::keeping::{KeepModel, Keeping};
 use crate::config::Config;
-use crate::data::{self, ClassMatch, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
+use crate::data::{self, ClassMatch, Contents, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::Graph;
@@ -89,6 +89,14 @@ impl Datasets {
     /// Shape of the images.
     pub fn shape(&self) -> Shape {
         self.train.shape().into()
+    }
+
+    /// What the images are, to be compared when a run goes on.
+    ///
+    /// # Errors
+    /// An image that cannot be read.
+    pub fn contents(&self) -> Result<[Contents; 2]> {
+        Ok([Contents::of(&self.train)?, Contents::of(&self.test)?])
     }
 
     /// What model files say about their data.

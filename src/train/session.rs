@@ -30,6 +30,8 @@ pub struct Session {
     pub fingerprint: String,
     /// What the job around the stages wants to find again in the checkpoint.
     pub job: Value,
+    /// What the data set holds, which a resumed run compares.
+    pub data: Value,
     /// Keeps other processes from the run's folder.
     pub lock: Option<FolderLock>,
     /// Time from one checkpoint to the next.
@@ -47,6 +49,7 @@ impl Session {
             interrupt: Interrupt::new(),
             fingerprint: String::new(),
             job: Value::Null,
+            data: Value::Null,
             lock: None,
             save_every: SAVE_EVERY,
             resume: None,
@@ -68,14 +71,13 @@ impl Session {
         })
     }
 
-    /// A run that goes on from its checkpoint; [`job`](Self::job) and [`resumed`](Self::resumed) then say where it stood.
-    /// Lines of the metrics file that were written after the checkpoint are dropped: they will be written again.
+    /// A run that goes on from its checkpoint, `saved`, which lies in `checkpoint`; [`job`](Self::job), [`data`](Self::data)
+    /// and [`resumed`](Self::resumed) then say where it stood. Lines of the metrics file that were written after the
+    /// checkpoint are dropped: they will be written again.
     ///
     /// # Errors
-    /// A checkpoint that is unreadable or of other settings, or as [`start`](Self::start).
-    pub fn resume(checkpoint: &Path, metrics: &Path, fingerprint: String) -> Result<Self> {
-        let saved = Checkpoint::read(checkpoint)?;
-        saved.check_fingerprint(&fingerprint)?;
+    /// As [`start`](Self::start).
+    pub fn resume(saved: Checkpoint, checkpoint: &Path, metrics: &Path, fingerprint: String) -> Result<Self> {
         remove_leftovers(checkpoint);
         let mut metrics = Metrics::append_to(metrics)?;
         metrics.truncate(saved.metrics_bytes)?;
@@ -86,6 +88,7 @@ impl Session {
             interrupt: Interrupt::on_ctrl_c()?,
             fingerprint,
             job: saved.job.clone(),
+            data: saved.data.clone(),
             resume: Some(saved),
             ..Self::silent()
         })

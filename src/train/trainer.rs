@@ -339,6 +339,7 @@ impl<'a> Run<'a> {
                 hook: self.stage.hook.state(),
                 job: session.job.clone(),
                 fingerprint: session.fingerprint.clone(),
+                data: session.data.clone(),
             };
             // Lines the checkpoint counts must be on disk before it is.
             session.metrics.sync()?;
