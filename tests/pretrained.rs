@@ -35,9 +35,9 @@ fn fixture(name: &str) -> PathBuf {
 
 fn model() -> Result<Model, Failed> {
     let weights = std::env::var_os(VARIABLE).ok_or(VARIABLE)?;
-    let Imported { model, names } =
-        import("tf_efficientnet_lite0", Path::new(&weights), &NetworkOptions::new(SHAPE, CLASSES))?;
-    assert_eq!((names, model.graph.blocks.len()), (vec![Project::EfficientNetLitePytorch], BLOCKS));
+    let Imported { model, names, .. } =
+        import("tf_efficientnet_lite0", Path::new(&weights), &NetworkOptions::new(SHAPE, CLASSES), None)?;
+    assert_eq!((names.projects, model.graph.blocks.len()), (vec![Project::EfficientNetLitePytorch], BLOCKS));
     Ok(model)
 }
 

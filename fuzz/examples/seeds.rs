@@ -1,6 +1,7 @@
 //! Writes a few sound files per target, from which the fuzzer starts:
 //! `cargo run --release --manifest-path fuzz/Cargo.toml --example seeds`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -76,6 +77,14 @@ fn main() -> Outcome {
     }
     let archive = fs::read(fixtures.join("import/forms.pth"))?;
     fs::write(corpus("pickle")?.join("forms"), pickle_of(&archive)?)?;
+    // What lies beside weights: pickles without their first opcode and their last.
+    let beside = fs::read_to_string(fixtures.join("import/beside.json"))?;
+    let beside: BTreeMap<String, String> = serde_json::from_str(&beside)?;
+    for (index, hex) in beside.values().enumerate() {
+        let body = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
+        let body = body.collect::<Result<Vec<u8>, _>>()?;
+        fs::write(corpus("pickle")?.join(format!("beside-{index}")), [b"\x80\x02", &body[..], b"."].concat())?;
+    }
     for (target, folder) in [("pictures", "pictures"), ("parquet", "shards"), ("parquet", "layouts"), ("parquet", "refused")] {
         copy_files(&fixtures.join(folder), &corpus(target)?, folder)?;
     }

@@ -18,7 +18,7 @@ use crate::{Error, Result, terminal};
 /// Version of the format, raised when an older reader could misread a newer file.
 const FORMAT: &str = "1";
 const FORMAT_KEY: &str = "depthshrinker.format";
-const GRAPH_KEY: &str = "depthshrinker.graph";
+pub(super) const GRAPH_KEY: &str = "depthshrinker.graph";
 const DATA_KEY: &str = "depthshrinker.data";
 /// Faults of one kind named in a message before the rest is only counted.
 const MAX_FAULTS: usize = 3;
@@ -69,13 +69,18 @@ impl From<&Dataset> for DataInfo {
 
 impl DataInfo {
     /// What is known of a published ImageNet network, by its name as in [`networks::preprocessing`], used for `input` and
-    /// `classes`: names of the classes, if they are ImageNet's 1 000, and how images are made. `None` for a name that is
-    /// not known and for inputs that are not RGB.
+    /// `classes`: names of the classes, if they are ImageNet's 1 000, or these behind a background class, and how images are
+    /// made. `None` for a name that is not known and for inputs that are not RGB.
     pub fn pretrained(network: &str, input: Shape, classes: usize) -> Option<Self> {
         let known = networks::preprocessing_at(network, input.h.min(input.w));
         let known = known.filter(|known| known.shape.channels == input.c)?;
         let Preprocessing { resize, normalisation: Normalisation { mean, std }, .. } = known;
-        let names = if classes == IMAGENET_CLASSES { imagenet_class_names() } else { Vec::new() };
+        let names = match classes.checked_sub(IMAGENET_CLASSES) {
+            Some(0) => imagenet_class_names(),
+            // As TensorFlow counts them.
+            Some(1) => ["background".to_owned()].into_iter().chain(imagenet_class_names()).collect(),
+            _ => Vec::new(),
+        };
         Some(Self { name: "imagenet".into(), classes: names, shape: input, mean, std, resize: Some(resize) })
     }
 

@@ -181,5 +181,6 @@ fn unsupported(path: &Path, name: &str, dtype: safetensors::Dtype) -> Error {
 
 /// A foreign message may quote file content; keep it to one readable line.
 pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+    const LONGEST: usize = 600;
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
 }

@@ -20,13 +20,18 @@ const fn stage(expansion: usize, channels: usize, repeats: usize, stride: usize)
     Stage { kernel: 3, expansion, channels, repeats, stride, skip: true }
 }
 
-/// Reads `mobilenetv2-<width>` and timm's names; `None` when the name is another family's.
+/// Reads `mobilenetv2-<width>` and timm's names; `None` when the name is another family's. With `tf_` before it, as timm
+/// calls such networks, it pads as TensorFlow does and adds 1e-3 to a variance, as Hugging Face's weights need.
 pub(super) fn parse(name: &str) -> Option<Result<Box<dyn Network>>> {
+    let (plain, padding) = match name.strip_prefix("tf_") {
+        Some(plain) => (plain, ConvPadding::Same),
+        None => (name, ConvPadding::Symmetric),
+    };
     // timm's 110d and 120d: their depth grows too, their ends do not.
-    let scaled = match name {
+    let scaled = match plain {
         "mobilenetv2_110d" => Ok((1.1, 1.2, true)),
         "mobilenetv2_120d" => Ok((1.2, 1.4, true)),
-        _ => width_of(name, "mobilenetv2")?.map(|width| (width, 1.0, false)),
+        _ => width_of(plain, "mobilenetv2")?.map(|width| (width, 1.0, false)),
     };
     Some(scaled.map(|(width, depth, fixed_ends)| -> Box<dyn Network> {
         Box::new(InvertedResiduals {
@@ -36,8 +41,8 @@ pub(super) fn parse(name: &str) -> Option<Result<Box<dyn Network>>> {
             wide_head: !fixed_ends,
             stages: &STAGES,
             activation: Activation::RELU6,
-            batch_norm_eps: 1e-5,
-            padding: ConvPadding::Symmetric,
+            batch_norm_eps: if padding == ConvPadding::Same { 1e-3 } else { 1e-5 },
+            padding,
             image_size: 224,
             family: Family::MobileNetV2,
         })

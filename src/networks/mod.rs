@@ -16,8 +16,9 @@ use crate::{Error, Result};
 
 /// The names that [`build`] knows, for help texts and errors.
 pub const KNOWN_NETWORKS: &str = "mobilenetv2-<width>, efficientnet-lite<0..4>, mnasnet-<width>, resnet18, resnet34, \
-                                  resnet50, vgg19_bn, and the names of timm and torchvision such as mobilenetv2_110d, \
-                                  tf_efficientnet_lite0, resnet18.tv_in1k, mobilenet_v2, mnasnet1_0";
+                                  resnet50, vgg19_bn, and the names of timm, torchvision and Hugging Face such as \
+                                  mobilenetv2_110d, tf_efficientnet_lite0, resnet18.tv_in1k, mobilenet_v2, mnasnet1_0, \
+                                  google/mobilenet_v2_1.0_224";
 
 /// torchvision's names of networks that are called otherwise here, and timm's for the same.
 const TORCHVISION: [(&str, &str); 5] = [
@@ -26,6 +27,17 @@ const TORCHVISION: [(&str, &str); 5] = [
     ("mnasnet0_75", "mnasnet_075"),
     ("mnasnet1_0", "mnasnet_100"),
     ("mnasnet1_3", "mnasnet_130"),
+];
+
+/// The names of Hugging Face's repositories, and ours for the same.
+const HUGGING_FACE: [(&str, &str); 7] = [
+    ("google/mobilenet_v2_1.4_224", "tf_mobilenetv2_140"),
+    ("google/mobilenet_v2_1.0_224", "tf_mobilenetv2_100"),
+    ("google/mobilenet_v2_0.75_160", "tf_mobilenetv2_075"),
+    ("google/mobilenet_v2_0.35_96", "tf_mobilenetv2_035"),
+    ("microsoft/resnet-18", "resnet18"),
+    ("microsoft/resnet-34", "resnet34"),
+    ("microsoft/resnet-50", "resnet50"),
 ];
 
 /// Networks of one plan, in which other projects call the parts alike.
@@ -50,6 +62,16 @@ pub enum Project {
     Timm,
     /// torchvision.
     Torchvision,
+    /// `tonylins/pytorch-mobilenet-v2`.
+    Tonylins,
+    /// `d-li14/mobilenetv2.pytorch`.
+    DLi14,
+    /// EC, `snu-mllab/Efficient-CNN-Depth-Compression`: its networks before anything is removed.
+    DepthCompression,
+    /// mmpretrain, formerly mmclassification.
+    Mmpretrain,
+    /// Hugging Face's transformers, whose MobileNetV2 pads as TensorFlow does.
+    HuggingFace,
     /// The packages `efficientnet_lite_pytorch`, whose names follow EfficientNet-PyTorch.
     EfficientNetLitePytorch,
 }
@@ -59,6 +81,11 @@ impl std::fmt::Display for Project {
         f.write_str(match self {
             Self::Timm => "timm",
             Self::Torchvision => "torchvision",
+            Self::Tonylins => "tonylins",
+            Self::DLi14 => "d-li14",
+            Self::DepthCompression => "EC",
+            Self::Mmpretrain => "mmpretrain",
+            Self::HuggingFace => "Hugging Face",
             Self::EfficientNetLitePytorch => "efficientnet_lite_pytorch",
         })
     }
@@ -145,13 +172,38 @@ pub fn family(name: &str) -> Result<Family> {
     Ok(find(name)?.family())
 }
 
+/// The name of the network that a project means by a name: two of them pad as TensorFlow does and add 1e-3 to a variance,
+/// which no shape of their weights tells.
+///
+/// ```
+/// use depthshrinker::networks::{Project, meant_by};
+///
+/// assert_eq!(meant_by("mobilenetv2-1.0", Project::HuggingFace), "tf_mobilenetv2-1.0");
+/// assert_eq!(meant_by("mobilenet_v2", Project::Torchvision), "mobilenet_v2");
+/// ```
+pub fn meant_by(name: &str, project: Project) -> String {
+    let own = architecture(name);
+    match (project, family(name)) {
+        (Project::HuggingFace, Ok(Family::MobileNetV2))
+        | (Project::EfficientNetLitePytorch, Ok(Family::EfficientNetLite))
+            if !own.starts_with("tf_") =>
+        {
+            format!("tf_{}", own.replace("efficientnet-lite", "efficientnet_lite"))
+        }
+        _ => name.to_owned(),
+    }
+}
+
 fn find(name: &str) -> Result<Box<dyn Network>> {
     let unknown = || Err(Error::Config(format!("unknown network {name:?}; known are {KNOWN_NETWORKS}")));
     FAMILIES.iter().find_map(|parse| parse(architecture(name))).unwrap_or_else(unknown)
 }
 
-/// The name of the network behind a name that also tells its weights (`resnet18.tv_in1k`) or is torchvision's alone.
+/// The name of the network behind a name that also tells its weights (`resnet18.tv_in1k`) or is another project's alone.
 fn architecture(name: &str) -> &str {
+    if let Some((_, own)) = HUGGING_FACE.iter().find(|(theirs, _)| *theirs == name) {
+        return own;
+    }
     let network = match name.split_once('.') {
         Some((network, _)) if preprocessing::is_published(name) => network,
         _ => name,

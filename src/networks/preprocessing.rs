@@ -1,13 +1,13 @@
 //! How the images of published networks are made. `data/imagenet/make.py` wrote the table from timm and torchvision.
 
-use super::{Family, Project, TORCHVISION, architecture, family, width_of};
+use super::{Family, HUGGING_FACE, Project, TORCHVISION, architecture, family, width_of};
 use crate::data::{ImageShape, Interpolation, Normalisation, Preprocessing, Resize};
 
 const TABLE: &str = include_str!("../../data/imagenet/preprocessing.tsv");
 
 /// How images are made for a network's published weights, by timm's name, with or without a tag for the weights
-/// (`resnet18`, `resnet18.tv_in1k`), by torchvision's (`mobilenet_v2`, `resnet50.IMAGENET1K_V2`) or by one of our own
-/// (`mobilenetv2-1.4`). `None` for a name that is none of them.
+/// (`resnet18`, `resnet18.tv_in1k`), by torchvision's (`mobilenet_v2`, `resnet50.IMAGENET1K_V2`), by that of a repository of
+/// Hugging Face (`google/mobilenet_v2_1.0_224`) or by one of our own (`mobilenetv2-1.4`). `None` for a name that is none of them.
 ///
 /// ```
 /// use depthshrinker::networks::preprocessing;
@@ -47,7 +47,13 @@ pub fn default_weights(network: &str, project: Project) -> String {
         return network.to_owned();
     }
     match (project, family(name)) {
-        (Project::Torchvision, Ok(Family::MobileNetV2)) => "mobilenet_v2".into(),
+        (Project::HuggingFace, Ok(Family::MobileNetV2)) => hugging_face_mobilenet(name),
+        (Project::HuggingFace, Ok(Family::ResNet)) => name.replace("resnet", "microsoft/resnet-"),
+        // These cut 224 of 256 pixels, resized linearly, and normalise, all as torchvision did first.
+        (
+            Project::Torchvision | Project::Tonylins | Project::DLi14 | Project::DepthCompression | Project::Mmpretrain,
+            Ok(Family::MobileNetV2),
+        ) => "mobilenet_v2".into(),
         (Project::Torchvision, Ok(Family::MnasNet)) => {
             let width = |name: &str| width_of(name, "mnasnet").and_then(Result::ok);
             TORCHVISION
@@ -56,12 +62,22 @@ pub fn default_weights(network: &str, project: Project) -> String {
                 .map_or("mnasnet1_0", |(theirs, _)| theirs)
                 .into()
         }
-        (Project::Torchvision, Ok(Family::ResNet | Family::Vgg)) => format!("{name}.IMAGENET1K_V1"),
+        (Project::Torchvision | Project::DepthCompression | Project::Mmpretrain, Ok(Family::ResNet | Family::Vgg)) => {
+            format!("{name}.IMAGENET1K_V1")
+        }
         (Project::EfficientNetLitePytorch, Ok(Family::EfficientNetLite)) if !name.starts_with("tf_") => {
             format!("tf_{}", published(name))
         }
         _ => published(name),
     }
+}
+
+/// The repository of this width, or else of width 1.
+fn hugging_face_mobilenet(name: &str) -> String {
+    let width = |name: &str| width_of(name.strip_prefix("tf_").unwrap_or(name), "mobilenetv2").and_then(Result::ok);
+    let mobilenets = || HUGGING_FACE.iter().filter(|(_, own)| own.starts_with("tf_"));
+    let same = mobilenets().find(|(_, own)| width(own) == width(name));
+    same.or_else(|| mobilenets().find(|(_, own)| width(own) == Some(1.0))).map_or(name, |(theirs, _)| theirs).to_owned()
 }
 
 /// Whether weights are published under exactly this name.
@@ -83,6 +99,9 @@ fn find(network: &str) -> Option<(Preprocessing, Option<f64>)> {
 fn published(name: &str) -> String {
     if is_published(name) || family(name).is_err() {
         return name.to_owned();
+    }
+    if name.starts_with("tf_mobilenetv2") {
+        return hugging_face_mobilenet(name);
     }
     match name.split_once(['-', '_']) {
         Some(("mobilenetv2", _)) => "mobilenetv2_100".to_owned(),
@@ -137,6 +156,9 @@ mod tests {
             ("resnet18", 224, 235, Interpolation::Bicubic),
             ("resnet18.tv_in1k", 224, 256, Interpolation::Bilinear),
             ("vgg19_bn", 224, 256, Interpolation::Bilinear),
+            ("google/mobilenet_v2_0.75_160", 160, 192, Interpolation::Bilinear),
+            ("tf_mobilenetv2-1.0", 224, 256, Interpolation::Bilinear),
+            ("microsoft/resnet-34", 224, 256, Interpolation::Bicubic),
         ] {
             let known = preprocessing(name).unwrap();
             assert_eq!((known.shape.height, known.shape.width), (side, side), "{name}");

@@ -32,7 +32,7 @@ pub(super) fn open(bytes: &[u8]) -> Outcome<(Pickle<'_>, Storages<'_>)> {
             .to_owned()
     };
     let (first, length) = Pickle::read(bytes).map_err(|_| not_torch())?;
-    if *first.root() != Value::Long(&OLD_MAGIC) {
+    if *first.value(first.root()) != Value::Long(&OLD_MAGIC) {
         return Err(not_torch());
     }
     read_old(&bytes[length..])
@@ -42,8 +42,8 @@ pub(super) fn open(bytes: &[u8]) -> Outcome<(Pickle<'_>, Storages<'_>)> {
 /// little-endian `u64` count and its elements.
 fn read_old(mut rest: &[u8]) -> Outcome<(Pickle<'_>, Storages<'_>)> {
     let protocol = next(&mut rest)?;
-    if *protocol.root() != Value::Int(OLD_PROTOCOL) {
-        return Err(format!("has a protocol other than {OLD_PROTOCOL}; save it with a newer PyTorch"));
+    if *protocol.value(protocol.root()) != Value::Int(OLD_PROTOCOL) {
+        return Err(format!("has a protocol other than {OLD_PROTOCOL}; load it with PyTorch and save it again"));
     }
     // A system of the other byte order has never been met; its sizes would be refused below.
     next(&mut rest)?;
@@ -53,12 +53,15 @@ fn read_old(mut rest: &[u8]) -> Outcome<(Pickle<'_>, Storages<'_>)> {
     for key in keys.items(keys.root()) {
         let &Value::Text(key) = key else { return Err(format!("names a storage by what is no text; {AGAIN}")) };
         let Some(&storage) = object.storages.get(key) else {
-            return Err(format!("has a storage {key:?} that no tensor uses, so its length is unknown; {AGAIN}"));
+            return Err(format!(
+                "has a storage {key:?} that no tensor of a known type uses, so its length is not known; save the state dict \
+                 alone, `torch.save(model.state_dict(), path)`"
+            ));
         };
         let (count, behind) =
             rest.split_first_chunk().ok_or_else(|| format!("ends before the storage {key:?}; {AGAIN}"))?;
         check_length(&storage, u64::from_le_bytes(*count), "elements", storage.len as u64)?;
-        let length = storage.len.checked_mul(storage.element.bytes());
+        let length = storage.len.checked_mul(storage.class.element.bytes());
         let (bytes, behind) = length
             .and_then(|length| behind.split_at_checked(length))
             .ok_or_else(|| format!("ends within the storage {key:?} of {} elements; {AGAIN}", storage.len))?;
@@ -106,7 +109,7 @@ impl<'a> Archive<'a> {
     fn read(mut self) -> Outcome<(Pickle<'a>, Storages<'a>)> {
         let big_endian = self.entry("byteorder").is_ok_and(|order| order == b"big");
         if big_endian {
-            return Err("was written on a big-endian machine; save it on a little-endian one".into());
+            return Err("was written on a big-endian machine; load it with PyTorch and save it again".into());
         }
         let (pickle, _) = Pickle::read(self.entry(PICKLE)?)?;
         let mut storages = Storages::new();
@@ -115,7 +118,7 @@ impl<'a> Archive<'a> {
         for (&key, storage) in &pickle.storages {
             let bytes = self.entry(&format!("data/{key}"))?;
             left = left.checked_sub(bytes.len()).ok_or_else(|| format!("has entries that overlap; {AGAIN}"))?;
-            let expected = (storage.len as u64).saturating_mul(storage.element.bytes() as u64);
+            let expected = (storage.len as u64).saturating_mul(storage.class.element.bytes() as u64);
             check_length(storage, bytes.len() as u64, "bytes", expected)?;
             storages.insert(key, bytes);
         }

@@ -2,90 +2,120 @@
 //!
 //! Values lie in one list and refer to one another by index, so a pickle that is cyclic or nested a million deep costs
 //! no more than its length and needs no recursion anywhere. Opcodes: Python's `pickletools`.
+//!
+//! Checkpoints hold more than tensors: counters, settings, random states, objects of the training script's own classes.
+//! What a function or class that is not known here would have made is an [`Object`], of which only the class's name and the
+//! items set on it are kept. Nobody asks what it is until a file turns out to hold no weights.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::Fault;
-use super::view::{Element, Storage, View};
-use crate::dtype::Dtype;
+use super::storage_class::{STORAGES, StorageClass};
+use super::view::{Storage, View};
 
 /// Opcodes that are carried out and pairs that are copied at most; the state dict of a thousand layers takes about a
-/// quarter of a million.
+/// quarter of a million. Long files may take one more for each [`BYTES_PER_STEP`] of them: histories of losses lie beside
+/// the weights.
 const MAX_STEPS: usize = 1 << 20;
-/// Longest key of a storage, in bytes. Keys are compared each time a storage is named.
+/// Makes the memory of values no more than a few times the file's size.
+const BYTES_PER_STEP: usize = 16;
+/// Longest key of a storage, and longest name of a class, in bytes. They are compared each time they are named.
 const MAX_KEY_BYTES: usize = 256;
 /// Dimensions of a tensor at most.
 const MAX_DIMS: usize = 8;
+/// Modules, and functions of Python itself, that no checkpoint names for its data. PyTorch's own safe loader refuses the
+/// modules too.
+const ATTACKS: [(&str, &[&str]); 10] = [
+    ("os", &[]),
+    ("posix", &[]),
+    ("nt", &[]),
+    ("sys", &[]),
+    ("subprocess", &[]),
+    ("runpy", &[]),
+    ("socket", &[]),
+    ("shutil", &[]),
+    ("builtins", &FUNCTIONS),
+    ("__builtin__", &FUNCTIONS),
+];
+const FUNCTIONS: [&str; 8] = ["eval", "exec", "execfile", "compile", "open", "input", "__import__", "breakpoint"];
 const ONLY_TENSORS: &str = "only tensors are read and nothing in a pickle is run; save the state dict alone, `torch.save(model.state_dict(), path)`";
 
+const AGAIN: &str = "make or download it again";
+
 /// Index of a value.
-type Id = usize;
+pub(super) type Id = usize;
 type Outcome<T> = Result<T, Fault>;
 
-/// The functions and classes a pickle may name.
+/// The value that stands for all of which nobody asks what they are.
+const OTHER: Id = 0;
+
+/// The functions and classes a pickle names.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Global {
     OrderedDict,
     /// `torch.Size`, a tuple.
     Size,
-    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`.
+    /// `torch._utils._rebuild_tensor` and its later versions.
     Tensor,
-    /// `torch._utils._rebuild_parameter`, also with state, and the class itself.
+    /// `torch._utils._rebuild_parameter`, also with state, the class itself, and what else is its first argument.
     Parameter,
-    Storage(Element),
+    /// `torch._tensor._rebuild_from_type_v2`, which calls one of the others: a tensor of a subclass or with attributes.
+    FromType,
+    Storage(&'static StorageClass),
     /// The class of a tensor, such as `torch.FloatTensor`, whose objects get their content as attributes: PyTorch's of 2017.
     TensorClass,
-    /// A class of plain data that training scripts keep beside their weights. Its objects are skipped.
-    Data,
+    /// Any other, by its place in [`Pickle::classes`]. Its objects are skipped.
+    Other(usize),
 }
 
-/// Modules and names of [`Global::Data`].
-const DATA: [(&str, &str); 11] = [
-    ("argparse", "Namespace"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-    ("torch", "device"),
-    ("torch", "float32"),
-    ("torch", "float16"),
-];
-
 impl Global {
-    fn find(module: &str, name: &str) -> Outcome<Self> {
-        let storage = |element| Ok(Self::Storage(element));
+    /// The one of this name, if tensors need it.
+    fn find(module: &str, name: &str) -> Option<Self> {
         match (module, name) {
-            ("collections", "OrderedDict") => Ok(Self::OrderedDict),
-            ("torch", "Size") => Ok(Self::Size),
-            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Ok(Self::Tensor),
-            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")
-            | ("torch.nn.parameter", "Parameter") => Ok(Self::Parameter),
-            ("torch", "FloatStorage") => storage(Element::Float(Dtype::F32)),
-            ("torch", "HalfStorage") => storage(Element::Float(Dtype::F16)),
-            ("torch", "BFloat16Storage") => storage(Element::Float(Dtype::Bf16)),
-            ("torch", "DoubleStorage") => storage(Element::Double),
-            ("torch", "LongStorage") => storage(Element::Integer(8)),
-            ("torch", "IntStorage") => storage(Element::Integer(4)),
-            ("torch", "ShortStorage") => storage(Element::Integer(2)),
-            ("torch", "CharStorage" | "ByteStorage" | "BoolStorage") => storage(Element::Integer(1)),
+            ("collections", "OrderedDict") => Some(Self::OrderedDict),
+            ("torch", "Size") => Some(Self::Size),
+            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3" | "_rebuild_qtensor") => {
+                Some(Self::Tensor)
+            }
+            (
+                "torch._utils",
+                "_rebuild_parameter" | "_rebuild_parameter_with_state" | "_rebuild_device_tensor_from_cpu_tensor",
+            )
+            | ("torch.nn.parameter", "Parameter" | "Buffer") => Some(Self::Parameter),
+            ("torch._tensor", "_rebuild_from_type_v2") => Some(Self::FromType),
             (
                 "torch" | "torch.cuda",
                 "Tensor" | "FloatTensor" | "HalfTensor" | "BFloat16Tensor" | "DoubleTensor" | "LongTensor"
                 | "IntTensor" | "ShortTensor" | "CharTensor" | "ByteTensor" | "BoolTensor",
-            ) => Ok(Self::TensorClass),
-            name if DATA.contains(&name) => Ok(Self::Data),
-            _ => Err(format!("its pickle names {module}.{name}; {ONLY_TENSORS}")),
+            ) => Some(Self::TensorClass),
+            ("torch" | "torch.cuda" | "torch.storage", name) => {
+                STORAGES.iter().find(|class| class.name == name).map(Self::Storage)
+            }
+            _ => None,
         }
     }
+}
+
+/// A class or function by its module and name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Class<'a> {
+    pub module: &'a str,
+    pub name: &'a str,
+}
+
+/// What some class or function would have made.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Object {
+    /// Its place in [`Pickle::classes`].
+    pub class: usize,
+    /// The items set on it: a subclass of dict has them.
+    pairs: Vec<(Id, Id)>,
 }
 
 /// A value of a pickle.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value<'a> {
-    /// `None`, flags, floats, bytes, objects of plain data: what no tensor needs.
+    /// `None`, flags, floats, bytes, sets: what no tensor needs.
     Other,
     Int(i64),
     /// Little-endian bytes of an integer beyond 64 bits, as the old form's magic number is.
@@ -95,10 +125,12 @@ pub(super) enum Value<'a> {
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
-    Storage(Storage<'a>),
+    /// By its key.
+    Storage(&'a str),
     Tensor(Box<View<'a>>),
     /// An object of a tensor's class before it has its content.
     EmptyTensor,
+    Object(Box<Object>),
 }
 
 /// What a pickle holds.
@@ -108,37 +140,48 @@ pub(super) struct Pickle<'a> {
     root: Id,
     /// Every storage that was named, by key.
     pub storages: BTreeMap<&'a str, Storage<'a>>,
+    /// The classes of objects.
+    pub classes: Vec<Class<'a>>,
 }
 
 impl<'a> Pickle<'a> {
     /// Reads one pickle from the front of `bytes`; also how many bytes it takes.
     ///
     /// # Errors
-    /// An opcode or a function that state dicts do not need, or a pickle that is damaged.
+    /// An opcode that state dicts do not need, a function that only an attack names, or a pickle that is damaged.
     pub fn read(bytes: &'a [u8]) -> Outcome<(Self, usize)> {
-        let mut machine = Machine { bytes, left: MAX_STEPS, ..Machine::default() };
+        let left = MAX_STEPS + bytes.len() / BYTES_PER_STEP;
+        let mut machine = Machine { bytes, left, values: vec![Value::Other], ..Machine::default() };
         loop {
             if let Some(root) = machine.step()? {
-                let pickle = Self { values: machine.values, root, storages: machine.storages };
-                return Ok((pickle, machine.at));
+                let Machine { values, storages, classes, at, .. } = machine;
+                return Ok((Self { values, root, storages, classes }, at));
             }
         }
     }
 
     /// The value the pickle stands for.
-    pub fn root(&self) -> &Value<'a> {
-        &self.values[self.root]
+    pub fn root(&self) -> Id {
+        self.root
     }
 
-    /// The pairs of a dict; none of anything else.
-    pub fn entries<'p>(&'p self, value: &'p Value<'a>) -> impl Iterator<Item = (&'p Value<'a>, &'p Value<'a>)> {
-        let pairs: &[(Id, Id)] = if let Value::Dict(pairs) = value { pairs } else { &[] };
-        pairs.iter().map(|&(key, value)| (&self.values[key], &self.values[value]))
+    pub fn value(&self, id: Id) -> &Value<'a> {
+        &self.values[id]
+    }
+
+    /// The pairs of a dict, or those set on an object; none of anything else.
+    pub fn entries(&self, id: Id) -> impl Iterator<Item = (&Value<'a>, Id)> {
+        let pairs: &[(Id, Id)] = match &self.values[id] {
+            Value::Dict(pairs) => pairs,
+            Value::Object(object) => &object.pairs,
+            _ => &[],
+        };
+        pairs.iter().map(|&(key, value)| (&self.values[key], value))
     }
 
     /// The items of a list; none of anything else.
-    pub fn items<'p>(&'p self, value: &'p Value<'a>) -> impl Iterator<Item = &'p Value<'a>> {
-        let items: &[Id] = if let Value::List(items) = value { items } else { &[] };
+    pub fn items(&self, id: Id) -> impl Iterator<Item = &Value<'a>> {
+        let items: &[Id] = if let Value::List(items) = &self.values[id] { items } else { &[] };
         items.iter().map(|&id| &self.values[id])
     }
 }
@@ -155,6 +198,9 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     storages: BTreeMap<&'a str, Storage<'a>>,
+    classes: Vec<Class<'a>>,
+    /// Where each class lies in that list.
+    known_classes: HashMap<Class<'a>, usize>,
 }
 
 impl<'a> Machine<'a> {
@@ -170,7 +216,7 @@ impl<'a> Machine<'a> {
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
             b'1' => drop(self.pop_to_mark()?),
-            b'N' | 0x88 | 0x89 => self.push(Value::Other), // NONE, NEWTRUE, NEWFALSE
+            b'N' | 0x88 | 0x89 | 0x8f => self.push_other(), // NONE, NEWTRUE, NEWFALSE, EMPTY_SET
             b'G' => self.skip(8)?,
             b'K' => self.push_int::<1>()?,
             b'M' => self.push_int::<2>()?,
@@ -178,13 +224,14 @@ impl<'a> Machine<'a> {
                 let int = i32::from_le_bytes(self.array()?);
                 self.push(Value::Int(i64::from(int)));
             }
-            0x8a => self.push_long()?,
+            0x8a => self.push_long::<1>()?,
+            0x8b => self.push_long::<4>()?,
             b'X' | b'T' => self.push_text::<4>()?, // BINUNICODE, Python 2's BINSTRING
             0x8c | b'U' => self.push_text::<1>()?, // SHORT_BINUNICODE, Python 2's SHORT_BINSTRING
             0x8d => self.push_text::<8>()?,
             b'B' => self.push_bytes::<4>()?,
             b'C' => self.push_bytes::<1>()?,
-            0x8e => self.push_bytes::<8>()?,
+            0x8e | 0x96 => self.push_bytes::<8>()?, // BINBYTES8, BYTEARRAY8
             b')' => self.push(Value::Tuple(Vec::new())),
             b']' => self.push(Value::List(Vec::new())),
             b'}' => self.push(Value::Dict(Vec::new())),
@@ -209,15 +256,24 @@ impl<'a> Machine<'a> {
                 let items = self.pop_to_mark()?;
                 self.extend_dict(&items)?;
             }
+            0x90 => drop((self.pop_to_mark()?, self.top()?)), // ADDITEMS
+            0x91 => {
+                self.pop_to_mark()?;
+                self.push_other(); // FROZENSET
+            }
             b'q' | b'r' | 0x94 => self.put(opcode)?,
             b'h' | b'j' => self.get(opcode)?,
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global(Global::find(module, name)?));
+                self.push_global(Class { module, name })?;
             }
             0x93 => self.stack_global()?,
             b'Q' => self.persistent()?,
             b'R' | 0x81 => self.reduce()?, // REDUCE, NEWOBJ
+            0x92 => {
+                self.pop()?;
+                self.reduce()?; // NEWOBJ_EX
+            }
             b'b' => self.build()?,
             _ => {
                 return Err(format!("its pickle has the opcode {opcode:#04x} at byte {}; {ONLY_TENSORS}", self.at - 1));
@@ -228,7 +284,11 @@ impl<'a> Machine<'a> {
 
     /// Every step makes one value at most, and what makes more is charged for each: memory stays in proportion.
     fn spend(&mut self, steps: usize) -> Outcome<()> {
-        let problem = || format!("its pickle takes more than {MAX_STEPS} steps; {ONLY_TENSORS}");
+        let problem = || {
+            format!(
+                "its pickle takes more than {MAX_STEPS} steps and one for each {BYTES_PER_STEP} bytes; {ONLY_TENSORS}"
+            )
+        };
         self.left = self.left.checked_sub(steps).ok_or_else(problem)?;
         Ok(())
     }
@@ -264,8 +324,12 @@ impl<'a> Machine<'a> {
 
     fn skip(&mut self, bytes: usize) -> Outcome<()> {
         self.take(bytes)?;
-        self.push(Value::Other);
+        self.push_other();
         Ok(())
+    }
+
+    fn push_other(&mut self) {
+        self.stack.push(OTHER);
     }
 
     fn push(&mut self, value: Value<'a>) {
@@ -279,8 +343,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn push_long(&mut self) -> Outcome<()> {
-        let bytes = self.counted::<1>()?;
+    fn push_long<const N: usize>(&mut self) -> Outcome<()> {
+        let bytes = self.counted::<N>()?;
         let value = if bytes.len() > 8 {
             Value::Long(bytes)
         } else {
@@ -295,14 +359,17 @@ impl<'a> Machine<'a> {
     }
 
     fn push_text<const N: usize>(&mut self) -> Outcome<()> {
-        let text = utf8(self.counted::<N>()?)?;
-        self.push(Value::Text(text));
+        // Python 2 has one type for texts and bytes, and Python 3 writes paths that are no UTF-8 as halves of surrogates.
+        match std::str::from_utf8(self.counted::<N>()?) {
+            Ok(text) => self.push(Value::Text(text)),
+            Err(_) => self.push_other(),
+        }
         Ok(())
     }
 
     fn push_bytes<const N: usize>(&mut self) -> Outcome<()> {
         self.counted::<N>()?;
-        self.push(Value::Other);
+        self.push_other();
         Ok(())
     }
 
@@ -341,7 +408,8 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.values[top] {
             Value::List(list) => list.extend(items),
-            _ => return Err("its pickle appends to what is no list".into()),
+            Value::Object(_) => {}
+            _ => return Err(format!("its pickle appends to what is no list; {AGAIN}")),
         }
         Ok(())
     }
@@ -352,7 +420,10 @@ impl<'a> Machine<'a> {
             Value::Dict(pairs) if items.len().is_multiple_of(2) => {
                 pairs.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
             }
-            _ => return Err("its pickle sets items of what is no dict".into()),
+            Value::Object(object) if items.len().is_multiple_of(2) => {
+                object.pairs.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+            }
+            _ => return Err(format!("its pickle sets items of what is no dict; {AGAIN}")),
         }
         Ok(())
     }
@@ -378,13 +449,35 @@ impl<'a> Machine<'a> {
     fn stack_global(&mut self) -> Outcome<()> {
         let (name, module) = (self.pop()?, self.pop()?);
         let (&Value::Text(module), &Value::Text(name)) = (&self.values[module], &self.values[name]) else {
-            return Err("its pickle names a function by what is no text".into());
+            return Err(format!("its pickle names a function by what is no text; {AGAIN}"));
         };
-        self.push(Value::Global(Global::find(module, name)?));
+        self.push_global(Class { module, name })
+    }
+
+    fn push_global(&mut self, class: Class<'a>) -> Outcome<()> {
+        let Class { module, name } = class;
+        if module.len().max(name.len()) > MAX_KEY_BYTES {
+            return Err(format!("its pickle names a class by more than {MAX_KEY_BYTES} bytes; {ONLY_TENSORS}"));
+        }
+        if ATTACKS.iter().any(|(known, names)| *known == module && (names.is_empty() || names.contains(&name))) {
+            return Err(format!(
+                "its pickle names {module}.{name}, which no weights need; nothing of it was run, but the file may be an \
+                 attack: get the weights from a source you trust, best as .safetensors"
+            ));
+        }
+        let global = Global::find(module, name).unwrap_or_else(|| {
+            let next = self.classes.len();
+            let index = *self.known_classes.entry(class).or_insert(next);
+            if index == next {
+                self.classes.push(class);
+            }
+            Global::Other(index)
+        });
+        self.push(Value::Global(global));
         Ok(())
     }
 
-    /// A storage, named by `("storage", class, key, device, length[, view])`.
+    /// A storage, named by `("storage", class, key, device, length[, view])`, or a class, by `("module", class, file, source)`.
     fn persistent(&mut self) -> Outcome<()> {
         let id = self.pop()?;
         let Value::Tuple(parts) = &self.values[id] else { return Err(bad_storage()) };
@@ -392,29 +485,67 @@ impl<'a> Machine<'a> {
         let storage = match (part(0), part(1), part(2), part(4), part(5)) {
             (
                 Some(Value::Text("storage")),
-                Some(&Value::Global(Global::Storage(element))),
+                Some(&Value::Global(Global::Storage(class))),
                 Some(&Value::Text(key)),
                 Some(&Value::Int(len)),
                 None | Some(Value::Other),
-            ) => Storage { key, element, len: usize::try_from(len).map_err(|_| bad_storage())? },
+            ) => Storage { key, class, len: usize::try_from(len).map_err(|_| bad_storage())? },
+            // Of a type newer than this program: its tensors are skipped, and so is it.
+            (Some(Value::Text("storage")), Some(&Value::Global(Global::Other(class))), ..) => {
+                self.push_object(class);
+                return Ok(());
+            }
+            (Some(Value::Text("module")), Some(Value::Global(_)), ..) => {
+                self.stack.push(parts[1]);
+                return Ok(());
+            }
             _ => return Err(bad_storage()),
         };
         if storage.key.len() > MAX_KEY_BYTES {
             return Err(format!("its pickle names a storage by {} bytes; {ONLY_TENSORS}", storage.key.len()));
         }
         if *self.storages.entry(storage.key).or_insert(storage) != storage {
-            return Err(format!("its pickle describes the storage {:?} in two ways", storage.key));
+            return Err(format!("its pickle describes the storage {:?} in two ways; {AGAIN}", storage.key));
         }
-        self.push(Value::Storage(storage));
+        self.push(Value::Storage(storage.key));
         Ok(())
+    }
+
+    fn push_object(&mut self, class: usize) {
+        self.push(Value::Object(Box::new(Object { class, pairs: Vec::new() })));
     }
 
     fn reduce(&mut self) -> Outcome<()> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let (&Value::Global(global), Value::Tuple(parts)) = (&self.values[function], &self.values[arguments]) else {
-            return Err(format!("its pickle calls what is no function; {ONLY_TENSORS}"));
+        let global = match &self.values[function] {
+            Value::Global(global) => *global,
+            // What a function of functions gave, such as the class that `getattr` finds in another.
+            Value::Object(object) => Global::Other(object.class),
+            _ => return Err(format!("its pickle calls what is no function; {ONLY_TENSORS}")),
+        };
+        let Value::Tuple(parts) = &self.values[arguments] else {
+            return Err(format!("its pickle calls a function with what are no arguments; {ONLY_TENSORS}"));
         };
         match (global, parts.as_slice()) {
+            (Global::FromType, &[function, _, arguments, ..]) => {
+                match (&self.values[function], &self.values[arguments]) {
+                    (&Value::Global(global @ (Global::Tensor | Global::Parameter)), Value::Tuple(parts)) => {
+                        let first = first_arguments(parts);
+                        self.call(global, &first)
+                    }
+                    _ => Err(bad_tensor()),
+                }
+            }
+            (global, parts) => {
+                let first = first_arguments(parts);
+                self.call(global, &first)
+            }
+        }
+    }
+
+    /// Puts what a function makes of its first arguments on the stack.
+    fn call(&mut self, global: Global, arguments: &[Id]) -> Outcome<()> {
+        match (global, arguments) {
             (Global::OrderedDict, []) => self.push(Value::Dict(Vec::new())),
             (Global::OrderedDict, &[list]) => {
                 // The list stays, so a memoised one could be copied again and again.
@@ -423,14 +554,19 @@ impl<'a> Machine<'a> {
                 self.push(Value::Dict(pairs));
             }
             (Global::TensorClass, []) => self.push(Value::EmptyTensor),
-            (Global::Data, _) => self.push(Value::Other),
+            (Global::Other(class), _) => self.push_object(class),
             // They are what their first argument is.
             (Global::Size, &[first]) | (Global::Parameter, &[first, ..]) => self.stack.push(first),
-            (Global::Tensor, &[storage, offset, shape, strides, ..]) => {
-                let view = self.view(storage, offset, shape, strides)?;
-                self.push(Value::Tensor(Box::new(view)));
+            (Global::Tensor, &[storage, offset, shape, strides, ..]) => match self.values[storage] {
+                Value::Object(ref object) => self.push_object(object.class),
+                _ => {
+                    let view = self.view(storage, offset, shape, strides)?;
+                    self.push(Value::Tensor(Box::new(view)));
+                }
+            },
+            (_, arguments) => {
+                return Err(format!("its pickle calls {global:?} with {} arguments; {ONLY_TENSORS}", arguments.len()));
             }
-            _ => return Err(format!("its pickle calls {global:?} with {} arguments; {ONLY_TENSORS}", parts.len())),
         }
         Ok(())
     }
@@ -460,7 +596,8 @@ impl<'a> Machine<'a> {
             Value::Tuple(items) if items.len() <= MAX_DIMS => items.iter().map(|&id| size(id)).collect(),
             _ => Err(bad_tensor()),
         };
-        let Value::Storage(storage) = self.values[storage] else { return Err(bad_tensor()) };
+        let Value::Storage(key) = self.values[storage] else { return Err(bad_tensor()) };
+        let storage = *self.storages.get(key).ok_or_else(bad_tensor)?;
         let view = View { storage, offset: size(offset)?, shape: sizes(shape)?, strides: sizes(strides)? };
         if view.shape.len() == view.strides.len() { Ok(view) } else { Err(bad_tensor()) }
     }
@@ -471,7 +608,7 @@ impl<'a> Machine<'a> {
         let attributes = self.pop()?;
         let top = self.top()?;
         match (&self.values[top], &self.values[attributes]) {
-            (Value::Dict(_) | Value::Other, _) => Ok(()),
+            (Value::Dict(_) | Value::Other | Value::Object(_), _) => Ok(()),
             (Value::EmptyTensor, Value::Tuple(parts)) => {
                 let &[storage, offset, shape, strides] = parts.as_slice() else { return Err(bad_tensor()) };
                 let view = self.view(storage, offset, shape, strides)?;
@@ -484,20 +621,26 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// As many arguments as any function needs that is known; a tuple of a million that is memoised is not copied each time.
+fn first_arguments(arguments: &[Id]) -> Vec<Id> {
+    const NEEDED: usize = 4;
+    arguments.iter().copied().take(NEEDED).collect()
+}
+
 fn utf8(bytes: &[u8]) -> Outcome<&str> {
     std::str::from_utf8(bytes).map_err(|_| "its pickle holds a text that is not UTF-8".to_owned())
 }
 
 fn underflow() -> Fault {
-    "its pickle takes more values than it has made; make or download it again".into()
+    format!("its pickle takes more values than it has made; {AGAIN}")
 }
 
 fn bad_tensor() -> Fault {
-    "its pickle describes a tensor that is none".into()
+    format!("its pickle describes a tensor that is none; {AGAIN}")
 }
 
 fn no_pairs() -> Fault {
-    "its pickle makes a dict of what are no pairs".into()
+    format!("its pickle makes a dict of what are no pairs; {AGAIN}")
 }
 
 fn bad_storage() -> Fault {

@@ -1,45 +1,12 @@
 //! Storages, and the tensors that are views of them.
 
-use crate::dtype::Dtype;
-use crate::io::tensors::doubles;
-
-/// How a storage's elements are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Element {
-    Float(Dtype),
-    Double,
-    /// Of this many bytes; not read.
-    Integer(usize),
-}
-
-impl Element {
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::Float(dtype) => dtype.bytes(),
-            Self::Double => 8,
-            Self::Integer(bytes) => bytes,
-        }
-    }
-
-    /// Appends the numbers behind whole elements.
-    pub fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
-        match self {
-            Self::Float(dtype) => {
-                let start = out.len();
-                out.resize(start + bytes.len() / dtype.bytes(), 0.0);
-                dtype.decode(bytes, &mut out[start..]);
-            }
-            Self::Double => out.extend(doubles(bytes)),
-            Self::Integer(_) => {}
-        }
-    }
-}
+use super::storage_class::StorageClass;
 
 /// A run of elements that tensors are views of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Storage<'a> {
     pub key: &'a str,
-    pub element: Element,
+    pub class: &'static StorageClass,
     /// Number of elements.
     pub len: usize,
 }
