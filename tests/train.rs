@@ -584,5 +584,5 @@ fn a_finished_stage_of_another_network_is_refused() {
     let stage =
         Stage { name, devices, model, train: &train_loader, test: &test, config: &config, hook, distillation: None };
     let error = train(stage, &mut folder.resume()).unwrap_err().to_string();
-    assert!(error.contains("another network (tiny)"), "{error}");
+    assert!(error.contains("another network (tiny, not other)") && error.contains("--force"), "{error}");
 }

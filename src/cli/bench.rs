@@ -232,7 +232,11 @@ fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
     if let Some(name) = &args.layer {
         layers.retain(|layer| layer.name.contains(name.as_str()));
         if layers.is_empty() {
-            return Err(Error::Config(format!("no layer of {} has {name:?} in its name", args.bench.net.net)).into());
+            let net = &args.bench.net.net;
+            return Err(Error::Config(format!(
+                "no layer of {net} has {name:?} in its name; leave --layer out to see their names"
+            ))
+            .into());
         }
     }
     let peer = setting.peer(args.peer_layers, LAYER_LEEWAY);

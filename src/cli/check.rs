@@ -62,7 +62,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         }
     }
     if rows.is_empty() {
-        return Err(Error::Config(format!("no case has {} in its name", args.filters.join(" or "))).into());
+        let names = args.filters.join(" or ");
+        return Err(Error::Config(format!("no case has {names} in its name; --json without names lists them")).into());
     }
     let failed = rows.iter().filter(|row| row.difference.is_some()).count();
     let text = if common.json {

@@ -98,7 +98,7 @@ fn open_pair(source: &DataSource) -> Result<Option<Data>> {
     let shape = data.train.shape();
     match source.image_size {
         Some(size) if size != shape.height || size != shape.width => Err(Error::Config(format!(
-            "image size {size} is for folders of pictures; the images of {} are {}x{}",
+            "image size {size} is for folders of pictures; the images of {} are {}x{}: leave it out",
             source.name, shape.height, shape.width
         ))),
         _ => Ok(Some(data)),

@@ -97,7 +97,7 @@ impl Device {
         let unknown = || Error::Config(format!("device = {name:?}; expected auto, cpu, cuda, cuda:N or emulator"));
         match name {
             "cpu" if precision != Dtype::F32 => {
-                Err(Error::Config(format!("the CPU computes in f32, not {precision}; leave --precision out")))
+                Err(Error::Config(format!("the CPU computes in f32, not {precision}; take --precision f32")))
             }
             "auto" | "cpu" | "emulator" => Ok(()),
             _ => Cuda::require(ordinal(name).ok_or_else(unknown)?),

@@ -13,11 +13,11 @@ use crate::model::Model;
 use crate::tensor::Tensor;
 use crate::{Error, Result, files, memory};
 
-const STATE_KEY: &str = "depthshrinker.checkpoint";
+pub(super) const STATE_KEY: &str = "depthshrinker.checkpoint";
 /// Prefix of the optimizer's tensors, which no node of a network can have: timm's names hold no colon.
 const OPTIMIZER: &str = "optimizer:";
 /// What to do about a checkpoint that cannot be used.
-const REMEDY: &str = "start again without --resume";
+const REMEDY: &str = "start again with --force";
 
 /// Where a run stands.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

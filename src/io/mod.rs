@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod checkpoint;
+pub(crate) mod kind;
 pub mod layout;
 pub mod lock;
 pub mod model;

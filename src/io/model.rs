@@ -5,8 +5,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::STATE_KEY;
+use super::kind::{Purpose, refuse};
 use super::layout;
-use super::tensors::{TensorFile, parse_tensors, read_tensors, short, write_tensors};
+use super::tensors::{TensorFile, parse_tensors, read_bounded, short, write_tensors};
 use crate::data::{Dataset, IMAGENET_CLASSES, ImageShape, Normalisation, Preprocessing, Resize, imagenet_class_names};
 use crate::graph::{Graph, ParamRole, ParamSpec};
 use crate::model::{Model, Weights};
@@ -20,6 +22,8 @@ const FORMAT: &str = "1";
 const FORMAT_KEY: &str = "depthshrinker.format";
 pub(super) const GRAPH_KEY: &str = "depthshrinker.graph";
 const DATA_KEY: &str = "depthshrinker.data";
+/// What to do about weights that are no numbers to compute with.
+const BEFORE: &str = "take weights from before they diverged";
 /// Faults of one kind named in a message before the rest is only counted.
 const MAX_FAULTS: usize = 3;
 /// Dimensions of a wrong shape that are told.
@@ -136,7 +140,7 @@ impl DataInfo {
 /// One line that names the file and the fault: unreadable, damaged, without a graph, or a graph that does not fit the
 /// weights. Nothing in the file is trusted before it is checked.
 pub fn read_model(path: &Path) -> Result<(Model, ModelInfo)> {
-    model_of(path, read_tensors(path)?)
+    parse_model(path, &read_bounded(path)?)
 }
 
 /// As [`read_model`], from bytes; `path` is what messages name.
@@ -144,10 +148,18 @@ pub fn read_model(path: &Path) -> Result<(Model, ModelInfo)> {
 /// # Errors
 /// As [`read_model`].
 pub fn parse_model(path: &Path, bytes: &[u8]) -> Result<(Model, ModelInfo)> {
+    refuse(path, bytes, Purpose::Model)?;
     model_of(path, parse_tensors(path, bytes)?)
 }
 
 fn model_of(path: &Path, mut file: TensorFile) -> Result<(Model, ModelInfo)> {
+    if file.metadata.contains_key(STATE_KEY) {
+        return Err(Error::file(
+            path,
+            "is the checkpoint of a run, not its result; give a model file of the run's folder, or finish the run with \
+             --resume",
+        ));
+    }
     let graph = read_graph(path, &file.metadata)?;
     let weights = read_weights(path, &graph, &mut file.tensors, |spec| spec.name.clone(), MAKE_AGAIN)?;
     let data = match file.metadata.get(DATA_KEY) {
@@ -222,28 +234,38 @@ pub(super) fn read_weights(
     remedy: &str,
 ) -> Result<Weights> {
     let mut weights = Weights::new();
-    let (mut missing, mut unfit) = (Vec::new(), Vec::new());
+    let (mut missing, mut unfit, mut unusable) = (Vec::new(), Vec::new(), Vec::new());
     for spec in graph.params()? {
         let name = name(&spec);
-        match tensors.remove(&name) {
-            None => missing.push(format!("{} is missing", short(&name))),
-            Some(tensor) => match from_file(&spec, &short(&name), tensor) {
-                Ok(tensor) => drop(weights.insert(spec.name, tensor)),
-                Err(fault) => unfit.push(fault),
-            },
+        let Some(tensor) = tensors.remove(&name) else {
+            missing.push(format!("{} is missing", short(&name)));
+            continue;
+        };
+        let name = short(&name);
+        if let Some(fault) = wrong_shape(&spec, &name, &tensor) {
+            unfit.push(fault);
+        } else if let Some(fault) = unusable_numbers(&spec, &name, &tensor.data) {
+            unusable.push(fault);
+        } else {
+            let data = layout::from_file(&spec, tensor.data);
+            weights.insert(spec.name, Tensor { shape: spec.shape, data });
         }
     }
     let strays: Vec<String> = tensors.keys().map(|name| format!("{} belongs to no node", short(name))).collect();
-    if missing.is_empty() && unfit.is_empty() && strays.is_empty() {
+    let is_fit = missing.is_empty() && unfit.is_empty() && strays.is_empty();
+    if is_fit && unusable.is_empty() {
         return Ok(weights);
     }
-    let kinds = [(missing, "are missing"), (unfit, "do not fit"), (strays, "belong to no node")];
+    let remedy = if is_fit { BEFORE } else { remedy };
+    let kinds =
+        [(missing, "are missing"), (unfit, "do not fit"), (unusable, "are unusable"), (strays, "belong to no node")];
     let faults = kinds.iter().map(|(faults, what)| listed(faults, what)).filter(|text| !text.is_empty());
     let faults = faults.collect::<Vec<_>>().join("; ");
     let is_cut = kinds.iter().any(|(faults, _)| faults.len() > MAX_FAULTS);
     let all = if is_cut { " (-v lists all)" } else { "" };
     kinds.iter().flat_map(|(faults, _)| faults).for_each(|fault| tracing::debug!("{}: {fault}", path.display()));
-    Err(Error::file(path, format!("its weights do not fit the network: {faults}{all}; {remedy}")))
+    let problem = if is_fit { "its weights are unusable" } else { "its weights do not fit the network" };
+    Err(Error::file(path, format!("{problem}: {faults}{all}; {remedy}")))
 }
 
 /// A few faults of one kind; how many more there are.
@@ -255,21 +277,25 @@ fn listed(faults: &[String], what: &str) -> String {
     }
 }
 
-fn from_file(spec: &ParamSpec, name: &str, tensor: Tensor) -> std::result::Result<Tensor, String> {
+/// What is wrong with a tensor's shape, if anything.
+fn wrong_shape(spec: &ParamSpec, name: &str, tensor: &Tensor) -> Option<String> {
     let expected = layout::file_shape(spec);
-    if tensor.shape != expected {
-        // A shape from a file has as many dimensions as the file likes.
-        let shape = tensor.shape.iter().take(MAX_DIMS_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let more = if tensor.shape.len() > MAX_DIMS_SHOWN { ", …" } else { "" };
-        return Err(format!("{name} has shape [{shape}{more}], expected {expected:?}"));
+    if tensor.shape == expected {
+        return None;
     }
-    if tensor.data.iter().any(|x| !x.is_finite()) {
-        return Err(format!("{name} holds numbers that are not finite"));
+    // A shape from a file has as many dimensions as the file likes.
+    let shape = tensor.shape.iter().take(MAX_DIMS_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let more = if tensor.shape.len() > MAX_DIMS_SHOWN { ", …" } else { "" };
+    Some(format!("{name} has shape [{shape}{more}], expected {expected:?}"))
+}
+
+/// What is wrong with a parameter's numbers, if anything.
+fn unusable_numbers(spec: &ParamSpec, name: &str, data: &[f32]) -> Option<String> {
+    if data.iter().any(|x| !x.is_finite()) {
+        return Some(format!("{name} holds numbers that are not finite"));
     }
-    if spec.role == ParamRole::RunningVar && tensor.data.iter().any(|&x| x < 0.0) {
-        return Err(format!("{name} holds variances below 0"));
-    }
-    Ok(Tensor { shape: spec.shape.clone(), data: layout::from_file(spec, tensor.data) })
+    let below = spec.role == ParamRole::RunningVar && data.iter().any(|&x| x < 0.0);
+    below.then(|| format!("{name} holds variances below 0"))
 }
 
 /// A graph's weights in the file's layout.

@@ -114,13 +114,16 @@ fn write_numbers(out: &mut dyn Write, data: &[f32]) -> std::io::Result<()> {
 }
 
 /// Reads a regular file of believable size.
-pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let io = |e| Error::io(path, e);
     let file = files::open(path)?;
     let size = file.metadata().map_err(io)?.len();
     if size > MAX_FILE_BYTES {
         let limit = MAX_FILE_BYTES >> 30;
-        return Err(Error::file(path, format!("{size} bytes, more than the limit of {limit} GiB")));
+        return Err(Error::file(
+            path,
+            format!("has {size} bytes, more than the {limit} GiB that are read; save the weights alone"),
+        ));
     }
     let mut bytes = memory::room(size as usize, "a file of weights")?;
     // The file may have grown since it was measured.
@@ -161,7 +164,7 @@ pub(super) fn check_name(name: &str) -> std::result::Result<(), String> {
         return Ok(());
     }
     let (start, bytes) = (short(name), name.len());
-    Err(format!("a tensor's name {start} has {bytes} bytes, the limit is {MAX_NAME_BYTES}; give a file of weights"))
+    Err(format!("a tensor's name {start} has {bytes} bytes, the limit is {MAX_NAME_BYTES}; make or download it again"))
 }
 
 /// A name for a message: escaped, and cut where it is long.

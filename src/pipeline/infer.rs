@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use crate::data::Preprocessing;
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
+use crate::io::kind::{Purpose, refuse};
 use crate::io::layout::nchw_to_nhwc;
-use crate::io::tensors::{read_tensors, write_tensors};
+use crate::io::tensors::{parse_tensors, read_bounded, write_tensors};
 use crate::model::Model;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -83,7 +84,9 @@ fn run<'a>(
 /// # Errors
 /// A file that cannot be read, has no such tensor, or one of another shape.
 pub fn read_images(path: &Path, shape: Shape) -> Result<Vec<f32>> {
-    let mut file = read_tensors(path)?;
+    let bytes = read_bounded(path)?;
+    refuse(path, &bytes, Purpose::Images)?;
+    let mut file = parse_tensors(path, &bytes)?;
     let tensor = file
         .tensors
         .remove("input")
@@ -92,7 +95,10 @@ pub fn read_images(path: &Path, shape: Shape) -> Result<Vec<f32>> {
         [n, c, h, w] if n > 0 && Shape::new(h, w, c) == shape => Ok(nchw_to_nhwc(&tensor.data, c, h * w)),
         ref got => {
             let Shape { h, w, c } = shape;
-            Err(Error::file(path, format!("`input` has shape {got:?}, the model takes [n, {c}, {h}, {w}]")))
+            Err(Error::file(
+                path,
+                format!("`input` has shape {got:?}, the model takes [n, {c}, {h}, {w}]; make it of that shape"),
+            ))
         }
     }
 }

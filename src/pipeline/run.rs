@@ -122,8 +122,10 @@ fn fitted(
     model.graph.check_classifier()?;
     let (shape, graph) = (set.shape().into(), &model.graph);
     if (shape, set.classes()) != (graph.input_shape(), graph.classes()) {
+        // Weights that another project trained on other classes are a start for these.
+        let head = if shape == graph.input_shape() { ", or import weights with --classes" } else { "" };
         return Err(Error::Data(format!(
-            "{} has {shape} images of {} classes, {} takes {} and {} classes; give other --data or another model",
+            "{} has {shape} images of {} classes, {} takes {} and {} classes; give other --data or another model{head}",
             set.name(),
             set.classes(),
             graph.name,

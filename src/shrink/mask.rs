@@ -101,7 +101,10 @@ impl Mask {
         }
         let problem = format!("the keep list has {got} entries, the network {blocks} blocks");
         Err(Error::Config(if got > blocks && !self.0[blocks..].contains(&true) {
-            format!("{problem} and no activation beside them that could be freed; make or import the model again")
+            format!(
+                "{problem} and no activation beside them that could be freed; give one 0 or 1 per block, or, if an older \
+                 version wrote the model, make or import it again"
+            )
         } else {
             format!("{problem}; give one 0 or 1 per block")
         }))

@@ -149,7 +149,7 @@ impl Hook for Search {
 
     fn restore(&mut self, state: &Value) -> Result<()> {
         let foreign =
-            || Error::Config("the checkpoint holds no mask search of this network; start without --resume".into());
+            || Error::Config("the checkpoint holds no mask search of this network; start again with --force".into());
         let state = State::deserialize(state).map_err(|_| foreign())?;
         if state.scores.values().len() != self.candidates.len() || state.kept.len() != self.candidates.len() {
             return Err(foreign());

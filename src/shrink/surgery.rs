@@ -155,7 +155,7 @@ fn check_mask(graph: &Graph, kept: &[bool]) -> Result<()> {
             (BlockState::Merged, false) => "is merged already",
             _ => continue,
         };
-        return Err(Error::Merge(format!("block {} {problem}; start from the unmerged model", block.name)));
+        return Err(Error::Merge(format!("block {} {problem}; start from the model from before", block.name)));
     }
     Ok(())
 }

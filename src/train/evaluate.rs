@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::feed::{Feed, Source};
 use super::interrupt::Interrupt;
 use crate::data::Loader;
+use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::graph::Graph;
 use crate::ops::loss::{LossRecord, cross_entropy};
@@ -64,9 +65,9 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
     }
     // An accuracy beside it would be that of the images whose logits are finite, if any.
     if !loss.is_finite() {
+        let wider = if engine.device().precision() == Dtype::F32 { "" } else { ", or evaluate with --precision f32" };
         return Err(Error::NotFinite(format!(
-            "{}: logits on {} are not finite, so it has no accuracy; train it again with a lower --lr, or evaluate with \
-             --precision f32",
+            "{}: logits on {} are not finite, so it has no accuracy; train it again with a lower --lr{wider}",
             engine.graph().name,
             test.dataset().name()
         )));

@@ -84,9 +84,7 @@ pub trait Hook {
         if state.is_null() {
             return Ok(());
         }
-        Err(Error::Config(
-            "the checkpoint holds the state of another kind of stage; start again without --resume".into(),
-        ))
+        Err(Error::Config("the checkpoint holds the state of another kind of stage; start again with --force".into()))
     }
 }
 

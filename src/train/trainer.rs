@@ -17,6 +17,7 @@ use super::teacher::Distillation;
 use crate::data::Loader;
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
+use crate::graph::Graph;
 use crate::io::{Checkpoint, Position, Sums};
 use crate::model::{Model, Weights};
 use crate::ops::optimizer::Update;
@@ -52,10 +53,7 @@ pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
     let resumed = session.take_checkpoint(stage.name);
     if let Some(saved) = &resumed {
         if saved.model.graph != stage.model.graph {
-            return Err(Error::Config(format!(
-                "{}: the checkpoint holds another network ({}); start again without --resume",
-                stage.name, saved.model.graph.name
-            )));
+            return Err(other_network(stage.name, &saved.model.graph, &stage.model.graph));
         }
         if saved.position.finished {
             stage.hook.restore(&saved.hook)?;
@@ -68,6 +66,21 @@ pub fn train(stage: Stage<'_>, session: &mut Session) -> Result<Model> {
     let outcome = run.run(session);
     session.reporter.end();
     outcome.map_err(|error| run.with_way_back(error))
+}
+
+/// Says how the network of a checkpoint differs from the one that is to be trained.
+fn other_network(stage: &str, saved: &Graph, own: &Graph) -> Error {
+    let of = |graph: &Graph| (graph.input_shape(), graph.output_shape().c);
+    let ((saved_images, saved_classes), (images, classes)) = (of(saved), of(own));
+    let (difference, remedy) = if (saved_images, saved_classes) == (images, classes) {
+        (format!("holds another network ({}, not {})", saved.name, own.name), "go on with the settings of the run")
+    } else {
+        let difference = format!(
+            "is of images of {saved_images} and {saved_classes} classes, and the data has {images} and {classes}"
+        );
+        (difference, "give the data that the run was started with")
+    };
+    Error::Config(format!("{stage}: the checkpoint {difference}; {remedy}, or start again with --force"))
 }
 
 /// A stage in progress.

@@ -181,7 +181,7 @@ fn older_files_load_and_have_no_site_for_the_stem() {
     assert_eq!((old.sites(), graph.sites(), old.kept()), (17, 18, vec![true; 17]));
     let refused =
         depthshrinker(path, &["merge", "m.safetensors", "--keep-list", "mbv2-1.4-ds-d", "-o", "out.safetensors"]);
-    assert!(refusal(&refused, 2).contains("make or import the model again"));
+    assert!(refusal(&refused, 2).contains("make or import it again"));
     let told = json(path, &["merge", "m.safetensors", "--keep-list", "mbv2-1.4-ds-b", "-o", "out.safetensors"]);
     assert_eq!(told["segments"], 9);
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use namings::{Layer, NAMINGS, Naming};
 
+use super::kind::{Purpose, refuse};
 use super::model::{GRAPH_KEY, read_weights};
 use super::tensors::{parse_tensors, read_bounded, short};
 use super::torch::{TorchFile, parse_torch_file};
@@ -100,6 +101,7 @@ impl Foreign {
             let is_model = file.metadata.contains_key(GRAPH_KEY);
             return Ok(Self { is_model, ..Self::new(file.tensors) });
         }
+        refuse(path, &bytes, Purpose::Weights)?;
         let TorchFile { tensors, part } = parse_torch_file(path, &bytes)?;
         Ok(Self { part, ..Self::new(tensors) })
     }
