@@ -177,7 +177,7 @@ fn damaged_files_are_refused_in_one_line() {
         }
     }
     assert!(refusal(&folder.path().join("absent")).contains("No such file") || cfg!(windows));
-    assert!(refusal(folder.path()).contains("is no regular file") || cfg!(windows));
+    assert!(refusal(folder.path()).contains("not a regular file") || cfg!(windows));
 }
 
 /// Rewrites a model file with changed tensors or metadata.
