@@ -11,6 +11,7 @@ mod file;
 mod node;
 mod op;
 mod params;
+mod position;
 mod rewrite;
 mod segment;
 
@@ -22,5 +23,6 @@ pub use counterpart::Counterpart;
 pub use node::{Block, BlockState, Graph, Node};
 pub use op::*;
 pub use params::ParamSpec;
+pub use position::{BlockInterval, ChainConv, ExtendedSegment, Interval, MergeKey, Positions};
 pub use rewrite::Emitter;
 pub use segment::{Segment, SegmentEnds, Span, read_padding};

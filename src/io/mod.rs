@@ -8,6 +8,7 @@ pub mod lock;
 pub mod model;
 pub mod names;
 pub mod onnx;
+pub mod rows;
 pub mod tensors;
 pub mod torch;
 
@@ -15,3 +16,4 @@ pub use atomic::{check_writable, write_atomic};
 pub use checkpoint::{Checkpoint, Position, Sums};
 pub use lock::FolderLock;
 pub use model::{DataInfo, ModelInfo, read_model, write_model};
+pub use rows::{CsvRow, CsvTable};

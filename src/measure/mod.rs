@@ -2,6 +2,7 @@
 
 mod block_cost;
 mod latency;
+mod latency_table;
 mod launches;
 mod layer_run;
 mod layers;
@@ -18,6 +19,7 @@ mod timer;
 
 pub use block_cost::{BlockCost, block_costs, merged_cost};
 pub use latency::{BlockLatency, Change, Comparison, Latency, block_latencies, compare, network_latency};
+pub use latency_table::{LatencyRow, LatencyTable};
 pub use launches::Launches;
 pub use layer_run::LayerBench;
 pub use layers::{LayerEpilogue, LayerPass, TimedLayer};

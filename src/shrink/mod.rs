@@ -8,12 +8,15 @@
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
 //! | `random_masks` | what a learned mask has to beat |
 //! | `published_masks` | masks of the papers, by name |
+//! | [`select`] | solvers over tables of times and importances, within a budget in milliseconds |
+//! | `importance` | [`Importance`]: what a segment costs in accuracy |
 //! | `selection` | [`Selection`]: what is decided, the content of `plan.json`, and [`linear_segments`] |
 //! | [`surgery`] | activations and padding of freed blocks |
 //! | [`padding`] | where the padding of a linear segment sits |
 //! | [`merge`] | stage 3: every linear segment becomes one convolution |
 
 mod finetune;
+mod importance;
 mod mask;
 pub mod merge;
 pub mod padding;
@@ -21,10 +24,12 @@ mod published_masks;
 mod random_masks;
 mod scores;
 mod search;
+pub mod select;
 mod selection;
 pub mod surgery;
 
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
+pub use importance::{Importance, ImportanceRow};
 pub use mask::{Budget, Mask, nested, ranking};
 pub use published_masks::{published_mask, published_names};
 pub use random_masks::{random_mask, random_masks};

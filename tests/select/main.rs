@@ -1,0 +1,33 @@
+//! Solvers over tables of times and importances: positions and segments, the published tables, brute force on small
+//! cases, budgets that are never exceeded, and unusable tables.
+
+mod brute_force;
+mod budgets;
+mod networks;
+mod oracles;
+mod positions;
+mod rules;
+mod tables;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test that fails by panicking.
+fn trial(name: impl Into<String>, test: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        test();
+        Ok(())
+    })
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let groups = [
+        positions::trials(),
+        oracles::trials(),
+        brute_force::trials(),
+        budgets::trials(),
+        rules::trials(),
+        tables::trials(),
+    ];
+    libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
+}
