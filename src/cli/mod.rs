@@ -15,6 +15,7 @@ mod merge;
 mod network;
 mod plan;
 mod search;
+mod select;
 mod settings;
 mod shrink;
 mod train;
@@ -88,6 +89,8 @@ enum Command {
     Train(train::Args),
     /// Learns which blocks of a trained network keep their activations
     Search(search::Args),
+    /// Selects what to merge from tables of times and importances, within a budget in milliseconds
+    Select(select::Args),
     /// Retrains a network without the activations of the freed blocks
     Finetune(finetune::Args),
     /// Folds the freed blocks of a network into one convolution each, exactly
@@ -145,6 +148,7 @@ impl Cli {
             Command::Shrink(args) => shrink::run(args, common),
             Command::Train(args) => train::run(args, common),
             Command::Search(args) => search::run(args, common),
+            Command::Select(args) => select::run(args, common),
             Command::Finetune(args) => finetune::run(args, common),
             Command::Merge(args) => merge::run(args, common),
             Command::Eval(args) => eval::run(args, common),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::graph::{ChainConv, Graph, Positions};
 use crate::io::read_model;
 use crate::model::Model;
 use crate::networks::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
@@ -44,18 +45,10 @@ impl NetArgs {
     /// # Errors
     /// An unknown network, an unreadable model, or options that do not fit.
     pub fn model(&self, seed: u64) -> Result<Model> {
-        Ok(match self.read()? {
+        Ok(match model_file(&self.net)? {
             Some(model) => model,
             None => Model::initialise(build(&self.net, &self.options()?)?, seed)?,
         })
-    }
-
-    fn read(&self) -> Result<Option<Model>> {
-        let path = Path::new(&self.net);
-        match path.extension() {
-            Some(extension) if extension == "safetensors" => Ok(Some(read_model(path)?.0)),
-            _ => Ok(None),
-        }
     }
 
     fn options(&self) -> Result<NetworkOptions> {
@@ -74,5 +67,55 @@ impl NetArgs {
             head_channels: self.head_channels.map(|c| c as usize),
             ..NetworkOptions::new(input, self.classes as usize)
         })
+    }
+}
+
+/// A network for which there are no options beside its name.
+#[derive(Debug, Clone)]
+pub enum NamedNetwork {
+    /// As it was published, without weights.
+    Published(Graph),
+    /// A model file.
+    File(Model),
+}
+
+impl NamedNetwork {
+    /// The published network of a name, or a model file (.safetensors).
+    ///
+    /// # Errors
+    /// An unknown network or an unreadable model.
+    pub fn read(net: &str) -> Result<Self> {
+        if let Some(model) = model_file(net)? {
+            return Ok(Self::File(model));
+        }
+        let size = image_size(net)?;
+        Ok(Self::Published(build(net, &NetworkOptions::new(Shape::new(size, size, 3), 1000))?))
+    }
+
+    /// The network.
+    pub fn graph(&self) -> &Graph {
+        match self {
+            Self::Published(graph) => graph,
+            Self::File(model) => &model.graph,
+        }
+    }
+
+    /// The sums of the magnitudes of each convolution's weights, by position; `None` where there are no weights.
+    pub fn norms(&self, positions: &Positions) -> Option<Vec<f64>> {
+        let Self::File(model) = self else { return None };
+        let norm = |conv: &ChainConv| {
+            let weight = model.weight(&format!("{}.weight", model.graph.nodes[conv.node].name));
+            weight.data.iter().map(|&w| f64::from(w).abs()).sum()
+        };
+        Some(positions.convs().iter().map(norm).collect())
+    }
+}
+
+/// The model, where a network is named by its file.
+fn model_file(net: &str) -> Result<Option<Model>> {
+    let path = Path::new(net);
+    match path.extension() {
+        Some(extension) if extension == "safetensors" => Ok(Some(read_model(path)?.0)),
+        _ => Ok(None),
     }
 }

@@ -1,8 +1,9 @@
 //! Solvers over tables of times and importances: positions and segments, the published tables, brute force on small
-//! cases, budgets that are never exceeded, and unusable tables.
+//! cases, budgets that are never exceeded, unusable tables, and the command.
 
 mod brute_force;
 mod budgets;
+mod command;
 mod networks;
 mod oracles;
 mod positions;
@@ -28,6 +29,7 @@ fn main() {
         budgets::trials(),
         rules::trials(),
         tables::trials(),
+        command::trials(),
     ];
     libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
 }
