@@ -118,6 +118,10 @@ fn main() -> Outcome {
         r#"{"kept":[1,0],"scores":[0.5,-1.0],"nested":[{"keep":1,"kept":[1,0]}]}"#,
     )?;
 
+    let times = "id,st,end,time,stdev\n0,0,1,1.5,0.1\n1,0,2,2.5,0.1\n2,1,2,1.25,0.1\n3,2,2,0.5,0\n";
+    let importances = "st,end,act_st,act_end,importance\n0,1,1,1,-0.5\n0,1,1,0,-1\n0,2,1,1,-0.5\n1,2,1,1,-0.5\n1,2,0,1,-0.5\n";
+    fs::write(corpus("tables")?.join("both"), format!("{times}\n{importances}"))?;
+
     let images = [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 3][..], &[7; 12]].concat();
     let labels = [0, 0, 8, 1, 0, 0, 0, 2, 3, 9];
     fs::write(corpus("archives")?.join("idx"), [&(images.len() as u16).to_le_bytes()[..], &images, &labels].concat())?;
