@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use super::gradients::Gradients;
 use super::lower::Lowering;
 
-/// How much of a network one step takes in. Each level has the rules of those below it ([`super::lower`]).
+/// How much of a network one step takes in. Each level has the rules of those below it (`lower.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fusion {
     /// One step a node: the oracle.
