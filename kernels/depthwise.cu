@@ -114,12 +114,18 @@ template <typename T>
 struct Pixel {
     using Word = u32;
     __device__ __forceinline__ static T channel(Word word, int i) { return T{static_cast<u16>(word >> 16 * i)}; }
+    __device__ __forceinline__ static Word rounded(const float (&values)[CHANNELS]) {
+        return from_float<T>(values[0]).bits | static_cast<u32>(from_float<T>(values[1]).bits) << 16;
+    }
 };
 template <>
 struct Pixel<float> {
     using Word = u64;
     __device__ __forceinline__ static float channel(Word word, int i) {
         return __uint_as_float(static_cast<u32>(word >> 32 * i));
+    }
+    __device__ __forceinline__ static Word rounded(const float (&values)[CHANNELS]) {
+        return __float_as_uint(values[0]) | static_cast<u64>(__float_as_uint(values[1])) << 32;
     }
 };
 
@@ -588,10 +594,11 @@ __device__ __forceinline__ ConvGeometry transposed(ConvGeometry g) {
 }
 
 /// Products of the gradient of the result with the input under it, by tap, for the input's pixels of a thread. Their rows
-/// are those of the sums of the input's gradient. With FLIPPED taps count from the last.
+/// are those of the sums of the input's gradient, and are kept rounded, which in 16 bits takes half the registers. With
+/// FLIPPED taps count from the last.
 template <typename T, int K, int ROWS, int COLUMNS, bool FLIPPED>
 struct WeightSums {
-    float rows[ROWS][COLUMNS][CHANNELS] = {};
+    typename Pixel<T>::Word rows[ROWS][COLUMNS] = {};
     float sums[K][K * CHANNELS] = {};
 
     /// Moves the rows on, and loads the youngest where there is one.
@@ -601,18 +608,21 @@ struct WeightSums {
 #pragma unroll
         for (int r = ROWS - 1; r >= 0; r--) {
 #pragma unroll
-            for (int j = 0; j < COLUMNS; j++) {
-#pragma unroll
-                for (int i = 0; i < CHANNELS; i++) rows[r][j][i] = r > 0 ? rows[r - 1][j][i] : 0.0f;
-            }
+            for (int j = 0; j < COLUMNS; j++) rows[r][j] = r > 0 ? rows[r - 1][j] : 0;
         }
-        if (inside) input.load(row, first, width, c, rows[0]);
+        if (!inside) return;
+        float values[COLUMNS][CHANNELS];
+        input.load(row, first, width, c, values);
+#pragma unroll
+        for (int j = 0; j < COLUMNS; j++) rows[0][j] = Pixel<T>::rounded(values[j]);
     }
 
     __device__ __forceinline__ void add(int row, int tap, int column, const float (&values)[CHANNELS]) {
         const int at = FLIPPED ? K * K - 1 - tap : tap;
 #pragma unroll
-        for (int i = 0; i < CHANNELS; i++) sums[at / K][at % K * CHANNELS + i] += values[i] * rows[row][column][i];
+        for (int i = 0; i < CHANNELS; i++) {
+            sums[at / K][at % K * CHANNELS + i] += values[i] * to_float(Pixel<T>::channel(rows[row][column], i));
+        }
     }
 };
 
@@ -667,17 +677,17 @@ __global__ void __launch_bounds__(256, resident_bn_blocks(K, sizeof(T))) depthwi
             struct {
                 decltype(dw)& sums;
                 const FormedRows<T, Normalised<T>>& inputs;
-                const T* image;
+                const T* next;
                 const Patch& at;
                 int width, c;
                 __device__ __forceinline__ void begin(int row) {
-                    const T* const from = image + (row * width + at.column) * c;
-                    sums.next_row(inputs, from, at.column, width, c, row < at.last_row);
+                    sums.next_row(inputs, next, at.column, width, c, row < at.last_row);
+                    next += width * c;
                 }
                 __device__ __forceinline__ void add(int row, int tap, int column, const float (&values)[CHANNELS]) {
                     sums.add(row, tap, column, values);
                 }
-            } also{dw, inputs, image, at, g.w_in, c};
+            } also{dw, inputs, image + (at.first_row * g.w_in + at.column) * c, at, g.w_in, c};
             march<T, K, 1>(gradients, dz, weights, {}, transposed(g), at, channel,
                            [&](float (&values)[STRIP][CHANNELS], i64 to, int, int columns) {
 #pragma unroll

@@ -1,11 +1,11 @@
 // Batch normalisation at the edges of a convolution: operands that are formed while they are loaded, and sums over a
-// result that are taken before it leaves the registers (level C of docs/kernels.md a).
+// result that are taken before it leaves the registers (level OnLoad of docs/kernels.md a).
 //
 //   normalised   z = φ(a·y + b) of the stored raw result y of the convolution before
 //   formed       dy = a·g + s·y + o, g = dz·φ'(a·y + b), of the stored gradient dz behind batch-norm and activation
 //
-// What is formed is rounded to T, as it would be if it were stored, so that a fused pass multiplies the same numbers as
-// one that is not. Padding and everything else past the ends of an operand stays zero: only what is stored is formed.
+// Products in shared memory take what is formed rounded to T, as it would be if it were stored; those in registers take it
+// as it is. Padding and everything else past the ends of an operand stays zero: only what is stored is formed.
 
 #pragma once
 
