@@ -192,6 +192,7 @@ fn a_run_whose_settings_held_the_place_of_its_data_goes_on() {
     fs::rename(dir.join("old"), dir.join("new")).unwrap();
     fails(dir, &[&resume[..], &["--data-dir", "new", "--seed", "5"]].concat(), 2, &["other settings"]);
     succeeds(dir, &[&resume[..], &["--data-dir", "new"]].concat());
+    succeeds(dir, &resume);
 }
 
 /// What is moved in a folder of pictures, one after the other, and what a resume says of it.

@@ -144,8 +144,8 @@ impl RunFolder {
         let settings = run.fingerprint(None)?;
         let (checkpoint, metrics) = (self.path("checkpoint.safetensors"), self.path("metrics.jsonl"));
         let mut session = if checkpoint.is_file() {
-            let saved = Checkpoint::read(&checkpoint)?;
-            self.check_settings(run, &saved)?;
+            let mut saved = Checkpoint::read(&checkpoint)?;
+            self.check_settings(run, &mut saved, &settings)?;
             self.check_data(&contents, &saved.data)?;
             self.note_place(run.config)?;
             Session::resume(saved, &checkpoint, &metrics, settings)?
@@ -196,13 +196,14 @@ impl RunFolder {
         }
     }
 
-    /// Refuses to go on with other settings than those of the checkpoint.
-    fn check_settings(&self, run: &RunSpec<'_>, saved: &Checkpoint) -> Result<()> {
-        let same = |dir: Option<PathBuf>| saved.check_fingerprint(&run.fingerprint(dir)?);
-        // The place of the images once was a setting of the run.
-        same(None)
-            .or_else(|refused| same(self.config()?.data.dir).map_err(|_| refused))
-            .map_err(|e| self.other_settings(e))
+    /// Refuses to go on with other settings, which are `now`, than those of the checkpoint. In one that was written when the
+    /// place of the images was a setting, that place is taken from `config.toml`, and it is left out from now on.
+    fn check_settings(&self, run: &RunSpec<'_>, saved: &mut Checkpoint, now: &str) -> Result<()> {
+        let Err(refused) = saved.check_fingerprint(now) else { return Ok(()) };
+        let before = run.fingerprint(self.config()?.data.dir)?;
+        saved.check_fingerprint(&before).map_err(|_| self.other_settings(refused))?;
+        now.clone_into(&mut saved.fingerprint);
+        saved.write(&self.path("checkpoint.safetensors"))
     }
 
     /// Refuses to go on with other images than the run was started with.
