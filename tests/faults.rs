@@ -225,7 +225,9 @@ fn sanitized(task: &str) -> Result<(), Failed> {
         Some((kernel @ ("copy" | "count"), fault)) => run(&emulator, kernel, Some(fault.parse()?)).map(|_| ()),
         Some(("table", precision)) => {
             let device = Device::on(Gpu::new(Box::new(emulator)), precision.parse()?)?;
-            for case in cases() {
+            // Without tensor cores the largest problems run on the tiles of the small ones.
+            let more = |name: &str| precision != "f32" || !name.contains("64x64x");
+            for case in cases().into_iter().filter(|case| more(&case.name)) {
                 case.compare(&device)?.map_err(|difference| format!("{}: {difference}", case.name))?;
             }
             Ok(())
@@ -278,6 +280,9 @@ fn no_kernels() -> Result<(), Failed> {
 
 fn main() {
     if let Ok(task) = std::env::var("DEPTHSHRINKER_SANITIZED") {
+        // The sanitizer is for this process, and would make the compilers that it starts twice as slow.
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::remove_var("LD_PRELOAD") };
         if let Err(error) = sanitized(&task) {
             eprintln!("{}", error.message().unwrap_or("failed"));
             std::process::exit(1);

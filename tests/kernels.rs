@@ -87,8 +87,8 @@ fn coverage() -> Result<(), String> {
     if missing.is_empty() { Ok(()) } else { Err(format!("never launched: {}", missing.join("; "))) }
 }
 
-/// Steps of a training run.
-const STEPS: usize = 12;
+/// Steps of a training run: enough for the loss to fall.
+const STEPS: usize = 6;
 
 fn trains_as_the_host_does(
     mode: Mode,
@@ -230,8 +230,11 @@ fn main() {
         for case in cases() {
             let name = format!("{}/{}", mode.name(), case.name);
             trials.push(Trial::test(name, move || {
-                let outcome = case.compare(&*device(mode)?).map_err(|e| e.to_string())?;
-                outcome.map_err(Failed::from)
+                let device = device(mode)?;
+                // One mode on each kind of kernel tells whether results repeat.
+                let repeats = mode == MODES[0] || mode == MODES[1];
+                let outcome = if repeats { case.compare_twice(&device) } else { case.compare(&device) };
+                Ok(outcome.map_err(|e| e.to_string())??)
             }));
         }
     }

@@ -12,8 +12,8 @@ use crate::ops::optimizer::{Optimizer, Update};
 use crate::shape::{Shape, Window};
 use crate::train::{StepBatch, StepImages, StepOptions, StepSettings, TrainStep};
 
-/// Steps of a case: the first as it is, the second recorded, and more that are replayed.
-const STEPS: usize = 4;
+/// Steps of a case: the first as it is, the second recorded, the third replayed.
+const STEPS: usize = 3;
 
 pub(super) fn cases() -> Vec<Case> {
     let case = |name: &str, graph: fn() -> Result<Graph>| {
