@@ -64,11 +64,18 @@ fn panels(size: GemmSize, a: Rows<'_>, b: Rows<'_>, c: &mut [f64], stride: usize
 
 /// Products of some rows of A with a panel of B.
 #[inline(always)]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "of zipped iterators not all are inlined here, and the sums lie in memory"
+)]
 fn tile<const R: usize>(rows: [&[f64]; R], panel: &[[f64; COLS]]) -> [[f64; COLS]; R] {
+    let rows = rows.map(|row| &row[..panel.len()]);
     let mut sums = [[0.0; COLS]; R];
-    for (p, line) in panel.iter().enumerate() {
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            sums.iter_mut().zip(line).for_each(|(s, b)| *s += row[p] * b);
+    for p in 0..panel.len() {
+        for r in 0..R {
+            for j in 0..COLS {
+                sums[r][j] += rows[r][p] * panel[p][j];
+            }
         }
     }
     sums

@@ -208,16 +208,17 @@ impl Affine<'_> {
         for tap in 0..window.taps() {
             let (tap_row, tap_col) = (tap / window.k_w, tap % window.k_w);
             // The tap's weights `[groups, group_in, group_out]`.
-            let at = |i: usize| {
-                let (group, m, o) = (i / group_out / group_in, i / group_out % group_in, i % group_out);
-                let index = if is_depthwise {
-                    tap * c_out + group
+            let mut weights = vec![0.0; conv.c_in * group_out];
+            weights.par_chunks_mut(group_out).with_min_len(PIXELS).enumerate().for_each(|(channel, line)| {
+                let (group, m) = (channel / group_in, channel % group_in);
+                let (first, step) = if is_depthwise {
+                    (tap * c_out + group, 1)
                 } else {
-                    ((group * group_out + o) * window.taps() + tap) * group_in + m
+                    ((group * group_out * window.taps() + tap) * group_in + m, window.taps() * group_in)
                 };
-                sum.weight(weight[index])
-            };
-            let weights: Vec<f64> = (0..conv.c_in * group_out).into_par_iter().map(at).collect();
+                let from = weight[first..].iter().step_by(step);
+                line.iter_mut().zip(from).for_each(|(to, &w)| *to = sum.weight(w));
+            });
             out.data.par_chunks_mut(PIXELS * c_out).enumerate().for_each(|(chunk, out)| {
                 let pixels = out.len() / c_out;
                 let mut read = vec![0.0; pixels * conv.c_in];
