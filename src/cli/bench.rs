@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::network::NetArgs;
-use super::settings::MaskArgs;
+use super::settings::{MaskArgs, parse_seconds};
 use super::{Common, print};
 use crate::Error;
 use crate::config::Config;
@@ -87,11 +87,6 @@ struct KernelBenchArgs {
 struct NetworkBenchArgs {
     #[command(flatten)]
     bench: BenchArgs,
-}
-
-fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("expected seconds, got {text:?}"))?;
-    if (0.0..=3600.0).contains(&seconds) { Ok(seconds) } else { Err(format!("{seconds} s; give 0 to 3600")) }
 }
 
 /// Setup common to both kinds of bench.

@@ -18,6 +18,7 @@ mod search;
 mod select;
 mod settings;
 mod shrink;
+mod table;
 mod train;
 
 use std::io::{self, Write};
@@ -89,6 +90,8 @@ enum Command {
     Train(train::Args),
     /// Learns which blocks of a trained network keep their activations
     Search(search::Args),
+    /// Measures the latency of every segment of a network that can be merged, as `select` reads it
+    Table(table::Args),
     /// Selects what to merge from tables of times and importances, within a budget in milliseconds
     Select(select::Args),
     /// Retrains a network without the activations of the freed blocks
@@ -148,6 +151,7 @@ impl Cli {
             Command::Shrink(args) => shrink::run(args, common),
             Command::Train(args) => train::run(args, common),
             Command::Search(args) => search::run(args, common),
+            Command::Table(args) => table::run(args, common),
             Command::Select(args) => select::run(args, common),
             Command::Finetune(args) => finetune::run(args, common),
             Command::Merge(args) => merge::run(args, common),

@@ -114,6 +114,15 @@ fn parse_mask(text: &str) -> std::result::Result<Mask, String> {
     mask.map_err(|e| e.to_string())
 }
 
+/// Seconds of a measurement.
+///
+/// # Errors
+/// What is no number, or too many.
+pub fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("expected seconds, got {text:?}"))?;
+    if (0.0..=3600.0).contains(&seconds) { Ok(seconds) } else { Err(format!("{seconds} s; give 0 to 3600")) }
+}
+
 impl RunArgs {
     /// How to enter the folder.
     pub fn entry(&self) -> Entry {

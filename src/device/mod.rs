@@ -89,6 +89,13 @@ impl Device {
         }
     }
 
+    /// Frees idle memory of a GPU for work of other sizes, and for other programs.
+    pub fn release_idle(&self) {
+        if let Self::Gpu(gpu, _) = self {
+            gpu.release_idle();
+        }
+    }
+
     /// Whether [`open`](Self::open) can open a device in a precision, as far as can be told without opening it.
     ///
     /// # Errors

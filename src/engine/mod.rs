@@ -494,11 +494,19 @@ impl Engine {
         !host || self.options.training || self.options.fusion == Fusion::PerNode || !self.options.taps.is_empty()
     }
 
+    /// Images that go through the network together: on the CPU, in inference, those of a micro-batch, else the batch.
+    pub fn images_at_once(&self) -> usize {
+        if self.runs_whole_batches() {
+            return self.options.batch;
+        }
+        let per_image = self.layout.elements_per_image();
+        (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch)
+    }
+
     /// Inference on the CPU: each thread takes a few images through the whole network, so that activations never
     /// leave its cache. The split depends on the network alone, so results do not depend on the threads.
     fn forward_in_micro_batches(&mut self) -> Result<()> {
-        let per_image = self.layout.elements_per_image();
-        let micro = (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch);
+        let micro = self.images_at_once();
         let (len, output) = (self.graph.input_shape().len(), self.plan.shapes[self.graph.output()].len());
         let logits = self.logits.view_mut(0..self.logits.len()).host();
         let batches = logits.par_chunks_mut(micro * output).zip(self.images.par_chunks(micro * len));

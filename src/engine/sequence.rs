@@ -114,22 +114,35 @@ impl SequenceRun {
         }
     }
 
+    /// Trades the buffer of a value that some step uses for another of its length.
+    pub fn swap(&mut self, id: ValueId, other: &mut Buffer) {
+        if let Some(buffer) = self.buffer_mut(id) {
+            std::mem::swap(buffer, other);
+        }
+    }
+
     /// Runs the steps, each over all of the batch.
     pub fn run(&mut self) {
+        self.run_first(self.n);
+    }
+
+    /// Runs the steps over the first `n` images of the batch.
+    pub fn run_first(&mut self, n: usize) {
+        let values = self.sequence.values.clone();
+        let len = |id: ValueId| values.get(id).len(n);
         for step in self.sequence.steps.iter() {
             let uses = step.uses();
             let take = |id: &ValueId| (*id, self.buffers[id.index()].take());
             let mut taken: Vec<(ValueId, Option<Buffer>)> = uses.writes.iter().map(take).collect();
-            let mut io = Io::new(self.n, Slopes::default(), &self.dropout);
+            let mut io = Io::new(n, Slopes::default(), &self.dropout);
             for &id in &uses.reads {
                 let buffer = self.buffers[id.index()].as_ref();
                 let buffer = buffer.unwrap_or_else(|| panic!("a step reads {id:?} while it writes it"));
-                io.lend(id, buffer.view(0..buffer.len()));
+                io.lend(id, buffer.view(0..len(id)));
             }
             for (id, buffer) in &mut taken {
                 let buffer = buffer.as_mut().unwrap_or_else(|| panic!("a step writes {id:?} twice"));
-                let len = buffer.len();
-                io.lend_mut(*id, buffer.view_mut(0..len));
+                io.lend_mut(*id, buffer.view_mut(0..len(*id)));
             }
             step.run(&mut io);
             for (id, buffer) in taken {

@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::node::Graph;
 use super::op::Op;
-use super::segment::Segment;
+use super::segment::{Segment, Span};
 use crate::index::{BlockId, NodeId};
 use crate::ops::conv::{Conv, ConvFamily};
 use crate::{Error, Result};
@@ -314,19 +314,27 @@ impl Positions {
     /// What a segment can become when any of its reducible convolutions are pruned, but not all its convolutions
     /// (LayerMerge), by kernel.
     pub fn merge_keys(&self, at: Interval) -> BTreeSet<MergeKey> {
-        let mut keys: BTreeSet<Option<MergeKey>> = BTreeSet::from([None]);
+        self.merge_spans(at).into_keys().collect()
+    }
+
+    /// As [`merge_keys`](Self::merge_keys), with the window of each: that of the first set of convolutions that gives
+    /// the key, where several do.
+    pub fn merge_spans(&self, at: Interval) -> BTreeMap<MergeKey, Span> {
+        let mut keys: BTreeMap<Option<MergeKey>, Span> = BTreeMap::from([(None, Span::IDENTITY)]);
         for conv in self.convs_in(at) {
-            let with = |key: &Option<MergeKey>| {
+            let with = |(key, span): (&Option<MergeKey>, &Span)| {
                 let before = key.unwrap_or(MergeKey { kernel: 1, depthwise: true });
-                Some(MergeKey {
+                let key = MergeKey {
                     kernel: before.kernel + conv.kernel() - 1,
                     depthwise: before.depthwise && conv.is_depthwise(),
-                })
+                };
+                (Some(key), span.then(conv.conv.window))
             };
-            let kept: BTreeSet<Option<MergeKey>> = keys.iter().map(with).collect();
-            keys = if conv.is_reducible() { keys.union(&kept).copied().collect() } else { kept };
+            let kept: BTreeMap<Option<MergeKey>, Span> = keys.iter().map(with).collect();
+            let pruned = if conv.is_reducible() { keys } else { BTreeMap::new() };
+            keys = kept.into_iter().chain(pruned).collect();
         }
-        keys.into_iter().flatten().collect()
+        keys.into_iter().filter_map(|(key, span)| Some((key?, span))).collect()
     }
 
     /// What all segments can become: the candidates of LayerMerge's tables.

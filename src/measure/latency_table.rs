@@ -159,6 +159,23 @@ impl LatencyTable {
         }
     }
 
+    /// The table as CSV, in the columns that [`read`](Self::read) takes; breaks are left out.
+    pub fn to_csv(&self) -> String {
+        let keys = self.rows().any(|row| row.key.is_some());
+        let mut text =
+            String::from(if keys { "id,st,end,kernel,depthwise,time,stdev\n" } else { "id,st,end,time,stdev\n" });
+        for (id, row) in self.rows.values().enumerate() {
+            let key = match (keys, row.key) {
+                (false, _) => String::new(),
+                (true, None) => ",,".into(),
+                (true, Some(key)) => format!(",{},{}", key.kernel, u8::from(key.depthwise)),
+            };
+            let Interval { st, end } = row.at;
+            text.push_str(&format!("{id},{st},{end}{key},{:.6},{:.6}\n", row.time_ms, row.stdev_ms));
+        }
+        text
+    }
+
     /// The file it is from.
     pub fn path(&self) -> &Path {
         &self.path

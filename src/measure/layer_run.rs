@@ -1,17 +1,29 @@
-//! A layer on a device: operands of noise, rotated, and the steps that are timed.
+//! Steps on a device: operands of noise, rotated, and the launches that are timed.
+
+use std::sync::{Arc, Mutex};
+
+use rayon::prelude::*;
 
 use super::launches::{Launches, rotation};
 use super::layers::TimedLayer;
+use super::machine::Machine;
 use super::noise::Noise;
 use crate::Result;
-use crate::device::Device;
-use crate::engine::SequenceRun;
-use crate::ops::step::{Extent, Place, Store};
+use crate::device::{Buffer, Device};
+use crate::engine::{Sequence, SequenceRun};
+use crate::ops::step::{Extent, Place, Store, ValueId};
+
+/// How much larger than a core's own cache all sets of a micro-batch's weights together are: between two passes of a
+/// network those of its other layers have been there.
+const CORE_CACHES: usize = 2;
+/// Most sets of them.
+const MAX_WEIGHT_SETS: usize = 32;
 
 /// Times layers on one device.
+#[derive(Clone)]
 pub struct LayerBench {
     device: Device,
-    noise: Noise,
+    noise: Arc<Noise>,
 }
 
 impl LayerBench {
@@ -20,7 +32,7 @@ impl LayerBench {
     /// # Errors
     /// When the device is out of memory.
     pub fn new(device: &Device) -> Result<Self> {
-        Ok(Self { device: device.clone(), noise: Noise::new(device)? })
+        Ok(Self { device: device.clone(), noise: Arc::new(Noise::new(device)?) })
     }
 
     /// A layer ready to be timed.
@@ -28,9 +40,28 @@ impl LayerBench {
     /// # Errors
     /// When the device is out of memory or a launch fails.
     pub fn launches(&self, layer: &TimedLayer) -> Result<Launches<'static>> {
-        let bytes = usize::try_from(layer.bytes(self.device.precision().bytes() as u64)).unwrap_or(usize::MAX);
-        let sets = rotation(&self.device, bytes);
-        let mut operands = (0..sets).map(|_| self.operands(layer)).collect::<Result<Vec<SequenceRun>>>()?;
+        self.whole_batches(&layer.steps, layer.problem.n, layer.bytes(self.device.precision().bytes() as u64))
+    }
+
+    /// Steps ready to be timed as inference runs them: `at_once` images go through them together. On the CPU those are
+    /// micro-batches, one a thread, whose values stay in its cache; elsewhere it is the whole batch.
+    ///
+    /// # Errors
+    /// When the device is out of memory or a launch fails.
+    pub fn passes(&self, steps: &Sequence, batch: usize, at_once: usize) -> Result<Launches<'static>> {
+        if self.device != Device::Cpu {
+            let bytes = steps.cost().map_or(0, |cost| cost.bytes(batch, self.device.precision()));
+            return self.whole_batches(steps, batch, bytes);
+        }
+        let (bench, steps, idle) = (self.clone(), steps.clone(), Mutex::default());
+        let micro = MicroBatches { bench, steps, at_once, idle };
+        let counts: Vec<usize> = (0..batch).step_by(at_once).map(|first| at_once.min(batch - first)).collect();
+        Launches::whole(&self.device, move || counts.par_iter().try_for_each(|&n| micro.run(n)))
+    }
+
+    fn whole_batches(&self, steps: &Sequence, n: usize, bytes: u64) -> Result<Launches<'static>> {
+        let sets = rotation(&self.device, usize::try_from(bytes).unwrap_or(usize::MAX));
+        let mut operands = (0..sets).map(|_| self.operands(steps, n)).collect::<Result<Vec<SequenceRun>>>()?;
         Launches::new(&self.device, sets, move |set| {
             operands[set].run();
             Ok(())
@@ -44,7 +75,7 @@ impl LayerBench {
     /// When the device is out of memory or a launch fails.
     pub fn configurations(&self, layer: &TimedLayer) -> Result<Option<String>> {
         let Device::Gpu(gpu, _) = &self.device else { return Ok(None) };
-        let mut operands = self.operands(layer)?;
+        let mut operands = self.operands(&layer.steps, layer.problem.n)?;
         let names = gpu.watch_configurations(|| {
             operands.run();
             self.device.check()
@@ -54,9 +85,9 @@ impl LayerBench {
 
     /// One set of operands: noise with the moments of activations, signed noise for weights, and ones for what is per
     /// channel, which makes a statistic of mean 1 and deviation 1.
-    fn operands(&self, layer: &TimedLayer) -> Result<SequenceRun> {
-        let mut run = SequenceRun::new(&self.device, &layer.steps, layer.problem.n)?;
-        for (id, value) in layer.steps.values.iter() {
+    fn operands(&self, steps: &Sequence, n: usize) -> Result<SequenceRun> {
+        let mut run = SequenceRun::new(&self.device, steps, n)?;
+        for (id, value) in steps.values.iter() {
             let Some(buffer) = run.buffer_mut(id) else { continue };
             match (value.place, value.extent, value.store) {
                 (_, Extent::PerImage(_), _) => self.noise.fill_activations(buffer),
@@ -65,5 +96,62 @@ impl LayerBench {
             }
         }
         Ok(run)
+    }
+
+    /// The weights that steps read, so often that together they do not stay in a core's cache.
+    fn weight_sets(&self, steps: &Sequence) -> Result<Vec<WeightSet>> {
+        let is_weight = |id: &ValueId| matches!(steps.values.get(*id).place, Place::Weight(_));
+        let weights: Vec<(ValueId, usize)> =
+            steps.used().into_iter().filter(is_weight).map(|id| (id, steps.values.get(id).len(1))).collect();
+        let bytes = weights.iter().map(|(_, len)| len * size_of::<f32>()).sum::<usize>().max(1);
+        let sets = (CORE_CACHES * Machine::here().core_cache_bytes()).div_ceil(bytes).clamp(1, MAX_WEIGHT_SETS);
+        let set = |_| {
+            let filled = |&(id, len)| {
+                let mut buffer = self.device.activations(len)?;
+                self.noise.fill_signed(&mut buffer);
+                Ok((id, buffer))
+            };
+            weights.iter().map(filled).collect::<Result<WeightSet>>()
+        };
+        (0..sets).map(set).collect()
+    }
+}
+
+/// The weights of some steps.
+type WeightSet = Vec<(ValueId, Buffer)>;
+
+/// What one thread takes a micro-batch through.
+struct Lane {
+    run: SequenceRun,
+    weights: Vec<WeightSet>,
+    next: usize,
+}
+
+/// Steps on the host, and operands for as many micro-batches as threads were in at a time.
+struct MicroBatches {
+    bench: LayerBench,
+    steps: Sequence,
+    at_once: usize,
+    idle: Mutex<Vec<Lane>>,
+}
+
+impl MicroBatches {
+    /// Takes `n` images through the steps.
+    fn run(&self, n: usize) -> Result<()> {
+        let idle = self.idle.lock().unwrap_or_else(|e| e.into_inner()).pop();
+        let mut lane = match idle {
+            Some(lane) => lane,
+            None => {
+                let (run, weights) =
+                    (self.bench.operands(&self.steps, self.at_once)?, self.bench.weight_sets(&self.steps)?);
+                Lane { run, weights, next: 0 }
+            }
+        };
+        let Lane { run, weights, next } = &mut lane;
+        *next = (*next + 1) % weights.len();
+        weights[*next].iter_mut().for_each(|(id, buffer)| run.swap(*id, buffer));
+        run.run_first(n);
+        self.idle.lock().unwrap_or_else(|e| e.into_inner()).push(lane);
+        Ok(())
     }
 }

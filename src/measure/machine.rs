@@ -54,6 +54,11 @@ impl Machine {
     pub fn largest_cache_bytes(&self) -> usize {
         self.caches.iter().map(|c| c.bytes).max().unwrap_or(0)
     }
+
+    /// Size of the largest cache that a core has to itself, as far as levels tell: that of level 2; 0 where none is known.
+    pub fn core_cache_bytes(&self) -> usize {
+        self.caches.iter().filter(|c| c.level <= 2 && c.kind != "Instruction").map(|c| c.bytes).max().unwrap_or(0)
+    }
 }
 
 /// The value of the first `key : value` line.

@@ -15,6 +15,8 @@ mod peer;
 mod plan_record;
 mod record;
 mod roofline;
+mod table_bench;
+mod table_work;
 mod timer;
 
 pub use block_cost::{BlockCost, block_costs, merged_cost};
@@ -37,4 +39,6 @@ pub use record::{
 pub use roofline::{
     DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, kernel_costs, network_time, plan_costs, utilization,
 };
+pub use table_bench::{MeasuredTable, Milliseconds, TableBench, TableProgress};
+pub use table_work::{Piece, RowWork, TableOptions, TableWork};
 pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};

@@ -115,6 +115,14 @@ impl NetworkRun {
         Launches::whole(&device, || self.pass())
     }
 
+    /// Images that go through the network together.
+    pub(super) fn images_at_once(&self) -> usize {
+        match &self.network {
+            Network::Inference(engine) => engine.images_at_once(),
+            Network::Training(step) => step.images(),
+        }
+    }
+
     /// Bytes of all buffers of the engine and the optimizer.
     fn allocated_bytes(&self) -> u64 {
         match &self.network {

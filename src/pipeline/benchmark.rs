@@ -95,7 +95,7 @@ impl Bench<'_> {
             };
             let work = LayerWork::new(layer, networks, self.device, config);
             let own = measured(outcome, work.name.as_str(), work.pass);
-            release_idle(self.device);
+            self.device.release_idle();
             found.records.push(LayerRecord { work, own, peer: None });
             keep(&found)?;
         }
@@ -113,7 +113,7 @@ impl Bench<'_> {
                 peer_time_us: median(answers.iter().map(|a| a.time_us)),
                 peer_conv_time_us: median(answers.iter().filter_map(|a| a.conv_time_us)),
             })));
-            release_idle(self.device);
+            self.device.release_idle();
             keep(&found)?;
         }
         Ok(found)
@@ -148,7 +148,7 @@ impl Bench<'_> {
                 let own = measured(timing, work.name, work.pass);
                 found.records.push(NetworkRecord { work, own, peer: None });
             }
-            release_idle(self.device);
+            self.device.release_idle();
             keep(&found)?;
         }
         require_any(&found.records)?;
@@ -157,7 +157,7 @@ impl Bench<'_> {
     }
 
     fn case_timing(&self, case: &NetworkCase, batch: usize, seconds: &[f64]) -> Result<NetworkTiming> {
-        release_idle(self.device);
+        self.device.release_idle();
         let seconds = summary(seconds)?;
         Ok(NetworkTiming {
             images_per_s: batch as f64 / seconds.median,
@@ -189,7 +189,7 @@ impl Bench<'_> {
             let question = NetworkQuestion { graph, batch, training, compile, seconds };
             let own = || {
                 let samples = sample_networks(self.device, std::slice::from_ref(case), batch, turn).remove(0);
-                release_idle(self.device);
+                self.device.release_idle();
                 samples
             };
             let turns = Turns::take(own, || peer.ask(&question, turn + options.leeway));
@@ -255,13 +255,6 @@ fn summary(seconds: &[f64]) -> Result<Summary> {
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     Summary::of(&values.collect::<Vec<f64>>()).map(|summary| summary.median)
-}
-
-/// Frees idle memory of a GPU for the peer and for work of other sizes.
-fn release_idle(device: &Device) {
-    if let Device::Gpu(gpu, _) = device {
-        gpu.release_idle();
-    }
 }
 
 /// Own samples in seconds and a peer's answers, or their errors.

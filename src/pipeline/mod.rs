@@ -10,6 +10,7 @@
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
 //! | `summary` | the numbers of `result.json` |
 //! | `import` | [`import()`]: other projects' weights on the networks here |
+//! | `table` | [`measure_table`]: the latency table of a network, and how well it predicts |
 //! | `verify` | [`verify_files`]: merged against unmerged on images from files |
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
@@ -22,6 +23,7 @@ mod keeping;
 mod run;
 mod shrink;
 mod summary;
+mod table;
 mod verify;
 
 pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
@@ -34,4 +36,5 @@ pub use run::{
     Datasets, Finetuning, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
 };
 pub use shrink::shrink;
+pub use table::{TableSettings, check_table, measure_table};
 pub use verify::verify_files;

@@ -10,7 +10,7 @@
 //! | `plot`, `curves`, `network_drawing` | SVG within the HTML page |
 //! | `html` | [`Page`]: one self-contained page about a run |
 //! | `result` | [`RunResult`]: the numbers of a run |
-//! | `solution` | [`solution_table`]: what a solver selected |
+//! | `solution` | [`solution_table`]: what a solver selected; [`selection_times`] |
 
 mod bar_plot;
 mod csv;
@@ -35,6 +35,6 @@ pub use result::{
     RunResult, SCHEMA, StageTime,
 };
 pub use roofline_plot::{Point, RooflinePlot};
-pub use solution::solution_table;
+pub use solution::{SelectionTime, selection_times, solution_table};
 pub use table::{Align, Table};
 pub use text::{layer_table, layer_totals, limits_text, network_bench_table, network_table, plan_text};

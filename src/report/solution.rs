@@ -1,8 +1,11 @@
-//! What a solver selected, as a table.
+//! What a solver selected, as a table, and the times of selections.
+
+use serde::Serialize;
 
 use super::table::{Align, Table, significant};
 use crate::graph::{Graph, Interval, Positions};
 use crate::measure::LatencyTable;
+use crate::shrink::Mask;
 use crate::shrink::select::Solution;
 use crate::{Error, Result};
 
@@ -50,4 +53,38 @@ pub fn solution_table(
         ]);
     }
     Ok(table)
+}
+
+/// A selection's time by the table and by the clock.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SelectionTime {
+    /// Which blocks keep their activations; the others are merged.
+    pub kept: Mask,
+    /// By the table, in milliseconds.
+    pub predicted_ms: f64,
+    /// The merged network, in milliseconds.
+    pub measured_ms: f64,
+}
+
+impl SelectionTime {
+    /// How much more is predicted than measured, as a share of what is measured.
+    pub fn relative_error(&self) -> f64 {
+        self.predicted_ms / self.measured_ms.max(f64::MIN_POSITIVE) - 1.0
+    }
+}
+
+/// One line for each selection: its mask, both times, and how far they are apart.
+pub fn selection_times(times: &[SelectionTime]) -> Table {
+    use Align::{Left, Right};
+    let mut table =
+        Table::new(&[("kept", Left), ("predicted ms", Right), ("measured ms", Right), ("difference %", Right)]);
+    for time in times {
+        table.row(&[
+            time.kept.to_string(),
+            significant(time.predicted_ms),
+            significant(time.measured_ms),
+            format!("{:+.1}", 100.0 * time.relative_error()),
+        ]);
+    }
+    table
 }

@@ -1,6 +1,7 @@
 //! Progress for people: a bar on a terminal, one line per epoch elsewhere, nothing when quiet. Always on stderr, and never
 //! a reason to end: what cannot be written there is lost.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -49,11 +50,18 @@ impl Reporter {
         }
     }
 
-    /// `done` steps of the stage are taken, `loss` is the epoch's mean so far.
-    pub fn step(&mut self, done: u64, loss: f64) {
+    /// `done` steps of the stage are taken; `message` is what stands behind the bar.
+    pub fn step(&mut self, done: u64, message: impl Display) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-            bar.set_message(format!("loss {loss:.3}"));
+            bar.set_message(message.to_string());
+        }
+    }
+
+    /// Prints a line where there are no bars, which would say the same.
+    pub fn line_without_bar(&self, text: &str) {
+        if self.style == Style::Lines {
+            terminal::tell(text);
         }
     }
 

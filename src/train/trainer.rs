@@ -195,7 +195,8 @@ impl<'a> Run<'a> {
             self.take_step(&batch.batch())?;
             self.position.step_in_epoch += 1;
             self.position.step += 1;
-            session.reporter.step(self.position.step, self.sums.loss / self.sums.images as f64);
+            let loss = self.sums.loss / self.sums.images as f64;
+            session.reporter.step(self.position.step, format_args!("loss {loss:.3}"));
             if session.interrupt.is_set() {
                 return Err(self.interrupted(session));
             }

@@ -4,6 +4,7 @@
 mod brute_force;
 mod budgets;
 mod command;
+mod measured;
 mod networks;
 mod oracles;
 mod positions;
@@ -30,6 +31,7 @@ fn main() {
         rules::trials(),
         tables::trials(),
         command::trials(),
+        measured::trials(),
     ];
     libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
 }

@@ -1,0 +1,116 @@
+//! `table`: the latency table of a network on a device, and how near to it the times of whole selections are.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::benchmark::fully_merged;
+use crate::config::Config;
+use crate::device::Device;
+use crate::graph::BlockId;
+use crate::measure::{
+    LatencyTable, MeasuredTable, TableBench, TableOptions, TableProgress, TableWork, network_latency,
+};
+use crate::model::Model;
+use crate::report::SelectionTime;
+use crate::shrink::padding::PaddingMode;
+use crate::shrink::select::BlockOptions;
+use crate::shrink::surgery::linearise;
+use crate::shrink::{Mask, Selection};
+use crate::train::Reporter;
+use crate::{Error, Result};
+
+/// Lines that tell how far a measurement is, where there is no bar.
+const LINES: u64 = 5;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct TableSettings {
+    /// Images per pass.
+    pub batch: usize,
+    /// Time for everything together.
+    pub budget: Duration,
+    /// A row for each kernel that pruning leaves, for LayerMerge.
+    pub keys: bool,
+    /// How merged borders are made exact.
+    pub padding: PaddingMode,
+}
+
+/// Measures the latency table of a network; `path` is what messages about the table name.
+///
+/// # Errors
+/// A network without blocks, or a device that fails or is out of memory.
+pub fn measure_table(
+    path: &Path,
+    model: &Model,
+    device: &Device,
+    settings: &TableSettings,
+    reporter: &mut Reporter,
+) -> Result<MeasuredTable> {
+    let &TableSettings { batch, budget, keys, padding } = settings;
+    let options = TableOptions { keys, bias_maps: padding == PaddingMode::BorderBias };
+    let work = TableWork::new(&model.graph, options, device.backend())?;
+    reporter.line_without_bar(&format!("table: {} rows, {} distinct pieces", work.rows.len(), work.pieces.len()));
+    let start = Instant::now();
+    let mut told = 0;
+    reporter.begin("table", 0, 1);
+    let mut progress = |TableProgress { done, total }: TableProgress| {
+        if done == 0 {
+            reporter.begin("table", 0, total);
+        }
+        reporter.step(done, "");
+        if done * LINES / total.max(1) > told && done < total {
+            told = done * LINES / total;
+            let seconds = start.elapsed().as_secs_f64();
+            let left = seconds * (total - done) as f64 / done as f64;
+            reporter.line_without_bar(&format!("table: {done} of {total}, {seconds:.0} s, about {left:.0} s left"));
+        }
+        Ok(())
+    };
+    let measured = TableBench { device, batch, budget }.measure(path, model, &work, &mut progress);
+    reporter.end();
+    measured
+}
+
+/// Merges random selections of whole blocks, times the merged networks, and compares with what a table says of them.
+/// Each selection frees every block with one probability, which is uniform over \[0, 1\). The selections are a function of
+/// the seed.
+///
+/// # Errors
+/// A table of another network, a network without blocks that merge, or a device that fails.
+pub fn check_table(
+    table: &LatencyTable,
+    model: &Model,
+    device: &Device,
+    config: &Config,
+    (count, settings): (usize, &TableSettings),
+) -> Result<Vec<SelectionTime>> {
+    let positions = model.graph.positions()?;
+    let options = BlockOptions::new(&positions, table, None)?;
+    let blocks = model.graph.blocks.len();
+    let merges = |block: BlockId| {
+        let kept: Vec<bool> = BlockId::all(blocks).map(|b| b != block).collect();
+        linearise(model, &kept, &config.linearise()).is_ok()
+    };
+    let merges: Vec<bool> = BlockId::all(blocks).map(merges).collect();
+    if !merges.contains(&true) {
+        let problem = "has no block that merges; give another --padding";
+        return Err(Error::Config(format!("{} {problem}", model.graph.name)));
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+    let share = settings.budget / count.max(1) as u32;
+    let mut times: Vec<SelectionTime> = Vec::new();
+    while times.len() < count {
+        let probability = rng.random::<f64>();
+        let kept = merges.iter().map(|&merges| rng.random::<f64>() >= probability || !merges).collect();
+        let mask = Mask::new(kept);
+        let selection: Selection = mask.clone().into();
+        let Some(merged) = fully_merged(model, Some(&selection), config)? else { continue };
+        let measured_ms = network_latency(device, &merged, settings.batch, share)?.median_ms;
+        times.push(SelectionTime { predicted_ms: options.time_ms(&mask), kept: mask, measured_ms });
+        device.release_idle();
+    }
+    Ok(times)
+}
