@@ -11,11 +11,12 @@ use crate::data::{Augment, DataSource};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::graph::{Graph, SegmentEnds};
+use crate::measure::LatencySource;
 use crate::networks::{self, NetworkOptions};
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
-use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig};
+use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig, SensitivityConfig};
 use crate::train::TrainConfig;
 use crate::{Error, Result, files};
 
@@ -49,8 +50,10 @@ pub struct Config {
     pub model: Option<PathBuf>,
     /// Random masks of the same size to finetune beside the learned one.
     pub compare_random: usize,
-    /// How many blocks keep their activations.
+    /// How many blocks keep their activations, or what the merged network may take.
     pub budget: Budget,
+    /// What the times of blocks are priced by.
+    pub latency: LatencySource,
     /// The network.
     pub network: NetworkConfig,
     /// The data.
@@ -111,10 +114,24 @@ pub struct DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SearchConfig {
-    /// How scores are learned.
+    /// How blocks are chosen.
+    pub method: SearchMethod,
+    /// How scores are learned, and which blocks are never freed.
     pub scores: ScoreConfig,
-    /// How the weights are trained along.
+    /// How networks are judged without training.
+    pub sensitivity: SensitivityConfig,
+    /// How the weights are trained along with the scores.
     pub train: TrainConfig,
+}
+
+/// How a search chooses blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchMethod {
+    /// Scores are trained together with the weights (DepthShrinker, ICML 2022)
+    Learned,
+    /// The rise of the held-out loss when a block alone is freed, without training, and an exact knapsack (ours)
+    Sensitivity,
 }
 
 /// Finetuning.
@@ -190,6 +207,7 @@ impl Default for Config {
             model: None,
             compare_random: 0,
             budget: Budget::KeepFraction(0.5),
+            latency: LatencySource::default(),
             network: quick_start::network(),
             data: DataConfig::default(),
             train: quick_start::train(),
@@ -243,7 +261,12 @@ impl Default for DataConfig {
 
 impl Default for SearchConfig {
     fn default() -> Self {
-        Self { scores: ScoreConfig::default(), train: quick_start::search() }
+        Self {
+            method: SearchMethod::Learned,
+            scores: ScoreConfig::default(),
+            sensitivity: SensitivityConfig::default(),
+            train: quick_start::search(),
+        }
     }
 }
 
@@ -371,6 +394,12 @@ impl Config {
             train.check().map_err(|e| within(name, e))?;
         }
         self.search.scores.check()?;
+        self.search.sensitivity.check()?;
+        self.budget.check_time()?;
+        if (self.search.method, self.finetune.start) == (SearchMethod::Sensitivity, FinetuneStart::Searched) {
+            let problem = "finetune.start = \"searched\" needs weights that a search trained";
+            return Err(Error::Config(format!("{problem}; give search.method = \"learned\" or start at the original")));
+        }
         self.finetune.removal.check()?;
         self.finetune.distill.check().map_err(|e| within("finetune.distill", e))
     }

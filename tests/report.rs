@@ -244,6 +244,7 @@ fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
             network(NetworkStage::Merged, 88.6, 912_345, 19_222_111, 58.0),
         ],
         ratio: Some(1.52),
+        latency: Some("roofline of two nominal cores".into()),
         kept: kept.clone(),
         merge: Some(MergeResult { segments: 8, max_abs_error: 3.1e-6, max_rel_error: 4.2e-7 }),
         blocks: blocks.collect(),

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{BudgetArgs, DataArgs, RunArgs, StageArgs, model_file, outputs, set_some};
+use super::settings::{BudgetArgs, DataArgs, MethodArgs, RunArgs, StageArgs, model_file, outputs, set_some};
 use super::{Common, print};
+use crate::config::SearchMethod;
 use crate::io::{read_model, write_model};
-use crate::pipeline::{Datasets, Run, RunSpec, Space, check_batches, check_search};
+use crate::model::Model;
+use crate::pipeline::{Datasets, Run, RunSpec, Space, block_times, check_batches, check_search, select_by_sensitivity};
+use crate::shrink::Selection;
 use crate::terminal;
 
 const NAME: &str = "search";
@@ -28,6 +31,8 @@ pub struct Args {
     #[command(flatten)]
     budget: BudgetArgs,
     #[command(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
     stage: StageArgs,
     #[command(flatten)]
     data: DataArgs,
@@ -43,6 +48,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut config = common.base_config(entry, Some(&folder))?;
     args.data.apply(&mut config, entry);
     args.budget.apply(&mut config);
+    args.method.apply(&mut config);
     args.stage.apply(&mut config.search.train);
     set_some(&mut config.model, &args.model);
     common.ready(&config)?;
@@ -63,10 +69,18 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let paths = outputs(args.output.as_ref(), &folder, FILE, &[file])?;
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
-    let (plan, _) = run.search(&model, &mut |plan, searched| {
-        write_model(&folder.path("searched.safetensors"), searched, &data.info())?;
-        paths.iter().try_for_each(|path| plan.write(path))
-    })?;
+    let plan = if config.search.method == SearchMethod::Sensitivity {
+        let plan = select_by_sensitivity(&mut run, &model, &folder)?;
+        paths.iter().try_for_each(|path| plan.write(path))?;
+        plan
+    } else {
+        let times = block_times(&mut run, &model, &folder)?;
+        let keep = &mut |plan: &Selection, searched: &Model| {
+            write_model(&folder.path("searched.safetensors"), searched, &data.info())?;
+            paths.iter().try_for_each(|path| plan.write(path))
+        };
+        run.search(&model, &times, keep)?.0
+    };
     let text = if common.json {
         format!("{:#}\n", json!(plan))
     } else {

@@ -7,8 +7,9 @@ use clap::Args;
 
 use super::Common;
 use crate::Error;
-use crate::config::{Config, NetworkConfig};
+use crate::config::{Config, NetworkConfig, SearchMethod};
 use crate::io::check_writable;
+use crate::measure::LatencySource;
 use crate::model::Model;
 use crate::networks::KNOWN_NETWORKS;
 use crate::pipeline::{Entry, RunFolder, RunSpec};
@@ -78,6 +79,25 @@ pub struct BudgetArgs {
     /// Blocks that lose their activations
     #[arg(long, value_name = "N")]
     pub remove: Option<usize>,
+    /// Share of the original's time that the merged network may take, by the latency table; with --method sensitivity
+    #[arg(long, value_name = "SHARE")]
+    pub latency_fraction: Option<f64>,
+    /// Milliseconds that the merged network may take, by the latency table; with --method sensitivity
+    #[arg(long, value_name = "MS")]
+    pub budget_ms: Option<f64>,
+}
+
+/// How blocks are chosen, and what their times are priced by.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Search")]
+pub struct MethodArgs {
+    /// How blocks are chosen
+    #[arg(long, value_name = "METHOD")]
+    pub method: Option<SearchMethod>,
+    /// Price blocks by: auto (the roofline of the device, on the CPU of two nominal cores; no clock is read), measured (the
+    /// table of the device, kept as latency.csv), macs, bytes, roofline:v100-sxm2 (or another GPU), or a table FILE.csv
+    #[arg(long, value_name = "SOURCE")]
+    pub latency: Option<LatencySource>,
 }
 
 /// The schedule of one stage.
@@ -173,10 +193,20 @@ impl BudgetArgs {
             self.keep.map(Budget::Keep),
             self.keep_fraction.map(Budget::KeepFraction),
             self.remove.map(Budget::Remove),
+            self.latency_fraction.map(Budget::LatencyFraction),
+            self.budget_ms.map(Budget::LatencyMs),
         ];
         if let Some(budget) = given.into_iter().flatten().next() {
             config.budget = budget;
         }
+    }
+}
+
+impl MethodArgs {
+    /// Overrides the configuration by the flags.
+    pub fn apply(&self, config: &mut Config) {
+        set(&mut config.search.method, &self.method);
+        set(&mut config.latency, &self.latency);
     }
 }
 

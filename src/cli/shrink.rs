@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{BudgetArgs, DataArgs, NetworkArgs, RunArgs};
+use super::settings::{BudgetArgs, DataArgs, MethodArgs, NetworkArgs, RunArgs};
 use super::{Common, print};
-use crate::config::Config;
+use crate::config::{Config, SearchMethod};
 use crate::io::read_model;
 use crate::pipeline::{
     self, Datasets, Entry, Run, RunFolder, RunSpec, Space, check_batches, check_mergeable, check_search,
@@ -31,7 +31,7 @@ pub struct Args {
     /// Start from this trained model instead of training one
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Also finetune N random masks of the same size and compare
+    /// Also finetune N random masks, of the same size or with --method sensitivity of the same time, and compare
     #[arg(long, value_name = "N")]
     compare_random: Option<usize>,
     /// How merged borders stay exact: reorder moves the padding to the front of a block, border-bias keeps the trained
@@ -42,6 +42,8 @@ pub struct Args {
     run: RunArgs,
     #[command(flatten)]
     budget: BudgetArgs,
+    #[command(flatten)]
+    method: MethodArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -108,13 +110,15 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let result = pipeline::shrink(&mut run, &folder)?;
-    let text = if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder) };
+    let text =
+        if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder, config.search.method) };
     print(&format!("the table of {}", folder.path("report.html").display()), &text)
 }
 
 impl Args {
     fn apply(&self, config: &mut Config, entry: Entry) {
         self.budget.apply(config);
+        self.method.apply(config);
         self.data.apply(config, entry);
         self.network.apply(config);
         if self.model.is_some() {
@@ -151,7 +155,7 @@ fn refuse_choices(config: &Config) -> Result<()> {
 }
 
 /// The summary printed at the end.
-fn closing(result: &RunResult, folder: &RunFolder) -> String {
+fn closing(result: &RunResult, folder: &RunFolder, method: SearchMethod) -> String {
     let mut text = format!("\n{}\n", network_table(result).text());
     let removed = result.kept.iter().filter(|&&k| k == 0).count();
     text.push_str(&format!("{removed} of {} blocks merged", result.kept.len()));
@@ -163,9 +167,13 @@ fn closing(result: &RunResult, folder: &RunFolder) -> String {
         let top1: Vec<f64> = result.random_masks.iter().map(|trial| trial.top1).collect();
         let mean = top1.iter().sum::<f64>() / top1.len() as f64;
         let (low, high) = top1.iter().fold((f64::MAX, f64::MIN), |(l, h), &t| (l.min(t), h.max(t)));
+        let (which, measure) = match method {
+            SearchMethod::Learned => ("learned", "size"),
+            SearchMethod::Sensitivity => ("selected", "time"),
+        };
         let learned = result.learned_masks.first().map_or(f64::NAN, |trial| trial.top1);
         text.push_str(&format!(
-            "learned mask {learned:.2} %, {} random masks of the same size {mean:.2} % ({low:.2} to {high:.2})\n",
+            "{which} mask {learned:.2} %, {} random masks of the same {measure} {mean:.2} % ({low:.2} to {high:.2})\n",
             top1.len()
         ));
     }

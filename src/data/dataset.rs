@@ -374,7 +374,7 @@ impl Dataset {
     }
 
     /// The order of a shuffled epoch. Pictures in shards are shuffled in parts, see `parquet_shards`.
-    pub(super) fn shuffled(&self, seed: u64, epoch: u64) -> Vec<usize> {
+    pub fn shuffled(&self, seed: u64, epoch: u64) -> Vec<usize> {
         match &self.images {
             #[cfg(feature = "parquet")]
             Images::Shards { rows, .. } => rows.shuffled(seed, epoch),

@@ -171,7 +171,7 @@ impl LatencyTable {
                 (true, Some(key)) => format!(",{},{}", key.kernel, u8::from(key.depthwise)),
             };
             let Interval { st, end } = row.at;
-            text.push_str(&format!("{id},{st},{end}{key},{:.6},{:.6}\n", row.time_ms, row.stdev_ms));
+            text.push_str(&format!("{id},{st},{end}{key},{},{}\n", row.time_ms, row.stdev_ms));
         }
         text
     }

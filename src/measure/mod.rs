@@ -2,6 +2,7 @@
 
 mod block_cost;
 mod latency;
+mod latency_source;
 mod latency_table;
 mod launches;
 mod layer_run;
@@ -21,6 +22,7 @@ mod timer;
 
 pub use block_cost::{BlockCost, block_costs, merged_cost};
 pub use latency::{BlockLatency, Change, Comparison, Latency, block_latencies, compare, network_latency};
+pub use latency_source::LatencySource;
 pub use latency_table::{LatencyRow, LatencyTable};
 pub use launches::Launches;
 pub use layer_run::LayerBench;

@@ -2,11 +2,14 @@
 //! (`docs/methods.md` 2.4).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::latency_table::{LatencyRow, LatencyTable};
+use super::roofline::{KernelCost, Roofline};
 use crate::Result;
 use crate::device::Backend;
-use crate::engine::{Plan, PlannedStep, Sequence, Target};
+use crate::engine::{Pass, Plan, PlannedStep, Sequence, Target};
 use crate::graph::{
     Activation, Bias, BlockId, Conv, Graph, Interval, MergeKey, Node, NodeId, Op, Positions, Span, read_padding,
 };
@@ -132,6 +135,24 @@ impl TableWork {
         });
         let pieces = pieces.collect();
         self.rows.push(RowWork { at, key, pieces });
+    }
+
+    /// The table by a roofline, for a batch; no clock is read. `path` is what messages name.
+    ///
+    /// # Errors
+    /// As [`LatencyTable::new`].
+    pub fn priced(&self, path: &Path, batch: usize, roofline: &Roofline) -> Result<LatencyTable> {
+        let cost = |piece: &Piece| {
+            let cost = piece.steps.cost()?;
+            Some(KernelCost::new(piece.name.clone(), String::new(), Pass::Forward, Vec::new(), None, cost))
+        };
+        let seconds = |piece: &Piece| cost(piece).map_or(0.0, |cost| roofline.time(&cost, batch));
+        let times: Vec<f64> = self.pieces.iter().map(seconds).collect();
+        let row = |row: &RowWork| {
+            let time_ms = row.pieces.iter().map(|&piece| 1e3 * times[piece]).sum();
+            LatencyRow { key: row.key, ..LatencyRow::new(row.at, time_ms) }
+        };
+        LatencyTable::new(path, self.rows.iter().map(row).collect())
     }
 
     /// The rows that add up to the network as it is.

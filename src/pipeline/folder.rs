@@ -17,12 +17,14 @@ use crate::{Error, Result};
 /// The settings of the run; where it is, there is one.
 const CONFIG: &str = "config.toml";
 /// Everything a run may leave in its folder; nothing else there is ever touched.
-const FILES: [&str; 11] = [
+const FILES: [&str; 13] = [
     CONFIG,
     "metrics.jsonl",
     "checkpoint.safetensors",
     "original.safetensors",
     "searched.safetensors",
+    "latency.csv",
+    "importance.csv",
     "plan.json",
     "shrunk.safetensors",
     "merged.safetensors",

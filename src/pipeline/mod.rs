@@ -10,6 +10,8 @@
 //! | `shrink` | [`shrink()`]: all stages in order, resumable at any instant |
 //! | `summary` | the numbers of `result.json` |
 //! | `import` | [`import()`]: other projects' weights on the networks here |
+//! | `latency` | [`block_times`]: what blocks take, and what they take merged |
+//! | `sensitivity` | [`select_by_sensitivity`]: the search without training |
 //! | `table` | [`measure_table`]: the latency table of a network, and how well it predicts |
 //! | `verify` | [`verify_files`]: merged against unmerged on images from files |
 //! | `infer` | [`logits`] and pictures, for `infer` |
@@ -20,7 +22,9 @@ mod folder;
 mod import;
 mod infer;
 mod keeping;
+mod latency;
 mod run;
+mod sensitivity;
 mod shrink;
 mod summary;
 mod table;
@@ -32,9 +36,11 @@ pub use folder::{Entry, RunFolder, RunSpec, Space};
 pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
 pub use keeping::KeepModel;
+pub use latency::block_times;
 pub use run::{
     Datasets, Finetuning, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
 };
+pub use sensitivity::select_by_sensitivity;
 pub use shrink::shrink;
 pub use table::{TableSettings, check_table, measure_table};
 pub use verify::verify_files;

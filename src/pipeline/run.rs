@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use super::doubts::Doubts;
 use super::keeping::{KeepModel, Keeping};
-use crate::config::Config;
+use crate::config::{Config, SearchMethod};
 use crate::data::{self, ClassMatch, Contents, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::Graph;
 use crate::io::{DataInfo, ModelInfo};
-use crate::measure::{Roofline, block_costs};
 use crate::model::Model;
 use crate::networks;
 use crate::shape::Shape;
@@ -21,11 +20,6 @@ use crate::train::{
 };
 use crate::{Error, Result};
 
-/// The machine whose roofline prices blocks in the search: two nominal cores whose caches hold a micro-batch. A fixed one
-/// makes searches repeatable; only the ratios matter.
-const COST_ROOFLINE: Roofline = Roofline { bandwidth: 40e9, matrix_flops: 100e9, vector_flops: 40e9, element_bytes: 4 };
-/// Images per pass that the search prices blocks for.
-const COST_BATCH: usize = 128;
 /// Shares of kept blocks for which a search also reports the mask (DepthShrinker's list).
 const NESTED_SHARES: [f64; 7] = [0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1];
 
@@ -209,18 +203,19 @@ impl<'a> Run<'a> {
         self.stage("train", model, &self.config.train, &mut hook, None)
     }
 
-    /// Learns which blocks keep their activations; also returns the weights that were trained along. `keep` gets both before
-    /// anything else can fail.
+    /// Learns which blocks keep their activations; also returns the weights that were trained along. `times` are what each
+    /// block takes as it is and merged, in any unit. `keep` gets both results before anything else can fail.
     ///
     /// # Errors
     /// An impossible budget, or as [`train`], or of `keep`.
     pub fn search(
         &mut self,
         original: &Model,
+        times: &[(f64, f64)],
         keep: &mut dyn FnMut(&Selection, &Model) -> Result<()>,
     ) -> Result<(Selection, Model)> {
         let config = &self.config.search;
-        let savings = analytic_savings(original)?;
+        let savings = relative_savings(times);
         let scores = without_losses(&config.scores, self.config.budget, &savings)?;
         let mut search = Search::new(&original.graph, &scores, self.config.budget, savings, self.config.seed)?;
         let mut keep = |search: &Search, model: &Model| keep(&found(search)?, model);
@@ -340,7 +335,15 @@ pub fn check_batches<'a>(stages: impl IntoIterator<Item = &'a TrainConfig>, data
 /// # Errors
 /// An impossible budget, or a network with blocks that have no activations any more.
 pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
-    let savings = vec![0.0; graph.blocks.len()];
+    let blocks = graph.blocks.len();
+    if config.search.method == SearchMethod::Sensitivity {
+        let candidates = config.search.scores.candidates(blocks)?;
+        return match config.budget.time_ms(1.0) {
+            Some(_) => Ok(()),
+            None => config.budget.kept(&candidates).map(drop),
+        };
+    }
+    let savings = vec![0.0; blocks];
     Search::new(graph, &config.search.scores, config.budget, savings, config.seed).map(drop)
 }
 
@@ -365,27 +368,25 @@ pub fn evaluate_model(device: &Device, model: &Model, test: &Loader, interrupt: 
 
 /// What a search has found so far.
 fn found(search: &Search) -> Result<Selection> {
-    let possible = NESTED_SHARES.iter().map(|&share| Budget::KeepFraction(share));
-    let possible: Vec<Budget> = possible.filter(|b| b.kept(search.candidates()).is_ok()).collect();
-    let other = nested(search.scores(), search.candidates(), &possible)?;
-    let nested = other.into_iter().map(|kept| NestedMask { keep: kept.count(), kept }).collect();
+    let nested = nested_masks(search.scores(), search.candidates())?;
     Ok(Selection { scores: search.scores().to_vec(), nested, ..search.mask().into() })
+}
+
+/// The masks of other sizes that a ranking gives.
+pub(super) fn nested_masks(scores: &[f32], candidates: &[bool]) -> Result<Vec<NestedMask>> {
+    let possible = NESTED_SHARES.iter().map(|&share| Budget::KeepFraction(share));
+    let possible: Vec<Budget> = possible.filter(|b| b.kept(candidates).is_ok()).collect();
+    let masks = nested(scores, candidates, &possible)?;
+    Ok(masks.into_iter().map(|kept| NestedMask { keep: kept.count(), kept }).collect())
 }
 
 /// Leaves blocks out of the choice whose merge would cost time by the cost model, such as a depthwise-separable block
 /// that becomes a dense 3×3, as far as the budget can do without them: freeing one would lose accuracy and speed.
-fn without_losses(scores: &ScoreConfig, budget: Budget, savings: &[f32]) -> Result<ScoreConfig> {
+pub(super) fn without_losses(scores: &ScoreConfig, budget: Budget, savings: &[f32]) -> Result<ScoreConfig> {
     let mut fewer = scores.clone();
     fewer.exclude.extend((0..savings.len()).filter(|block| savings[*block] < 0.0 && !scores.exclude.contains(block)));
     let candidates = fewer.candidates(savings.len())?;
     Ok(if budget.kept(&candidates).is_ok() { fewer } else { scores.clone() })
-}
-
-/// What merging each block saves by the analytic cost model, in units of the mean block's cost: no clock is read, so a
-/// search repeats bit for bit on any machine.
-fn analytic_savings(model: &Model) -> Result<Vec<f32>> {
-    let costs = block_costs(&model.graph, COST_BATCH, &COST_ROOFLINE)?;
-    Ok(relative_savings(&costs.iter().map(|c| (c.before, c.after)).collect::<Vec<_>>()))
 }
 
 #[cfg(test)]

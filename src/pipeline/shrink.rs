@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use super::folder::RunFolder;
 use super::keeping::KeepModel;
+use super::latency::block_times;
 use super::run::{Finetuning, Run};
+use super::sensitivity::{masks_to_compare, select_by_sensitivity};
 use super::summary::{Facts, Networks, summarise};
-use crate::config::FinetuneStart;
+use crate::config::{FinetuneStart, SearchMethod};
 use crate::data::Loader;
 use crate::dtype::Dtype;
 use crate::io::onnx::write_onnx;
@@ -19,7 +21,7 @@ use crate::measure::Change;
 use crate::model::Model;
 use crate::report::{MaskTrial, MetricsLine, Page, RunResult, StageTime};
 use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge_selection, verify, verify_random};
-use crate::shrink::{Mask, Selection, random_masks};
+use crate::shrink::{Mask, Selection};
 use crate::{Error, Result};
 
 /// Images on which the merged network is checked against the unmerged one, of noise and of the test set each.
@@ -59,11 +61,12 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let original = original(run, folder, &mut job)?;
     let (plan, start) = searched(run, folder, &mut job, &original)?;
     let mask = plan.keep.clone();
+    let compared = masks_to_compare(run, &original, folder, &mask)?;
     let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run, keep| {
         let finetuning = Finetuning { name: "finetune", seed: 0, start: &start, original: &original, selection: &plan };
         run.finetune(finetuning, Some(keep))
     })?;
-    let random = finetune_random(run, &mut job, &start, &original, &mask)?;
+    let random = finetune_random(run, &mut job, &start, &original, &compared)?;
 
     let clock = Instant::now();
     let (merged, error) = merge_and_verify(run, &unmerged, &plan)?;
@@ -138,7 +141,14 @@ fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Mod
         return Ok((Selection::read(&plan_file)?, start));
     }
     let (clock, info) = (Instant::now(), run.data.info());
-    let (plan, weights) = run.search(original, &mut |plan, weights| {
+    if run.config.search.method == SearchMethod::Sensitivity {
+        let plan = select_by_sensitivity(run, original, folder)?;
+        plan.write(&plan_file)?;
+        finish(job, run, "search", clock);
+        return Ok((plan, original.clone()));
+    }
+    let times = block_times(run, original, folder)?;
+    let (plan, weights) = run.search(original, &times, &mut |plan, weights| {
         plan.write(&plan_file)?;
         if keeps_weights { write_model(&weights_file, weights, &info) } else { Ok(()) }
     })?;
@@ -146,17 +156,15 @@ fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Mod
     Ok((plan, if keeps_weights { weights } else { original.clone() }))
 }
 
-/// Finetunes networks with random masks of the learned mask's size, each with a seed of its own.
+/// Finetunes networks with random masks, each with a seed of its own.
 fn finetune_random(
     run: &mut Run<'_>,
     job: &mut Job,
     start: &Model,
     original: &Model,
-    learned: &Mask,
+    masks: &[(u64, Mask)],
 ) -> Result<Vec<MaskTrial>> {
-    let candidates = run.config.search.scores.candidates(learned.blocks())?;
-    let (seed, count) = (run.config.seed, run.config.compare_random);
-    for (index, (seed, mask)) in random_masks(&candidates, learned.count(), seed, count, learned).iter().enumerate() {
+    for (index, (seed, mask)) in masks.iter().enumerate() {
         let name = format!("random {}", index + 1);
         if job.has(&name) {
             continue;

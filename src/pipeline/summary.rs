@@ -75,6 +75,7 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>
         ratio: None,
         // One entry per block, whatever else the mask frees.
         kept: facts.mask.bits()[..original.graph.blocks.len()].to_vec(),
+        latency: Some(config.latency.describe(&run.device)),
         merge: Some(MergeResult {
             segments: facts.segments,
             max_abs_error: facts.error.max_abs_error,

@@ -82,8 +82,9 @@ impl Page<'_> {
         let r = self.result;
         let machine = r.machine.as_ref().map_or_else(String::new, |m| format!(" · {} · {} threads", m.cpu, m.threads));
         let (train, test) = (count(r.data.train as u64), count(r.data.test as u64));
+        let latency = r.latency.as_ref().map_or_else(String::new, |by| format!(" · blocks priced by: {by}"));
         let about = format!(
-            "{train} training and {test} test images · {} {}{machine} · seed {}",
+            "{train} training and {test} test images · {} {}{machine} · seed {}{latency}",
             r.device, r.precision, r.seed
         );
         let mut cards = String::new();

@@ -33,6 +33,9 @@ pub struct RunResult {
     pub ratio: Option<f64>,
     /// One entry per block in network order, 1 = its activations stayed.
     pub kept: Vec<u8>,
+    /// What the times of blocks were priced by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<String>,
     /// The merge; absent when nothing was merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<MergeResult>,

@@ -115,6 +115,28 @@ impl Importance {
         Ok(table)
     }
 
+    /// The table as CSV, in the columns that [`read`](Self::read) takes.
+    pub fn to_csv(&self) -> String {
+        let acts = self.rows().any(|row| !row.segment.act_st || !row.segment.act_end);
+        let keys = self.rows().any(|row| row.key.is_some());
+        let mut header = vec!["st", "end"];
+        header.extend(if acts { &["act_st", "act_end"][..] } else { &[] });
+        header.extend(if keys { &["kernel", "depthwise"][..] } else { &[] });
+        header.push("importance");
+        let mut text = format!("{}\n", header.join(","));
+        for ImportanceRow { segment: ExtendedSegment { at, act_st, act_end }, key, importance, .. } in self.rows() {
+            text.push_str(&format!("{},{}", at.st, at.end));
+            if acts {
+                text.push_str(&format!(",{},{}", u8::from(*act_st), u8::from(*act_end)));
+            }
+            if let Some(key) = key {
+                text.push_str(&format!(",{},{}", key.kernel, u8::from(key.depthwise)));
+            }
+            text.push_str(&format!(",{importance}\n"));
+        }
+        text
+    }
+
     /// The file it is from.
     pub fn path(&self) -> &Path {
         &self.path

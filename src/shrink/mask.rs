@@ -178,9 +178,35 @@ pub enum Budget {
     KeepFraction(f64),
     /// This many go.
     Remove(usize),
+    /// The merged network takes this share of the original's time at most, by the latency table.
+    LatencyFraction(f64),
+    /// It takes so many milliseconds at most, by the latency table.
+    LatencyMs(f64),
 }
 
 impl Budget {
+    /// Milliseconds that the merged network may take, given those of the original; `None` for a number of blocks.
+    pub fn time_ms(self, original_ms: f64) -> Option<f64> {
+        match self {
+            Self::LatencyFraction(share) => Some(share * original_ms),
+            Self::LatencyMs(ms) => Some(ms),
+            Self::Keep(_) | Self::KeepFraction(_) | Self::Remove(_) => None,
+        }
+    }
+
+    /// Refuses a time that is none.
+    ///
+    /// # Errors
+    /// Names the budget and its range.
+    pub fn check_time(self) -> Result<()> {
+        let problem = match self {
+            Self::LatencyFraction(share) if !(share > 0.0 && share < 1.0) => "give a share above 0 and below 1",
+            Self::LatencyMs(ms) if !(ms > 0.0 && ms.is_finite()) => "give milliseconds above 0",
+            _ => return Ok(()),
+        };
+        Err(Error::Config(format!("impossible budget: {self}; {problem}")))
+    }
+
     /// The number of blocks kept out of `candidates.len()`, of which only the candidates may be freed.
     ///
     /// # Errors
@@ -196,6 +222,12 @@ impl Budget {
             }
             Self::KeepFraction(_) => None,
             Self::Remove(remove) => blocks.checked_sub(remove),
+            Self::LatencyFraction(_) | Self::LatencyMs(_) => {
+                return Err(Error::Config(format!(
+                    "the budget {self} is a time, which the learned search cannot keep; give --keep, --keep-fraction or \
+                     --remove, or --method sensitivity"
+                )));
+            }
         };
         match keep {
             Some(keep) if keep < blocks && blocks - keep <= free => Ok(keep),
@@ -214,6 +246,8 @@ impl fmt::Display for Budget {
             Self::Keep(n) => write!(f, "keep {n}"),
             Self::KeepFraction(share) => write!(f, "keep_fraction {share}"),
             Self::Remove(n) => write!(f, "remove {n}"),
+            Self::LatencyFraction(share) => write!(f, "latency_fraction {share}"),
+            Self::LatencyMs(ms) => write!(f, "latency_ms {ms}"),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | `published_masks` | masks of the papers, by name |
 //! | [`select`] | solvers over tables of times and importances, within a budget in milliseconds |
 //! | `importance` | [`Importance`]: what a segment costs in accuracy |
+//! | `sensitivity` | [`Sensitivities`]: what the loss says of each block alone, without training |
 //! | `selection` | [`Selection`]: what is decided, the content of `plan.json`, and [`linear_segments`] |
 //! | [`surgery`] | activations and padding of freed blocks |
 //! | [`padding`] | where the padding of a linear segment sits |
@@ -26,6 +27,7 @@ mod scores;
 mod search;
 pub mod select;
 mod selection;
+mod sensitivity;
 pub mod surgery;
 
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
@@ -36,3 +38,4 @@ pub use random_masks::{random_mask, random_masks};
 pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient};
 pub use search::{Search, relative_savings};
 pub use selection::{NestedMask, Selection, linear_segments};
+pub use sensitivity::{Judge, Sensitivities, SensitivityConfig};

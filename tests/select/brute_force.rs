@@ -242,8 +242,10 @@ fn knapsack() {
         let (table, importance) = (random_times(&mut rng, &positions), random_block_importance(&mut rng, &positions));
         let single =
             |at: Interval| -> f64 { (at.st..at.end).map(|st| table.time_ms((st, st + 1).into()).unwrap()).sum() };
+        // Some blocks stay whatever that costs.
+        let kept: Vec<bool> = (0..blocks).map(|_| rng.random_range(0..4) == 0).collect();
         let mut all = Vec::new();
-        for mask in 0..1_u32 << blocks {
+        for mask in (0..1_u32 << blocks).filter(|mask| (0..blocks).all(|b| mask >> b & 1 == 1 || !kept[b])) {
             let mut outcome = Outcome { value: 0.0, time: 0.0 };
             for (index, block) in positions.blocks().iter().enumerate() {
                 if mask >> index & 1 == 1 {
@@ -256,7 +258,7 @@ fn knapsack() {
             all.push(outcome);
         }
         let budget = budget(&mut rng, &all);
-        let options = BlockOptions::new(&positions, &table, Some(&importance)).unwrap();
+        let options = BlockOptions::with_kept(&positions, &table, Some(&importance), &kept).unwrap();
         let solved = options.knapsack(budget).map(|solution| {
             let merged = solution.boundaries.windows(2).map(|pair| table.time_ms((pair[0], pair[1]).into()).unwrap());
             assert_eq!(merged.sum::<f64>(), solution.time_ms, "case {case}");

@@ -9,6 +9,7 @@ mod networks;
 mod oracles;
 mod positions;
 mod rules;
+mod sensitivity;
 mod tables;
 
 use libtest_mimic::{Arguments, Trial};
@@ -32,6 +33,7 @@ fn main() {
         tables::trials(),
         command::trials(),
         measured::trials(),
+        sensitivity::trials(),
     ];
     libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
 }

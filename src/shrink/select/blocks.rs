@@ -25,6 +25,8 @@ pub struct BlockOption {
     pub has_residual: bool,
     /// What freeing it does to the accuracy, in percentage points; 0 where no importances are given.
     pub importance: f64,
+    /// Whether it stays, whatever that costs; it is then not merged.
+    pub stays: bool,
 }
 
 impl BlockOption {
@@ -50,6 +52,20 @@ impl<'a> BlockOptions<'a> {
     /// # Errors
     /// A table of another network or with keys, a block without an importance, or a network with merged blocks.
     pub fn new(positions: &'a Positions, table: &LatencyTable, importance: Option<&Importance>) -> Result<Self> {
+        Self::with_kept(positions, table, importance, &[])
+    }
+
+    /// As [`new`](Self::new), but blocks for which `kept` has a `true` stay, and need neither an importance nor a time as
+    /// one convolution.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_kept(
+        positions: &'a Positions,
+        table: &LatencyTable,
+        importance: Option<&Importance>,
+        kept: &[bool],
+    ) -> Result<Self> {
         table.check_columns(false, false)?;
         table.check(positions)?;
         if let Some(importance) = importance {
@@ -65,12 +81,15 @@ impl<'a> BlockOptions<'a> {
             }
             let at = block.at;
             let alone = (at.st..at.end).map(|st| time(Interval { st, end: st + 1 })).collect::<Result<Vec<_>>>()?;
+            let (kept_ms, stays) = (alone.iter().sum(), kept.get(id.index()) == Some(&true));
+            let importance = importance.filter(|_| !stays);
             blocks.push(BlockOption {
                 at,
-                kept_ms: alone.iter().sum(),
-                merged_ms: time(at)?,
+                kept_ms,
+                merged_ms: if stays { kept_ms } else { time(at)? },
                 has_residual: block.has_residual,
                 importance: importance.map_or(Ok(0.0), |table| table.of_segment(at, is_activated(at.st)))?,
+                stays,
             });
         }
         let (fixed_ms, has_importance) = (table.fixed_ms(), importance.is_some());
@@ -91,7 +110,7 @@ impl<'a> BlockOptions<'a> {
     /// The blocks that become faster when they are freed. Methods that rank blocks free no others: it would cost
     /// accuracy and time.
     pub fn candidates(&self) -> Vec<bool> {
-        self.blocks.iter().map(|block| block.saving_ms() > 0.0).collect()
+        self.blocks.iter().map(|block| !block.stays && block.saving_ms() > 0.0).collect()
     }
 
     /// Exact 0/1 knapsack: of all masks within the budget the one whose freed blocks have the highest sum of
@@ -102,7 +121,8 @@ impl<'a> BlockOptions<'a> {
     pub fn knapsack(&self, budget_ms: f64) -> Result<Solution> {
         let both = |(from, block): (usize, &BlockOption)| {
             let kept = Arc { from, time: block.kept_ms, value: 0.0 };
-            vec![kept, Arc { from, time: block.merged_ms, value: block.importance }]
+            let merged = Arc { from, time: block.merged_ms, value: block.importance };
+            if block.stays { vec![kept] } else { vec![kept, merged] }
         };
         let into = std::iter::once(Vec::new()).chain(self.blocks.iter().enumerate().map(both)).collect();
         let states = States { start: self.fixed_ms, into, ends: vec![self.blocks.len()] };

@@ -1,0 +1,71 @@
+//! What the blocks of a network take, as they are and merged, by the source that a run names.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::folder::RunFolder;
+use super::run::Run;
+use super::table::{TableSettings, measure_table};
+use crate::Result;
+use crate::measure::{LatencyTable, TableOptions, TableWork, block_costs};
+use crate::model::Model;
+use crate::shrink::padding::PaddingMode;
+use crate::shrink::select::BlockOptions;
+
+/// Images per pass that rooflines price blocks for.
+const COST_BATCH: usize = 128;
+/// The table of a run in its folder.
+const FILE: &str = "latency.csv";
+
+/// What each block takes as it is and merged, in one unit.
+///
+/// # Errors
+/// As [`latency_table`].
+pub fn block_times(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Result<Vec<(f64, f64)>> {
+    if let Some(roofline) = run.config.latency.roofline(&run.device) {
+        let costs = block_costs(&model.graph, COST_BATCH, &roofline)?;
+        return Ok(costs.iter().map(|cost| (cost.before, cost.after)).collect());
+    }
+    let table = latency_table(run, model, folder)?;
+    let positions = model.graph.positions()?;
+    let options = BlockOptions::new(&positions, &table, None)?;
+    Ok(options.blocks().iter().map(|block| (block.kept_ms, block.merged_ms)).collect())
+}
+
+/// The latency table of a run: priced, measured or read, and kept in its folder as `latency.csv`. A run that goes on takes
+/// the one that is there, so that a clock does not decide twice.
+///
+/// # Errors
+/// A table that cannot be read or is of another network, a device that fails, or a folder that cannot be written.
+pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Result<LatencyTable> {
+    let path = folder.path(FILE);
+    if folder.has(FILE) {
+        return LatencyTable::read(&path);
+    }
+    let table = match (run.config.latency.file(), run.config.latency.roofline(&run.device)) {
+        (Some(file), _) => LatencyTable::read(file)?,
+        (None, Some(roofline)) => {
+            let bias_maps = run.config.merge.padding == PaddingMode::BorderBias;
+            let options = TableOptions { keys: false, bias_maps };
+            let work = TableWork::new(&model.graph, options, run.device.backend())?;
+            work.priced(&path, COST_BATCH, &roofline)?
+        }
+        (None, None) => measured(run, model, &path)?,
+    };
+    table.check(&model.graph.positions()?)?;
+    folder.write(FILE, &table.to_csv())?;
+    // As a run that goes on reads it.
+    LatencyTable::read(&path)
+}
+
+fn measured(run: &mut Run<'_>, model: &Model, path: &Path) -> Result<LatencyTable> {
+    let settings = TableSettings {
+        batch: run.config.measure.batch,
+        budget: Duration::from_secs_f64(run.config.measure.seconds),
+        keys: false,
+        padding: run.config.merge.padding,
+    };
+    let source = run.config.latency.describe(&run.device);
+    run.session.reporter.line(&format!("latency: {source}, batch {}", settings.batch));
+    Ok(measure_table(path, model, &run.device, &settings, &mut run.session.reporter)?.table)
+}
