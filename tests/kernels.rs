@@ -244,7 +244,8 @@ fn main() {
             trials.push(Trial::test(name, move || sweep.run(*mode)));
         }
     }
-    let whole = arguments.filter.is_none() && arguments.skip.is_empty();
+    let is_skipped = |trial: &Trial| arguments.skip.iter().any(|skip| trial.name().contains(skip));
+    let whole = arguments.filter.is_none() && !trials.iter().any(is_skipped);
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !conclusion.has_failed()
         && whole
