@@ -1,5 +1,6 @@
 //! Whole networks on the host, and on a CUDA device where there is one: inference at every level of fusion and merged,
-//! and training steps. Throughput is in images per second; after each time its utilization is printed.
+//! and training steps. Throughput is in images per second; after each time its utilization is printed. On the host also a
+//! network with dead channels, which takes as long with subnormal numbers as with zeros.
 
 mod common;
 
@@ -8,6 +9,7 @@ use std::time::Duration;
 use common::{Timed, devices};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use depthshrinker::config::Config;
+use depthshrinker::device::Device;
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::pipeline::{fully_merged, network_cases};
@@ -48,5 +50,40 @@ fn networks(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, networks);
+/// Shifts of dead channels: 0, and one that is subnormal like all that comes of it.
+const DEAD_SHIFTS: [(&str, f32); 2] = [("zero", 0.0), ("subnormal", 3e-41)];
+
+/// Three of four channels of every batch-norm as pruning and sparse training leave them.
+fn kill_channels(model: &mut Model, shift: f32) {
+    for (name, tensor) in &mut model.weights {
+        // The names of batch-norms' parameters; a convolution has no bias here, and the classifier lives.
+        let dead = match name.rsplit('.').next() {
+            _ if name.starts_with("classifier") || name.contains("conv") => continue,
+            Some("weight" | "running_mean") => 0.0,
+            Some("running_var") => 1e-38,
+            _ => shift,
+        };
+        tensor.data.iter_mut().enumerate().filter(|(channel, _)| channel % 4 != 0).for_each(|(_, v)| *v = dead);
+    }
+}
+
+fn dead_channels(c: &mut Criterion) {
+    const BATCH: usize = 128;
+    let mut group = c.benchmark_group("cpu_f32/mobilenetv2-1.0_96x96, dead channels");
+    group.measurement_time(Duration::from_secs(4)).sample_size(10);
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for (name, shift) in DEAD_SHIFTS {
+        let mut model = model("mobilenetv2-1.0", 96, 3);
+        kill_channels(&mut model, shift);
+        let merged = fully_merged(&model, None, &Config::default()).expect("blocks merge");
+        let cases = network_cases(&model, merged.as_ref()).expect("the graph is well formed");
+        for case in cases.iter().filter(|case| !case.training) {
+            let mut timed = Timed::new(&Device::Cpu, case, BATCH);
+            group.bench_function(format!("{name}/{}", case.name), |b| timed.run(b));
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, networks, dead_channels);
 criterion_main!(benches);

@@ -3,6 +3,9 @@
 // `f16` and `bf16` are storage only: 16 bits without arithmetic and without constructors, so that they may lie in
 // shared memory and in vectors. Kernels read them with `to_float`, compute in `float`, and write with `from_float<T>`,
 // which rounds to nearest even; not-a-number becomes 0x7fff in both types, as the hardware's `cvt` does.
+//
+// Subnormal floats count as zero in all arithmetic (`--ftz=true`, and the emulator's threads are set so); the subnormal
+// numbers of `f16`, which are normal floats, do not.
 
 #pragma once
 
@@ -31,12 +34,13 @@ __device__ __forceinline__ float to_float(f16 x) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
     return y;
 #else
-    // The exponent and the mantissa move into the places of a float; the product with 2^112 corrects the bias and
-    // normalises subnormal numbers, both exactly.
+    // The exponent and the mantissa move into the places of a float, whose bias is larger by 112. A subnormal number is
+    // its mantissa times 2^-24, a normal float: on the way there is no subnormal float, which would count as zero.
     const u32 magnitude = x.bits & 0x7fffu;
-    float y = __uint_as_float(magnitude << 13) * __uint_as_float((127u + 112u) << 23);
-    if (magnitude >= 0x7c00u) y = __uint_as_float(0x7f800000u | (magnitude << 13));
-    return __uint_as_float(__float_as_uint(y) | (static_cast<u32>(x.bits & 0x8000u) << 16));
+    u32 y = (magnitude << 13) + (112u << 23);
+    if (magnitude < 0x0400u) y = __float_as_uint(static_cast<float>(magnitude) * __uint_as_float((127u - 24u) << 23));
+    if (magnitude >= 0x7c00u) y = 0x7f800000u | (magnitude << 13);
+    return __uint_as_float(y | (static_cast<u32>(x.bits & 0x8000u) << 16));
 #endif
 }
 

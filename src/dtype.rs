@@ -85,6 +85,12 @@ impl Dtype {
     }
 }
 
+/// `value`, or 0 where it is subnormal (closer to 0 than [`f32::MIN_POSITIVE`]), as kernels take it. Weights that are
+/// written for other programs go through it: there such numbers can cost more than all the rest of a network.
+pub fn flush_subnormal(value: f32) -> f32 {
+    if value.is_subnormal() { 0.0 } else { value }
+}
+
 impl std::str::FromStr for Dtype {
     type Err = crate::Error;
 

@@ -13,6 +13,7 @@ use depthshrinker::device::driver::{Driver, LaunchShape};
 use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
 use depthshrinker::device::gpu::Gpu;
 use depthshrinker::device::nvrtc::Nvrtc;
+use depthshrinker::device::source::Unit;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::ops::conv::{self, Bias, Conv, ConvProblem};
 use depthshrinker::ops::epilogue::Epilogue;
@@ -270,6 +271,36 @@ fn compiles(arch: u32) -> Result<(), Failed> {
     if kernels.len() > 50 { Ok(()) } else { Err(format!("{} kernels", kernels.len()).into()) }
 }
 
+/// Additions in f32 in a compiled unit, and those among them that count subnormal numbers as zero: instructions of 16 bytes,
+/// of which FADD is 0x021 in the lowest 9 bits and flushes with bit 80, from sm_70 on.
+fn additions(image: &[u8]) -> (usize, usize) {
+    let number = |at: usize, len: usize| {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(&image[at..][..len]);
+        u64::from_le_bytes(bytes) as usize
+    };
+    // The header of an ELF file says where its sections are told, in how many bytes each, and how many there are.
+    let (table, entry, sections) = (number(0x28, 8), number(0x3a, 2), number(0x3c, 2));
+    let (mut all, mut flushed) = (0, 0);
+    for section in (0..sections).map(|section| table + section * entry) {
+        let is_code = number(section + 4, 4) == 1 && number(section + 8, 8) & 4 != 0;
+        let (start, len) = (number(section + 24, 8), number(section + 32, 8));
+        for at in (start..start + len).step_by(16).filter(|&at| is_code && number(at, 8) & 0x1ff == 0x021) {
+            all += 1;
+            flushed += number(at + 8, 8) >> 16 & 1;
+        }
+    }
+    (all, flushed)
+}
+
+/// A GPU counts subnormal numbers as zero, as the emulator does.
+fn flushes(arch: u32) -> Result<(), Failed> {
+    let mut units = Unit::all()?.into_iter();
+    let is_sum = |unit: &Unit| (&*unit.file().name, unit.dtype()) == ("elementwise.cu", Dtype::F32);
+    let (all, flushed) = additions(&Nvrtc::find()?.compile(units.find(is_sum).ok_or("sums")?, arch)?.image);
+    if all > 0 && all == flushed { Ok(()) } else { Err(format!("{flushed} of {all} additions flush").into()) }
+}
+
 /// Without a compiler and without kernels that were brought along there are none.
 fn no_kernels() -> Result<(), Failed> {
     let folder = tempfile::tempdir()?;
@@ -305,6 +336,7 @@ fn main() {
     let missing = Nvrtc::find().is_err();
     for arch in ARCHITECTURES {
         trials.push(Trial::test(format!("nvrtc/sm_{arch}"), move || compiles(arch)).with_ignored_flag(missing));
+        trials.push(Trial::test(format!("nvrtc/flushes/sm_{arch}"), move || flushes(arch)).with_ignored_flag(missing));
     }
     trials.push(Trial::test("nvrtc/none", no_kernels));
     libtest_mimic::run(&arguments, trials).exit();

@@ -2,7 +2,8 @@
 //
 // `swapcontext` would do the same but makes a system call per switch to save the signal mask, which costs more than
 // the work between two barriers. The switch below saves what the calling convention asks a function to preserve and
-// nothing else; floating-point control words are not changed by kernels. The address sanitizer is told of each switch.
+// nothing else; floating-point control words, which the caller sets, are not changed by kernels. The address sanitizer
+// is told of each switch.
 
 #pragma once
 

@@ -1,6 +1,7 @@
 //! The emulator as a device: the same kernel files, compiled by the host's C++ compiler and run on the host.
 //!
 //! Slow and exact: it is how every kernel is tested without a GPU. Blocks are spread over the current `rayon` pool.
+//! Subnormal numbers count as zero in kernels, as on a GPU.
 
 use std::alloc::Layout;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 
 use super::cache::Cache;
 use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
+use super::float_mode::flush_subnormals;
 use super::source::{Unit, write_all};
 use crate::{Error, Result};
 
@@ -361,7 +363,7 @@ impl Driver for Emulator {
             let mut pointers = pointers(arguments);
             let mut text = [0u8; 512];
             // SAFETY: the function is loaded as long as `self` lives; arguments and memory are promised by the caller.
-            let code = unsafe {
+            let code = flush_subnormals(|| unsafe {
                 launch(
                     index,
                     &shape.grid,
@@ -376,7 +378,7 @@ impl Driver for Emulator {
                     text.as_mut_ptr().cast(),
                     text.len() as c_int,
                 )
-            };
+            });
             if code == 0 {
                 return Ok(());
             }

@@ -10,6 +10,7 @@ pub mod cuda;
 pub mod driver;
 pub mod dry_run;
 pub mod emulator;
+pub(crate) mod float_mode;
 pub mod gpu;
 pub mod nvrtc;
 mod recording;

@@ -221,9 +221,12 @@ fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// Options of every compilation. The assembler reports registers and spills in the log.
-pub(super) fn options(arch: u32) -> [String; 3] {
-    [format!("--gpu-architecture=sm_{arch}"), "--std=c++17".into(), "--ptxas-options=-v".into()]
+/// Options of every compilation. Subnormal f32 numbers count as zero, as on the host. The assembler reports registers and
+/// spills in the log.
+pub(super) fn options(arch: u32) -> [String; 4] {
+    let fixed = ["--std=c++17", "--ftz=true", "--ptxas-options=-v"].map(String::from);
+    let [std, ftz, report] = fixed;
+    [format!("--gpu-architecture=sm_{arch}"), std, ftz, report]
 }
 
 #[cfg(test)]

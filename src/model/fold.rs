@@ -2,6 +2,7 @@
 
 use super::{Model, Weights};
 use crate::Result;
+use crate::dtype::flush_subnormal;
 use crate::graph::{BatchNorm, ConvFamily, NodeId, Op};
 use crate::tensor::Tensor;
 
@@ -19,7 +20,7 @@ impl Model {
 
     /// The network an inference engine runs: every batch-norm that follows a convolution is folded into it,
     /// W̃ = a·W and b̃ = a·b + (β − a·μ), computed in f64.
-    /// A batch-norm behind anything else stays.
+    /// A batch-norm behind anything else stays. Of all weights, those that are subnormal become 0.
     ///
     /// # Errors
     /// As [`crate::graph::Graph::shapes`].
@@ -44,6 +45,7 @@ impl Model {
                 }
             }
         }
+        weights.values_mut().flat_map(|tensor| &mut tensor.data).for_each(|w| *w = flush_subnormal(*w));
         let (graph, map) = self.graph.without_batch_norm()?;
         Ok((Self::new(graph, weights)?, map))
     }

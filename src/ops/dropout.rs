@@ -8,6 +8,7 @@ use super::operation::{LoweredNode, Operation, bad, require};
 use super::random::mix;
 use super::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
+use crate::device::float_mode::flush_subnormals;
 use crate::device::gpu::GpuBuffer;
 use crate::device::{Device, View, ViewMut};
 use crate::dtype::Dtype;
@@ -57,11 +58,13 @@ pub fn apply(p: f32, from: &DropoutStream, x: View<'_>, y: ViewMut<'_>, accumula
     let stream = from.stream;
     // The share of 2^32 below which an element is dropped.
     let threshold = (f64::from(p) * 4_294_967_296.0) as u64;
-    for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
-        let kept = mix(stream.wrapping_add(i as u64)) >> 32 >= threshold;
-        let value = if kept { x * scale } else { 0.0 };
-        *y = if accumulate { *y + value } else { value };
-    }
+    flush_subnormals(|| {
+        for (i, (y, &x)) in y.iter_mut().zip(x).enumerate() {
+            let kept = mix(stream.wrapping_add(i as u64)) >> 32 >= threshold;
+            let value = if kept { x * scale } else { 0.0 };
+            *y = if accumulate { *y + value } else { value };
+        }
+    });
 }
 
 /// Dropout in a training plan; its gradient is the same with the gradients.

@@ -1,4 +1,6 @@
-//! Matrix products on one thread, through the `gemm` crates, with the bounds checked.
+//! Matrix products on one thread, through the `gemm` crates, with the bounds checked. Subnormal numbers count as zero.
+
+use crate::device::float_mode::flush_subnormals;
 
 use crate::shape::GemmSize;
 
@@ -43,7 +45,7 @@ pub(super) fn gemm(size: GemmSize, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], 
     let (m, n, left, right) = if ldc > 1 { (n, m, b.transpose(), a.transpose()) } else { (m, n, a, b) };
     // SAFETY: the assertions above bound every element that the strides reach; `c` is borrowed mutably, so it
     // overlaps neither operand.
-    unsafe {
+    flush_subnormals(|| unsafe {
         gemm_f32::gemm::f32::get_gemm_fn()(
             m,
             n,
@@ -65,5 +67,5 @@ pub(super) fn gemm(size: GemmSize, a: Matrix<'_>, b: Matrix<'_>, c: &mut [f32], 
             false,
             gemm_common::Parallelism::None,
         );
-    }
+    });
 }

@@ -11,6 +11,7 @@ use super::gemm::{Matrix, gemm};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
+use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
 use crate::shape::{GemmSize, Shape};
 
@@ -127,9 +128,11 @@ pub fn backward(p: LinearProblem, inputs: LinearInputs<'_>, out: LinearGradients
     let (dw, db) = (dw.host(), db.host());
     gemm(GemmSize { m: c_out, n: c_in, k: n }, Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), dw, c_in, false);
     db.fill(0.0);
-    for row in dy[..n * c_out].chunks_exact(c_out) {
-        db.iter_mut().zip(row).for_each(|(db, dy)| *db += dy);
-    }
+    flush_subnormals(|| {
+        for row in dy[..n * c_out].chunks_exact(c_out) {
+            db.iter_mut().zip(row).for_each(|(db, dy)| *db += dy);
+        }
+    });
 }
 
 /// A linear layer in a plan.

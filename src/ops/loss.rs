@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::cuda;
 use super::cuda::loss::{GpuLoss, LogitsShape};
+use crate::device::float_mode::flush_subnormals;
 use crate::device::{Device, View, ViewMut};
 use crate::{Error, Result};
 
@@ -231,7 +232,7 @@ mod cpu {
         let scale = scale / labels.len() as f64;
         let rows = CHUNK_ROWS * classes;
         let chunks = logits.par_chunks(rows).zip(labels.par_chunks(CHUNK_ROWS)).zip(d.par_chunks_mut(rows));
-        ordered(chunks.map(|((logits, labels), d)| {
+        ordered(chunks, |((logits, labels), d)| {
             let mut p = vec![0.0; classes];
             let mut sum = LossSum::default();
             for ((z, &y), d) in logits.chunks_exact(classes).zip(labels).zip(d.chunks_exact_mut(classes)) {
@@ -241,19 +242,19 @@ mod cpu {
                 }
             }
             sum
-        }))
+        })
     }
 
     pub fn cross_entropy_value(logits: &[f32], labels: &[u32], classes: usize, smoothing: f32) -> LossSum {
         let chunks = logits.par_chunks(CHUNK_ROWS * classes).zip(labels.par_chunks(CHUNK_ROWS));
-        ordered(chunks.map(|(logits, labels)| {
+        ordered(chunks, |(logits, labels)| {
             let mut p = vec![0.0; classes];
             let mut sum = LossSum::default();
             for (z, &y) in logits.chunks_exact(classes).zip(labels) {
                 sum.add(smoothed_row(z, y as usize, smoothing, &mut p));
             }
             sum
-        }))
+        })
     }
 
     pub fn distillation(
@@ -270,7 +271,7 @@ mod cpu {
         let rows = CHUNK_ROWS * classes;
         let logits = student.par_chunks(rows).zip(teacher.par_chunks(rows));
         let chunks = logits.zip(labels.par_chunks(CHUNK_ROWS)).zip(d.par_chunks_mut(rows));
-        ordered(chunks.map(|(((student, teacher), labels), d)| {
+        ordered(chunks, |(((student, teacher), labels), d)| {
             let (mut p, mut q) = (vec![0.0; classes], vec![0.0; classes]);
             let mut sum = LossSum::default();
             let logits = student.chunks_exact(classes).zip(teacher.chunks_exact(classes));
@@ -289,7 +290,7 @@ mod cpu {
                 }
             }
             sum
-        }))
+        })
     }
 
     pub fn feature_mse(student: &[f32], teacher: &[f32], weight: f32, scale: f64, d: &mut [f32]) -> f64 {
@@ -298,13 +299,15 @@ mod cpu {
         let sums: Vec<f64> = pairs
             .zip(d.par_chunks_mut(CHUNK_ELEMENTS))
             .map(|((student, teacher), d)| {
-                let mut sum = 0.0;
-                for ((d, s), t) in d.iter_mut().zip(student).zip(teacher) {
-                    let difference = f64::from(s - t);
-                    sum += difference * difference;
-                    *d = (scale * difference) as f32;
-                }
-                sum
+                flush_subnormals(|| {
+                    let mut sum = 0.0;
+                    for ((d, s), t) in d.iter_mut().zip(student).zip(teacher) {
+                        let difference = f64::from(s - t);
+                        sum += difference * difference;
+                        *d = (scale * difference) as f32;
+                    }
+                    sum
+                })
             })
             .collect();
         f64::from(weight) * sums.iter().sum::<f64>() / student.len().max(1) as f64
@@ -347,8 +350,12 @@ mod cpu {
             && z[y..].iter().all(|value| *value <= z[y])
     }
 
-    fn ordered(chunks: impl IndexedParallelIterator<Item = LossSum>) -> LossSum {
-        let sums: Vec<LossSum> = chunks.collect();
+    /// The sum over all chunks, added in their order.
+    fn ordered<T: Send>(
+        chunks: impl IndexedParallelIterator<Item = T>,
+        of: impl Fn(T) -> LossSum + Send + Sync,
+    ) -> LossSum {
+        let sums: Vec<LossSum> = chunks.map(|chunk| flush_subnormals(|| of(chunk))).collect();
         let mut total = LossSum::default();
         sums.into_iter().for_each(|sum| total.add(sum));
         total

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::replica::Replica;
 use crate::Result;
+use crate::device::float_mode::flush_subnormals;
 
 /// Elements that one task adds.
 const CHUNK: usize = 1 << 14;
@@ -68,9 +69,11 @@ fn shares(replicas: &[Replica<'_>]) -> Vec<f32> {
 /// sum (+)= share·part.
 fn add_scaled(sum: &mut [f32], part: &[f32], share: f32, accumulate: bool) {
     sum.par_chunks_mut(CHUNK).zip(part.par_chunks(CHUNK)).for_each(|(sum, part)| {
-        sum.iter_mut().zip(part).for_each(|(sum, part)| {
-            let own = share * part;
-            *sum = if accumulate { *sum + own } else { own };
+        flush_subnormals(|| {
+            sum.iter_mut().zip(part).for_each(|(sum, part)| {
+                let own = share * part;
+                *sum = if accumulate { *sum + own } else { own };
+            });
         });
     });
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Affine, BatchNormProblem, Normalised, affine_rows};
+use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
 use crate::ops::activation::{Clamp, excess_dot};
 use crate::ops::cuda;
@@ -304,7 +305,7 @@ pub fn gradient(
         }
         with_scratch(dy.len(), |scratch| {
             loader.load(chunks.range(index), scratch);
-            dy.iter_mut().zip(scratch.iter()).for_each(|(dy, s)| *dy += s);
+            flush_subnormals(|| dy.iter_mut().zip(scratch.iter()).for_each(|(dy, s)| *dy += s));
         });
     });
 }

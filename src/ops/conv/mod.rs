@@ -27,6 +27,7 @@ use super::operation::{
 use super::parallel::tiled;
 use super::simd::vectorised;
 use super::step::{Backend, Operand, Place, Step, ValueId};
+use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
 use crate::shape::{Lines, Shape, Window};
 use crate::{Error, Result};
@@ -388,9 +389,11 @@ pub fn bias_gradient(p: &ConvProblem, dy: View<'_>, db: ViewMut<'_>) {
     }
     let db = db.host();
     db.fill(0.0);
-    for dy in dy.host().chunks_exact(db.len()) {
-        db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
-    }
+    flush_subnormals(|| {
+        for dy in dy.host().chunks_exact(db.len()) {
+            db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+        }
+    });
 }
 
 /// The batch-norm in front of a convolution, whose gradient sums the convolution's input gradient takes.

@@ -19,6 +19,7 @@ pub use verify::{MergeError, SegmentError, Verifier, verify, verify_random};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dtype::flush_subnormal;
 use crate::graph::{Bias, BlockId, Graph, Node, NodeId, Op, Segment};
 use crate::model::Model;
 use crate::shrink::padding::PaddingMode;
@@ -199,9 +200,9 @@ fn conv_name(graph: &Graph, segment: &Segment) -> String {
     format!("{}.conv", graph.segment_name(segment))
 }
 
-/// One tensor of a merged convolution in f32.
+/// One tensor of a merged convolution in f32, with 0 in place of subnormal numbers.
 fn tensor(name: &str, shape: Vec<usize>, values: &[f64]) -> Result<Tensor> {
-    let data: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    let data: Vec<f32> = values.iter().map(|&v| flush_subnormal(v as f32)).collect();
     if data.iter().all(|v| v.is_finite()) {
         return Tensor::new(shape, data);
     }

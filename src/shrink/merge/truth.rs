@@ -15,13 +15,18 @@ use crate::{Error, Result};
 /// Pixels that one task computes.
 const PIXELS: usize = 64;
 
+/// The unit of rounding of f32, with room for it.
+pub(super) const UNIT_F32: f64 = 2.0 / (1 << 24) as f64;
+/// A weight of which the [`UNIT_F32`]th part is the smallest normal f32: as much as dropping a subnormal one can change.
+const DROPPED: f64 = f32::MIN_POSITIVE as f64 / UNIT_F32;
+
 /// What is computed of an affine map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sum {
     /// Its value, Σ w·x + b.
     Signed,
-    /// The size of its terms, Σ |w|·|x| + |b| along all paths: what rounding errors are relative to. A weight counts as no
-    /// smaller than the smallest normal f32, below which f32 keeps fewer digits.
+    /// The size of its terms, Σ |w|·|x| + |b| along all paths: what rounding errors are relative to. A weight or a bias
+    /// below the smallest normal f32 may stand for one that was dropped, and counts as [`DROPPED`].
     Magnitudes,
 }
 
@@ -30,10 +35,11 @@ impl Sum {
         if self == Self::Signed { value } else { value.abs() }
     }
 
-    fn weight(self, value: f32) -> f64 {
+    fn param(self, value: f32) -> f64 {
         match self {
             Self::Signed => f64::from(value),
-            Self::Magnitudes => f64::from(value.abs().max(f32::MIN_POSITIVE)),
+            Self::Magnitudes if value.abs() < f32::MIN_POSITIVE => DROPPED,
+            Self::Magnitudes => f64::from(value.abs()),
         }
     }
 }
@@ -217,7 +223,7 @@ impl Affine<'_> {
                     ((group * group_out * window.taps() + tap) * group_in + m, window.taps() * group_in)
                 };
                 let from = weight[first..].iter().step_by(step);
-                line.iter_mut().zip(from).for_each(|(to, &w)| *to = sum.weight(w));
+                line.iter_mut().zip(from).for_each(|(to, &w)| *to = sum.param(w));
             });
             out.data.par_chunks_mut(PIXELS * c_out).enumerate().for_each(|(chunk, out)| {
                 let pixels = out.len() / c_out;
@@ -259,12 +265,12 @@ impl Affine<'_> {
             Bias::None => {}
             Bias::Channel => {
                 let bias = &self.model.weight(&format!("{name}.bias")).data;
-                out.data.iter_mut().zip(bias.iter().cycle()).for_each(|(out, &b)| *out = sum.of(f64::from(b)));
+                out.data.iter_mut().zip(bias.iter().cycle()).for_each(|(out, &b)| *out = sum.param(b));
             }
             Bias::Map => {
                 let bias = &self.model.weight(&format!("{name}.bias_map")).data;
                 for (line, &of) in out.data.chunks_mut(row).zip(rows.iter().cycle()) {
-                    line.iter_mut().zip(&bias[of * row..]).for_each(|(out, &b)| *out = sum.of(f64::from(b)));
+                    line.iter_mut().zip(&bias[of * row..]).for_each(|(out, &b)| *out = sum.param(b));
                 }
             }
         }

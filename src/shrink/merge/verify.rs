@@ -9,16 +9,18 @@
 //!
 //! 2·u·(Σ|w|·|x| + |b|) + 4·T·2⁻⁵³·A,
 //!
-//! with T the terms of the chain and A the chain of magnitudes, Σ|w₃|·(Σ|w₂|·(Σ|w₁|·|x|)). It holds whatever the weights'
-//! conditioning, and a tap that is wrong by a thousandth breaks it. What both networks' own f32 arithmetic adds, layer upon
-//! layer, is no error of the merge; it shows in the logits, which are told and not judged.
+//! with T the terms of the chain and A the chain of magnitudes, Σ|w₃|·(Σ|w₂|·(Σ|w₁|·|x|)). Weights and biases that would be
+//! subnormal are written as 0; one below the smallest normal f32 may make an error of that number, 2⁻¹²⁶, times |x|. The
+//! bound holds whatever the weights' conditioning, and a tap that is wrong by a thousandth breaks it. What both networks'
+//! own f32 arithmetic adds, layer upon layer, is no error of the merge; it shows in the logits, which are told and not
+//! judged.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::Serialize;
 
-use super::truth::{Affine, Images, Sum};
+use super::truth::{Affine, Images, Sum, UNIT_F32};
 use super::{Merged, MergedSegment};
 use crate::device::{Backend, Device};
 use crate::engine::{Engine, EngineOptions, Fusion, Plan, Target};
@@ -38,8 +40,6 @@ const WORK: u64 = 1 << 26;
 const WHOLE_WORK: u64 = 1 << 28;
 /// Share of the rows inside that is looked at per pass; the next pass takes the next ones.
 const BANDS: usize = 8;
-/// Unit of rounding of f32, and the factor that leaves room for it.
-const UNIT_F32: f64 = 2.0 / (1 << 24) as f64;
 /// Unit of rounding of f64, with the factor of three evaluations in f64.
 const UNIT_F64: f64 = 4.0 / (1u64 << 53) as f64;
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::super::ConvProblem;
 use super::super::source::Source;
 use super::{copy_group, stored};
+use crate::device::float_mode::flush_subnormals;
 use crate::ops::batch_norm::GradientSums;
 use crate::ops::gemm::{Matrix, gemm};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
@@ -86,7 +87,7 @@ pub(in crate::ops) fn backward(
                             g.k,
                             false,
                         );
-                        col2im(p, &g, columns, piece.clone(), group, images.start, dx);
+                        flush_subnormals(|| col2im(p, &g, columns, piece.clone(), group, images.start, dx));
                     }
                 }
             }

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::super::ConvProblem;
 use super::super::source::Source;
 use super::{copy_group, stored};
+use crate::device::float_mode::flush_subnormals;
 use crate::ops::parallel::{Chunks, with_scratch};
 use crate::shape::Lines;
 
@@ -42,7 +43,8 @@ pub(in crate::ops) fn forward<R: Send>(
         with_scratch(patch.len(lines.clone()), |rows| {
             for group in 0..p.groups {
                 patch.copy(x, lines.clone(), group, rows);
-                Arch::new().dispatch(Tiles { patch: &patch, panels: &panels, group, rows, pixels: &pixels, y });
+                let tiles = Tiles { patch: &patch, panels: &panels, group, rows, pixels: &pixels, y };
+                flush_subnormals(|| Arch::new().dispatch(tiles));
             }
         });
     };
