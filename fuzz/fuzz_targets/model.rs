@@ -17,7 +17,8 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = graph.shapes().and_then(|_| graph.cost()).and_then(|_| graph.params());
     }
     let Ok((model, info)) = parse_model(Path::new("x.safetensors"), bytes) else { return };
-    let _ = to_onnx(&model, &info, Dtype::F32);
+    let _ = to_onnx(&model, &info, &Dtype::F32.into());
+    let _ = to_onnx(&model, &info, &Dtype::F16.into());
     for padding in [PaddingMode::Reorder, PaddingMode::BorderBias] {
         let _ = merge(&model, &MergeOptions { padding });
     }

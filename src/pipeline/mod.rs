@@ -13,12 +13,16 @@
 //! | `latency` | [`block_times`]: what blocks take, and what they take merged |
 //! | `sensitivity` | [`select_by_sensitivity`]: the search without training |
 //! | `table` | [`measure_table`]: the latency table of a network, and how well it predicts |
+//! | `images` | images from files of both kinds |
+//! | `half_range` | [`half_overflows`]: what passes the range of f16, for `export` |
 //! | `verify` | [`verify_files`]: merged against unmerged on images from files |
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
 mod benchmark;
 mod doubts;
 mod folder;
+mod half_range;
+mod images;
 mod import;
 mod infer;
 mod keeping;
@@ -33,6 +37,7 @@ mod verify;
 pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
 pub use doubts::Doubts;
 pub use folder::{Entry, RunFolder, RunSpec, Space};
+pub use half_range::half_overflows;
 pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
 pub use keeping::KeepModel;

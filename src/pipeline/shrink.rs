@@ -73,7 +73,7 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let map = merged.map_from(&original.graph, &unmerged.graph);
     let (merged, segments) = (merged.model, merged.segments.len());
     write_model(&folder.path("merged.safetensors"), &merged, &run.data.info())?;
-    write_onnx(&folder.path("merged.onnx"), &merged, &run.data.info(), Dtype::F32)?;
+    write_onnx(&folder.path("merged.onnx"), &merged, &run.data.info(), &Dtype::F32.into())?;
     finish(&mut job, run, "merge", clock);
 
     let clock = Instant::now();

@@ -3,7 +3,11 @@
 //! Input `input` `[batch, c, h, w]` and output `logits` `[batch, classes]` are `f32` with any batch. Batch-norms are
 //! folded into the convolutions before them. In half precision weights and arithmetic are `f16`, between a cast of the
 //! input and one of the logits; a runtime without half-precision kernels, such as ONNX Runtime on a CPU, widens by
-//! itself.
+//! itself. Nodes whose values pass the range of `f16` ([`HalfRange`] finds them) can stay in `f32`, between casts.
+//!
+//! No number of a file is subnormal in `f32`: what folding makes so is written as 0. Those of `f16`, from 2⁻²⁴ to 2⁻¹⁴,
+//! are written as they are: ordinary weights lie there, a GPU computes with them at full speed, and a CPU widens them to
+//! normal numbers.
 //!
 //! | here | ONNX |
 //! |--|--|
@@ -14,10 +18,16 @@
 //! | linear layer | `Flatten` and `Gemm` |
 //! | dropout | nothing |
 
+mod half_range;
+mod precision;
 mod proto;
 
 use std::path::Path;
 
+pub use half_range::{HalfRange, LARGEST_F16, Overflow};
+pub use precision::OnnxPrecision;
+
+use precision::{NodeTypes, element, passes_on};
 use prost::Message;
 use proto::{
     AttributeProto, AttributeType, DimensionProto, ElementType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
@@ -27,7 +37,7 @@ use proto::{
 use super::atomic::write_atomic;
 use super::layout;
 use super::model::{ModelInfo, data_metadata};
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, flush_subnormal};
 use crate::graph::{Activation, Bias, Conv, Node, NodeId, Op, ParamRole};
 use crate::model::Model;
 use crate::ops::operation::{OnnxAttribute, OnnxOperator};
@@ -44,8 +54,9 @@ const LOGITS: &str = "logits";
 /// Writes a network as an ONNX file, atomically; the same network gives the same bytes.
 ///
 /// # Errors
-/// A precision other than `f32` and `f16`, weights too large for it or for one ONNX file, or as [`write_atomic`].
-pub fn write_onnx(path: &Path, model: &Model, info: &ModelInfo, precision: Dtype) -> Result<()> {
+/// A precision other than `f32` and `f16`, weights too large for it or for one ONNX file, a node to keep in `f32` that is
+/// not there, or as [`write_atomic`].
+pub fn write_onnx(path: &Path, model: &Model, info: &ModelInfo, precision: &OnnxPrecision) -> Result<()> {
     let bytes = to_onnx(model, info, precision)?;
     write_atomic(path, |out| out.write_all(&bytes))
 }
@@ -54,7 +65,7 @@ pub fn write_onnx(path: &Path, model: &Model, info: &ModelInfo, precision: Dtype
 ///
 /// # Errors
 /// As [`write_onnx`].
-pub fn to_onnx(model: &Model, info: &ModelInfo, precision: Dtype) -> Result<Vec<u8>> {
+pub fn to_onnx(model: &Model, info: &ModelInfo, precision: &OnnxPrecision) -> Result<Vec<u8>> {
     model.graph.check_classifier()?;
     let folded = model.folded()?;
     folded.check_finite()?;
@@ -79,25 +90,21 @@ pub fn to_onnx(model: &Model, info: &ModelInfo, precision: Dtype) -> Result<Vec<
 /// Builds an ONNX graph node by node.
 struct Exporter<'a> {
     model: &'a Model,
-    precision: Dtype,
-    element: ElementType,
+    types: NodeTypes,
     nodes: Vec<NodeProto>,
     initializers: Vec<TensorProto>,
     /// The ONNX value that holds each node's.
     values: Vec<String>,
+    /// The same in `f32`, where it lies in `f16` and someone reads it in `f32`.
+    widened: Vec<Option<String>>,
 }
 
 impl<'a> Exporter<'a> {
-    fn new(model: &'a Model, precision: Dtype) -> Result<Self> {
-        let element = match precision {
-            Dtype::F32 => ElementType::Float,
-            Dtype::F16 => ElementType::Float16,
-            Dtype::Bf16 => {
-                return Err(Error::Config("ONNX runtimes do not convolve in bf16; use --precision f32 or f16".into()));
-            }
-        };
+    fn new(model: &'a Model, precision: &OnnxPrecision) -> Result<Self> {
+        let types = NodeTypes::new(&model.graph, precision)?;
+        let widened = vec![None; model.graph.nodes.len()];
         let (nodes, initializers, values) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { model, precision, element, nodes, initializers, values })
+        Ok(Self { model, types, nodes, initializers, values, widened })
     }
 
     fn export(mut self) -> Result<GraphProto> {
@@ -105,11 +112,16 @@ impl<'a> Exporter<'a> {
         let graph = &self.model.graph;
         for (id, node) in NodeId::enumerate(&graph.nodes) {
             let value = self.add_node(id, node)?;
+            let (computed, stored) = (self.types.computed(id), self.types.stored(id));
+            let value = match computed == stored {
+                true => value,
+                false => self.cast(&format!("{}.narrow", node.name), &value, None, stored),
+            };
             self.values.push(value);
         }
-        if self.precision != Dtype::F32 {
+        if self.types.stored(graph.output()) != Dtype::F32 {
             let logits = self.values[graph.output()].clone();
-            self.push("Cast", "widen", &[&logits], Some(LOGITS), vec![int("to", ElementType::Float as i64)]);
+            self.cast("widen", &logits, Some(LOGITS), Dtype::F32);
         }
         let shape = graph.input_shape();
         Ok(GraphProto {
@@ -130,49 +142,74 @@ impl<'a> Exporter<'a> {
                 shape.insert(0, 1);
             }
             let data = layout::to_file(&spec, &self.model.weight(&spec.name).data);
-            self.add_tensor(spec.name, &shape, &data)?;
+            self.add_tensor(spec.node, spec.name, &shape, &data)?;
         }
         Ok(())
     }
 
-    fn add_tensor(&mut self, name: String, shape: &[usize], data: &[f32]) -> Result<String> {
-        if self.precision == Dtype::F16 && data.iter().any(|x| x.abs() > half::f16::MAX.to_f32()) {
-            return Err(Error::Config(format!("{name} has numbers beyond the range of f16; use --precision f32")));
+    /// Adds what a node reads beside the values of others, in the type that it computes in.
+    fn add_tensor(&mut self, of: NodeId, name: String, shape: &[usize], data: &[f32]) -> Result<String> {
+        let dtype = self.types.computed(of);
+        if dtype == Dtype::F16 && data.iter().any(|x| x.abs() > LARGEST_F16) {
+            let node = &self.model.graph.nodes[of].name;
+            return Err(Error::Config(format!(
+                "{name} has numbers beyond the range of f16; use --precision f32, or --keep-f32 {node}"
+            )));
         }
         self.initializers.push(TensorProto {
             dims: shape.iter().map(|&d| d as i64).collect(),
-            data_type: self.element as i32,
+            data_type: element(dtype) as i32,
             name: name.clone(),
-            raw_data: self.precision.encode(data),
+            raw_data: dtype.encode(data),
         });
         Ok(name)
     }
 
+    /// Appends a cast; the name of its value.
+    fn cast(&mut self, name: &str, x: &str, output: Option<&str>, to: Dtype) -> String {
+        self.push("Cast", name, &[x], output, vec![int("to", element(to) as i64)])
+    }
+
+    /// The ONNX value of a node as one that computes in `dtype` reads it.
+    fn value_in(&mut self, id: NodeId, dtype: Dtype) -> String {
+        if self.types.stored(id) == dtype {
+            return self.values[id].clone();
+        }
+        if let Some(widened) = &self.widened[id] {
+            return widened.clone();
+        }
+        let (name, value) = (format!("{}.widen", self.model.graph.nodes[id].name), self.values[id].clone());
+        let widened = self.cast(&name, &value, None, dtype);
+        self.widened[id] = Some(widened.clone());
+        widened
+    }
+
     /// Appends what computes a node; the name of its value.
     fn add_node(&mut self, id: NodeId, node: &Node) -> Result<String> {
-        let inputs: Vec<String> = node.inputs.iter().map(|&i| self.values[i].clone()).collect();
+        let dtype = self.types.computed(id);
+        let inputs: Vec<String> = node.inputs.iter().map(|&i| self.value_in(i, dtype)).collect();
         let param = |suffix: &str| format!("{}.{suffix}", node.name);
         let name = node.name.as_str();
         Ok(match node.op {
-            Op::Input { .. } if self.precision == Dtype::F32 => INPUT.to_owned(),
-            Op::Input { .. } => self.push("Cast", name, &[INPUT], None, vec![int("to", self.element as i64)]),
+            op if passes_on(&op) => inputs[0].clone(),
+            Op::Input { .. } if dtype == Dtype::F32 => INPUT.to_owned(),
+            Op::Input { .. } => self.cast(name, INPUT, None, dtype),
             Op::Conv(conv) => self.add_conv(&conv, node, &inputs[0]),
             Op::BatchNorm(bn) => {
                 let [w, b, mean, var] = ["weight", "bias", "running_mean", "running_var"].map(param);
                 let epsilon = vec![float("epsilon", bn.eps)];
                 self.push("BatchNormalization", name, &[&inputs[0], &w, &b, &mean, &var], None, epsilon)
             }
-            Op::Activation(activation) => self.add_activation(&activation, name, &inputs[0])?,
+            Op::Activation(activation) => self.add_activation(id, &activation, &inputs[0])?,
             Op::Linear(_) if id != self.model.graph.output() => {
                 return Err(Error::Graph(format!("{name} is linear but not the last layer, which is not exported")));
             }
             Op::Linear(_) => {
                 let flat = self.push("Flatten", &format!("{name}.flatten"), &[&inputs[0]], None, vec![int("axis", 1)]);
                 let [w, b] = ["weight", "bias"].map(param);
-                let output = (self.precision == Dtype::F32).then_some(LOGITS);
+                let output = (dtype == Dtype::F32).then_some(LOGITS);
                 self.push("Gemm", name, &[&flat, &w, &b], output, vec![int("transB", 1)])
             }
-            Op::Dropout(_) => inputs[0].clone(),
             op => {
                 let operator = op.operation().onnx();
                 let operator = operator.ok_or_else(|| Error::Graph(format!("{name}: {op} is not exported")))?;
@@ -199,24 +236,22 @@ impl<'a> Exporter<'a> {
         }
     }
 
-    fn add_activation(&mut self, activation: &Activation, name: &str, x: &str) -> Result<String> {
-        let slope = activation.slope;
-        if slope == 1.0 {
-            return Ok(x.to_owned());
-        }
+    fn add_activation(&mut self, id: NodeId, activation: &Activation, x: &str) -> Result<String> {
+        let slope = flush_subnormal(activation.slope);
+        let name = &self.model.graph.nodes[id].name;
         let clipped = match activation.limit {
             None => self.push("Relu", name, &[x], None, Vec::new()),
             Some(limit) => {
-                let low = self.add_tensor(format!("{name}.low"), &[], &[0.0])?;
-                let high = self.add_tensor(format!("{name}.high"), &[], &[limit])?;
+                let low = self.add_tensor(id, format!("{name}.low"), &[], &[0.0])?;
+                let high = self.add_tensor(id, format!("{name}.high"), &[], &[limit])?;
                 self.push("Clip", name, &[x, &low, &high], None, Vec::new())
             }
         };
         if slope == 0.0 {
             return Ok(clipped);
         }
-        let q = self.add_tensor(format!("{name}.slope"), &[], &[slope])?;
-        let rest = self.add_tensor(format!("{name}.rest"), &[], &[1.0 - slope])?;
+        let q = self.add_tensor(id, format!("{name}.slope"), &[], &[slope])?;
+        let rest = self.add_tensor(id, format!("{name}.rest"), &[], &[1.0 - slope])?;
         let outside = self.push("Mul", &format!("{name}.outside"), &[x, &q], None, Vec::new());
         let inside = self.push("Mul", &format!("{name}.inside"), &[&clipped, &rest], None, Vec::new());
         Ok(self.push("Add", &format!("{name}.sum"), &[&outside, &inside], None, Vec::new()))

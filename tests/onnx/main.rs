@@ -1,9 +1,9 @@
 //! Exported networks pass the ONNX checker and give the engine's logits in ONNX Runtime: original, with activations
-//! half gone, and merged. The oracle is one Python process, `oracles/onnx_server.py`.
+//! half gone, and merged; with what passes the range of f16 in f32; and without subnormal numbers.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
+mod half_range;
+mod oracle;
+mod subnormal;
 
 use depthshrinker::device::Device;
 use depthshrinker::dtype::Dtype;
@@ -12,7 +12,7 @@ use depthshrinker::graph::{
 };
 use depthshrinker::io::ModelInfo;
 use depthshrinker::io::layout::nchw_to_nhwc;
-use depthshrinker::io::onnx::{to_onnx, write_onnx};
+use depthshrinker::io::onnx::{OnnxPrecision, to_onnx};
 use depthshrinker::model::Model;
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::pipeline::logits;
@@ -22,18 +22,14 @@ use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::published_mask;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
 use libtest_mimic::{Arguments, Failed, Trial};
+use oracle::{BATCHES, Evaluator, VARIABLE, evaluate};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
 
-/// A Python with `onnx` and `onnxruntime`, which `tests/run` sets up.
-const VARIABLE: &str = "DEPTHSHRINKER_ONNX_PYTHON";
 /// Largest difference of logits, relative to the largest of them. f16 keeps 11 bits, and errors of some fifty layers
 /// add up.
 const TOLERANCE_F32: f32 = 1e-4;
 const TOLERANCE_F16: f32 = 2e-2;
-/// Images of the batches that one model is run on.
-const BATCHES: [usize; 2] = [1, 2];
 
 /// A network with random weights.
 #[derive(Clone, Copy)]
@@ -60,36 +56,6 @@ const CASES: [Case; 6] = [
     Case { padding: PaddingMode::Reorder, head_channels: Some(64), ..border_bias("vgg19_bn", 64, 1) },
 ];
 
-struct Oracle {
-    _process: Child,
-    requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-static ORACLE: Mutex<Option<Oracle>> = Mutex::new(None);
-
-impl Oracle {
-    fn start() -> Result<Self, Failed> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracles/onnx_server.py");
-        let python = std::env::var_os(VARIABLE).ok_or(VARIABLE)?;
-        let mut process = Command::new(python).arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let (requests, answers) = (process.stdin.take(), process.stdout.take());
-        let answers = BufReader::new(answers.ok_or("no stdout")?);
-        Ok(Self { _process: process, requests: requests.ok_or("no stdin")?, answers })
-    }
-
-    fn ask(&mut self, request: &Value) -> Result<Value, Failed> {
-        writeln!(self.requests, "{request}")?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        let answer: Value = serde_json::from_str(&line)?;
-        match answer["error"].as_str() {
-            Some(error) => Err(error.into()),
-            None => Ok(answer),
-        }
-    }
-}
-
 /// Weights that keep activations of order one, with batch-norms that are not the identity.
 fn random_model(graph: Graph, seed: u64) -> Result<Model, Failed> {
     let mut model = Model::initialise(graph, seed)?;
@@ -114,31 +80,34 @@ fn difference(model: &Model, precision: Dtype, seed: u64) -> Result<(f32, Vec<St
 
 /// As [`difference`], with one network in ONNX Runtime and another one in the engine.
 fn difference_from(exported: &Model, model: &Model, precision: Dtype, seed: u64) -> Result<(f32, Vec<String>), Failed> {
-    let folder = tempfile::tempdir()?;
-    let (path, input) = (folder.path().join("m.onnx"), folder.path().join("x.bin"));
-    write_onnx(&path, exported, &ModelInfo::default(), precision)?;
-    let shape = model.graph.input_shape();
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let count = BATCHES.iter().sum::<usize>() * shape.len();
-    let images: Vec<f32> = (0..count).map(|_| rng.random_range(-2.0..2.0)).collect();
-    std::fs::write(&input, bytemuck::cast_slice::<f32, u8>(&images))?;
-    let expected = logits(&Device::Cpu, model, &nchw_to_nhwc(&images, shape.c, shape.pixels()))?;
+    let images = random_images(model, seed);
+    let expected = engine_logits(model, &images)?;
+    let got = evaluate(exported, &precision.into(), &images, Evaluator::Runtime)?;
+    Ok((error_of(&got.logits, &expected)?, got.operators))
+}
 
-    let shapes = BATCHES.map(|n| [n, shape.c, shape.h, shape.w]);
-    let mut oracle = ORACLE.lock().map_err(|_| "the oracle's lock is poisoned")?;
-    if oracle.is_none() {
-        *oracle = Some(Oracle::start()?);
-    }
-    let request = json!({ "model": path, "input": input, "shapes": shapes });
-    let answer = oracle.as_mut().ok_or("started above")?.ask(&request)?;
-    let batches: Vec<Vec<f32>> = serde_json::from_value(answer["logits"].clone())?;
-    let got = batches.concat();
+/// As many images `[n, c, h, w]` as the oracle takes.
+fn random_images(model: &Model, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let count = BATCHES.iter().sum::<usize>() * model.graph.input_shape().len();
+    (0..count).map(|_| rng.random_range(-2.0..2.0)).collect()
+}
+
+/// Logits of images `[n, c, h, w]` in the engine.
+fn engine_logits(model: &Model, images: &[f32]) -> Result<Vec<f32>, Failed> {
+    let shape = model.graph.input_shape();
+    Ok(logits(&Device::Cpu, model, &nchw_to_nhwc(images, shape.c, shape.pixels()))?)
+}
+
+/// The largest difference relative to the largest logit expected.
+fn error_of(got: &[f32], expected: &[f32]) -> Result<f32, Failed> {
     if got.len() != expected.len() || got.iter().any(|x| !x.is_finite()) {
-        return Err(format!("{} logits, expected {}", got.len(), expected.len()).into());
+        let finite = got.iter().filter(|x| x.is_finite()).count();
+        return Err(format!("{finite} finite logits of {}, expected {}", got.len(), expected.len()).into());
     }
     let scale = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    let error = got.iter().zip(&expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
-    Ok((error / scale, serde_json::from_value(answer["operators"].clone())?))
+    let error = got.iter().zip(expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    Ok(error / scale)
 }
 
 /// Both precisions agree; the operators of the f32 graph.
@@ -236,7 +205,7 @@ fn rare_nodes() -> Result<(), Failed> {
 fn refusals() -> Result<(), Failed> {
     let graph = build("mobilenetv2-0.1", &NetworkOptions::new(Shape::new(32, 32, 3), 5))?;
     let mut model = random_model(graph, 1)?;
-    let refusal = |model: &Model, precision| match to_onnx(model, &ModelInfo::default(), precision) {
+    let refusal = |model: &Model, precision: Dtype| match to_onnx(model, &ModelInfo::default(), &precision.into()) {
         Ok(_) => Err(Failed::from("must be refused")),
         Err(error) => Ok(error.to_string()),
     };
@@ -244,9 +213,14 @@ fn refusals() -> Result<(), Failed> {
     model.weights.get_mut("classifier.bias").ok_or("it has one")?.data[1] = 1e6;
     let text = refusal(&model, Dtype::F16)?;
     assert!(text.contains("classifier.bias has numbers beyond the range of f16"), "{text}");
+    assert!(text.contains("--keep-f32 classifier"), "{text}");
+    let in_f32 = |name: &str| OnnxPrecision { dtype: Dtype::F16, in_f32: [name.to_owned()].into() };
+    assert!(to_onnx(&model, &ModelInfo::default(), &in_f32("classifier")).is_ok(), "the remedy works");
+    let unknown = to_onnx(&model, &ModelInfo::default(), &in_f32("bn1")).map(drop).unwrap_err().to_string();
+    assert!(unknown.contains("has no node bn1") && unknown.contains("batch-norm"), "{unknown}");
     assert_eq!(
-        to_onnx(&model, &ModelInfo::default(), Dtype::F32)?,
-        to_onnx(&model, &ModelInfo::default(), Dtype::F32)?
+        to_onnx(&model, &ModelInfo::default(), &Dtype::F32.into())?,
+        to_onnx(&model, &ModelInfo::default(), &Dtype::F32.into())?
     );
     Ok(())
 }
@@ -258,6 +232,8 @@ fn main() {
     let mut trials =
         vec![Trial::test("refusals", refusals), Trial::test("rare_nodes", rare_nodes).with_ignored_flag(missing)];
     trials.push(Trial::test("published_with_stem", published_with_stem).with_ignored_flag(missing));
+    trials.extend(half_range::trials().into_iter().map(|trial| trial.with_ignored_flag(missing)));
+    trials.extend(subnormal::trials().into_iter().map(|trial| trial.with_ignored_flag(missing)));
     for case in CASES {
         trials.push(Trial::test(case.name, move || network(&case)).with_ignored_flag(missing));
     }
