@@ -155,7 +155,9 @@ fn jpeg(bytes: &[u8]) -> std::result::Result<Samples, Fault> {
 
 fn png(bytes: &[u8]) -> std::result::Result<Samples, Fault> {
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), png::Limits { bytes: MAX_DECODED });
+    // Nothing is made of these, and a few kilobytes can hold as much of them as the limit allows.
     decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
     // Palettes and fewer than eight bits become eight; of sixteen bits only the upper byte is taken, as Pillow does.
     decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
     let (width, height) = decoder.read_header_info().map_err(|e| e.to_string())?.size();
