@@ -17,6 +17,7 @@ use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig, SensitivityConfig};
+use crate::terminal::start;
 use crate::train::TrainConfig;
 use crate::{Error, Result, files};
 
@@ -32,6 +33,9 @@ const EVALUATION_PIXELS: usize = 64 * 224 * 224;
 const EVALUATION_BATCH: usize = 250;
 /// Images of one pass at most.
 const MAX_BATCH: usize = 1 << 16;
+/// Characters of a faulty line that a message shows, and of what is said of it.
+const MAX_SOURCE: usize = 120;
+const MAX_PROBLEM: usize = 800;
 
 /// Everything that decides what a run computes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -349,8 +353,8 @@ impl Config {
         let at = |e: &toml::de::Error| {
             let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let source = line.and_then(|line| text.lines().nth(line - 1)).unwrap_or_default().trim();
-            let place = line.map_or_else(String::new, |line| format!("line {line}, `{source}`: "));
-            Error::Config(format!("{place}{}", e.message().replace('\n', " ")))
+            let place = line.map_or_else(String::new, |line| format!("line {line}, `{}`: ", start(source, MAX_SOURCE)));
+            Error::Config(format!("{place}{}", start(&e.message().replace('\n', " "), MAX_PROBLEM)))
         };
         // The file alone is read first, so that faults are told with its own lines.
         toml::from_str::<Self>(text).map_err(|e| at(&e))?;

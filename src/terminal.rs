@@ -32,6 +32,14 @@ pub fn path(path: &Path) -> String {
     one_line(&path.to_string_lossy()).into_owned()
 }
 
+/// The first `limit` characters of a text, with a mark where that is not all: a file may hold a line of megabytes.
+pub fn start(text: &str, limit: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(limit) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
 /// Writes a line to standard error. It is for people alone: where it cannot be written, since its reader has gone or the
 /// disk is full, there is nobody to tell and the work goes on.
 pub fn tell(line: &str) {
@@ -90,6 +98,7 @@ mod tests {
             assert_eq!(one_line(text), expected, "{text:?}");
         }
         assert_eq!(lines("a\nb\u{1b}\n"), "a\nb\\u001b\n");
+        assert_eq!([0, 2, 3].map(|limit| start("aé猫", limit)), ["…", "aé…", "aé猫"]);
         // Inside a string of JSON the escape means what it stands for.
         let json = serde_json::to_string("x\u{7f}\u{85}\n").unwrap();
         assert_eq!(serde_json::from_str::<String>(&lines(&json)).unwrap(), "x\u{7f}\u{85}\n");
