@@ -2,6 +2,9 @@
 //! `tests/fixtures/make_layouts.py` made the rest, with pyarrow's reading of it.
 #![cfg(feature = "parquet")]
 
+#[cfg(target_os = "linux")]
+mod limited;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +12,10 @@ use std::sync::Arc;
 
 use depthshrinker::Result;
 use depthshrinker::data::{self, Augment, Batch, Data, DataSource, Dataset, Loader, ResizedCrop};
+use depthshrinker::io::{ModelInfo, write_model};
+use depthshrinker::model::Model;
+use depthshrinker::networks::{NetworkOptions, build};
+use depthshrinker::shape::Shape;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/shards")
@@ -188,27 +195,59 @@ fn shards_that_cannot_be_used_are_named() {
     }
 }
 
-/// Small files that claim much: a class per label up to four billion, a million rows of one picture,
-/// a page of two gigabytes.
+/// Small files that claim much, and what is said of them: a class per label up to four billion, a million rows of one
+/// picture, a page of two gigabytes.
+const HOSTILE: [(&str, [&str; 2]); 6] = [
+    ("label-out-of-range", ["has label", "labels count from 0"]),
+    ("repeated-rows", ["claims 1000000 rows in", "replace or remove it"]),
+    ("negative-offset", ["row group 0 is not within the file", "replace or remove it"]),
+    ("missing-dictionary", ["is damaged", "replace or remove it"]),
+    ("page-size", ["row group 0", "Invalid page header"]),
+    ("delta-lengths", ["row group 0", "DELTA_LENGTH_BYTE_ARRAY"]),
+];
+
 #[test]
 fn shards_that_claim_more_than_they_hold_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let whole = fixtures().join("train-00000-of-00002.parquet");
     fs::copy(whole, folder.path().join("validation-0.parquet")).unwrap();
-    for (name, parts) in [
-        ("label-out-of-range", ["has label", "labels count from 0"]),
-        ("repeated-rows", ["claims 1000000 rows in", "replace or remove it"]),
-        ("negative-offset", ["row group 0 is not within the file", "replace or remove it"]),
-        ("missing-dictionary", ["is damaged", "replace or remove it"]),
-        ("page-size", ["row group 0", "Invalid page header"]),
-        ("delta-lengths", ["row group 0", "DELTA_LENGTH_BYTE_ARRAY"]),
-    ] {
+    for (name, parts) in HOSTILE {
         let hostile = fixtures().with_file_name(format!("{name}.parquet"));
         fs::copy(hostile, folder.path().join("train-0.parquet")).unwrap();
         // Pictures are read when they are asked for.
         let outcome = open(folder.path()).and_then(|data| data.train.image(0, &mut vec![0; data.train.shape().size()]));
         refused(outcome, &["train-0.parquet", parts[0], parts[1]]);
     }
+}
+
+/// The program refuses all of these, schemas and bombs too, in a quarter of a gibibyte of address space, and in seconds.
+#[cfg(target_os = "linux")]
+#[test]
+fn hostile_shards_take_little_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    for classes in [1, 3] {
+        let options = NetworkOptions::new(Shape::new(32, 32, 3), classes);
+        let model = Model::initialise(build("mobilenetv2-0.1", &options).unwrap(), 1).unwrap();
+        let path = folder.path().join(format!("of-{classes}.safetensors"));
+        write_model(&path, &model, &ModelInfo::default()).unwrap();
+    }
+    let file = |name: String| fs::read(fixtures().with_file_name(name)).unwrap();
+    let claims = HOSTILE.iter().map(|(name, parts)| (file(format!("{name}.parquet")), parts[0]));
+    let bombs =
+        ["gzip", "zstd"].map(|codec| (file(format!("refused/bomb-{codec}.parquet")), "more than 8388608 bytes"));
+    let schemas = schemas().into_iter().map(|(children, problem)| (footer_alone(&children), problem));
+    let wrong: Vec<String> = claims
+        .chain(bombs)
+        .chain(schemas)
+        .filter_map(|(bytes, problem)| {
+            fs::write(folder.path().join("test-0.parquet"), bytes).unwrap();
+            // The bombs have rows of one class, and are read when a picture is asked for.
+            let model = if problem.starts_with("more than") { "of-1.safetensors" } else { "of-3.safetensors" };
+            let eval = ["eval", model, "--data", "parquet:.", "--image-size", "32"];
+            limited::refuses(folder.path(), &eval, &["test-0.parquet", problem]).err()
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// What the reading crate asserts is the one line that the program prints, too.
@@ -248,19 +287,23 @@ fn footer_alone(children: &[i32]) -> Vec<u8> {
     [b"PAR1", &footer[..], &length, b"PAR1"].concat()
 }
 
-/// Schemas that the crate `parquet` would recurse into, or reserve room for, without end.
-#[test]
-fn schemas_that_claim_more_than_they_hold_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let whole = fixtures().join("train-00000-of-00002.parquet");
-    fs::copy(whole, folder.path().join("validation-0.parquet")).unwrap();
-    for (children, problem) in [
+/// Schemas that the crate `parquet` would recurse into, or reserve room for, without end, and what is said of them.
+fn schemas() -> Vec<(Vec<i32>, &'static str)> {
+    vec![
         (vec![1; 600_000], "has a bad footer: "),
         (vec![1; 60_000], "60000 elements of a schema"),
         ([vec![1; 1000], vec![0]].concat(), "levels deep"),
         (vec![i32::MAX, 0], "element 0 of 2 of the schema has 2147483647 children"),
         (vec![0], "has no column `image.bytes`"),
-    ] {
+    ]
+}
+
+#[test]
+fn schemas_that_claim_more_than_they_hold_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = fixtures().join("train-00000-of-00002.parquet");
+    fs::copy(whole, folder.path().join("validation-0.parquet")).unwrap();
+    for (children, problem) in schemas() {
         fs::write(folder.path().join("train-0.parquet"), footer_alone(&children)).unwrap();
         refused(open(folder.path()), &["train-0.parquet", problem]);
     }

@@ -4,6 +4,9 @@
 
 mod checkpoints;
 mod hostile;
+#[cfg(target_os = "linux")]
+#[path = "../limited/mod.rs"]
+mod limited;
 mod namings;
 mod pickles;
 mod weights;
