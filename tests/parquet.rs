@@ -8,7 +8,9 @@ mod limited;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use depthshrinker::Result;
 use depthshrinker::data::{self, Augment, Batch, Data, DataSource, Dataset, Loader, ResizedCrop};
@@ -307,6 +309,78 @@ fn schemas_that_claim_more_than_they_hold_are_refused() {
         fs::write(folder.path().join("train-0.parquet"), footer_alone(&children)).unwrap();
         refused(open(folder.path()), &["train-0.parquet", problem]);
     }
+}
+
+/// A run on shards that is interrupted goes on where they lie now, and notices what has changed in them since.
+#[cfg(unix)]
+#[test]
+fn a_run_on_moved_shards_goes_on_and_notices_changes() {
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name);
+    let program = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_depthshrinker"));
+        command.current_dir(&root).args(args).args(["--out", "parts", "-q"]);
+        command
+    };
+    fs::create_dir(path("old")).unwrap();
+    for entry in fs::read_dir(fixtures()).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, path("old").join(from.file_name().unwrap())).unwrap();
+    }
+    let train =
+        ["train", "--net", "mobilenetv2-0.25", "--head-channels", "32", "--data", "parquet:old", "--image-size", "32"];
+    let train = [&train[..], &["--batch", "8", "--epochs", "40"]].concat();
+    assert!(program(&train).status().unwrap().success());
+    fs::rename(path("parts"), path("whole")).unwrap();
+    let mut begun = program(&train).spawn().unwrap();
+    while !fs::metadata(path("parts/metrics.jsonl")).is_ok_and(|meta| meta.len() > 0) {
+        assert!(begun.try_wait().unwrap().is_none(), "no epoch was recorded");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-INT", &begun.id().to_string()]).status().unwrap().success());
+    assert_eq!(begun.wait().unwrap().code(), Some(1));
+    fs::create_dir(path("disk")).unwrap();
+    fs::rename(path("old"), path("disk/new")).unwrap();
+
+    let fails = |flags: &[&str], words: &[&str]| {
+        let output = program(&[&["train", "--resume"], flags].concat()).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.lines().count() == 1, "{flags:?}: {told}");
+        assert!(words.iter().all(|word| told.contains(word)), "{words:?} are not in: {told}");
+    };
+    let goes_on = |flags: &[&str]| {
+        assert!(program(&[&["train", "--resume"], flags].concat()).status().unwrap().success(), "{flags:?}");
+        let model = |out: &str| fs::read(path(out).join("original.safetensors")).unwrap();
+        assert!(model("parts") == model("whole"), "{flags:?}: other bits");
+    };
+    fails(&[], &["old", "--data-dir"]);
+    for flags in [&["--data-dir", "disk/new"][..], &[], &["--data", "parquet:disk/new"]] {
+        goes_on(flags);
+    }
+
+    // Shards that changed places, one that is gone, and one in which a byte of a picture is another.
+    let [first, second, test] = ["train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"]
+        .map(|name| path(&format!("disk/new/{name}.parquet")));
+    let bytes = [&first, &second, &test].map(|shard| fs::read(shard).unwrap());
+    let mut other = bytes[2].clone();
+    let at = other.windows(4).position(|window| window == b"IDAT").expect("a picture that is not packed again");
+    other[at + 6] ^= 1;
+    for (shard, content, words) in [
+        (&first, Some(&bytes[1]), "train: class `cat` has"),
+        (&second, None, "train: class `cat` has"),
+        (&test, Some(&other), "test: image 0 has another content"),
+    ] {
+        let was = fs::read(shard).unwrap();
+        content.map_or_else(|| fs::remove_file(shard), |content| fs::write(shard, content)).unwrap();
+        fails(&[], &["the run in parts", "other images", words, "--force"]);
+        fs::write(shard, was).unwrap();
+    }
+    fs::write(&first, &bytes[1]).unwrap();
+    fs::write(&second, &bytes[0]).unwrap();
+    fails(&[], &["train: its images are in another order"]);
+    fs::write(&first, &bytes[0]).unwrap();
+    fs::write(&second, &bytes[1]).unwrap();
+    goes_on(&[]);
 }
 
 /// Whatever a byte of a shard is changed to, there is an error in one line or a picture, never a panic.

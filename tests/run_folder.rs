@@ -246,6 +246,12 @@ fn pictures_that_changed_are_noticed() {
         succeeds(dir, &resume);
         assert!(files(&dir.join("r")) == before, "{words:?}: the run has changed");
     }
+    // A picture of the same name and size.
+    let picture = pets.join("train/dog/4.png");
+    let mut bytes = fs::read(&picture).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&picture, bytes).unwrap();
+    fails(dir, &resume, 1, &["train: dog/4.png has another content", "--force"]);
 }
 
 /// A training that ends long after the test.

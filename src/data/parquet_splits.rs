@@ -57,7 +57,7 @@ impl Splits {
             let problem = if root.is_file() {
                 "is a file; give the folder that it lies in"
             } else {
-                "is no folder; give the one that holds the .parquet files"
+                "is no folder; give the one that holds the .parquet files, if it was moved with --data-dir"
             };
             return Err(Error::file(root, problem));
         }
