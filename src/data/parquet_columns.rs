@@ -251,3 +251,37 @@ fn class_names(feature: &Value) -> Option<Vec<String>> {
     let names = feature.get("names")?.as_array()?;
     names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::schema::types::{ColumnPath, Type};
+
+    use super::*;
+
+    /// Writers from before logical types note converted ones alone.
+    #[test]
+    fn older_notes_of_a_columns_type_count() {
+        for (physical, converted, expected) in [
+            (Physical::INT32, ConvertedType::NONE, Kind::Integer { signed: true }),
+            (Physical::INT32, ConvertedType::INT_8, Kind::Integer { signed: true }),
+            (Physical::INT64, ConvertedType::INT_64, Kind::Integer { signed: true }),
+            (Physical::INT32, ConvertedType::UINT_8, Kind::Integer { signed: false }),
+            (Physical::INT64, ConvertedType::UINT_64, Kind::Integer { signed: false }),
+            (Physical::INT32, ConvertedType::DATE, Kind::Other),
+            (Physical::INT64, ConvertedType::TIMESTAMP_MICROS, Kind::Other),
+            (Physical::BYTE_ARRAY, ConvertedType::UTF8, Kind::Words),
+            (Physical::BYTE_ARRAY, ConvertedType::ENUM, Kind::Words),
+            (Physical::BYTE_ARRAY, ConvertedType::NONE, Kind::Binary),
+            (Physical::BYTE_ARRAY, ConvertedType::JSON, Kind::Other),
+            (Physical::FLOAT, ConvertedType::NONE, Kind::Other),
+        ] {
+            let column =
+                Type::primitive_type_builder("label", physical).with_converted_type(converted).build().unwrap();
+            let column = ColumnDescriptor::new(Arc::new(column), 0, 0, ColumnPath::from("label"));
+            assert_eq!(column.logical_type_ref(), None);
+            assert_eq!(Kind::of(&column), expected, "{physical} {converted}");
+        }
+    }
+}
