@@ -311,6 +311,17 @@ fn schemas_that_claim_more_than_they_hold_are_refused() {
     }
 }
 
+#[cfg(unix)]
+fn interrupt_after_an_epoch(command: &mut Command, metrics: &Path) {
+    let mut begun = command.spawn().unwrap();
+    while !fs::metadata(metrics).is_ok_and(|meta| meta.len() > 0) {
+        assert!(begun.try_wait().unwrap().is_none(), "no epoch was recorded");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-INT", &begun.id().to_string()]).status().unwrap().success());
+    assert_eq!(begun.wait().unwrap().code(), Some(1));
+}
+
 /// A run on shards that is interrupted goes on where they lie now, and notices what has changed in them since.
 #[cfg(unix)]
 #[test]
@@ -332,13 +343,7 @@ fn a_run_on_moved_shards_goes_on_and_notices_changes() {
     let train = [&train[..], &["--batch", "8", "--epochs", "40"]].concat();
     assert!(program(&train).status().unwrap().success());
     fs::rename(path("parts"), path("whole")).unwrap();
-    let mut begun = program(&train).spawn().unwrap();
-    while !fs::metadata(path("parts/metrics.jsonl")).is_ok_and(|meta| meta.len() > 0) {
-        assert!(begun.try_wait().unwrap().is_none(), "no epoch was recorded");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert!(Command::new("kill").args(["-INT", &begun.id().to_string()]).status().unwrap().success());
-    assert_eq!(begun.wait().unwrap().code(), Some(1));
+    interrupt_after_an_epoch(&mut program(&train), &path("parts/metrics.jsonl"));
     fs::create_dir(path("disk")).unwrap();
     fs::rename(path("old"), path("disk/new")).unwrap();
 

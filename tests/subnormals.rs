@@ -184,6 +184,12 @@ fn unary(device: &Device, x: f32, run: impl Fn(View<'_>, &mut Buffer)) -> Outcom
 }
 
 fn small_cases() -> Vec<Case> {
+    let mut cases = elementwise_cases();
+    cases.extend(reducing_cases());
+    cases
+}
+
+fn elementwise_cases() -> Vec<Case> {
     let lines = |len: usize| Lines { lines: 1, w: len, c: 1 };
     vec![
         case("batch_norm/y", |device| norm_case(SMALL, 0.0, 0.0, device)),
@@ -223,6 +229,12 @@ fn small_cases() -> Vec<Case> {
                 dropout::apply(0.2, &stream, x, y.view_mut(0..len), true);
             })
         }),
+    ]
+}
+
+/// Pools, optimizers and losses.
+fn reducing_cases() -> Vec<Case> {
+    vec![
         case("global_pool", |device| {
             let (input, n) = (Shape::new(7, 7, 24), 3);
             let (x, mut y) = (filled(device, n * input.len(), SMALL)?, filled(device, n * input.c, f32::NAN)?);
@@ -450,8 +462,11 @@ fn folded_values() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Puts subnormal numbers into an ordinary network.
+type Change = fn(&mut Model);
+
 /// Networks of several kinds of subnormal numbers: how each is made of an ordinary one.
-const MEMBERS: [(&str, fn(&mut Model)); 4] = [
+const MEMBERS: [(&str, Change); 4] = [
     ("beta", |model| kill_channels(model, 3e-41, |c| c % 4 != 0)),
     ("gamma", |model| each(model, |role| role == ParamRole::BnWeight, |v| *v *= 1e-40)),
     ("weights", |model| each(model, |role| matches!(role, ParamRole::ConvWeight(_)), |v| *v *= 1e-38)),
