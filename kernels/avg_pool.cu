@@ -59,8 +59,9 @@ __global__ void __launch_bounds__(256) avg_pool_forward(
     store_floats(y + to, sums);
 }
 
+// Four blocks, as in max_pool_backward: left to itself the assembler spills on sm_70.
 template <typename T, bool VECTOR>
-__global__ void __launch_bounds__(256) avg_pool_backward(
+__global__ void __launch_bounds__(256, 4) avg_pool_backward(
     const T* __restrict__ dy,   // [n, h_out, w_out, c]
     T* __restrict__ dx,         // [n, h_in, w_in, c]
     int accumulate,             // 1 adds to what is in dx
