@@ -1,4 +1,4 @@
-//! Configurations of depthwise convolutions: `depthwise.cu`.
+//! Configurations of depthwise convolutions: `depthwise.cu` and `depthwise_bn.cu`.
 
 use std::fmt;
 use std::str::FromStr;

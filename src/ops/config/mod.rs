@@ -68,7 +68,7 @@ pub enum KernelFamily {
     Pointwise,
     /// Implicit matrix products of other convolutions: `dense.cu`.
     Dense,
-    /// `depthwise.cu`.
+    /// `depthwise.cu` and `depthwise_bn.cu`.
     Depthwise,
     /// Whole blocks: `inverted_residual.cu`.
     InvertedResidual,

@@ -1,4 +1,4 @@
-//! Depthwise convolutions: `depthwise.cu`.
+//! Depthwise convolutions: `depthwise.cu`, and between batch-norms `depthwise_bn.cu`.
 
 use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialMoments};
 use super::conv::{GpuEpilogue, Slabs, geometry};
