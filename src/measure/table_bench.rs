@@ -91,7 +91,6 @@ impl TableBench<'_> {
         progress: &mut dyn FnMut(TableProgress) -> Result<()>,
     ) -> Result<MeasuredTable> {
         let bench = LayerBench::new(self.device)?;
-        let at_once = NetworkRun::inference(self.device, model, self.batch)?.images_at_once();
         let total = (SWEEPS * work.pieces.len()) as u64;
         let share = |part: f64| self.budget.mul_f64(part / SWEEPS as f64);
         let of_piece = share((1.0 - NETWORK_SHARE) / work.pieces.len().max(1) as f64);
@@ -100,6 +99,7 @@ impl TableBench<'_> {
         for _ in 0..SWEEPS {
             let mut whole = NetworkRun::inference(self.device, model, self.batch)?;
             sample(&mut whole.launches()?, share(NETWORK_SHARE), &mut network)?;
+            let at_once = whole.images_at_once();
             drop(whole);
             for (piece, samples) in work.pieces.iter().zip(&mut samples) {
                 progress(TableProgress { done, total })?;

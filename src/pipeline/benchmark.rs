@@ -28,22 +28,24 @@ const TURNS: u32 = 2;
 /// A selection that does not fit, or a block in it that cannot be merged.
 pub fn fully_merged(model: &Model, selection: Option<&Selection>, config: &Config) -> Result<Option<Model>> {
     let surgery = config.linearise();
-    let blocks = model.graph.blocks.len();
     let surgery = Linearise { padding: selection.and_then(|s| s.padding).unwrap_or(surgery.padding), ..surgery };
     let selection = match selection {
         Some(selection) => {
             selection.keep.check(&model.graph)?;
             selection.clone()
         }
-        None => {
-            let alone = |block: usize| (0..blocks).map(|b| b != block).collect::<Vec<bool>>();
-            let kept = (0..blocks).map(|block| linearise(model, &alone(block), &surgery).is_err()).collect();
-            Mask::new(kept).into()
-        }
+        None => Mask::new(unmergeable_blocks(model, &surgery)).into(),
     };
     let linear = linearise(model, &selection, &surgery)?;
     let merged = merge_selection(&linear, &selection, &MergeOptions { padding: surgery.padding })?;
     Ok((!merged.segments.is_empty()).then_some(merged.model))
+}
+
+/// For each block whether it cannot be merged, even alone.
+pub(super) fn unmergeable_blocks(model: &Model, surgery: &Linearise) -> Vec<bool> {
+    let blocks = model.graph.blocks.len();
+    let alone = |block: usize| (0..blocks).map(|b| b != block).collect::<Vec<bool>>();
+    (0..blocks).map(|block| linearise(model, &alone(block), surgery).is_err()).collect()
 }
 
 /// The peer of a bench.

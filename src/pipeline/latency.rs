@@ -38,10 +38,10 @@ pub fn block_times(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Resu
 /// # Errors
 /// A table that cannot be read or is of another network, a device that fails, or a folder that cannot be written.
 pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Result<LatencyTable> {
-    let path = folder.path(FILE);
     if folder.has(FILE) {
-        return LatencyTable::read(&path);
+        return kept_table(folder);
     }
+    let path = folder.path(FILE);
     let table = match (run.config.latency.file(), run.config.latency.roofline(&run.device)) {
         (Some(file), _) => LatencyTable::read(file)?,
         (None, Some(roofline)) => {
@@ -55,7 +55,15 @@ pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Re
     table.check(&model.graph.positions()?)?;
     folder.write(FILE, &table.to_csv())?;
     // As a run that goes on reads it.
-    LatencyTable::read(&path)
+    kept_table(folder)
+}
+
+/// The latency table that a run has kept in its folder.
+///
+/// # Errors
+/// A table that is not there or cannot be read.
+pub fn kept_table(folder: &RunFolder) -> Result<LatencyTable> {
+    LatencyTable::read(&folder.path(FILE))
 }
 
 fn measured(run: &mut Run<'_>, model: &Model, path: &Path) -> Result<LatencyTable> {

@@ -1,13 +1,13 @@
 //! The search without training: one-block sensitivities, a latency table, and an exact knapsack.
 
 use super::folder::RunFolder;
-use super::latency::latency_table;
+use super::latency::{kept_table, latency_table};
 use super::run::{Run, nested_masks, without_losses};
-use crate::Result;
-use crate::measure::LatencyTable;
+use crate::config::SearchMethod;
 use crate::model::Model;
 use crate::shrink::select::BlockOptions;
-use crate::shrink::{Importance, Judge, Mask, Selection, Sensitivities, random_masks, relative_savings};
+use crate::shrink::{Judge, Mask, Selection, Sensitivities, random_masks, relative_savings};
+use crate::{Error, Result};
 
 /// The sensitivities of a run in its folder.
 const FILE: &str = "importance.csv";
@@ -18,8 +18,7 @@ const TOLERANCE: f64 = 0.05;
 /// time, else those of the smallest ones, as many as it says. Leaves `importance.csv` and `latency.csv` in the folder.
 ///
 /// # Errors
-/// A budget that cannot be kept, a block that could not be merged, a failing device, or [`Error::Interrupted`]
-/// (crate::Error::Interrupted).
+/// A budget that cannot be kept, a block that could not be merged, a failing device, or [`Error::Interrupted`].
 pub fn select_by_sensitivity(run: &mut Run<'_>, original: &Model, folder: &RunFolder) -> Result<Selection> {
     let (config, budget) = (run.config, run.config.budget);
     let blocks = original.graph.blocks.len();
@@ -62,7 +61,7 @@ fn measure(run: &mut Run<'_>, original: &Model, candidates: &[bool]) -> Result<S
     let measured = Sensitivities::measure(&judge, original, candidates, &config.linearise(), &mut progress);
     reporter.end();
     match measured {
-        Err(crate::Error::Interrupted(_)) => Err(run.session.interrupted()),
+        Err(Error::Interrupted(_)) => Err(run.session.interrupted()),
         other => other,
     }
 }
@@ -81,9 +80,7 @@ pub fn random_of_equal_time(
     let blocks = original.graph.blocks.len();
     let candidates = run.config.search.scores.candidates(blocks)?;
     let positions = original.graph.positions()?;
-    let table = LatencyTable::read(&folder.path("latency.csv"))?;
-    let importance: Option<&Importance> = None;
-    let options = BlockOptions::with_kept(&positions, &table, importance, &kept(&candidates))?;
+    let options = BlockOptions::with_kept(&positions, &kept_table(folder)?, None, &kept(&candidates))?;
     let solutions = options.random(options.time_ms(selected), TOLERANCE, run.config.seed, count + 1)?;
     let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(|mask| mask != selected);
     Ok((0..).zip(masks).take(count).collect())
@@ -104,7 +101,7 @@ pub fn masks_to_compare(
     selected: &Mask,
 ) -> Result<Vec<(u64, Mask)>> {
     let (config, count) = (run.config, run.config.compare_random);
-    if count > 0 && config.search.method == crate::config::SearchMethod::Sensitivity {
+    if count > 0 && config.search.method == SearchMethod::Sensitivity {
         return random_of_equal_time(run, original, folder, selected, count);
     }
     let candidates = config.search.scores.candidates(selected.blocks())?;

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::benchmark::fully_merged;
+use super::benchmark::{fully_merged, unmergeable_blocks};
 use crate::config::Config;
 use crate::device::Device;
-use crate::graph::BlockId;
 use crate::measure::{
     LatencyTable, MeasuredTable, TableBench, TableOptions, TableProgress, TableWork, network_latency,
 };
@@ -17,7 +16,6 @@ use crate::model::Model;
 use crate::report::SelectionTime;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::select::BlockOptions;
-use crate::shrink::surgery::linearise;
 use crate::shrink::{Mask, Selection};
 use crate::train::Reporter;
 use crate::{Error, Result};
@@ -89,13 +87,8 @@ pub fn check_table(
 ) -> Result<Vec<SelectionTime>> {
     let positions = model.graph.positions()?;
     let options = BlockOptions::new(&positions, table, None)?;
-    let blocks = model.graph.blocks.len();
-    let merges = |block: BlockId| {
-        let kept: Vec<bool> = BlockId::all(blocks).map(|b| b != block).collect();
-        linearise(model, &kept, &config.linearise()).is_ok()
-    };
-    let merges: Vec<bool> = BlockId::all(blocks).map(merges).collect();
-    if !merges.contains(&true) {
+    let stays = unmergeable_blocks(model, &config.linearise());
+    if !stays.contains(&false) {
         let problem = "has no block that merges; give another --padding";
         return Err(Error::Config(format!("{} {problem}", model.graph.name)));
     }
@@ -104,7 +97,7 @@ pub fn check_table(
     let mut times: Vec<SelectionTime> = Vec::new();
     while times.len() < count {
         let probability = rng.random::<f64>();
-        let kept = merges.iter().map(|&merges| rng.random::<f64>() >= probability || !merges).collect();
+        let kept = stays.iter().map(|&stays| rng.random::<f64>() >= probability || stays).collect();
         let mask = Mask::new(kept);
         let selection: Selection = mask.clone().into();
         let Some(merged) = fully_merged(model, Some(&selection), config)? else { continue };

@@ -63,16 +63,15 @@ pub fn recalibrate(
         return Err(Error::Config("batch-norm statistics need a batch of images; give more images or batches".into()));
     }
     let mut weights = model.weights.clone();
-    for ((node, channel), Sums { mean, square, variance }) in sums {
-        let (mean, n) = (mean / count as f64, count as f64);
-        let between = (square / n - mean * mean).max(0.0);
-        let mut set = |role: &str, value: f64| {
+    let n = count as f64;
+    for (node, sums) in sums {
+        let mut set = |role: &str, of: &dyn Fn(&Sums) -> f64| {
             if let Some(tensor) = weights.get_mut(&format!("{node}.{role}")) {
-                tensor.data[channel] = value as f32;
+                tensor.data.iter_mut().zip(&sums).for_each(|(value, sums)| *value = of(sums) as f32);
             }
         };
-        set("running_mean", mean);
-        set("running_var", variance / n + between);
+        set("running_mean", &|sums| sums.mean / n);
+        set("running_var", &|sums| sums.variance / n + (sums.square / n - (sums.mean / n) * (sums.mean / n)).max(0.0));
     }
     Model::new(model.graph.clone(), weights)
 }
@@ -88,8 +87,8 @@ fn replacing_statistics(graph: &Graph) -> Result<Graph> {
     })
 }
 
-/// Adds the statistics of one batch.
-fn add(sums: &mut BTreeMap<(String, usize), Sums>, graph: &Graph, weights: &Weights) -> Result<()> {
+/// Adds the statistics of one batch, by node and channel.
+fn add(sums: &mut BTreeMap<String, Vec<Sums>>, graph: &Graph, weights: &Weights) -> Result<()> {
     for param in graph.params()? {
         let node = &graph.nodes[param.node].name;
         let of_mean = match param.role {
@@ -97,8 +96,10 @@ fn add(sums: &mut BTreeMap<(String, usize), Sums>, graph: &Graph, weights: &Weig
             ParamRole::RunningVar => false,
             _ => continue,
         };
-        for (channel, &value) in weights[&param.name].data.iter().enumerate() {
-            let (sum, value) = (sums.entry((node.clone(), channel)).or_default(), f64::from(value));
+        let values = &weights[&param.name].data;
+        let sums = sums.entry(node.clone()).or_insert_with(|| vec![Sums::default(); values.len()]);
+        for (sum, &value) in sums.iter_mut().zip(values) {
+            let value = f64::from(value);
             match of_mean {
                 true => (sum.mean, sum.square) = (sum.mean + value, sum.square + value * value),
                 false => sum.variance += value,
