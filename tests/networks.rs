@@ -1,19 +1,24 @@
 //! Networks by name: counts, parameter names and shapes, logits and gradients against timm, and published figures.
 
+mod formula;
+
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use depthshrinker::config::Config;
 use depthshrinker::device::Backend;
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion, Plan, Target};
-use depthshrinker::graph::{Graph, Op, ParamRole};
-use depthshrinker::io::layout::{file_shape, from_file, nchw_to_nhwc, to_file};
+use depthshrinker::graph::{ChainConv, Graph, Interval, Op};
+use depthshrinker::io::layout::{file_shape, nchw_to_nhwc, to_file};
 use depthshrinker::measure::{Roofline, block_costs};
-use depthshrinker::model::{Model, Weights};
-use depthshrinker::networks::{NetworkOptions, build, image_size};
+use depthshrinker::model::Model;
+use depthshrinker::networks::{BlockChannels, ChannelPlan, METAPRUNING_GENES, NetworkOptions, build, image_size};
 use depthshrinker::shape::Shape;
-use depthshrinker::tensor::Tensor;
-use serde_json::Value;
+use depthshrinker::shrink::published_names;
+use formula::hashed;
+use formula::published::{self, Case};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Classes of the networks whose values are compared.
@@ -159,6 +164,8 @@ fn names_that_are_nothing_are_refused_with_what_is_known() {
         ("efficientnet-lite5", vec!["efficientnet-lite4"]),
         ("tf_efficientnet_lite", vec!["efficientnet-lite4"]),
         ("efficientnet_lite00", vec!["efficientnet-lite4"]),
+        ("metapruning-mbv2-140m", vec!["metapruning-mbv2-105m"]),
+        ("layermerge-mbv2-1.4-18.0", vec!["layermerge-mbv2-1.0-13.4"]),
     ] {
         let options = NetworkOptions::new(Shape::new(224, 224, 3), 1000);
         let error = build(name, &options).unwrap_err().to_string();
@@ -169,7 +176,14 @@ fn names_that_are_nothing_are_refused_with_what_is_known() {
         stage_strides: Some(strides.to_vec()),
         ..NetworkOptions::new(Shape::new(size, size, 3), classes)
     };
-    for name in ["tf_efficientnet_lite0", "efficientnet-lite1", "mobilenetv2-0.35", "mnasnet_050"] {
+    for name in [
+        "tf_efficientnet_lite0",
+        "efficientnet-lite1",
+        "mobilenetv2-0.35",
+        "mnasnet_050",
+        "metapruning-mbv2-105m",
+        "layermerge-mbv2-1.0-13.4",
+    ] {
         assert!(build(name, &options(&[1, 2], 64, 10)).unwrap_err().to_string().contains("7 stages"));
         assert!(build(name, &options(&[0; 7], 64, 10)).is_err());
         assert!(build(name, &options(&[1; 7], 0, 10)).is_err());
@@ -212,47 +226,18 @@ fn blocks_with_projections_have_their_merged_cost() {
     assert_eq!(costs[2].before, dense(3.0, 64.0 + 128.0, 128.0, 28.0) + dense(1.0, 64.0, 128.0, 28.0));
 }
 
-/// Element i of the tensor of a name, as `make_network_values.py` has it: a hash in [-1, 1).
-fn hashed(name: &str, len: usize) -> Vec<f64> {
-    let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(16_777_619));
-    let element = |i: usize| {
-        let mut h = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed);
-        h ^= h >> 16;
-        h = h.wrapping_mul(0x7feb_352d);
-        h ^= h >> 15;
-        h = h.wrapping_mul(0x846c_a68b);
-        h ^= h >> 16;
-        f64::from(h) / 2f64.powi(31) - 1.0
-    };
-    (0..len).map(element).collect()
-}
-
 /// The network of a fixture's row with the weights of the formula.
 fn filled(row: &Value) -> Model {
     let (name, size) = (row["name"].as_str().unwrap(), row["size"].as_u64().unwrap() as usize);
     let head_channels = name.starts_with("vgg").then_some(64);
     let options = NetworkOptions { head_channels, ..NetworkOptions::new(Shape::new(size, size, 3), CLASSES) };
-    let graph = build(name, &options).unwrap();
-    let mut weights = Weights::new();
-    for spec in graph.params().unwrap() {
-        let shape = file_shape(&spec);
-        let scale = |u: f64| match spec.role {
-            _ if shape.len() > 1 => u * (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt(),
-            ParamRole::RunningVar => 1.0 + 0.5 * u,
-            ParamRole::BnWeight => 1.0 + 0.25 * u,
-            _ => 0.25 * u,
-        };
-        let data = hashed(&spec.name, spec.len()).into_iter().map(|u| scale(u) as f32).collect();
-        weights.insert(spec.name.clone(), Tensor { shape: spec.shape.clone(), data: from_file(&spec, data) });
-    }
-    Model::new(graph, weights).unwrap()
+    formula::filled(build(name, &options).unwrap())
 }
 
 /// Images `[n, h, w, 3]` of the formula.
 fn images(n: usize, size: u64) -> Vec<f32> {
-    let pixels = (size * size) as usize;
-    let nchw: Vec<f32> = hashed("input", n * 3 * pixels).into_iter().map(|u| u as f32).collect();
-    nchw_to_nhwc(&nchw, 3, pixels)
+    let side = size as usize;
+    nchw_to_nhwc(&formula::images(n, side), 3, side * side)
 }
 
 fn engine(model: &Model, batch: usize, fusion: Fusion, training: bool) -> Engine {
@@ -282,6 +267,138 @@ fn logits_are_pytorchs() {
             assert!(worst <= 1e-4, "{} {fusion:?}: logits differ by {worst:.1e} of their scale", row["name"]);
         }
     }
+}
+
+/// The convolutions of a network, as the fixture lists them.
+fn convs(graph: &Graph) -> Value {
+    let shape = |op: &Op| match op {
+        Op::Conv(c) => Some(json!([c.c_in, c.c_out, c.window.k_h, c.window.stride_h, c.groups])),
+        _ => None,
+    };
+    graph.nodes.iter().filter_map(|node| shape(&node.op)).collect()
+}
+
+#[test]
+fn published_networks_and_masks_give_pytorchs_logits() {
+    let mut masks = BTreeSet::new();
+    for row in published::rows("networks").iter().chain(&published::rows("masks")) {
+        for Case { what, side, model, logits } in published::cases(row) {
+            if let Some(mask) = row["mask"].as_str() {
+                masks.insert(mask.to_owned());
+                let cost = model.graph.cost().unwrap();
+                assert_eq!(
+                    (json!(cost.macs()), json!(cost.params())),
+                    (row["macs"].clone(), row["params"].clone()),
+                    "{what}"
+                );
+                assert_eq!(convs(&model.graph), row["convs"], "{what}");
+            }
+            let images = images(published::IMAGES, side as u64);
+            let scale = logits.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            for fusion in [Fusion::OnLoad, Fusion::PerNode] {
+                let got = run(&mut engine(&model, published::IMAGES, fusion, false), &images, published::IMAGES);
+                let worst = got.iter().zip(&logits).map(|(g, e)| (g - e).abs()).fold(0.0, f64::max) / scale;
+                eprintln!("{what} {fusion:?}: {worst:.1e}");
+                assert!(worst <= 1e-4, "{what} {fusion:?}: logits differ by {worst:.1e} of their scale");
+            }
+        }
+    }
+    assert!(
+        published_names().filter(|name| name.contains("-ec-")).all(|name| masks.contains(name)),
+        "a mask without a row"
+    );
+}
+
+#[test]
+fn published_networks_have_their_published_counts() {
+    for row in published::rows("networks") {
+        let name = row["name"].as_str().unwrap();
+        let cost = imagenet(name, image_size(name).unwrap()).cost().unwrap();
+        assert_eq!((json!(cost.macs()), json!(cost.params())), (row["macs"].clone(), row["params"].clone()), "{name}");
+    }
+    // In millions, as the paper's table gives the network that the repository evaluates.
+    let cost = imagenet("metapruning-mbv2-105m", 224).cost().unwrap();
+    assert_eq!((cost.macs(), (cost.macs() as f64 / 1e6).round()), (104_870_557, 105.0));
+    // What MetaPruning's own counter printed of an encoding (its issue 35): it takes an operation for each element that goes
+    // into a batch-norm and into the pool and for each bias of the classifier. Two places behind the point tell every channel.
+    let printed = [
+        18, 23, 18, 18, 28, 28, 28, 27, 27, 27, 27, 2, 2, 2, 12, 12, 12, 15, 4, 12, 25, 23, 20, 14, 24, 8, 19, 26, 2,
+        10, 24, 16, 6, 26, 10,
+    ];
+    let options = NetworkOptions::new(Shape::new(224, 224, 3), 1000);
+    let graph = ChannelPlan::metapruning(&printed).unwrap().graph("printed", &options).unwrap();
+    let counted = graph.cost().unwrap().macs() + batch_norm_elements(&graph) + 1280 * 49 + 1000;
+    assert_eq!((counted as f64 / 1e4).round() / 100.0, 207.98);
+}
+
+/// The network that LayerMerge deploys is what its solution makes of MobileNetV2: each run of convolutions between two
+/// positions that keep their activation, without the pruned ones, is one convolution; a sum is left where a block is.
+#[test]
+fn layer_merges_network_follows_from_its_solution() {
+    let activations: Vec<usize> = [0, 5, 8, 11, 14].into_iter().chain(17..=35).chain(38..=50).collect();
+    let original = imagenet("mobilenetv2-1.0", 224);
+    let positions = original.positions().unwrap();
+    let merged = activations.windows(2).map(|ends| {
+        let at = Interval { st: ends[0], end: ends[1] };
+        let stays = |(i, _): &(usize, &ChainConv)| ![1, 7, 13, 37].contains(&(at.st + i + 1));
+        let convs: Vec<&ChainConv> = positions.convs_in(at).iter().enumerate().filter(stays).map(|(_, c)| c).collect();
+        let (first, last) = (convs[0].conv, convs[convs.len() - 1].conv);
+        let kernel = 1 + convs.iter().map(|c| c.kernel() - 1).sum::<usize>();
+        let stride: usize = convs.iter().map(|c| c.conv.window.stride_h).product();
+        let groups = if convs.iter().all(|c| c.is_depthwise()) { first.c_in } else { 1 };
+        json!([first.c_in, last.c_out, kernel, stride, groups])
+    });
+    let ends = [json!([3, 32, 3, 2, 1]), json!([320, 1280, 1, 1, 1])];
+    let [stem, head] = ends;
+    let expected: Value = std::iter::once(stem).chain(merged).chain([head]).collect();
+    let graph = imagenet("layermerge-mbv2-1.0-13.4", 224);
+    assert_eq!(convs(&graph), expected);
+    let sums: Vec<&str> = graph.nodes.iter().filter(|n| n.op == Op::Add).map(|n| n.name.as_str()).collect();
+    let blocks = ["3.1", "3.2", "3.3", "4.1", "5.1", "5.2"].map(|block| format!("blocks.{block}.add"));
+    assert_eq!(sums, blocks);
+    assert!(graph.nodes.iter().all(|n| !matches!(n.op, Op::BatchNorm(_))), "batch-norms are in the biases");
+    // Where stages stride otherwise, so do the convolutions that stand for them.
+    let strides = Some(vec![2, 1, 1, 2, 1, 2, 1]);
+    let options = NetworkOptions { stage_strides: strides, ..NetworkOptions::new(Shape::new(64, 64, 3), CLASSES) };
+    let strided = convs(&build("layermerge-mbv2-1.0-13.4", &options).unwrap());
+    assert_eq!((&strided[1], &strided[3]), (&json!([32, 24, 3, 2, 1]), &json!([24, 32, 3, 1, 1])));
+}
+
+#[test]
+fn channel_plans_follow_their_list() {
+    let options = NetworkOptions::new(Shape::new(65, 64, 3), CLASSES);
+    let mut plan = ChannelPlan::mobilenet_v2();
+    plan.stem = 20;
+    plan.blocks[0] = BlockChannels { hidden: Some(7), out: 20 };
+    plan.blocks[1] = BlockChannels { hidden: None, out: 11 };
+    plan.head = 33;
+    let graph = plan.graph("mine", &options).unwrap();
+    let found = convs(&graph);
+    // The second block has no expansion, and the first adds its input now that it has as many channels.
+    let first =
+        [[3, 20, 3, 2, 1], [20, 7, 1, 1, 1], [7, 7, 3, 1, 7], [7, 20, 1, 1, 1], [20, 20, 3, 2, 20], [20, 11, 1, 1, 1]];
+    assert_eq!(found.as_array().unwrap()[..6], first.map(|conv| json!(conv)));
+    assert_eq!(found.as_array().unwrap().last(), Some(&json!([320, 33, 1, 1, 1])));
+    assert!(graph.nodes.iter().any(|node| node.name == "blocks.0.0.add"));
+    assert_eq!((graph.name.as_str(), graph.blocks.len(), graph.sites()), ("mine", 17, 18));
+
+    let refused = |plan: &ChannelPlan, options: &NetworkOptions| plan.graph("mine", options).unwrap_err().to_string();
+    plan.blocks[4].out = 0;
+    assert!(refused(&plan, &options).contains("blocks.2.1.conv_pwl"));
+    plan.blocks[4].out = usize::MAX;
+    assert!(refused(&plan, &options).contains("unreasonably large"));
+    let plan = ChannelPlan::mobilenet_v2();
+    assert!(refused(&plan, &NetworkOptions { classes: 0, ..options.clone() }).contains("at least one class"));
+    assert!(refused(&plan, &NetworkOptions { stage_strides: Some(vec![1]), ..options }).contains("7 stages"));
+    let error = ChannelPlan::metapruning(&[31; METAPRUNING_GENES]).unwrap_err().to_string();
+    assert!(error.contains("from 0 to 30"), "{error}");
+    // All channels are the widest network's.
+    let widest = ChannelPlan::metapruning(&[30; METAPRUNING_GENES]).unwrap();
+    assert_eq!((widest.stem, widest.blocks[0], widest.blocks[16].hidden), (44, block(44, 22), Some(1344)));
+}
+
+fn block(hidden: usize, out: usize) -> BlockChannels {
+    BlockChannels { hidden: Some(hidden), out }
 }
 
 /// Loss and every gradient of a training step. A gradient is told by its product with a fixed tensor, in units of its norm.

@@ -6,8 +6,8 @@ use crate::Result;
 use crate::graph::{Activation, BatchNorm, Conv, Graph, GraphBuilder, NodeId, Op, SiteId};
 use crate::shape::{Padding, Window};
 
-const STEM_CHANNELS: usize = 32;
-const HEAD_CHANNELS: usize = 1280;
+pub(super) const STEM_CHANNELS: usize = 32;
+pub(super) const HEAD_CHANNELS: usize = 1280;
 
 /// Blocks of one kind, of which the first may stride.
 #[derive(Debug, Clone, Copy)]
@@ -59,31 +59,25 @@ impl Network for InvertedResiduals {
     fn graph(&self, name: &str, options: &NetworkOptions) -> Result<Graph> {
         let strides = options.strides(name, &self.stages.iter().map(|s| s.stride).collect::<Vec<_>>())?;
         let scaled = |channels: usize| round_channels(channels as f64 * self.width);
-        let mut body = Body { b: GraphBuilder::new(name, options.input), network: self, h_w: (0, 0) };
-        body.h_w = (options.input.h, options.input.w);
-
-        let mut c = if self.fixed_ends { STEM_CHANNELS } else { scaled(STEM_CHANNELS) };
-        let stem = body.conv(options.input.c, c, 3, options.input_stride.unwrap_or(2), 1);
-        let mut x = body.conv_bn("conv_stem", stem, "bn1", NodeId::INPUT);
-        let blocks = (0..self.stages.len()).map(|stage| self.repeats(stage)).sum();
-        // A site of its own behind those of the blocks.
-        x = body.b.activation(Activation { site: Some(SiteId::new(blocks)), ..self.activation }, x);
+        let stem = if self.fixed_ends { STEM_CHANNELS } else { scaled(STEM_CHANNELS) };
+        let (mut blocks, mut c_in) = (Vec::new(), stem);
         for (index, (stage, &stride)) in self.stages.iter().zip(&strides).enumerate() {
             let c_out = scaled(stage.channels);
             for repeat in 0..self.repeats(index) {
-                let stage = Stage { stride: if repeat == 0 { stride } else { 1 }, ..*stage };
-                x = body.block(&format!("blocks.{index}.{repeat}"), x, c, c_out, &stage);
-                c = c_out;
+                blocks.push(BlockPlan {
+                    name: block_name(index, repeat),
+                    kernel: stage.kernel,
+                    hidden: (stage.expansion != 1).then(|| round_channels((c_in * stage.expansion) as f64)),
+                    c_out,
+                    stride: if repeat == 0 { stride } else { 1 },
+                    skip: stage.skip,
+                });
+                c_in = c_out;
             }
         }
-        let own_head = if self.wide_head { scaled(HEAD_CHANNELS).max(HEAD_CHANNELS) } else { HEAD_CHANNELS };
-        let head = options.head_channels.unwrap_or(own_head);
-        let conv = body.conv(c, head, 1, 1, 1);
-        x = body.conv_bn("conv_head", conv, "bn2", x);
-        x = body.b.activation(self.activation, x);
-        x = body.b.push("global_pool", Op::GlobalAvgPool, &[x]);
-        body.b.linear("classifier", head, options.classes, x);
-        body.b.finish()
+        let head = if self.wide_head { scaled(HEAD_CHANNELS).max(HEAD_CHANNELS) } else { HEAD_CHANNELS };
+        let InvertedResiduals { activation, batch_norm_eps, padding, .. } = *self;
+        Plan { stem, blocks, head, activation, batch_norm_eps, padding }.graph(name, options)
     }
 
     fn image_size(&self) -> usize {
@@ -103,10 +97,63 @@ impl InvertedResiduals {
     }
 }
 
+/// timm's name of a block.
+pub(super) fn block_name(stage: usize, repeat: usize) -> String {
+    format!("blocks.{stage}.{repeat}")
+}
+
+/// A network with all its channels told.
+pub(super) struct Plan {
+    /// Channels of the first convolution.
+    pub stem: usize,
+    pub blocks: Vec<BlockPlan>,
+    /// Channels of the last convolution, where the options name no others.
+    pub head: usize,
+    pub activation: Activation,
+    pub batch_norm_eps: f32,
+    pub padding: ConvPadding,
+}
+
+/// One inverted residual: expand, depthwise, project.
+pub(super) struct BlockPlan {
+    pub name: String,
+    /// Size of the depthwise kernel.
+    pub kernel: usize,
+    /// Channels of the depthwise convolution; `None` is the depthwise-separable block, which has no expanding one.
+    pub hidden: Option<usize>,
+    pub c_out: usize,
+    pub stride: usize,
+    /// Whether the block adds its input, where it keeps its shape.
+    pub skip: bool,
+}
+
+impl Plan {
+    pub fn graph(&self, name: &str, options: &NetworkOptions) -> Result<Graph> {
+        let mut body = Body { b: GraphBuilder::new(name, options.input), plan: self, h_w: (0, 0) };
+        body.h_w = (options.input.h, options.input.w);
+        let stem = body.conv(options.input.c, self.stem, 3, options.input_stride.unwrap_or(2), 1);
+        let mut x = body.conv_bn("conv_stem", stem, "bn1", NodeId::INPUT);
+        // A site of its own behind those of the blocks.
+        x = body.b.activation(Activation { site: Some(SiteId::new(self.blocks.len())), ..self.activation }, x);
+        let mut c = self.stem;
+        for block in &self.blocks {
+            x = body.block(block, x, c);
+            c = block.c_out;
+        }
+        let head = options.head_channels.unwrap_or(self.head);
+        let conv = body.conv(c, head, 1, 1, 1);
+        x = body.conv_bn("conv_head", conv, "bn2", x);
+        x = body.b.activation(self.activation, x);
+        x = body.b.push("global_pool", Op::GlobalAvgPool, &[x]);
+        body.b.linear("classifier", head, options.classes, x);
+        body.b.finish()
+    }
+}
+
 /// The graph so far, and the height and width that the next convolution reads.
 struct Body<'a> {
     b: GraphBuilder,
-    network: &'a InvertedResiduals,
+    plan: &'a Plan,
     h_w: (usize, usize),
 }
 
@@ -115,7 +162,7 @@ impl Body<'_> {
     fn conv(&mut self, c_in: usize, c_out: usize, k: usize, stride: usize, groups: usize) -> Conv {
         let mut window = Window::square(k, stride, k / 2);
         let (h, w) = self.h_w;
-        if self.network.padding == ConvPadding::Same && stride > 0 {
+        if self.plan.padding == ConvPadding::Same && stride > 0 {
             let total = |size: usize| ((size.div_ceil(stride).max(1) - 1) * stride + k).saturating_sub(size);
             let (rows, cols) = (total(h), total(w));
             window.pad = Padding { top: rows / 2, left: cols / 2, bottom: rows - rows / 2, right: cols - cols / 2 };
@@ -127,35 +174,33 @@ impl Body<'_> {
     }
 
     fn conv_bn(&mut self, name: &str, conv: Conv, bn: &str, x: NodeId) -> NodeId {
-        let norm = BatchNorm { channels: conv.c_out, eps: self.network.batch_norm_eps, momentum: 0.1 };
+        let norm = BatchNorm { channels: conv.c_out, eps: self.plan.batch_norm_eps, momentum: 0.1 };
         self.b.conv_bn((name, conv), (bn, norm), x)
     }
 
-    /// One inverted residual: expand, depthwise, project; without expansion it is the depthwise-separable block, whose
-    /// projection timm calls `conv_pw`.
-    fn block(&mut self, name: &str, input: NodeId, c_in: usize, c_out: usize, stage: &Stage) -> NodeId {
-        let act = Activation { site: Some(self.b.next_block().site()), ..self.network.activation };
+    /// One inverted residual; the projection of a block without expansion is called `conv_pw` by timm.
+    fn block(&mut self, block: &BlockPlan, input: NodeId, c_in: usize) -> NodeId {
+        let act = Activation { site: Some(self.b.next_block().site()), ..self.plan.activation };
         let first = self.b.next_node();
-        let at = |suffix: &str| format!("{name}.{suffix}");
+        let at = |suffix: &str| format!("{}.{suffix}", block.name);
         let mut x = input;
-        let mut hidden = c_in;
         let (bn_dw, project, bn_project) =
-            if stage.expansion == 1 { ("bn1", "conv_pw", "bn2") } else { ("bn2", "conv_pwl", "bn3") };
-        if stage.expansion != 1 {
-            hidden = round_channels((c_in * stage.expansion) as f64);
+            if block.hidden.is_none() { ("bn1", "conv_pw", "bn2") } else { ("bn2", "conv_pwl", "bn3") };
+        if let Some(hidden) = block.hidden {
             let expand = self.conv(c_in, hidden, 1, 1, 1);
             x = self.conv_bn(&at("conv_pw"), expand, &at("bn1"), x);
             x = self.b.activation(act, x);
         }
-        let depthwise = self.conv(hidden, hidden, stage.kernel, stage.stride, hidden);
+        let hidden = block.hidden.unwrap_or(c_in);
+        let depthwise = self.conv(hidden, hidden, block.kernel, block.stride, hidden);
         x = self.conv_bn(&at("conv_dw"), depthwise, &at(bn_dw), x);
         x = self.b.activation(act, x);
-        let conv = self.conv(hidden, c_out, 1, 1, 1);
+        let conv = self.conv(hidden, block.c_out, 1, 1, 1);
         x = self.conv_bn(&at(project), conv, &at(bn_project), x);
-        if stage.skip && stage.stride == 1 && c_in == c_out {
+        if block.skip && block.stride == 1 && c_in == block.c_out {
             x = self.b.push(at("add"), Op::Add, &[input, x]);
         }
-        self.b.block(name, input, first);
+        self.b.block(block.name.as_str(), input, first);
         x
     }
 }

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::graph::Activation;
 
 /// Table 2 of the paper.
-const STAGES: [Stage; 7] = [
+pub(super) const STAGES: [Stage; 7] = [
     stage(1, 16, 1, 1),
     stage(6, 24, 2, 2),
     stage(6, 32, 3, 2),

@@ -1,13 +1,16 @@
 //! Networks by name, as graphs with timm's parameter names.
 
+mod channel_plan;
 mod efficientnet_lite;
 mod inverted_residual;
+mod layer_merge;
 mod mnasnet;
 mod mobilenet_v2;
 mod preprocessing;
 mod resnet;
 mod vgg;
 
+pub use channel_plan::{BlockChannels, ChannelPlan, METAPRUNING_GENES, PLAN_BLOCKS};
 pub use preprocessing::{default_weights, preprocessing, preprocessing_at};
 
 use crate::graph::Graph;
@@ -16,9 +19,9 @@ use crate::{Error, Result};
 
 /// The names that [`build`] knows, for help texts and errors.
 pub const KNOWN_NETWORKS: &str = "mobilenetv2-<width>, efficientnet-lite<0..4>, mnasnet-<width>, resnet18, resnet34, \
-                                  resnet50, vgg19_bn, and the names of timm, torchvision and Hugging Face such as \
-                                  mobilenetv2_110d, tf_efficientnet_lite0, resnet18.tv_in1k, mobilenet_v2, mnasnet1_0, \
-                                  google/mobilenet_v2_1.0_224";
+                                  resnet50, vgg19_bn, metapruning-mbv2-105m, layermerge-mbv2-1.0-13.4, and the names of \
+                                  timm, torchvision and Hugging Face such as mobilenetv2_110d, tf_efficientnet_lite0, \
+                                  resnet18.tv_in1k, mobilenet_v2, mnasnet1_0, google/mobilenet_v2_1.0_224";
 
 /// torchvision's names of networks that are called otherwise here, and timm's for the same.
 const TORCHVISION: [(&str, &str); 5] = [
@@ -53,6 +56,10 @@ pub enum Family {
     ResNet,
     /// VGG.
     Vgg,
+    /// MobileNetV2 with the channels that MetaPruning found.
+    MetaPruning,
+    /// MobileNetV2 as LayerMerge deploys it.
+    LayerMerge,
 }
 
 /// A project that publishes weights.
@@ -94,7 +101,15 @@ impl std::fmt::Display for Project {
 /// A family reads a name: `None` when it is another family's, an error when its own is misspelt.
 type Parse = fn(&str) -> Option<Result<Box<dyn Network>>>;
 
-const FAMILIES: [Parse; 5] = [mobilenet_v2::parse, efficientnet_lite::parse, mnasnet::parse, resnet::parse, vgg::parse];
+const FAMILIES: [Parse; 7] = [
+    mobilenet_v2::parse,
+    efficientnet_lite::parse,
+    mnasnet::parse,
+    resnet::parse,
+    vgg::parse,
+    channel_plan::parse,
+    layer_merge::parse,
+];
 
 /// A network that a name stands for.
 trait Network {
@@ -127,6 +142,13 @@ impl NetworkOptions {
         Self { input, classes, input_stride: None, stage_strides: None, head_channels: None }
     }
 
+    fn check(&self) -> Result<()> {
+        if self.classes == 0 {
+            return Err(Error::Config("a network needs at least one class".into()));
+        }
+        Ok(())
+    }
+
     /// The stride of each stage, where a network's own are `own`.
     fn strides(&self, name: &str, own: &[usize]) -> Result<Vec<usize>> {
         match &self.stage_strides {
@@ -147,9 +169,7 @@ impl NetworkOptions {
 /// smaller than a kernel.
 pub fn build(name: &str, options: &NetworkOptions) -> Result<Graph> {
     let network = find(name)?;
-    if options.classes == 0 {
-        return Err(Error::Config("a network needs at least one class".into()));
-    }
+    options.check()?;
     network.graph(name, options)
 }
 

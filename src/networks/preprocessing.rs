@@ -95,7 +95,8 @@ fn find(network: &str) -> Option<(Preprocessing, Option<f64>)> {
     rows().find(|(known, _)| *known == name).and_then(|(_, cells)| row(cells.split('\t')))
 }
 
-/// The published name behind one of our own: all widths of MobileNetV2 are alike, and of MNASNet.
+/// The published name behind one of our own: all widths of MobileNetV2 are alike, and of MNASNet. MetaPruning and LayerMerge
+/// evaluate on what torchvision cut first.
 fn published(name: &str) -> String {
     if is_published(name) || family(name).is_err() {
         return name.to_owned();
@@ -106,6 +107,7 @@ fn published(name: &str) -> String {
     match name.split_once(['-', '_']) {
         Some(("mobilenetv2", _)) => "mobilenetv2_100".to_owned(),
         Some(("mnasnet", _)) => "mnasnet_100".to_owned(),
+        Some(("metapruning" | "layermerge", _)) => "mobilenet_v2".to_owned(),
         _ => name.replace("efficientnet-lite", "efficientnet_lite"),
     }
 }
@@ -159,6 +161,8 @@ mod tests {
             ("google/mobilenet_v2_0.75_160", 160, 192, Interpolation::Bilinear),
             ("tf_mobilenetv2-1.0", 224, 256, Interpolation::Bilinear),
             ("microsoft/resnet-34", 224, 256, Interpolation::Bicubic),
+            ("metapruning-mbv2-105m", 224, 256, Interpolation::Bilinear),
+            ("layermerge-mbv2-1.0-13.4", 224, 256, Interpolation::Bilinear),
         ] {
             let known = preprocessing(name).unwrap();
             assert_eq!((known.shape.height, known.shape.width), (side, side), "{name}");

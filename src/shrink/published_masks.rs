@@ -2,7 +2,8 @@
 //!
 //! `ds` are DepthShrinker's models A to F (their configurations `mbv2-140-A` to `-F`), `ec` the patterns that "Efficient CNN
 //! Depth Compression" (Kim et al., 2023) compares with, `r` presumably searched again with their own pipeline and
-//! `aug` with their augmentation (`docs/methods.md` 1.7). DepthShrinker's lists have an entry for the stem and one for the
+//! `aug` with their augmentation (`docs/methods.md` 1.7). Their code puts a ReLU6 behind a freed first block, too, which
+//! surgery does not. DepthShrinker's lists have an entry for the stem and one for the
 //! head besides; A, D and E also drop the stem's activation, which is the site behind those of the blocks, and all keep
 //! the head's.
 

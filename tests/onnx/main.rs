@@ -1,6 +1,8 @@
 //! Exported networks pass the ONNX checker and give the engine's logits in ONNX Runtime: original, with activations
 //! half gone, and merged; with what passes the range of f16 in f32; and without subnormal numbers.
 
+#[path = "../formula/mod.rs"]
+mod formula;
 mod half_range;
 mod oracle;
 mod subnormal;
@@ -21,10 +23,12 @@ use depthshrinker::shrink::merge::{MergeOptions, Merged, merge};
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::published_mask;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
+use formula::published;
 use libtest_mimic::{Arguments, Failed, Trial};
 use oracle::{BATCHES, Evaluator, VARIABLE, evaluate};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
 
 /// Largest difference of logits, relative to the largest of them. f16 keeps 11 bits, and errors of some fifty layers
 /// add up.
@@ -47,11 +51,13 @@ const fn border_bias(name: &'static str, side: usize, merges: u64) -> Case {
     Case { name, side, head_channels: None, merges, padding: PaddingMode::BorderBias }
 }
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 8] = [
     border_bias("mobilenetv2-1.0", 64, 4),
     border_bias("mobilenetv2-1.4", 96, 2),
     border_bias("tf_efficientnet_lite0", 75, 2),
     border_bias("mnasnet-0.5", 64, 2),
+    border_bias("metapruning-mbv2-105m", 64, 2),
+    border_bias("layermerge-mbv2-1.0-13.4", 64, 2),
     Case { padding: PaddingMode::Reorder, ..border_bias("resnet34", 64, 2) },
     Case { padding: PaddingMode::Reorder, head_channels: Some(64), ..border_bias("vgg19_bn", 64, 1) },
 ];
@@ -174,6 +180,30 @@ fn published_with_stem() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Published networks, and what others merge into, exported: ONNX Runtime's logits are PyTorch's. Of masks one a width,
+/// which frees the first block.
+fn published_networks() -> Result<(), Failed> {
+    let is_taken = |row: &Value| row["mask"].as_str().is_some_and(|mask| mask.ends_with("-ec-cr"));
+    let masks = published::rows("masks").into_iter().filter(is_taken).collect::<Vec<_>>();
+    assert_eq!(masks.len(), 2);
+    for row in published::rows("networks").iter().chain(&masks) {
+        for case in published::cases(row) {
+            let images = formula::images(published::IMAGES, case.side);
+            // The oracle runs one image, then two.
+            let first = images.len() / published::IMAGES;
+            let of_batches = [&images[..first], &images].concat();
+            let got = evaluate(&case.model, &Dtype::F32.into(), &of_batches, Evaluator::Runtime)?;
+            let logits: Vec<f32> = case.logits.iter().map(|&v| v as f32).collect();
+            let error = error_of(&got.logits, &[&logits[..published::CLASSES], &logits].concat())?;
+            eprintln!("{}: {error:.1e}", case.what);
+            if error > TOLERANCE_F32 {
+                return Err(format!("{} differs by {error:.1e}", case.what).into());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Everything a graph can hold that the networks above do not.
 fn rare_nodes() -> Result<(), Failed> {
     let mut b = GraphBuilder::new("rare", Shape::new(13, 10, 4));
@@ -232,6 +262,7 @@ fn main() {
     let mut trials =
         vec![Trial::test("refusals", refusals), Trial::test("rare_nodes", rare_nodes).with_ignored_flag(missing)];
     trials.push(Trial::test("published_with_stem", published_with_stem).with_ignored_flag(missing));
+    trials.push(Trial::test("published_networks", published_networks).with_ignored_flag(missing));
     trials.extend(half_range::trials().into_iter().map(|trial| trial.with_ignored_flag(missing)));
     trials.extend(subnormal::trials().into_iter().map(|trial| trial.with_ignored_flag(missing)));
     for case in CASES {
