@@ -19,8 +19,8 @@ const METAPRUNING_BASE: [usize; PLAN_BLOCKS + 1] =
     [44, 22, 33, 33, 44, 44, 44, 88, 88, 88, 88, 132, 132, 132, 224, 224, 224, 448];
 
 /// The encodings that are published, by the multiply-accumulates of their network in millions. It is one: what
-/// `liuzechun/MetaPruning` evaluates. Those of the rows of 303, 140 and 43 million in its README, and of the networks with a
-/// constraint on latency that DepthShrinker's table quotes, are not in the repository.
+/// `liuzechun/MetaPruning` evaluates. Those of the rows of 303, 140 and 43 million in its README, and of the networks in
+/// DepthShrinker's table, are not in the repository (`docs/methods.md` 2.5).
 const METAPRUNING: [(&str, [usize; METAPRUNING_GENES]); 1] = [(
     "mbv2-105m",
     [
