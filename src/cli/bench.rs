@@ -39,6 +39,8 @@ enum BenchCommand {
     Kernels(KernelBenchArgs),
     /// A whole network: original, folded, fused, merged, and its training step
     Network(NetworkBenchArgs),
+    /// Networks side by side, as their authors timed them and as one deploys them, beside what was published of them
+    Table(super::bench_table::Args),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -114,6 +116,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     match &args.command {
         BenchCommand::Kernels(args) => kernels(args, common),
         BenchCommand::Network(args) => network(&args.bench, common),
+        BenchCommand::Table(args) => super::bench_table::run(args, common),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage (an unknown flag, a bad setting, a run folder that is taken).
 
 mod bench;
+mod bench_table;
 mod check;
 mod devices;
 mod eval;

@@ -1,6 +1,7 @@
 //! Measuring: timers that alternate what is compared, the machine's own peaks, rooflines, and latency of networks and blocks.
 
 mod block_cost;
+mod comparison;
 mod latency;
 mod latency_source;
 mod latency_table;
@@ -21,6 +22,7 @@ mod table_work;
 mod timer;
 
 pub use block_cost::{BlockCost, block_costs, merged_cost};
+pub use comparison::{ComparisonRecord, ComparisonTiming, ComparisonWork, Form, Projection, Published};
 pub use latency::{BlockLatency, Change, Comparison, Latency, block_latencies, compare, network_latency};
 pub use latency_source::LatencySource;
 pub use latency_table::{LatencyRow, LatencyTable};
@@ -29,7 +31,7 @@ pub use layer_run::LayerBench;
 pub use layers::{LayerEpilogue, LayerPass, TimedLayer};
 pub use limits::Limits;
 pub use machine::{CacheLevel, Machine};
-pub use network_run::{NetworkCase, NetworkRun, launch_counts, peak_memory, sample_networks};
+pub use network_run::{NetworkCase, NetworkRun, Series, launch_counts, peak_memory, row_of_passes, sample_networks};
 pub use peaks::{Peaks, measure_peaks};
 pub use peer::{Answer, LayerAnswer, LayerQuestion, NetworkAnswer, NetworkQuestion, Peer, PeerScript};
 pub use plan_record::{DeviceTime, PlanRecord, PlanSize, StepRecord};

@@ -1,7 +1,7 @@
 //! Whole networks as they are run: inference at every level of fusion, and training steps.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::launches::{Launches, sample_in_turns};
 use super::noise::normal;
@@ -42,6 +42,19 @@ impl NetworkCase {
             false => kernel_costs(graph),
         }
     }
+}
+
+/// Passes that were timed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Series {
+    /// Seconds of a pass.
+    pub seconds: f64,
+    /// Interquartile range of single passes in seconds; `None` where they were timed as one.
+    pub iqr: Option<f64>,
+    /// Passes behind them.
+    pub passes: usize,
+    /// Passes before them that do not count.
+    pub warm_up: usize,
 }
 
 /// A network on a device, ready to be timed: an engine and one batch of noise, which lies on the device already.
@@ -167,6 +180,35 @@ pub fn sample_networks(
     };
     let outcome = |(run, timed): (Result<_>, Option<_>)| run.and_then(|_| timed.expect("every run was timed"));
     runs.into_iter().zip(timed).map(outcome).collect()
+}
+
+/// Times passes in a row as one, by the host's clock between two waits for the device: the protocol of DepthShrinker's
+/// repository, 50 passes that do not count and 30 that do (`docs/methods.md` 1.5). Where they would take longer than
+/// `budget`, fewer of both, in the same proportion.
+///
+/// # Errors
+/// Errors of the engine.
+pub fn row_of_passes(device: &Device, case: &NetworkCase, batch: usize, budget: Duration) -> Result<Series> {
+    const WARM: usize = 50;
+    const TIMED: usize = 30;
+    const FEWEST: usize = 3;
+    let mut run = NetworkRun::new(device, case, batch)?;
+    let mut passes = |count: usize| -> Result<f64> {
+        let start = Instant::now();
+        for _ in 0..count {
+            run.pass()?;
+        }
+        if let Device::Gpu(gpu, _) = device {
+            gpu.synchronize()?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    };
+    passes(1)?;
+    let all = (budget.as_secs_f64() / passes(1)?.max(f64::MIN_POSITIVE)) as usize;
+    let timed = (all * TIMED / (WARM + TIMED)).clamp(FEWEST, TIMED);
+    let warm_up = (timed * WARM / TIMED).max(2);
+    passes(warm_up - 2)?;
+    Ok(Series { seconds: passes(timed)? / timed as f64, iqr: None, passes: timed, warm_up })
 }
 
 fn sample_warmed<'l, 'a: 'l>(

@@ -252,7 +252,7 @@ impl Timing {
 }
 
 /// Where the peak comes from that a utilization is a share of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PeakSource {
     /// The device's data sheet.
@@ -272,7 +272,7 @@ impl PeakSource {
 }
 
 /// How much of the limits a measured time used; each share is 1 at the limit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Used {
     /// Analytic FLOP / time / peak.
     pub flop_utilization: f64,

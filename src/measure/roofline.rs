@@ -123,6 +123,12 @@ impl DataSheet {
         DATA_SHEETS.iter().find(|sheet| sheet.words.iter().all(|word| words.contains(word)))
     }
 
+    /// The first entry whose name begins so, in any case, such as `v100`.
+    pub fn starting(name: &str) -> Option<&'static Self> {
+        let name = name.to_ascii_lowercase();
+        DATA_SHEETS.iter().find(|sheet| !name.is_empty() && sheet.name.to_ascii_lowercase().starts_with(&name))
+    }
+
     /// The roofline in a precision. The kernels' f32 is that of the vector units, on the matrix units' work too.
     pub const fn roofline(&self, precision: Dtype) -> Roofline {
         let matrix_flops = match precision {

@@ -3,6 +3,8 @@
 //! | file | holds |
 //! |--|--|
 //! | `benchmark` | [`Bench`]: what `bench` times |
+//! | `comparison` | [`Comparison`]: what `bench table` times |
+//! | `published` | [`published_networks`]: its networks with their published figures |
 //! | `doubts` | [`Doubts`]: why a run may mean less than it seems to |
 //! | `folder` | [`RunFolder`]: the files of a run, and when an old run may be touched |
 //! | `keeping` | results that are written before anything else can fail |
@@ -19,6 +21,7 @@
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
 mod benchmark;
+mod comparison;
 mod doubts;
 mod folder;
 mod half_range;
@@ -27,6 +30,7 @@ mod import;
 mod infer;
 mod keeping;
 mod latency;
+mod published;
 mod run;
 mod sensitivity;
 mod shrink;
@@ -35,6 +39,7 @@ mod table;
 mod verify;
 
 pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
+pub use comparison::{Comparison, Contestant, KeepRows, NetworkPair};
 pub use doubts::Doubts;
 pub use folder::{Entry, RunFolder, RunSpec, Space};
 pub use half_range::half_overflows;
@@ -42,6 +47,7 @@ pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
 pub use keeping::KeepModel;
 pub use latency::block_times;
+pub use published::published_networks;
 pub use run::{
     Datasets, Finetuning, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
 };

@@ -3,11 +3,12 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// Records as CSV: name and pass, then a column for every other key that any of them has, lists and objects as JSON in
+/// Records as CSV: name and pass where they have them, then a column for every other key that any of them has, lists and objects as JSON in
 /// quotes. A record that is not an object becomes an empty row.
 pub fn csv<R: Serialize>(records: &[R]) -> String {
     let records: Vec<Value> = records.iter().map(|record| json!(record)).collect();
     let mut keys = vec!["name", "pass"];
+    keys.retain(|key| records.iter().any(|record| record.get(key).is_some()));
     for (key, _) in records.iter().filter_map(Value::as_object).flatten() {
         if !keys.contains(&key.as_str()) {
             keys.push(key);

@@ -61,13 +61,7 @@ impl Page<'_> {
             section("How to read this", HOW_TO_READ),
             section("Configuration", &self.configuration()),
         ];
-        let title = escape(&title);
-        Ok(format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{title}</title>\n\
-             <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{}</main>\n</body>\n</html>\n",
-            sections.concat()
-        ))
+        Ok(document(&title, &sections.concat()))
     }
 
     fn network_name(&self) -> &str {
@@ -231,7 +225,32 @@ early and stay apart are a clear choice; lines that cross until the end are a cl
 head and finds its data in other caches.</dd>\
 <dt>loss</dt><dd>Comparable within a stage only: finetuning adds the teacher's part to the loss.</dd></dl>";
 
-fn section(title: &str, body: &str) -> String {
+/// A whole page around its content.
+pub(super) fn document(title: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>{}</title>\n\
+         <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
+        escape(title)
+    )
+}
+
+/// A drawing with styles of its own, which must not reach the page: an image in a data URL.
+pub(super) fn image(title: &str, svg: &str) -> String {
+    let encoded: String = svg
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'-' | b'.' | b'/' | b':' | b'=' | b',' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect();
+    format!("<img alt=\"{}\" style=\"width:100%\" src=\"data:image/svg+xml,{encoded}\">", escape(title))
+}
+
+/// A part of a page under its heading; nothing where it is empty.
+pub(super) fn section(title: &str, body: &str) -> String {
     if body.is_empty() { String::new() } else { format!("<section>\n<h2>{}</h2>\n{body}\n</section>\n", escape(title)) }
 }
 

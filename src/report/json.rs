@@ -1,9 +1,11 @@
 //! Records as JSON: what `--json` prints, and the files of a bench.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::json;
 
-use crate::measure::{LimitsRecord, PeerAbout};
+use crate::measure::{ComparisonRecord, LimitsRecord, PeerAbout};
 
 /// Version of the layout of [`BenchFile`]; it rises when a field changes its meaning or goes.
 pub const BENCH_SCHEMA: u32 = 1;
@@ -32,6 +34,23 @@ pub struct BenchFile<'a, R> {
     /// The records: layers, or the cases of a network.
     #[serde(rename = "layers")]
     pub records: &'a [R],
+}
+
+/// `table.json`: networks side by side.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ComparisonFile<'a> {
+    /// [`BENCH_SCHEMA`].
+    pub schema: u32,
+    /// Version of this program.
+    pub version: &'static str,
+    /// Whether all rows are there; an interrupted run leaves what it found.
+    pub complete: bool,
+    /// What `projected_images_per_s` is projected to; null where nothing is.
+    pub projected_to: Option<&'a str>,
+    /// The device's limits by precision.
+    pub peaks: BTreeMap<String, LimitsRecord>,
+    /// The rows.
+    pub rows: &'a [ComparisonRecord],
 }
 
 /// Indented JSON with a line feed at its end. Keys are sorted, and an `f32` has the digits of the `f64` that equals it.

@@ -7,12 +7,14 @@
 //! | `csv` | [`csv()`] of any records |
 //! | `json` | [`json_text`], and the files of a bench |
 //! | `roofline_plot`, `bar_plot` | SVG files of a bench that stand alone |
-//! | `plot`, `curves`, `network_drawing` | SVG within the HTML page |
+//! | `plot`, `curves`, `scatter`, `network_drawing` | SVG within an HTML page |
+//! | `comparison` | networks side by side: tables, and [`ComparisonPage`] |
 //! | `html` | [`Page`]: one self-contained page about a run |
 //! | `result` | [`RunResult`]: the numbers of a run |
 //! | `solution` | [`solution_table`]: what a solver selected; [`selection_times`] |
 
 mod bar_plot;
+mod comparison;
 mod csv;
 mod curves;
 mod html;
@@ -21,15 +23,17 @@ mod network_drawing;
 mod plot;
 mod result;
 mod roofline_plot;
+mod scatter;
 mod solution;
 mod table;
 mod text;
 
 pub use bar_plot::network_bars;
+pub use comparison::{ComparisonPage, comparison_table, headlines, published_table};
 pub use csv::csv;
 pub use curves::MetricsLine;
 pub use html::Page;
-pub use json::{BENCH_SCHEMA, BenchFile, json_text};
+pub use json::{BENCH_SCHEMA, BenchFile, ComparisonFile, json_text};
 pub use result::{
     BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage,
     RunResult, SCHEMA, StageTime,

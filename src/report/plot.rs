@@ -260,7 +260,7 @@ pub(super) fn text(svg: &mut String, class: &str, (x, y): (f64, f64), anchor: &s
 }
 
 /// About `count` round numbers within a range.
-fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = (high - low) / count as f64;
     let magnitude = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].iter().map(|m| m * magnitude).find(|s| *s >= rough).unwrap_or(rough);

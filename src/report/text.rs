@@ -35,13 +35,13 @@ pub fn network_table(result: &RunResult) -> Table {
 }
 
 /// A cell for what was not measured.
-const MISSING: &str = "–";
+pub(super) const MISSING: &str = "–";
 
-fn cell(value: Option<f64>) -> String {
+pub(super) fn cell(value: Option<f64>) -> String {
     value.map_or_else(|| MISSING.to_owned(), significant)
 }
 
-fn percent(value: Option<f64>) -> String {
+pub(super) fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| MISSING.to_owned(), |v| format!("{:.1}", 100.0 * v))
 }
 

@@ -6,6 +6,7 @@
 //! | `scores` | [`Scores`]: the straight-through gradient, the latency term, the update |
 //! | `search` | [`Search`]: stage 1 as a hook of the training loop |
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
+//! | `simulated_merge` | what DepthShrinker's repository times in place of a merged network |
 //! | `random_masks` | what a learned mask has to beat |
 //! | `published_masks` | masks of the papers, by name |
 //! | [`select`] | solvers over tables of times and importances, within a budget in milliseconds |
@@ -28,6 +29,7 @@ mod search;
 pub mod select;
 mod selection;
 mod sensitivity;
+mod simulated_merge;
 pub mod surgery;
 
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
@@ -39,3 +41,4 @@ pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient
 pub use search::{Search, relative_savings};
 pub use selection::{NestedMask, Selection, linear_segments};
 pub use sensitivity::{Judge, Sensitivities, SensitivityConfig};
+pub use simulated_merge::{counted_operations, simulated_merge};

@@ -1,66 +1,60 @@
 //! The masks that were published, and the operations that were counted for them.
 
-use depthshrinker::graph::{Graph, NodeId, Op};
+use depthshrinker::graph::{Bias, Graph, Op};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::shape::Shape;
 use depthshrinker::shrink::merge::{MergeOptions, merge};
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::surgery::{Linearise, linearise};
-use depthshrinker::shrink::{published_mask, published_names};
+use depthshrinker::shrink::{counted_operations, published_mask, published_names, simulated_merge};
 
 use crate::reference::random_model;
 
-/// Multiply-accumulates, five operations for each element that a batch-norm of an unmerged part writes, and one for each
-/// that the pool at the end reads: DepthShrinker's counter (`docs/methods.md` 1.5).
-fn operations(graph: &Graph) -> u64 {
-    let shapes = graph.shapes().unwrap();
-    let elements = graph.nodes.iter().map(|node| match node.op {
-        Op::BatchNorm(_) => 5 * shapes[node.inputs[0]].len() as u64,
-        Op::GlobalAvgPool => shapes[node.inputs[0]].len() as u64,
-        _ => 0,
-    });
-    graph.cost().unwrap().macs() + elements.sum::<u64>()
+#[test]
+fn published_operations_are_reproduced() {
+    let options = NetworkOptions::new(Shape::new(224, 224, 3), 1000);
+    let graph = build("mobilenetv2-1.4", &options).unwrap();
+    assert_eq!(counted_operations(&graph).unwrap() / 1_000_000, 630);
+    // In millions and rounded down, as published, where nothing is really merged.
+    for (mask, published) in [("a", 519), ("b", 502), ("c", 492), ("d", 484), ("e", 474), ("f", 415)] {
+        let mask = published_mask(&format!("mbv2-1.4-ds-{mask}")).unwrap();
+        let simulated = simulated_merge(&graph, mask.kept()).unwrap();
+        assert_eq!(counted_operations(&simulated).unwrap() / 1_000_000, published, "{mask}");
+    }
+    // Really merged, the first block takes more: 608, 590 and 522 million for the masks that free it.
+    let model = random_model(graph, 1);
+    let options = Linearise { final_activation: true, padding: PaddingMode::Reorder };
+    for (mask, millions) in [("b", 608.0), ("d", 590.0), ("f", 522.0)] {
+        let mask = published_mask(&format!("mbv2-1.4-ds-{mask}")).unwrap();
+        let linear = linearise(&model, &mask.kept()[..17], &options).unwrap();
+        let merged = merge(&linear, &MergeOptions { padding: PaddingMode::Reorder }).unwrap().model.graph;
+        assert_eq!((counted_operations(&merged).unwrap() as f64 / 1e6).round(), millions, "{mask}");
+    }
 }
 
 #[test]
-fn published_operations_are_reproduced() {
-    let graph = build("mobilenetv2-1.4", &NetworkOptions::new(Shape::new(224, 224, 3), 1000)).unwrap();
-    assert_eq!(operations(&graph) / 1_000_000, 630);
-    let model = random_model(graph, 1);
-    let options = Linearise { final_activation: true, padding: PaddingMode::Reorder };
-    let merged = |kept: &[bool]| {
-        let linear = linearise(&model, kept, &options).unwrap();
-        merge(&linear, &MergeOptions { padding: PaddingMode::Reorder }).unwrap().model.graph
-    };
-    // What each block takes as it is and merged.
-    let (before, after) = (model.graph.clone(), merged(&[false; 17]));
-    let of_blocks = |graph: &Graph| -> Vec<i64> {
-        let (shapes, cost) = (graph.shapes().unwrap(), graph.cost().unwrap());
-        let of = |id: NodeId| match graph.nodes[id].op {
-            Op::BatchNorm(_) => 5 * shapes[id].len() as u64,
-            _ => cost.nodes[id].macs,
-        };
-        graph.blocks.iter().map(|b| b.nodes.iter().map(of).sum::<u64>() as i64).collect()
-    };
-    let (before_of, after_of) = (of_blocks(&before), of_blocks(&after));
-    let count = |kept: &[bool]| {
-        let saved: i64 = (0..17).filter(|&b| !kept[b]).map(|b| before_of[b] - after_of[b]).sum();
-        (operations(&before) as i64 - saved) as u64
-    };
-    // In millions and rounded down, as published, where the first block is never merged.
-    for (mask, published) in [("a", 519), ("b", 502), ("c", 492), ("d", 484), ("e", 474), ("f", 415)] {
-        let mask = published_mask(&format!("mbv2-1.4-ds-{mask}")).unwrap();
-        let unmerged_first: Vec<bool> = (0..17).map(|b| b == 0 || mask.kept()[b]).collect();
-        assert_eq!(count(&unmerged_first) / 1_000_000, published, "{mask}");
+fn simulated_merges_keep_what_the_repository_keeps() {
+    let options = NetworkOptions::new(Shape::new(64, 64, 3), 10);
+    let graph = build("mobilenetv2-0.5", &options).unwrap();
+    let simulated = simulated_merge(&graph, &[false; 18]).unwrap();
+    let count = |graph: &Graph, is: fn(&Op) -> bool| graph.nodes.iter().filter(|node| is(&node.op)).count();
+    let is_act: fn(&Op) -> bool = |op| matches!(op, Op::Activation(_));
+    let is_norm: fn(&Op) -> bool = |op| matches!(op, Op::BatchNorm(_));
+    let is_conv: fn(&Op) -> bool = |op| matches!(op, Op::Conv(_));
+    // The head's activation alone stays; stem, first block and head keep their batch-norms; no sum is left.
+    assert_eq!((count(&simulated, is_act), count(&simulated, is_norm), count(&simulated, is_conv)), (1, 4, 20));
+    assert_eq!(count(&simulated, |op| matches!(op, Op::Add)), 0);
+    assert_eq!(simulated.shapes().unwrap().last(), graph.shapes().unwrap().last());
+    for node in simulated.nodes.iter().filter(|node| simulated.blocks[1..].iter().any(|b| b.name == node.name)) {
+        let Op::Conv(conv) = node.op else { panic!("{node:?}") };
+        assert_eq!((conv.groups, conv.window.k_h, conv.bias), (1, 3, Bias::None), "{}", node.name);
     }
-    // Merged, the first block takes more: 608, 590 and 522 million for the masks that free it.
-    for (mask, millions) in [("b", 608.0), ("d", 590.0), ("f", 522.0)] {
-        let mask = published_mask(&format!("mbv2-1.4-ds-{mask}")).unwrap();
-        assert_eq!((count(mask.kept()) as f64 / 1e6).round(), millions, "{mask}");
-    }
-    // The sums over blocks are what a network has that was merged in one go.
-    let kept = published_mask("mbv2-1.4-ds-d").unwrap();
-    assert_eq!(operations(&merged(&kept.kept()[..17])), count(kept.kept()));
+    let kept = simulated_merge(&graph, &[true; 17]).unwrap();
+    assert_eq!(kept, graph);
+    let resnet = build("resnet18", &options).unwrap();
+    let problem = simulated_merge(&resnet, &vec![false; resnet.blocks.len()]).unwrap_err().to_string();
+    assert!(problem.contains("is no inverted residual"), "{problem}");
+    assert!(simulated_merge(&graph, &[false; 3]).is_err());
 }
 
 #[test]

@@ -1,0 +1,104 @@
+//! Points with names over two axes, as SVG within a page.
+
+use std::fmt::Write as _;
+
+use super::plot::{open, text, ticks};
+use super::table::{escape, significant};
+
+const WIDTH: f64 = 720.0;
+const HEIGHT: f64 = 380.0;
+const LEFT: f64 = 52.0;
+const RIGHT: f64 = 90.0;
+const TOP: f64 = 16.0;
+const BOTTOM: f64 = 40.0;
+/// Share of the axis that is free beyond the outermost points.
+const MARGIN: f64 = 0.06;
+
+/// A named point.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Mark {
+    /// Its name, beside it.
+    pub name: String,
+    /// Where it is.
+    pub at: (f64, f64),
+    /// Class that colours it.
+    pub class: &'static str,
+}
+
+/// Points over two axes, the horizontal one logarithmic.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Scatter<'a> {
+    /// What is shown, for those who do not see it.
+    pub title: &'a str,
+    /// Names of the axes.
+    pub labels: (&'a str, &'a str),
+    /// The points. One without a positive x or a finite y is left out.
+    pub marks: Vec<Mark>,
+}
+
+impl Scatter<'_> {
+    /// The drawing, or a line of text where there is no point.
+    pub fn svg(&self) -> String {
+        let marks: Vec<&Mark> = self.marks.iter().filter(|m| m.at.0 > 0.0 && m.at.1.is_finite()).collect();
+        let range = |of: fn(&Mark) -> f64| {
+            let ends = marks
+                .iter()
+                .map(|mark| of(mark))
+                .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+            let span = (ends.1 - ends.0).max(ends.1.abs() * 1e-3).max(1e-9);
+            (ends.0 - MARGIN * span, ends.1 + MARGIN * span)
+        };
+        if marks.is_empty() {
+            return format!("<p class=\"muted\">{}: nothing was timed.</p>", escape(self.title));
+        }
+        let (x, y) = (range(|mark| mark.at.0.ln()), range(|mark| mark.at.1));
+        let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
+        let at_x = |v: f64| LEFT + (v.ln() - x.0) / (x.1 - x.0) * (right - LEFT);
+        let at_y = |v: f64| bottom - (v - y.0) / (y.1 - y.0) * (bottom - TOP);
+        let mut svg = open(self.title, WIDTH, HEIGHT);
+        for tick in ticks(y.0, y.1, 6) {
+            let y = at_y(tick);
+            let _ = write!(svg, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>");
+            text(&mut svg, "tick", (LEFT - 6.0, y + 4.0), "end", &significant(tick));
+        }
+        for tick in logarithmic_ticks(x.0.exp(), x.1.exp()) {
+            text(&mut svg, "tick", (at_x(tick), bottom + 16.0), "middle", &significant(tick));
+        }
+        text(&mut svg, "tick", ((LEFT + right) / 2.0, HEIGHT - 6.0), "middle", self.labels.0);
+        text(&mut svg, "tick", (LEFT, TOP - 4.0), "start", self.labels.1);
+        for mark in marks {
+            let (x, y) = (at_x(mark.at.0), at_y(mark.at.1));
+            let (class, name) = (mark.class, escape(&mark.name));
+            let _ = write!(
+                svg,
+                "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{name}</title></circle>"
+            );
+            text(&mut svg, &format!("end-name {class}"), (x + 7.0, y + 4.0), "start", &mark.name);
+        }
+        svg.push_str("</svg>");
+        format!("<div class=\"scroll\">{svg}</div>")
+    }
+}
+
+/// 1, 2 and 5 times the powers of ten within a range.
+fn logarithmic_ticks(low: f64, high: f64) -> Vec<f64> {
+    let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
+    let ticks = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(power)));
+    ticks.filter(|tick| (low..=high).contains(tick)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_what_can_be_drawn() {
+        let mark = |name: &str, at| Mark { name: name.into(), at, class: "c-kept" };
+        let marks = vec![mark("a<b", (0.5, 70.0)), mark("c", (20.0, 75.0)), mark("never", (0.0, 1.0))];
+        let svg = Scatter { title: "t", labels: ("ms", "%"), marks }.svg();
+        assert_eq!(svg.matches("<circle").count(), 2);
+        assert!(svg.contains("a&lt;b") && !svg.contains("never") && !svg.contains("NaN"), "{svg}");
+        assert!(Scatter { title: "t", labels: ("ms", "%"), marks: Vec::new() }.svg().contains("nothing was timed"));
+        assert_eq!(logarithmic_ticks(0.3, 12.0), [0.5, 1.0, 2.0, 5.0, 10.0]);
+    }
+}
