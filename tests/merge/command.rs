@@ -161,7 +161,7 @@ fn claimed_images_take_no_memory() {
     assert!(!path.join("out.safetensors").exists());
 
     // The same of a sane size goes through in the same space.
-    write(chain(Shape::new(1000, 1000, 1), 4, true));
+    write(chain(Shape::new(500, 500, 1), 4, true));
     json(path, &["merge", "m.safetensors", "--padding", "reorder", "-o", "out.safetensors"]);
 }
 

@@ -98,7 +98,7 @@ fn model(graph: Graph) -> Model {
 /// that is merged by the mask.
 fn selections(name: &'static str, padding: PaddingMode) {
     let options = NetworkOptions::new(Shape::new(32, 32, 3), 10);
-    check_selections(&model(build(name, &options).unwrap()), padding, 4);
+    check_selections(&model(build(name, &options).unwrap()), padding, 2);
 }
 
 fn random_selections() {

@@ -204,8 +204,11 @@ fn folder() -> tempfile::TempDir {
     };
     let model = Model::initialise(build("mobilenetv2-0.1", &options).unwrap(), 2).unwrap();
     write_model(&dir.path().join("m.safetensors"), &model, &ModelInfo::default()).unwrap();
-    fs::write(dir.path().join("few.toml"), "[search.sensitivity]\nimages = 40\nrecalibration = 1\nbatch = 40\n")
-        .unwrap();
+    fs::write(
+        dir.path().join("few.toml"),
+        "[search.sensitivity]\nimages = 40\nrecalibration = 1\nbatch = 40\n[measure]\nseconds = 0\n",
+    )
+    .unwrap();
     dir
 }
 
