@@ -446,6 +446,132 @@ fn a_peer_is_asked_in_turns_and_its_failures_are_told() {
     assert!(questions[1]["graph"]["nodes"].as_array().is_some_and(|nodes| nodes.len() > 100));
 }
 
+/// A bench of a tiny network beside the runtimes of `tests/fixtures/runtimes.sh`.
+#[cfg(unix)]
+struct RuntimeBench {
+    records: Vec<Value>,
+    /// `network.json`.
+    file: Value,
+    questions: Vec<Value>,
+    stderr: String,
+}
+
+#[cfg(unix)]
+impl RuntimeBench {
+    fn of(greeting: &Value, more: &[&str]) -> Self {
+        let dir = folder();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/runtimes.sh");
+        let log = dir.path().join("asked");
+        let args = [&["network"][..], &TINY, more, &["--out", "out", "--json", "--peers", "--python"]].concat();
+        let greeting = if greeting.is_null() { String::new() } else { greeting.to_string() };
+        let mut command = bench(dir.path(), &args);
+        command.arg(script).env("RUNTIMES", greeting.trim_end_matches('}')).env("RUNTIMES_LOG", &log);
+        let output = command.assert().success().get_output().clone();
+        let questions = fs::read_to_string(log).unwrap_or_default();
+        Self {
+            records: serde_json::from_slice(&output.stdout).expect("one JSON list on stdout"),
+            file: serde_json::from_slice(&fs::read(dir.path().join("out/network.json")).unwrap()).unwrap(),
+            questions: questions.lines().map(|line| serde_json::from_str(line).expect(line)).collect(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// The records that have runtimes, by name, with their rows.
+    fn rows(&self) -> Vec<(&str, &Vec<Value>)> {
+        let rows = |record: &'_ Value| record.get("runtimes").is_some();
+        let with = self.records.iter().filter(|record| rows(record));
+        with.map(|record| (record["name"].as_str().unwrap(), record["runtimes"].as_array().unwrap())).collect()
+    }
+}
+
+/// Runtimes get the two networks that are fused for inference, in turns; one that fails, ends, says nothing or answers something
+/// else has its reason in its row and leaves the others alone. So does PyTorch, which is not there.
+#[cfg(unix)]
+#[test]
+fn runtimes_are_asked_in_turns_and_each_has_a_row() {
+    let all_kept = ["--keep-list", "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1"];
+    for (names, more, networks, errors) in [
+        (
+            &["dying", "failing", "wrong", "good"][..],
+            &[][..],
+            &["fused", "merged"][..],
+            &["falls over", "order", "images_per_s", ""][..],
+        ),
+        (&["silent", "good"], &[&all_kept[..], &["--peer-seconds", "0"]].concat(), &["fused"], &["did not answer", ""]),
+    ] {
+        let found: Vec<Value> = names.iter().map(|name| json!({"runtime": name, "version": "1.5"})).collect();
+        let greeting = json!({"threads": 2, "runtimes": found});
+        let ran = RuntimeBench::of(&greeting, more);
+        assert!(ran.records.iter().all(|r| r["images_per_s"].as_f64().unwrap() > 0.0 && r["peer_error"].is_string()));
+        let rows = ran.rows();
+        assert_eq!(rows.iter().map(|(network, _)| *network).collect::<Vec<_>>(), networks);
+        for (row, error, name) in
+            rows.iter().flat_map(|(_, rows)| rows.iter().zip(errors).zip(names)).map(|((r, e), n)| (r, e, n))
+        {
+            assert_eq!((&row["runtime"], &row["version"]), (&json!(name), &json!("1.5")));
+            assert!(row["turn_time_us"].as_f64().unwrap() > 0.0, "{row}");
+            let times = ["peer_images_per_s", "peer_time_us"].map(|key| row[key].as_f64());
+            let reason = row["peer_error"].as_str().unwrap_or_default();
+            let (expected, key) =
+                if error.is_empty() { ([Some(250.0), Some(8000.0)], "peer_note") } else { ([None; 2], "peer_error") };
+            assert!(times == expected && reason.contains(error), "{row}");
+            let all = ["peer_images_per_s peer_time_us runtime turn_time_us version", key];
+            assert!(keys(row) == sorted(&all) || *name == "wrong", "{row}");
+        }
+        assert!(ran.records.iter().all(|r| r["pass"] == "inference" || r.get("runtimes").is_none()));
+        assert_eq!((&ran.file["runtimes"]["runtimes"], &ran.file["runtimes"]["threads"]), (&json!(found), &json!(2)));
+        for name in names {
+            let asked: Vec<&Value> = ran.questions.iter().filter(|q| q["runtime"] == *name).collect();
+            assert_eq!(asked.len(), 2 * networks.len(), "{name}: twice for each network");
+            assert_eq!(keys(asked[0]), sorted(&["batch bytes file id limit runtime seconds"]));
+            assert!(asked.iter().all(|q| q["batch"] == 2 && q["bytes"].as_u64().unwrap() > 100_000), "{asked:?}");
+        }
+        assert!(!ran.stderr.contains("not timed"), "nothing is missing: {}", ran.stderr);
+    }
+}
+
+/// What is not installed is told once, by name, and no error; no more is a Python that does not start.
+#[cfg(unix)]
+#[test]
+fn runtimes_that_are_not_there_are_named_once() {
+    let missing = json!([{"runtime": "a", "reason": "No module named 'a'"}, {"runtime": "b", "reason": "too old"}]);
+    for (greeting, told, key) in [
+        (json!({"missing": missing}), "not timed: a (No module named 'a'), b (too old)", "missing"),
+        (json!({"runtimes": [{"runtime": "good", "version": "2"}], "missing": missing}), "b (too old)", "missing"),
+        (Value::Null, "no runtimes: the peer has ended: no Python here", "error"),
+    ] {
+        let ran = RuntimeBench::of(&greeting, &[]);
+        assert_eq!(ran.stderr.lines().filter(|line| line.contains(told)).count(), 1, "{}", ran.stderr);
+        assert_eq!(ran.stderr.matches("no peer").count(), 1, "{}", ran.stderr);
+        assert!(ran.file["runtimes"].get(key).is_some_and(|v| !v.is_null()), "{}", ran.file["runtimes"]);
+        let expected = greeting["runtimes"].as_array().map_or(0, |_| 2);
+        assert_eq!(ran.rows().len(), expected);
+    }
+}
+
+/// People see a row for each runtime, with its reason where it has no rate.
+#[cfg(unix)]
+#[test]
+fn runtimes_have_a_table() {
+    let dir = folder();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/runtimes.sh");
+    let mut command = bench(dir.path(), &[&["network"][..], &TINY, &["--peers", "--python"]].concat());
+    let names = json!([{"runtime": "good", "version": "1.5"}, {"runtime": "failing", "version": "0.1"}]);
+    let greeting = format!("{{\"runtimes\": {names}");
+    let output = command.arg(script).env("RUNTIMES", greeting).env("RUNTIMES_LOG", "asked").assert().success();
+    let text = String::from_utf8(output.get_output().stdout.clone()).unwrap();
+    let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    for (network, name, version, rate, time, how) in [
+        ("fused", "good", "1.5", "250", "8.00", "well"),
+        ("fused", "failing", "0.1", "–", "–", "device: out of order"),
+        ("merged", "good", "1.5", "250", "8.00", "well"),
+        ("merged", "failing", "0.1", "–", "–", "device: out of order"),
+    ] {
+        let row = rows.iter().find(|row| row.starts_with(&[network, name])).expect(name);
+        assert_eq!((&row[2..5], &*row[6..].join(" ")), (&[version, rate, time][..], how), "{text}");
+    }
+}
+
 /// The script for GPU hosts, its logic without a GPU.
 #[test]
 fn the_script_for_gpu_hosts_reports_every_part() {

@@ -1,4 +1,4 @@
-"""What layers.py and networks.py share: the clock, the device's state, its peaks, and answering questions line by line.
+"""What layers.py and networks.py share of PyTorch: the clock, the device's state and its peaks.
 
 On CUDA work is captured some dozens of times into a CUDA graph, each time over
 another set of operands and results so that none stays in the L2 cache. Events time
@@ -6,44 +6,18 @@ one replay, then two in a row; the difference is one replay without what startin
 takes. On the CPU each call is timed. depthshrinker times its own kernels alike.
 """
 
-import argparse
-import json
-import os
-import re
-import signal
 import statistics
-import sys
 import time
 
 import torch
 
+import serving
+from serving import MIN_SAMPLES, samples_of
+
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 MIN_LAUNCHES = 24
-MIN_SAMPLES = 5
 WARM_UP = 2
 ATTEMPTS = 8  # where two replays took no longer than one
-
-
-def options(description):
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("questions", nargs="?", help="JSON file with the questions, default standard input")
-    p.add_argument("--serve", action="store_true", help="answer each line of standard input with one line")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    p.add_argument("--precision", choices=DTYPES, default="f32")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--seconds", type=float, default=0.2, help="measuring time of a question that names none")
-    return p
-
-
-def parsed(description):
-    p = options(description)
-    args = p.parse_args()
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", args.device)
-    if not found:
-        p.error(f"device {args.device!r}; expected cpu, cuda or cuda:N")
-    # Which GPU is set once; from then on `cuda` is that one.
-    args.ordinal, args.device = int(found[1] or 0), args.device.split(":")[0]
-    return args
 
 
 def about(args):
@@ -69,38 +43,19 @@ def prepare(args):
 
 
 def main(description, answer):
-    args = parsed(description)
+    device, threads = "cuda" if torch.cuda.is_available() else "cpu", torch.get_num_threads()
+    args = serving.parsed(description, DTYPES, device, threads)
     prepare(args)
-    if args.serve:
-        serve(args, answer)
-        return
-    text = open(args.questions).read() if args.questions else sys.stdin.read()
-    questions = json.loads(text)
-    questions = questions.get("layers", [questions]) if isinstance(questions, dict) else questions
-    print(json.dumps({"about": about(args), "answers": [q | attempt(answer, args, q) for q in questions]}, indent=1))
+
+    def answer_or_peaks(args, question):
+        if question.get("name") == "peaks":
+            return peaks(args, question.get("seconds", args.seconds))
+        return answer(args, question)
+
+    serving.run(args, about, answer_or_peaks, usable)
 
 
-def serve(args, answer):
-    # Answers have a way of their own: what a library prints goes to standard error, from Python or from C.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def say(id_, line):
-        print(json.dumps({"id": id_} | line), file=answers, flush=True)
-
-    try:
-        say(0, about(args))
-    except Exception as e:
-        return say(0, {"error": one_line(e)})
-    for line in sys.stdin:
-        question = json.loads(line)
-        say(question["id"], attempt(answer, args, question))
-        if args.device == "cuda" and not usable():
-            # Whoever asks starts another.
-            sys.exit("the GPU is lost to this process")
-
-
-def usable():
+def usable(_args):
     try:
         torch.cuda.synchronize()
         # The other process needs the memory next.
@@ -108,29 +63,6 @@ def usable():
         return True
     except Exception:
         return False
-
-
-def attempt(answer, args, question):
-    """The answer, or why there is none; given up after `limit` seconds, as soon as Python is reached."""
-
-    def give_up(*_):
-        raise TimeoutError(f"not done within {question['limit']:.0f} s")
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, question.get("limit", 0))
-    try:
-        if question.get("name") == "peaks":
-            return peaks(args, question.get("seconds", args.seconds))
-        return answer(args, question)
-    except Exception as e:
-        return {"error": one_line(e)}
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-def one_line(e):
-    return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
 
 
 def sample(device, body, sets, seconds):
@@ -194,10 +126,7 @@ def replays(graph, seconds):
 
     for _ in range(WARM_UP):
         once()
-    samples, begun = [], time.perf_counter()
-    while len(samples) < MIN_SAMPLES or time.perf_counter() - begun < seconds:
-        samples.append(once())
-    return samples
+    return samples_of(once, seconds)
 
 
 def summary(samples):

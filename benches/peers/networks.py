@@ -13,17 +13,14 @@ which of them was timed, and what failed before.
 
 import json
 import math
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clock import DTYPES, MIN_SAMPLES, main, one_line, replays
+from clock import DTYPES, main, replays
+from serving import WARM_STEPS, first_that_runs, samples_of, throughput, timed
 
-# The compiler specialises, the optimizer makes its state, and CUDA graph trees record in the first calls.
-WARM_STEPS = 4
 # Calls between two events where nothing is captured.
 CALLS_IN_A_ROW = 4
 
@@ -145,9 +142,8 @@ def answer(args, q):
         Last.prepared = prepare(args, q)
         Last.key = key
     run, note, memory = Last.prepared
-    rates = [q["batch"] / s for s in run(q.get("seconds", args.seconds))]
-    low, middle, high = statistics.quantiles(rates, n=4, method="inclusive")
-    result = {"images_per_s": middle, "iqr": high - low, "samples": len(rates), "compiled": q["compile"], "note": note}
+    rate = throughput(q["batch"], run(q.get("seconds", args.seconds)))
+    result = rate | {"compiled": q["compile"], "note": note}
     return result if memory is None else result | {"memory_bytes": memory}
 
 
@@ -162,23 +158,9 @@ def prepare(args, q):
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     make = training if q["training"] else inference
-    run, note = first_that_runs(make(args, q, network, images))
+    run, note = first_that_runs(make(args, q, network, images), torch._dynamo.reset)
     run(0)
     return run, note, torch.cuda.max_memory_allocated() - before if args.device == "cuda" else None
-
-
-def first_that_runs(ways):
-    """The first way that runs here, fastest first: (description, function that gives what times it)."""
-    failures = []
-    for name, way in ways:
-        try:
-            return way(), "; ".join([name, *failures])
-        except TimeoutError:
-            raise
-        except Exception as e:
-            failures.append(f"{name} failed: {one_line(e)}")
-            torch._dynamo.reset()
-    raise RuntimeError("; ".join(failures))
 
 
 def inference(args, q, network, images):
@@ -272,30 +254,8 @@ def timed_on_gpu(body):
         end.synchronize()
         return start.elapsed_time(end) * 1e-3 / count
 
-    def run(seconds):
-        samples, begun = [], time.perf_counter()
-        while len(samples) < MIN_SAMPLES or time.perf_counter() - begun < seconds:
-            samples.append(some(CALLS_IN_A_ROW))
-        return samples
-
     some(WARM_STEPS)
-    return run
-
-
-def timed(body):
-    """Seconds of every call on the host."""
-
-    def run(seconds):
-        samples, begun = [], time.perf_counter()
-        while len(samples) < MIN_SAMPLES or time.perf_counter() - begun < seconds:
-            start = time.perf_counter()
-            body()
-            samples.append(time.perf_counter() - start)
-        return samples
-
-    for _ in range(WARM_STEPS):
-        body()
-    return run
+    return lambda seconds: samples_of(lambda: some(CALLS_IN_A_ROW), seconds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! `bench`: layers and whole networks on a device, against its limits and against PyTorch.
+//! `bench`: layers and whole networks on a device, against its limits, PyTorch and inference runtimes.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::ops::config::force;
 use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged};
 use crate::report::{
     BENCH_SCHEMA, BenchFile, RooflinePlot, csv, json_text, layer_table, layer_totals, limits_text, network_bars,
-    network_bench_table,
+    network_bench_table, runtime_table,
 };
 
 /// Seconds that a peer may take beyond the measurement, for a layer and for a network, which it may compile.
@@ -53,13 +53,14 @@ struct BenchArgs {
     /// Seconds for all measurements together; slow work takes longer
     #[arg(long, default_value_t = 20.0, value_parser = parse_seconds)]
     seconds: f64,
-    /// Also time PyTorch on the same work, in turns with this program, after all own measurements
+    /// Also time PyTorch on the same work, in turns with this program, after all own measurements; for a network also the
+    /// inference runtimes that the Python has: ONNX Runtime and OpenVINO, on CUDA ONNX Runtime and TensorRT
     #[arg(long)]
     peers: bool,
-    /// Seconds that PyTorch may take for one answer beyond the measurement [default: 30 for a layer, 240 for a network]
+    /// Seconds that a peer may take for one answer beyond the measurement [default: 30 for a layer, 240 for a network]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     peer_seconds: Option<f64>,
-    /// Python interpreter with PyTorch
+    /// Python interpreter with PyTorch, with inference runtimes, or with both; benches/peers has files of requirements
     #[arg(long, value_name = "PATH", default_value = "python3")]
     python: PathBuf,
     #[command(flatten)]
@@ -174,6 +175,7 @@ impl<'a> Setting<'a> {
             complete,
             peaks: self.limits.record(),
             peer: found.peer.as_ref(),
+            runtimes: found.runtimes.as_ref(),
             records: &found.records,
         };
         self.write(&format!("{stem}.json"), &json_text(&file))
@@ -257,7 +259,10 @@ fn network(args: &BenchArgs, common: &Common) -> Result<()> {
     let batch = setting.batch();
     let peer = setting.peer(0, NETWORK_LEEWAY);
     let found = setting.bench("network", peer, |bench, keep| bench.networks(&model, merged.as_ref(), batch, keep))?;
-    let tables = format!("{}\n\n{}", setting.title("passes"), network_bench_table(&found.records).text());
+    let mut tables = format!("{}\n\n{}", setting.title("passes"), network_bench_table(&found.records).text());
+    if let Some(table) = runtime_table(&found.records) {
+        tables += &format!("\nruntimes on the exported ONNX file, in turns\n\n{}", table.text());
+    }
     let plot = network_bars(setting.title("images per second"), &found.records);
     setting.finish("network", &found, &Shown { tables, plot_file: "network.svg", plot })
 }

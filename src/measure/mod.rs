@@ -33,12 +33,12 @@ pub use limits::Limits;
 pub use machine::{CacheLevel, Machine};
 pub use network_run::{NetworkCase, NetworkRun, Series, launch_counts, peak_memory, row_of_passes, sample_networks};
 pub use peaks::{Peaks, measure_peaks};
-pub use peer::{Answer, LayerAnswer, LayerQuestion, NetworkAnswer, NetworkQuestion, Peer, PeerScript};
+pub use peer::{Answer, LayerAnswer, LayerQuestion, NetworkAnswer, NetworkQuestion, Peer, PeerScript, RuntimeQuestion};
 pub use plan_record::{DeviceTime, PlanRecord, PlanSize, StepRecord};
 pub use record::{
     BenchRecord, Findings, Headline, LayerPeer, LayerRecord, LayerTiming, LayerWork, LimitsRecord, Measured,
-    NetworkPeer, NetworkRecord, NetworkTiming, NetworkWork, PeakSource, PeerAbout, PeerPeaks, PeerRates, PeerTiming,
-    PublishedRecord, Timing, Used,
+    MissingRuntime, NetworkPeer, NetworkRecord, NetworkTiming, NetworkWork, PeakSource, PeerAbout, PeerPeaks,
+    PeerRates, PeerTiming, PublishedRecord, RuntimeAbout, RuntimeRecord, RuntimesAbout, Timing, Used,
 };
 pub use roofline::{
     DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, kernel_costs, network_time, plan_costs, utilization,

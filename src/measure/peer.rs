@@ -1,4 +1,5 @@
-//! The same work in PyTorch: a Python process that answers one line of JSON with another.
+//! The same work elsewhere: a Python process, in PyTorch or an inference runtime, that answers one line of JSON with
+//! another.
 //!
 //! The scripts (`benches/peers`) are part of this program and are written to a temporary folder. A question has a number,
 //! which its answer repeats; any other line that the process prints is no answer.
@@ -10,17 +11,17 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::record::{LayerWork, PeerAbout, PeerPeaks, PeerRates};
+use super::record::{LayerWork, PeerPeaks, PeerRates};
 use crate::device::Device;
 use crate::graph::Graph;
 use crate::{Error, Result};
 
-/// How long Python may take to load PyTorch.
+/// How long Python may take to load PyTorch or the runtimes.
 const START: Duration = Duration::from_secs(120);
 /// Time beyond the limit of an answer before the peer counts as dead: it should give up first and report why.
 const GRACE: Duration = Duration::from_secs(5);
@@ -32,19 +33,41 @@ const GREETING: u64 = 0;
 const PEAKS_SECONDS: f64 = 0.2;
 const PEAKS_LIMIT: Duration = Duration::from_secs(60);
 
-const SCRIPTS: [(&str, &str); 3] = [
+const SCRIPTS: [(&str, &str); 5] = [
+    ("serving.py", include_str!("../../benches/peers/serving.py")),
     ("clock.py", include_str!("../../benches/peers/clock.py")),
     ("layers.py", include_str!("../../benches/peers/layers.py")),
     ("networks.py", include_str!("../../benches/peers/networks.py")),
+    ("runtimes.py", include_str!("../../benches/peers/runtimes.py")),
 ];
 
 /// Which script answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerScript {
-    /// Single layers.
+    /// Single layers in PyTorch.
     Layers,
-    /// Whole networks.
+    /// Whole networks in PyTorch.
     Networks,
+    /// Whole networks in inference runtimes.
+    Runtimes,
+}
+
+impl PeerScript {
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Layers => "layers.py",
+            Self::Networks => "networks.py",
+            Self::Runtimes => "runtimes.py",
+        }
+    }
+
+    /// What there is none of where it does not start, and what the Python that starts it has.
+    const fn needs(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Layers | Self::Networks => ("no peer", "PyTorch"),
+            Self::Runtimes => ("no runtimes", "NumPy and ONNX Runtime or another runtime"),
+        }
+    }
 }
 
 /// Asks for the time of a layer. Has all that the peer needs to do the same work.
@@ -79,6 +102,19 @@ pub struct NetworkQuestion<'a> {
     pub training: bool,
     /// Whether the framework's compiler is used: PyTorch's counterpart of fusion.
     pub compile: bool,
+    /// Seconds to measure for.
+    pub seconds: f64,
+}
+
+/// Asks for the throughput of a network's ONNX file in a runtime.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RuntimeQuestion<'a> {
+    /// The runtime, by the name that it was found under.
+    pub runtime: &'a str,
+    /// The file.
+    pub file: &'a Path,
+    /// Images of a batch.
+    pub batch: usize,
     /// Seconds to measure for.
     pub seconds: f64,
 }
@@ -138,15 +174,16 @@ struct Process {
 }
 
 impl Peer {
-    /// Starts a script on the same device with as many threads. Also returns the peer's description of itself.
+    /// Starts a script on the same device with as many threads. Also returns its first line `A`, which says who answers.
     ///
     /// # Errors
-    /// No such Python, no PyTorch in it, or no such device for it; an emulated device has no peer.
-    pub fn start(python: &Path, script: PeerScript, device: &Device) -> Result<(Self, PeerAbout)> {
+    /// No such Python, one that lacks what the script needs, or no such device for it; an emulated device has no peer.
+    pub fn start<A: DeserializeOwned>(python: &Path, script: PeerScript, device: &Device) -> Result<(Self, A)> {
+        let (none, needs) = script.needs();
         let on = match device {
             Device::Cpu => "cpu".to_owned(),
             Device::Gpu(gpu, _) if gpu.driver().is_emulated() => {
-                return Err(Error::Device("no peer: PyTorch runs on no emulated device".into()));
+                return Err(Error::Device(format!("{none}: Python reaches no emulated device")));
             }
             Device::Gpu(gpu, _) => format!("cuda:{}", gpu.driver().ordinal()),
         };
@@ -155,11 +192,7 @@ impl Peer {
             let path = folder.path().join(name);
             fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
         }
-        let main = match script {
-            PeerScript::Layers => "layers.py",
-            PeerScript::Networks => "networks.py",
-        };
-        let main = folder.path().join(main).display().to_string();
+        let main = folder.path().join(script.file()).display().to_string();
         let (precision, threads) = (device.precision().to_string(), rayon::current_num_threads().to_string());
         let arguments = [&main, "--serve", "--device", &on, "--precision", &precision, "--threads", &threads]
             .map(str::to_owned)
@@ -169,13 +202,13 @@ impl Peer {
         let about = peer.launch().map_err(|e| {
             let text = e.to_string();
             let text = text.trim_start_matches("device: ");
-            Error::Device(format!("no peer: {text}; give --python PATH with PyTorch in it"))
+            Error::Device(format!("{none}: {text}; give --python PATH with {needs} in it"))
         })?;
         Ok((peer, about))
     }
 
     /// Starts the process and waits for its greeting.
-    fn launch(&mut self) -> Result<PeerAbout> {
+    fn launch<A: DeserializeOwned>(&mut self) -> Result<A> {
         let path = self.log();
         let log = File::create(&path).map_err(|e| Error::io(&path, e))?;
         let mut child = Command::new(&self.python)
@@ -213,7 +246,7 @@ impl Peer {
                 return Err(Error::Device("the peer has ended too often".into()));
             }
             self.restarts += 1;
-            self.launch()?;
+            self.launch::<IgnoredAny>()?;
         }
         self.asked += 1;
         let line = format!("{}\n", json!(Numbered { question, id: self.asked, limit: limit.as_secs_f64() }));

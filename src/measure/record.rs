@@ -2,7 +2,7 @@
 //! `network.json` and the columns of the CSV files.
 //!
 //! A record says what was timed (`work`), how long it took here (`own`) and how long a peer took (`peer`); in the output
-//! all of these are fields of one flat object. [`crate::report`] writes records as tables, JSON, CSV and SVG.
+//! all of these are fields of one flat object, and what inference `runtimes` took is a list in it. [`crate::report`] writes records as tables, JSON, CSV and SVG.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +31,10 @@ pub struct BenchRecord<W, T, P> {
     /// A peer's times of the same work; absent where the peer was not asked for it.
     #[serde(flatten)]
     pub peer: Option<Measured<PeerTiming<P>>>,
+    /// What inference runtimes took for the same network, in the order of [`RuntimesAbout::runtimes`]. Only a whole network
+    /// that is run fused for inference has any: they get the ONNX file, and fuse as they can.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub runtimes: Vec<RuntimeRecord>,
 }
 
 /// A convolution layer in one pass: an entry of `bench kernels`.
@@ -58,6 +62,8 @@ pub struct Findings<R> {
     pub records: Vec<R>,
     /// The peer, once it has started.
     pub peer: Option<PeerAbout>,
+    /// The inference runtimes, once they were looked for.
+    pub runtimes: Option<RuntimesAbout>,
 }
 
 /// What became of a measurement.
@@ -443,6 +449,50 @@ pub struct PeerAbout {
     /// Peaks that the peer measured; absent until it was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peaks: Option<PeerPeaks>,
+}
+
+/// An inference runtime that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeAbout {
+    /// Its name, and that of the provider where it has several: `onnxruntime`, `onnxruntime-cuda`, `openvino`, `tensorrt`.
+    pub runtime: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// An inference runtime that was looked for and not found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingRuntime {
+    /// Its name.
+    pub runtime: String,
+    /// Why it cannot be used, such as the module that Python has not.
+    pub reason: String,
+}
+
+/// The inference runtimes of a Python.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuntimesAbout {
+    /// Threads on the host that each may use.
+    pub threads: Option<usize>,
+    /// Those that there are.
+    pub runtimes: Vec<RuntimeAbout>,
+    /// Those that there are not.
+    pub missing: Vec<MissingRuntime>,
+    /// Why none could be looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What a runtime took for a network, in turns with this program. The keys are a peer's.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RuntimeRecord {
+    /// Which runtime.
+    #[serde(flatten)]
+    pub about: RuntimeAbout,
+    /// Its times and the own ones beside them.
+    #[serde(flatten)]
+    pub timing: PeerTiming<NetworkPeer>,
 }
 
 /// What a peer found of its own peaks.

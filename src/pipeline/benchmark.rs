@@ -1,16 +1,17 @@
-//! `bench`: layers and whole networks, timed against the device's limits and then in turns with a peer.
+//! `bench`: layers and whole networks, timed against the device's limits and then in turns with peers.
 
 use std::path::Path;
 use std::time::Duration;
 
+use super::runtimes::has_runtimes;
 use crate::config::Config;
 use crate::device::Device;
 use crate::engine::Fusion;
 use crate::measure::{
     Answer, BenchRecord, Findings, LayerAnswer, LayerBench, LayerPeer, LayerQuestion, LayerRecord, LayerTiming,
     LayerWork, Limits, Measured, NetworkAnswer, NetworkCase, NetworkPeer, NetworkQuestion, NetworkRecord,
-    NetworkTiming, NetworkWork, Peer, PeerScript, PeerTiming, Summary, TimedLayer, Timing, Used, peak_memory,
-    sample_networks,
+    NetworkTiming, NetworkWork, Peer, PeerAbout, PeerScript, PeerTiming, Summary, TimedLayer, Timing, Used,
+    peak_memory, sample_networks,
 };
 use crate::model::Model;
 use crate::shrink::merge::{MergeOptions, merge_selection};
@@ -51,7 +52,7 @@ pub(super) fn unmergeable_blocks(model: &Model, surgery: &Linearise) -> Vec<bool
 /// The peer of a bench.
 #[derive(Debug, Clone, Copy)]
 pub struct PeerOptions<'a> {
-    /// The Python interpreter with PyTorch.
+    /// The Python interpreter with PyTorch and inference runtimes.
     pub python: &'a Path,
     /// Number of layers that the peer times: those that take most of the networks' time.
     pub layers: usize,
@@ -87,7 +88,7 @@ impl Bench<'_> {
         keep: Keep<'_, LayerRecord>,
     ) -> Result<Findings<LayerRecord>> {
         let bench = LayerBench::new(self.device)?;
-        let mut found = Findings { records: Vec::with_capacity(layers.len()), peer: None };
+        let mut found = Findings { records: Vec::with_capacity(layers.len()), peer: None, runtimes: None };
         let share = self.own_budget() / layers.len().max(1) as u32;
         for layer in layers {
             let outcome = bench.configurations(layer);
@@ -98,7 +99,7 @@ impl Bench<'_> {
             let work = LayerWork::new(layer, networks, self.device, config);
             let own = measured(outcome, work.name.as_str(), work.pass);
             self.device.release_idle();
-            found.records.push(LayerRecord { work, own, peer: None });
+            found.records.push(LayerRecord { work, own, peer: None, runtimes: Vec::new() });
             keep(&found)?;
         }
         require_any(&found.records)?;
@@ -139,7 +140,7 @@ impl Bench<'_> {
         keep: Keep<'_, NetworkRecord>,
     ) -> Result<Findings<NetworkRecord>> {
         let cases = network_cases(model, merged)?;
-        let mut found = Findings { records: Vec::with_capacity(cases.len()), peer: None };
+        let mut found = Findings { records: Vec::with_capacity(cases.len()), peer: None, runtimes: None };
         // Inference in alternation; training takes so much more memory that only one is held at a time.
         let groups: Vec<_> = cases.chunk_by(|a, b| !a.training && !b.training).collect();
         let share = self.own_budget() / groups.len() as u32;
@@ -148,7 +149,7 @@ impl Bench<'_> {
                 let work = NetworkWork::new(case, batch, self.device, self.limits)?;
                 let timing = seconds.and_then(|seconds| self.case_timing(case, batch, &seconds));
                 let own = measured(timing, work.name, work.pass);
-                found.records.push(NetworkRecord { work, own, peer: None });
+                found.records.push(NetworkRecord { work, own, peer: None, runtimes: Vec::new() });
             }
             self.device.release_idle();
             keep(&found)?;
@@ -169,7 +170,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Times every case in turns with the peer, if one is requested.
+    /// Times every case in turns with the peer, and those that have runtimes with each of these, if peers are requested.
     fn networks_in_turns(
         &self,
         cases: &[NetworkCase],
@@ -178,8 +179,29 @@ impl Bench<'_> {
         keep: Keep<'_, NetworkRecord>,
     ) -> Result<()> {
         let Some(options) = self.peer else { return Ok(()) };
-        let Some(mut peer) = self.start_peer(options, PeerScript::Networks, found, keep)? else { return Ok(()) };
-        let turn = self.own_budget() / (2 * TURNS * cases.len() as u32);
+        let peer = self.start_peer(options, PeerScript::Networks, found, keep)?;
+        let runtimes = self.find_runtimes(options);
+        let with_runtimes = cases.iter().filter(|case| has_runtimes(case)).count();
+        let comparisons = peer.as_ref().map_or(0, |_| cases.len()) + with_runtimes * runtimes.runtimes.len();
+        found.runtimes = Some(runtimes);
+        let turn = self.own_budget() / (2 * TURNS * comparisons.max(1) as u32);
+        // Ends before the runtimes begin, so that they find its memory free.
+        if let Some(peer) = peer {
+            self.peer_in_turns((peer, turn, options.leeway), cases, batch, found, keep)?;
+        }
+        self.runtimes_in_turns((options, turn), cases, batch, found, keep)?;
+        keep(found)
+    }
+
+    /// Times every case in turns with a peer: a turn takes so long, and an answer that much longer at most.
+    fn peer_in_turns(
+        &self,
+        (mut peer, turn, leeway): (Peer, Duration, Duration),
+        cases: &[NetworkCase],
+        batch: usize,
+        found: &mut Findings<NetworkRecord>,
+        keep: Keep<'_, NetworkRecord>,
+    ) -> Result<()> {
         for (index, case) in cases.iter().enumerate() {
             // PyTorch's counterpart of fusion is its compiler.
             let compile = case.fusion == Fusion::OnLoad;
@@ -189,23 +211,19 @@ impl Bench<'_> {
             };
             let (training, seconds) = (case.training, turn.as_secs_f64());
             let question = NetworkQuestion { graph, batch, training, compile, seconds };
-            let own = || {
-                let samples = sample_networks(self.device, std::slice::from_ref(case), batch, turn).remove(0);
-                self.device.release_idle();
-                samples
-            };
-            let turns = Turns::take(own, || peer.ask(&question, turn + options.leeway));
-            found.records[index].peer = Some(Measured::Timed(turns.timing(|answers: &[NetworkAnswer]| {
-                let rate = median(answers.iter().map(|a| a.images_per_s));
-                NetworkPeer {
-                    peer_images_per_s: rate,
-                    peer_memory_bytes: median(answers.iter().filter_map(|a| a.memory_bytes)),
-                    peer_time_us: rate.map(|rate| batch as f64 / rate * 1e6),
-                }
-            })));
+            let turns = Turns::take(|| self.sample_case(case, batch, turn), || peer.ask(&question, turn + leeway));
+            found.records[index].peer =
+                Some(Measured::Timed(turns.timing(|answers: &[NetworkAnswer]| network_peer(batch, answers))));
             keep(found)?;
         }
         Ok(())
+    }
+
+    /// Seconds of every pass of one case within a turn.
+    pub(super) fn sample_case(&self, case: &NetworkCase, batch: usize, turn: Duration) -> Result<Vec<f64>> {
+        let samples = sample_networks(self.device, std::slice::from_ref(case), batch, turn).remove(0);
+        self.device.release_idle();
+        samples
     }
 
     /// Time for what this program measures alone: half of it where a peer takes its turns.
@@ -222,7 +240,7 @@ impl Bench<'_> {
         found: &mut Findings<BenchRecord<W, T, P>>,
         keep: Keep<'_, BenchRecord<W, T, P>>,
     ) -> Result<Option<Peer>> {
-        match Peer::start(options.python, script, self.device) {
+        match Peer::start::<PeerAbout>(options.python, script, self.device) {
             Ok((mut peer, mut about)) => {
                 about.peaks = Some(peer.peaks());
                 found.peer = Some(about);
@@ -255,24 +273,34 @@ fn summary(seconds: &[f64]) -> Result<Summary> {
     Summary::of(seconds).ok_or_else(|| Error::Device("no time was measured".into()))
 }
 
+/// A peer's answers on a network, summed up.
+pub(super) fn network_peer(batch: usize, answers: &[NetworkAnswer]) -> NetworkPeer {
+    let rate = median(answers.iter().map(|a| a.images_per_s));
+    NetworkPeer {
+        peer_images_per_s: rate,
+        peer_memory_bytes: median(answers.iter().filter_map(|a| a.memory_bytes)),
+        peer_time_us: rate.map(|rate| batch as f64 / rate * 1e6),
+    }
+}
+
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     Summary::of(&values.collect::<Vec<f64>>()).map(|summary| summary.median)
 }
 
 /// Own samples in seconds and a peer's answers, or their errors.
-struct Turns<A> {
+pub(super) struct Turns<A> {
     own: Vec<Result<Vec<f64>>>,
     answers: Vec<Result<Answer<A>>>,
 }
 
 impl<A> Turns<A> {
-    fn take(mut own: impl FnMut() -> Result<Vec<f64>>, mut peer: impl FnMut() -> Result<Answer<A>>) -> Self {
+    pub(super) fn take(mut own: impl FnMut() -> Result<Vec<f64>>, mut peer: impl FnMut() -> Result<Answer<A>>) -> Self {
         let (own, answers) = (0..TURNS).map(|_| (own(), peer())).unzip();
         Self { own, answers }
     }
 
     /// The times for a record; `peer` sums up the answers there are.
-    fn timing<P>(self, peer: impl FnOnce(&[A]) -> P) -> PeerTiming<P> {
+    pub(super) fn timing<P>(self, peer: impl FnOnce(&[A]) -> P) -> PeerTiming<P> {
         let seconds = self.own.iter().flatten().flatten().copied();
         let turn_time_us = median(seconds).map(|s| s * 1e6);
         let (mut values, mut note, mut error) = (Vec::new(), None, None);

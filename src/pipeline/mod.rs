@@ -32,6 +32,7 @@ mod keeping;
 mod latency;
 mod published;
 mod run;
+mod runtimes;
 mod sensitivity;
 mod shrink;
 mod summary;

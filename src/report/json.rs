@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::measure::{ComparisonRecord, LimitsRecord, PeerAbout};
+use crate::measure::{ComparisonRecord, LimitsRecord, PeerAbout, RuntimesAbout};
 
 /// Version of the layout of [`BenchFile`]; it rises when a field changes its meaning or goes.
 pub const BENCH_SCHEMA: u32 = 1;
@@ -31,6 +31,9 @@ pub struct BenchFile<'a, R> {
     pub peaks: LimitsRecord,
     /// The peer; null where none has started.
     pub peer: Option<&'a PeerAbout>,
+    /// The inference runtimes; absent where none was looked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtimes: Option<&'a RuntimesAbout>,
     /// The records: layers, or the cases of a network.
     #[serde(rename = "layers")]
     pub records: &'a [R],

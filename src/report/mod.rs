@@ -41,4 +41,4 @@ pub use result::{
 pub use roofline_plot::{Point, RooflinePlot};
 pub use solution::{SelectionTime, selection_times, solution_table};
 pub use table::{Align, Table};
-pub use text::{layer_table, layer_totals, limits_text, network_bench_table, network_table, plan_text};
+pub use text::{layer_table, layer_totals, limits_text, network_bench_table, network_table, plan_text, runtime_table};

@@ -3,7 +3,9 @@
 use super::result::RunResult;
 use super::table::{Align, Table, count, significant};
 use crate::engine::Pass;
-use crate::measure::{LayerRecord, LayerTiming, Limits, NetworkRecord, PeerAbout, PeerPeaks, PlanRecord};
+use crate::measure::{
+    LayerRecord, LayerTiming, Limits, NetworkRecord, PeerAbout, PeerPeaks, PlanRecord, RuntimeRecord,
+};
 
 /// The table every run ends with: original, unmerged and merged with accuracy, size and speed.
 pub fn network_table(result: &RunResult) -> Table {
@@ -39,6 +41,10 @@ pub(super) const MISSING: &str = "–";
 
 pub(super) fn cell(value: Option<f64>) -> String {
     value.map_or_else(|| MISSING.to_owned(), significant)
+}
+
+fn whole(value: Option<f64>) -> String {
+    value.map_or_else(|| MISSING.to_owned(), |v| count(v.round().max(0.0) as u64))
 }
 
 pub(super) fn percent(value: Option<f64>) -> String {
@@ -138,11 +144,10 @@ pub fn network_bench_table(records: &[NetworkRecord]) -> Table {
         header.extend(["peer images/s", "own / peer"].map(right));
     }
     let mut table = Table::new(&header);
-    let rate = |rate: Option<f64>| rate.map_or_else(|| MISSING.to_owned(), |r| count(r.round().max(0.0) as u64));
     for record in records {
         let own = record.timing();
         let mut cells =
-            vec![record.work.name.to_owned(), record.work.pass.to_owned(), rate(own.map(|t| t.images_per_s))];
+            vec![record.work.name.to_owned(), record.work.pass.to_owned(), whole(own.map(|t| t.images_per_s))];
         cells.extend(
             [own.map(|t| t.timing.time_us), own.map(|t| t.timing.iqr_us)].map(|us| cell(us.map(|us| us / 1e3))),
         );
@@ -152,11 +157,40 @@ pub fn network_bench_table(records: &[NetworkRecord]) -> Table {
         if peers {
             let peer = record.peer_timing();
             let ratio = peer_ratio(peer.and_then(|p| p.peer.peer_time_us), peer.and_then(|p| p.turn_time_us));
-            cells.extend([rate(peer_rate(record)), cell(ratio)]);
+            cells.extend([whole(peer_rate(record)), cell(ratio)]);
         }
         table.row(&cells);
     }
     table
+}
+
+/// Inference runtimes beside the networks that they were timed on, and how each ran or why not; `None` where there are none.
+pub fn runtime_table(records: &[NetworkRecord]) -> Option<Table> {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("network", Left),
+        ("runtime", Left),
+        ("version", Left),
+        ("images/s", Right),
+        ("ms/batch", Right),
+        ("own / runtime", Right),
+        ("how", Left),
+    ]);
+    let rows = records.iter().flat_map(|record| record.runtimes.iter().map(move |row| (record.work.name, row)));
+    for (network, RuntimeRecord { about, timing }) in rows {
+        let peer = &timing.peer;
+        let how = timing.error.as_ref().or(timing.note.as_ref());
+        table.row(&[
+            network.to_owned(),
+            about.runtime.clone(),
+            about.version.clone(),
+            whole(peer.peer_images_per_s),
+            cell(peer.peer_time_us.map(|us| us / 1e3)),
+            cell(peer_ratio(peer.peer_time_us, timing.turn_time_us)),
+            how.cloned().unwrap_or_default(),
+        ]);
+    }
+    records.iter().any(|record| !record.runtimes.is_empty()).then_some(table)
 }
 
 /// The limits in a few lines, beside those that a peer measured in the same run.
@@ -282,7 +316,7 @@ mod tests {
             used,
             roofline_us: time_us / 2.0,
         };
-        LayerRecord { work: work("fwd", count), own: Measured::Timed(own), peer: None }
+        LayerRecord { work: work("fwd", count), own: Measured::Timed(own), peer: None, runtimes: Vec::new() }
     }
 
     fn rows(table: &Table) -> Vec<String> {
@@ -298,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_layer_without_a_time_has_a_row_and_no_total() {
-        let failed = LayerRecord { work: work("fwd", 1), own: Measured::Failed("no memory".into()), peer: None };
+        let failed = LayerRecord { own: Measured::Failed("no memory".into()), ..layer(1.0, 1) };
         let records = [layer(10.0, 3), failed];
         assert_eq!(
             rows(&layer_table(&records, &["n"])),

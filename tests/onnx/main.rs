@@ -1,6 +1,7 @@
 //! Exported networks pass the ONNX checker and give the engine's logits in ONNX Runtime: original, with activations
-//! half gone, and merged; with what passes the range of f16 in f32; and without subnormal numbers.
+//! half gone, and merged; with what passes the range of f16 in f32; and without subnormal numbers. `bench` times them there.
 
+mod bench;
 #[path = "../formula/mod.rs"]
 mod formula;
 mod half_range;
@@ -263,6 +264,7 @@ fn main() {
         vec![Trial::test("refusals", refusals), Trial::test("rare_nodes", rare_nodes).with_ignored_flag(missing)];
     trials.push(Trial::test("published_with_stem", published_with_stem).with_ignored_flag(missing));
     trials.push(Trial::test("published_networks", published_networks).with_ignored_flag(missing));
+    trials.push(Trial::test("bench_beside_onnx_runtime", bench::beside_onnx_runtime).with_ignored_flag(missing));
     trials.extend(half_range::trials().into_iter().map(|trial| trial.with_ignored_flag(missing)));
     trials.extend(subnormal::trials().into_iter().map(|trial| trial.with_ignored_flag(missing)));
     for case in CASES {
