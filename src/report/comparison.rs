@@ -185,14 +185,13 @@ impl ComparisonPage<'_> {
         let mark = |name: &str| {
             let network = Network::of(self.records, name);
             let row = network.deployed_row()?;
-            let is_merged = row.work.selection.is_some();
             let ms = row.own.value()?.time_us * 1e-3 / row.work.batch as f64;
-            let class = if is_merged { "c-merged" } else { "c-kept" };
+            let class = if row.work.selection.is_some() { "c-merged" } else { "c-kept" };
             Some(Mark { name: name.to_owned(), at: (ms, row.work.published.top1?), class })
         };
         let marks: Vec<Mark> = names(self.records).into_iter().filter_map(mark).collect();
         let labels = ("ms per image here, deployed, f32", "top-1 % on ImageNet, as published");
-        let entries = [("c-kept", "not merged"), ("c-merged", "merged")].into_iter();
+        let entries = [("c-kept", "built by name"), ("c-merged", "merged here")].into_iter();
         format!("{}{}", legend(entries), Scatter { title: "Accuracy over time", labels, marks }.svg())
     }
 }

@@ -11,6 +11,9 @@ const LEFT: f64 = 52.0;
 const RIGHT: f64 = 90.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 40.0;
+/// Width and height that a name takes at least.
+const NAME: f64 = 60.0;
+const LINE: f64 = 11.0;
 /// Share of the axis that is free beyond the outermost points.
 const MARGIN: f64 = 0.06;
 
@@ -66,18 +69,30 @@ impl Scatter<'_> {
         }
         text(&mut svg, "tick", ((LEFT + right) / 2.0, HEIGHT - 6.0), "middle", self.labels.0);
         text(&mut svg, "tick", (LEFT, TOP - 4.0), "start", self.labels.1);
+        let mut places: Vec<(f64, f64)> = Vec::new();
         for mark in marks {
             let (x, y) = (at_x(mark.at.0), at_y(mark.at.1));
+            let name_y = free_place(&mut places, (x, y + 4.0));
             let (class, name) = (mark.class, escape(&mark.name));
             let _ = write!(
                 svg,
                 "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{name}</title></circle>"
             );
-            text(&mut svg, &format!("end-name {class}"), (x + 7.0, y + 4.0), "start", &mark.name);
+            text(&mut svg, &format!("end-name {class}"), (x + 7.0, name_y), "start", &mark.name);
         }
         svg.push_str("</svg>");
         format!("<div class=\"scroll\">{svg}</div>")
     }
+}
+
+/// Where a name can stand that meets none of those at `places`, as near below its own place as may be.
+fn free_place(places: &mut Vec<(f64, f64)>, (x, mut y): (f64, f64)) -> f64 {
+    let meets = |&&(other_x, other_y): &&(f64, f64), y: f64| (x - other_x).abs() < NAME && (y - other_y).abs() < LINE;
+    while let Some(&(_, other_y)) = places.iter().find(|place| meets(place, y)) {
+        y = other_y + LINE;
+    }
+    places.push((x, y));
+    y
 }
 
 /// 1, 2 and 5 times the powers of ten within a range.
@@ -99,6 +114,9 @@ mod tests {
         assert_eq!(svg.matches("<circle").count(), 2);
         assert!(svg.contains("a&lt;b") && !svg.contains("never") && !svg.contains("NaN"), "{svg}");
         assert!(Scatter { title: "t", labels: ("ms", "%"), marks: Vec::new() }.svg().contains("nothing was timed"));
+        let mut places = Vec::new();
+        let names = [(0.0, 50.0), (10.0, 52.0), (20.0, 60.0), (200.0, 52.0)].map(|at| free_place(&mut places, at));
+        assert_eq!(names, [50.0, 61.0, 72.0, 52.0]);
         assert_eq!(logarithmic_ticks(0.3, 12.0), [0.5, 1.0, 2.0, 5.0, 10.0]);
     }
 }
