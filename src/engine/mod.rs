@@ -33,8 +33,8 @@ use pass::{Lent, Running};
 
 /// Activations of one inference micro-batch that should stay in a core's cache, in elements.
 const MICRO_BATCH_ELEMENTS: usize = 1 << 18;
-/// Images of an inference micro-batch at most: beyond this nothing is gained by reusing weights from the cache.
-const MICRO_BATCH_IMAGES: usize = 16;
+/// Images of an inference micro-batch at most.
+const MICRO_BATCH_IMAGES: usize = 64;
 
 /// What an engine is planned for.
 #[derive(Debug, Clone, PartialEq)]
@@ -499,8 +499,10 @@ impl Engine {
         if self.runs_whole_batches() {
             return self.options.batch;
         }
-        let per_image = self.layout.elements_per_image();
-        (MICRO_BATCH_ELEMENTS / per_image.max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch)
+        // Every micro-batch reads and packs all weights anew, so its activations may take as much as they do, even where they
+        // leave the cache.
+        let elements = MICRO_BATCH_ELEMENTS.max(self.params.trained_elements());
+        (elements / self.layout.elements_per_image().max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch)
     }
 
     /// Inference on the CPU: each thread takes a few images through the whole network, so that activations never

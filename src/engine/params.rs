@@ -74,6 +74,11 @@ impl Params {
         Ok((zeros(&self.values)?, zeros(&self.running)?))
     }
 
+    /// Elements of the trained parameters.
+    pub fn trained_elements(&self) -> usize {
+        self.values.len()
+    }
+
     /// Bytes of all buffers.
     pub fn bytes(&self) -> u64 {
         [&self.values, &self.gradients, &self.running].into_iter().chain(&self.copy).map(Buffer::bytes).sum()
