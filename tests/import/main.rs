@@ -3,6 +3,8 @@
 //! `fixtures/make_namings.py` and `fixtures/make_beside.py` made the files.
 
 mod checkpoints;
+#[path = "../formula/hash.rs"]
+mod hash;
 mod hostile;
 #[cfg(target_os = "linux")]
 #[path = "../limited/mod.rs"]
@@ -30,23 +32,13 @@ fn images() -> Vec<f32> {
 
 /// Element i of the tensor of a name, as `make_network_values.py` has it: a hash in [-1, 1) in the range of its kind.
 fn value(name: &str, shape: &[usize]) -> Tensor {
-    let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(16_777_619));
-    let element = |i: usize| {
-        let mut h = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed);
-        h ^= h >> 16;
-        h = h.wrapping_mul(0x7feb_352d);
-        h ^= h >> 15;
-        h = h.wrapping_mul(0x846c_a68b);
-        h ^= h >> 16;
-        let u = f64::from(h) / 2f64.powi(31) - 1.0;
-        let scaled = match name {
-            "input" => u,
-            _ if shape.len() > 1 => u * (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt(),
-            _ if name.ends_with("running_var") => 1.0 + 0.5 * u,
-            _ if name.ends_with("weight") => 1.0 + 0.25 * u,
-            _ => 0.25 * u,
-        };
-        scaled as f32
+    let scaled = |u: f64| match name {
+        "input" => u,
+        _ if shape.len() > 1 => u * (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt(),
+        _ if name.ends_with("running_var") => 1.0 + 0.5 * u,
+        _ if name.ends_with("weight") => 1.0 + 0.25 * u,
+        _ => 0.25 * u,
     };
-    Tensor { shape: shape.to_vec(), data: (0..shape.iter().product()).map(element).collect() }
+    let data = hash::hashed(name, shape.iter().product()).into_iter().map(|u| scaled(u) as f32).collect();
+    Tensor { shape: shape.to_vec(), data }
 }
