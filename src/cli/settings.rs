@@ -13,7 +13,7 @@ use crate::measure::LatencySource;
 use crate::model::Model;
 use crate::networks::KNOWN_NETWORKS;
 use crate::pipeline::{Entry, RunFolder, RunSpec};
-use crate::shrink::{Budget, Mask, Selection, published_mask};
+use crate::shrink::{Budget, Mask, Selection, named_mask};
 use crate::train::{Session, TrainConfig};
 
 /// How to treat an existing run in the folder.
@@ -129,9 +129,7 @@ pub struct MaskArgs {
 }
 
 fn parse_mask(text: &str) -> std::result::Result<Mask, String> {
-    let is_name = text.contains(|c: char| c.is_ascii_alphabetic());
-    let mask = if is_name { published_mask(text) } else { text.parse() };
-    mask.map_err(|e| e.to_string())
+    named_mask(text).map_err(|e| e.to_string())
 }
 
 /// Seconds of a measurement.

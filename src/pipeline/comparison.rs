@@ -17,7 +17,7 @@ use crate::measure::{
 use crate::model::Model;
 use crate::networks::{NetworkOptions, build};
 use crate::shape::Shape;
-use crate::shrink::{Mask, Selection, counted_operations, published_mask, simulated_merge};
+use crate::shrink::{Selection, counted_operations, named_mask, simulated_merge};
 use crate::train::Reporter;
 use crate::{Error, Result};
 
@@ -327,6 +327,5 @@ fn read_selection(text: &str) -> Result<Selection> {
     if path.extension().is_some_and(|extension| extension == "json") {
         return Selection::read(path);
     }
-    let is_name = text.contains(|c: char| c.is_ascii_alphabetic());
-    Ok(if is_name { published_mask(text)? } else { text.parse::<Mask>()? }.into())
+    Ok(named_mask(text)?.into())
 }

@@ -35,7 +35,7 @@ pub mod surgery;
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use importance::{Importance, ImportanceRow};
 pub use mask::{Budget, Mask, nested, ranking};
-pub use published_masks::{published_mask, published_names};
+pub use published_masks::{named_mask, published_mask, published_names};
 pub use random_masks::{random_mask, random_masks};
 pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient};
 pub use search::{Search, relative_savings};

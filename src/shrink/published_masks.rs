@@ -65,3 +65,12 @@ pub fn published_mask(name: &str) -> Result<Mask> {
         }
     }
 }
+
+/// A mask as people give it: a published one by name, or 0s and 1s with commas.
+///
+/// # Errors
+/// A name that is not published, or a list that is none.
+pub fn named_mask(text: &str) -> Result<Mask> {
+    let is_name = text.contains(|c: char| c.is_ascii_alphabetic());
+    if is_name { published_mask(text) } else { text.parse() }
+}
