@@ -33,6 +33,9 @@ __device__ __forceinline__ float to_float(f16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
     return y;
+#elif defined(__F16C__)
+    typedef short Halves __attribute__((vector_size(16)));
+    return __builtin_ia32_vcvtph2ps(Halves{static_cast<short>(x.bits)})[0];
 #else
     // The exponent and the mantissa move into the places of a float, whose bias is larger by 112. A subnormal number is
     // its mantissa times 2^-24, a normal float: on the way there is no subnormal float, which would count as zero.

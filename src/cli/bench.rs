@@ -50,7 +50,7 @@ struct BenchArgs {
     /// Images per pass
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     batch: u32,
-    /// Seconds for all measurements together; slow work takes longer
+    /// Seconds for all measurements together; slow work takes longer, and 0 times each piece of it once
     #[arg(long, default_value_t = 20.0, value_parser = parse_seconds)]
     seconds: f64,
     /// Also time PyTorch on the same work, in turns with this program, after all own measurements; for a network also the

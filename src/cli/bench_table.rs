@@ -61,7 +61,7 @@ pub struct Args {
     /// Images per pass of the deployed rows [default: 1,32,128]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     deployed_batches: Option<Vec<u32>>,
-    /// Seconds for all measurements together; slow work takes longer [default: 600]
+    /// Seconds for all measurements together; slow work takes longer, and 0 times each piece of it once [default: 600]
     #[arg(long, value_parser = parse_seconds)]
     seconds: Option<f64>,
     /// Also project each row to a GPU by its data sheet, such as v100 or h100: what the counts of the steps would allow
@@ -90,6 +90,7 @@ struct Run<'a> {
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let sizes = if args.quick { QUICK } else { FULL };
     let projection = args.project.as_deref().map(projection).transpose()?;
+    let contestants = args.contestants()?;
     let config = common.base_config(Entry::New, None)?;
     common.ready(&config)?;
     let budget = Duration::from_secs_f64(args.seconds.unwrap_or(sizes.seconds));
@@ -105,7 +106,6 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         projection,
         config: &config,
     };
-    let contestants = args.contestants()?;
     let title = format!("networks side by side on {}, images of {} pixels", devices[0].0.name(), comparison.image);
     let run = Run { common, devices: devices.clone(), projection, title };
     let before = if args.resume { run.before()? } else { Vec::new() };

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 /// The content of new memory: not-a-number in every type, so that reads of unwritten memory show up.
 const POISON: u8 = 0xff;
 /// Threads in a launch below which spreading its blocks costs more than it gains.
-const SPREAD_THREADS: u64 = 1 << 12;
+const SPREAD_THREADS: u64 = 1 << 9;
 
 /// How to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +163,9 @@ impl Emulator {
         if !self.compiler.starts_with("clang") {
             // Without it two loaded files would share their thread-local state.
             flags.push("-fno-gnu-unique".into());
+            // The sums that a kernel keeps in registers are arrays: they stay in memory unless the loops over them go, and
+            // this compiler does not know of `#pragma unroll`.
+            flags.extend(["-fpeel-loops", "-fvect-cost-model=dynamic"].map(String::from));
         }
         flags.extend(host_instructions().map(String::from));
         flags.push(format!("-DARCH={}0", self.options.arch));
@@ -244,14 +247,14 @@ impl Emulator {
     }
 }
 
-/// What lets the compiler use the host's instruction for a fused product that a kernel asks for, where it has one; elsewhere
-/// the same result comes from a function.
+/// What lets the compiler use the host's instructions for fused products and half precision, where it has them; elsewhere
+/// the same results come from functions.
 fn host_instructions() -> impl Iterator<Item = &'static str> {
     #[cfg(target_arch = "x86_64")]
-    let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
     #[cfg(not(target_arch = "x86_64"))]
     let has = false;
-    ["-mavx2", "-mfma"].into_iter().filter(move |_| has)
+    ["-mavx2", "-mfma", "-mf16c"].into_iter().filter(move |_| has)
 }
 
 impl Driver for Emulator {

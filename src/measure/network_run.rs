@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::launches::{Launches, sample_in_turns};
 use super::noise::normal;
 use super::roofline::{KernelCost, kernel_costs, plan_costs};
+use super::timer::fewest_rounds;
 use crate::device::dry_run::DryRun;
 use crate::device::gpu::Gpu;
 use crate::device::{Backend, Buffer, Device};
@@ -205,7 +206,7 @@ pub fn row_of_passes(device: &Device, case: &NetworkCase, batch: usize, budget: 
     };
     passes(1)?;
     let all = (budget.as_secs_f64() / passes(1)?.max(f64::MIN_POSITIVE)) as usize;
-    let timed = (all * TIMED / (WARM + TIMED)).clamp(FEWEST, TIMED);
+    let timed = (all * TIMED / (WARM + TIMED)).clamp(fewest_rounds(budget, FEWEST), TIMED);
     let warm_up = (timed * WARM / TIMED).max(2);
     passes(warm_up - 2)?;
     Ok(Series { seconds: passes(timed)? / timed as f64, iqr: None, passes: timed, warm_up })

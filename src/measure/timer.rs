@@ -8,6 +8,8 @@ use crate::Result;
 pub const WARM_UP: usize = 2;
 /// Fewest counted rounds, even when the budget is spent: a median of less says nothing.
 const MIN_ROUNDS: usize = 5;
+/// The same where there is no budget at all: who gives no time wants to see that everything runs.
+const ROUNDS_WITHOUT_TIME: usize = 1;
 /// Most counted rounds: beyond, the median no longer moves.
 const MAX_ROUNDS: usize = 2000;
 
@@ -61,8 +63,8 @@ pub fn median(samples: &[f64]) -> f64 {
 }
 
 /// Times every workload once a round, in the given order (A B C A B C …), so that drift of the machine meets all of
-/// them alike. Stops after the first round that ends past `budget` (warm-up included), but counts at least 5 rounds.
-/// Returns the seconds of each workload, one entry a round: entries of one index are neighbours in time.
+/// them alike. Stops after the first round that ends past `budget` (warm-up included), but counts at least 5 rounds, or
+/// one where the budget is zero. Returns the seconds of each workload, one entry a round: entries of one index are neighbours in time.
 ///
 /// # Errors
 /// What a workload returns.
@@ -77,12 +79,18 @@ pub fn alternate(workloads: &mut [Workload<'_>], budget: Duration) -> Result<Vec
     interleave(&mut timed, budget).into_iter().collect()
 }
 
+/// How often to time what should be timed `fewest` times, given time for it.
+pub(super) fn fewest_rounds(budget: Duration, fewest: usize) -> usize {
+    if budget.is_zero() { ROUNDS_WITHOUT_TIME } else { fewest }
+}
+
 /// [`alternate`] for clocks other than the host's. What fails is left out from then on, and the rest goes on.
 pub(super) fn interleave(timed: &mut [Timed<'_>], budget: Duration) -> Vec<Result<Vec<f64>>> {
     let start = Instant::now();
+    let fewest = fewest_rounds(budget, MIN_ROUNDS);
     let mut outcomes: Vec<Result<Vec<f64>>> = timed.iter().map(|_| Ok(Vec::new())).collect();
     for round in 0..WARM_UP + MAX_ROUNDS {
-        if round >= WARM_UP + MIN_ROUNDS && start.elapsed() >= budget {
+        if round >= WARM_UP + fewest && start.elapsed() >= budget {
             break;
         }
         for (timed, outcome) in timed.iter_mut().zip(&mut outcomes) {
