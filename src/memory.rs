@@ -90,8 +90,45 @@ fn asking<T>(allocate: impl FnOnce() -> T) -> T {
 /// a product's packed operands, a header's JSON, a page of Parquet) follows the input as well and has no error to return:
 /// there the process would abort with a signal, and the hook that could change this (`set_alloc_error_hook`) is not in
 /// stable Rust. It hands everything on to [`System`] and looks only at whether memory came back.
+///
+/// A list of `f32`, which may hold activations or weights, begins at a line of the cache, since a vector of 64 bytes that lies across two lines
+/// is read and written as two, and large memory at a page of two megabytes, which the system is asked to give as one: of
+/// small pages a network uses thousands a pass, more than the processor keeps the addresses of.
 #[derive(Debug)]
 pub struct EndingAllocator;
+
+/// Bytes of a line of the cache, and of memory that begins at one.
+const CACHE_LINE: usize = 64;
+const FROM_BYTES: usize = 1 << 14;
+/// Bytes of a large page, and of memory that begins at one.
+const LARGE_PAGE: usize = 1 << 21;
+const LARGE_FROM_BYTES: usize = 1 << 20;
+
+/// A layout as the system is asked for it. Lists of other things than numbers in `f32` stay as they are: what grows with them,
+/// such as a file that is read, may then be extended where it lies.
+fn aligned(layout: Layout) -> Layout {
+    if layout.align() != align_of::<f32>() {
+        return layout;
+    }
+    let alignment = match layout.size() {
+        0..FROM_BYTES => return layout,
+        FROM_BYTES..LARGE_FROM_BYTES => CACHE_LINE,
+        _ => LARGE_PAGE,
+    };
+    layout.align_to(alignment).unwrap_or(layout)
+}
+
+/// Asks the system for large pages. It may refuse: they are a matter of speed alone.
+fn advise(memory: *mut u8, layout: Layout) {
+    #[cfg(target_os = "linux")]
+    if layout.align() == align_of::<f32>() && layout.size() >= LARGE_FROM_BYTES && !memory.is_null() {
+        use rustix::mm::{Advice, madvise};
+        // SAFETY: the advice changes no content. It may reach past the memory, to the end of its last large page.
+        let _ = unsafe { madvise(memory.cast(), layout.size().next_multiple_of(LARGE_PAGE), Advice::LinuxHugepage) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (memory, layout);
+}
 
 /// Whether a thread ends the process already.
 static ENDING: AtomicBool = AtomicBool::new(false);
@@ -101,22 +138,49 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 unsafe impl GlobalAlloc for EndingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are those that `System` asks for.
-        had(unsafe { System.alloc(layout) }, layout.size())
+        let memory = had(unsafe { System.alloc(aligned(layout)) }, layout.size());
+        advise(memory, layout);
+        memory
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
-        had(unsafe { System.alloc_zeroed(layout) }, layout.size())
+        if aligned(layout) == layout {
+            // SAFETY: as above.
+            return had(unsafe { System.alloc_zeroed(layout) }, layout.size());
+        }
+        // SAFETY: as above; all of the new memory is written.
+        unsafe {
+            let memory = self.alloc(layout);
+            if !memory.is_null() {
+                memory.write_bytes(0, layout.size());
+            }
+            memory
+        }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above; `memory` came from `System`, as all memory does here.
-        had(unsafe { System.realloc(memory, layout, size) }, size)
+        // SAFETY: the caller promises a size that is not zero, and that it makes a layout.
+        let to = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        if aligned(to).align() == aligned(layout).align() {
+            // SAFETY: `memory` came from `System` with this layout, as all memory does here.
+            let memory = had(unsafe { System.realloc(memory, aligned(layout), size) }, size);
+            advise(memory, to);
+            return memory;
+        }
+        // SAFETY: both memories hold the smaller size.
+        unsafe {
+            let moved = self.alloc(to);
+            if !moved.is_null() {
+                moved.copy_from_nonoverlapping(memory, size.min(layout.size()));
+                self.dealloc(memory, layout);
+            }
+            moved
+        }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: as above.
-        unsafe { System.dealloc(memory, layout) };
+        unsafe { System.dealloc(memory, aligned(layout)) };
     }
 }
 
