@@ -233,6 +233,8 @@ impl Default for Buffer {
 pub enum View<'a> {
     /// In the host's memory.
     Host(&'a [f32]),
+    /// Weights in the host's memory, and once more as its products read them.
+    Packed(&'a [f32], &'a [f32]),
     /// Sums over a batch in the host's memory.
     HostSums(&'a [f64]),
     /// In a GPU's memory.
@@ -389,7 +391,7 @@ impl<'a> View<'a> {
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
-            Self::Host(data) => data.len(),
+            Self::Host(data) | Self::Packed(data, _) => data.len(),
             Self::HostSums(data) => data.len(),
             Self::Gpu(view) => view.len(),
         }
@@ -406,8 +408,16 @@ impl<'a> View<'a> {
     /// When they are not: operands of one operation lie on one device.
     pub fn host(self) -> &'a [f32] {
         match self {
-            Self::Host(data) => data,
+            Self::Host(data) | Self::Packed(data, _) => data,
             Self::HostSums(_) | Self::Gpu(_) => panic!("an operand on a GPU, or of sums, among operands on the host"),
+        }
+    }
+
+    /// The numbers as the host's products read them, where they were packed.
+    pub fn panels(self) -> Option<&'a [f32]> {
+        match self {
+            Self::Packed(_, panels) => Some(panels),
+            _ => None,
         }
     }
 
@@ -418,14 +428,14 @@ impl<'a> View<'a> {
     pub fn sums(self) -> &'a [f64] {
         match self {
             Self::HostSums(data) => data,
-            Self::Host(_) | Self::Gpu(_) => panic!("an operand that is not the host's sums"),
+            Self::Host(_) | Self::Packed(..) | Self::Gpu(_) => panic!("an operand that is not the host's sums"),
         }
     }
 
     /// Part of it.
     pub fn slice(self, range: Range<usize>) -> Self {
         match self {
-            Self::Host(data) => Self::Host(&data[range]),
+            Self::Host(data) | Self::Packed(data, _) => Self::Host(&data[range]),
             Self::HostSums(data) => Self::HostSums(&data[range]),
             Self::Gpu(view) => Self::Gpu(view.slice(range)),
         }
@@ -437,8 +447,8 @@ impl<'a> View<'a> {
     /// When it is not: operands of one operation lie on one device.
     pub fn gpu(self) -> GpuView<'a> {
         match self {
-            Self::Host(_) | Self::HostSums(_) => panic!("an operand on the host among operands on a GPU"),
             Self::Gpu(view) => view,
+            _ => panic!("an operand on the host among operands on a GPU"),
         }
     }
 }

@@ -29,7 +29,8 @@ const BOTH: &[Backend] = &[Backend::Host, Backend::Cuda];
 
 /// Highest level first.
 const RULES: &[Rule] = &[
-    Rule { level: Fusion::Block, backends: BOTH, training: &[false], apply: inverted_residual },
+    Rule { level: Fusion::OnLoad, backends: &[Backend::Host], training: &[false], apply: inverted_residual },
+    Rule { level: Fusion::Block, backends: &[Backend::Cuda], training: &[false], apply: inverted_residual },
     Rule { level: Fusion::OnLoad, backends: BOTH, training: &[true], apply: conv_bn_formed_on_load },
     Rule { level: Fusion::Epilogue, backends: BOTH, training: &[true], apply: conv_with_statistics },
     Rule { level: Fusion::Epilogue, backends: BOTH, training: &[false], apply: conv_with_epilogue },
@@ -199,12 +200,13 @@ impl<'a> Lowering<'a> {
     /// The convolutions of an inverted residual that begins at a node: expansion (or none), depthwise, projection, each with a
     /// bias per channel, the inner ones read by the next alone.
     fn inverted_residual(&self, id: NodeId) -> Option<Vec<ConvRun>> {
+        // Nothing where one of them has no bias per channel.
         let families = |runs: &[ConvRun]| -> Vec<ConvFamily> {
             let family = |run: &ConvRun| match self.op(run.nodes[0]) {
                 Op::Conv(conv) if conv.bias == Bias::Channel => Some(conv.family()),
                 _ => None,
             };
-            runs.iter().filter_map(family).collect()
+            runs.iter().map(family).collect::<Option<_>>().unwrap_or_default()
         };
         const WITHOUT_EXPANSION: [ConvFamily; 2] = [ConvFamily::Depthwise, ConvFamily::Pointwise];
         let mut runs = vec![self.conv_run(id, false)?];

@@ -12,6 +12,7 @@ mod sequence;
 
 use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -118,6 +119,27 @@ fn slopes<'a>(values: &'a Option<Vec<f32>>, at: Option<&'a Buffer>) -> Slopes<'a
     Slopes { values: values.as_deref(), at: at.map(|at| at.view(0..at.len())) }
 }
 
+/// Does work that is cut into `tasks`, whose parts in turn are short. Threads that have none of the tasks look for such parts
+/// all the time: one that went to sleep in between would come too late for the next.
+fn with_idle_threads_awake<R: Send>(tasks: usize, work: impl FnOnce() -> R + Send) -> R {
+    let ended = AtomicBool::new(false);
+    let idle = rayon::current_num_threads().saturating_sub(tasks);
+    rayon::scope(|scope| {
+        for _ in 0..idle {
+            scope.spawn(|_| {
+                while !ended.load(Ordering::Acquire) {
+                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+        }
+        let outcome = work();
+        ended.store(true, Ordering::Release);
+        outcome
+    })
+}
+
 /// Refuses a pass that a GPU's kernels cannot be launched on: they count pixels in 31 bits, and images along a dimension
 /// of the grid that ends at 65535.
 fn fits_launches(plan: &Plan, batch: usize) -> Result<()> {
@@ -158,7 +180,7 @@ impl Engine {
             fits_launches(&plan, options.batch)?;
         }
         let layout = Layout::new(&plan);
-        let params = Params::new(device, planned.graph.params()?, &planned.weights, options.training)?;
+        let params = Params::new(device, &planned, &plan)?;
         let mut engine = Self {
             device: device.clone(),
             options: options.clone(),
@@ -314,7 +336,7 @@ impl Engine {
             }
             View::Host(images) => self.images.copy_from_slice(images),
             View::Gpu(_) => copy(images, self.images_mut()),
-            View::HostSums(_) => return Err(Error::Config("images are numbers in f32".into())),
+            View::Packed(..) | View::HostSums(_) => return Err(Error::Config("images are numbers in f32".into())),
         }
         Ok(())
     }
@@ -512,7 +534,8 @@ impl Engine {
         let (len, output) = (self.graph.input_shape().len(), self.plan.shapes[self.graph.output()].len());
         let logits = self.logits.view_mut(0..self.logits.len()).host();
         let batches = logits.par_chunks_mut(micro * output).zip(self.images.par_chunks(micro * len));
-        batches.try_for_each(|(logits, images)| {
+        let count = self.n.div_ceil(micro);
+        let run = |(logits, images): (&mut [f32], &[f32])| {
             let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
             let mut memory = match idle {
                 Some(memory) => memory,
@@ -527,6 +550,7 @@ impl Engine {
             memory.of(layout, plan.value(self.graph.output())).read(&mut logits[..n * output])?;
             self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
             Ok(())
-        })
+        };
+        with_idle_threads_awake(count, || batches.try_for_each(run))
     }
 }

@@ -5,11 +5,14 @@ use std::ops::Range;
 use crate::device::{Buffer, Device, View};
 use crate::dtype::Dtype;
 use crate::graph::ParamSpec;
-use crate::model::Weights;
+use crate::model::{Model, Weights};
 use crate::ops::copy::copy;
+use crate::ops::product::PanelLayout;
 use crate::ops::step::{ParamId, Place};
 use crate::tensor::Tensor;
 use crate::{Result, memory};
+
+use super::plan::Plan;
 
 /// Parameters, their gradients and where each lies.
 #[derive(Debug)]
@@ -24,7 +27,11 @@ pub(super) struct Params {
     pub running: Buffer,
     /// `values` in the type that kernels read, where it is another.
     copy: Option<Buffer>,
-    /// Whether `values` changed since `copy` was made.
+    /// Weights as the host's products read them, where they are read more often than they change: not in training.
+    panels: Vec<f32>,
+    /// How each parameter is packed there, and where.
+    packed: Vec<Option<(PanelLayout, Range<usize>)>>,
+    /// Whether `values` changed since `copy` and `panels` were made.
     stale: bool,
 }
 
@@ -32,7 +39,8 @@ pub(super) struct Params {
 const ALIGNMENT: usize = 16;
 
 impl Params {
-    pub fn new(device: &Device, specs: Vec<ParamSpec>, weights: &Weights, training: bool) -> Result<Self> {
+    pub fn new(device: &Device, model: &Model, plan: &Plan) -> Result<Self> {
+        let (specs, training) = (model.graph.params()?, plan.target.training);
         let (mut values_len, mut running_len) = (0, 0);
         let mut ranges = Vec::with_capacity(specs.len());
         let mut trained = Vec::new();
@@ -51,8 +59,21 @@ impl Params {
             Dtype::F32 => None,
             _ => Some(device.activations(values_len)?),
         };
-        let mut params = Self { specs, ranges, trained, values, gradients, running, copy, stale: true };
-        params.load(weights)?;
+        let mut packed = vec![None; specs.len()];
+        let mut end: usize = 0;
+        let is_packed = *device == Device::Cpu && !training;
+        for (value, layout) in plan.steps.iter().filter(|_| is_packed).flat_map(|step| step.step.panels()) {
+            if let Place::Weight(id) = plan.values.get(value).place {
+                packed[id.index()].get_or_insert_with(|| {
+                    let start = end;
+                    end = (start + layout.panel_elements()).next_multiple_of(ALIGNMENT);
+                    (layout, start..start + layout.panel_elements())
+                });
+            }
+        }
+        let panels = memory::zeros(end, "packed weights")?;
+        let mut params = Self { specs, ranges, trained, values, gradients, running, copy, panels, packed, stale: true };
+        params.load(&model.weights)?;
         Ok(params)
     }
 
@@ -81,16 +102,24 @@ impl Params {
 
     /// Bytes of all buffers.
     pub fn bytes(&self) -> u64 {
-        [&self.values, &self.gradients, &self.running].into_iter().chain(&self.copy).map(Buffer::bytes).sum()
+        let panels = size_of_val(&self.panels[..]) as u64;
+        let flat = [&self.values, &self.gradients, &self.running].into_iter().chain(&self.copy);
+        panels + flat.map(Buffer::bytes).sum::<u64>()
     }
 
-    /// Brings the copy that kernels read up to date.
+    /// Brings the copies that kernels read up to date.
     pub fn refresh(&mut self) {
-        if std::mem::take(&mut self.stale)
-            && let Some(own) = &mut self.copy
-        {
-            let len = self.values.len();
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        let len = self.values.len();
+        if let Some(own) = &mut self.copy {
             copy(self.values.view(0..len), own.view_mut(0..len));
+        }
+        for (packed, range) in self.packed.iter().zip(&self.ranges) {
+            if let Some((layout, to)) = packed {
+                layout.pack(self.values.view(range.clone()).host(), &mut self.panels[to.clone()]);
+            }
         }
     }
 
@@ -123,18 +152,21 @@ impl Params {
 
     /// A parameter or a running statistic, to be read.
     pub fn read(&self, place: Place) -> View<'_> {
-        Readable { ranges: &self.ranges, values: &self.values, copy: self.copy.as_ref() }.view(place).unwrap_or_else(
-            || match place {
-                Place::Running(id) => self.running.view(self.range(id)),
-                other => panic!("{other:?} is no parameter that a step reads"),
-            },
-        )
+        self.readable().view(place).unwrap_or_else(|| match place {
+            Place::Running(id) => self.running.view(self.range(id)),
+            other => panic!("{other:?} is no parameter that a step reads"),
+        })
+    }
+
+    fn readable(&self) -> Readable<'_> {
+        let Self { ranges, values, copy, panels, packed, .. } = self;
+        Readable { ranges, values, copy: copy.as_ref(), panels, packed }
     }
 
     /// What is read, and apart from it what is written.
     pub fn parts(&mut self) -> Parts<'_> {
-        let read = Readable { ranges: &self.ranges, values: &self.values, copy: self.copy.as_ref() };
-        Parts { read, running: &mut self.running, gradients: &mut self.gradients }
+        let Self { ranges, values, copy, panels, packed, running, gradients, .. } = self;
+        Parts { read: Readable { ranges, values, copy: copy.as_ref(), panels, packed }, running, gradients }
     }
 }
 
@@ -144,13 +176,21 @@ struct Readable<'a> {
     ranges: &'a [Range<usize>],
     values: &'a Buffer,
     copy: Option<&'a Buffer>,
+    panels: &'a [f32],
+    packed: &'a [Option<(PanelLayout, Range<usize>)>],
 }
 
 impl<'a> Readable<'a> {
     fn view(self, place: Place) -> Option<View<'a>> {
         match place {
             Place::Param(id) => Some(self.values.view(self.ranges[id].clone())),
-            Place::Weight(id) => Some(self.copy.unwrap_or(self.values).view(self.ranges[id].clone())),
+            Place::Weight(id) => {
+                let weights = self.copy.unwrap_or(self.values).view(self.ranges[id].clone());
+                Some(match &self.packed[id.index()] {
+                    Some((_, range)) => View::Packed(weights.host(), &self.panels[range.clone()]),
+                    None => weights,
+                })
+            }
             _ => None,
         }
     }

@@ -18,7 +18,7 @@ pub enum Fusion {
     Epilogue,
     /// Values which the convolution behind them can form on load are not stored.
     OnLoad,
-    /// Whole inverted residuals, whose hidden values are not stored.
+    /// Whole inverted residuals, whose hidden values are not stored. The host runs them so from `OnLoad` on.
     Block,
 }
 

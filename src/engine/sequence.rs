@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::Result;
-use crate::device::{Buffer, Device};
+use crate::device::{Buffer, Device, View};
 use crate::ops::dropout::DropoutStream;
-use crate::ops::step::{Backend, Io, Slopes, Step, Store, ValueId, Values};
+use crate::ops::step::{Backend, Io, Place, Slopes, Step, Store, ValueId, Values};
+use crate::{Result, memory};
 
 use super::gradients::{GradientTable, Gradients};
 use super::plan::StepCost;
@@ -72,6 +72,8 @@ pub struct SequenceRun {
     sequence: Sequence,
     n: usize,
     buffers: Vec<Option<Buffer>>,
+    /// Weights that were packed, by value; empty for all others.
+    panels: Vec<Vec<f32>>,
     dropout: DropoutStream,
 }
 
@@ -91,7 +93,8 @@ impl SequenceRun {
                 Store::Sum => device.sums(len)?,
             });
         }
-        Ok(Self { sequence: sequence.clone(), n, buffers, dropout: DropoutStream::new(device)? })
+        let panels = vec![Vec::new(); buffers.len()];
+        Ok(Self { sequence: sequence.clone(), n, buffers, panels, dropout: DropoutStream::new(device)? })
     }
 
     /// A value that some step uses.
@@ -114,10 +117,27 @@ impl SequenceRun {
         }
     }
 
-    /// Trades the buffer of a value that some step uses for another of its length.
-    pub fn swap(&mut self, id: ValueId, other: &mut Buffer) {
-        if let Some(buffer) = self.buffer_mut(id) {
-            std::mem::swap(buffer, other);
+    /// Packs the host's weights for all runs that follow, as an engine does in inference. Weights must not change behind it.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn pack_weights(&mut self) -> Result<()> {
+        for (id, layout) in self.sequence.steps.iter().flat_map(|step| step.panels()) {
+            if let Some(buffer @ Buffer::Host(_)) = &self.buffers[id.index()] {
+                let mut panels = memory::zeros(layout.panel_elements(), "packed weights")?;
+                layout.pack(buffer.view(0..buffer.len()).host(), &mut panels);
+                self.panels[id.index()] = panels;
+            }
+        }
+        Ok(())
+    }
+
+    /// Trades weights for those of another run of the same steps.
+    pub fn swap_weights(&mut self, other: &mut Self) {
+        let is_weight = |id: &ValueId| matches!(self.sequence.values.get(*id).place, Place::Weight(_));
+        for id in self.sequence.used().into_iter().filter(is_weight) {
+            std::mem::swap(&mut self.buffers[id.index()], &mut other.buffers[id.index()]);
+            std::mem::swap(&mut self.panels[id.index()], &mut other.panels[id.index()]);
         }
     }
 
@@ -138,7 +158,9 @@ impl SequenceRun {
             for &id in &uses.reads {
                 let buffer = self.buffers[id.index()].as_ref();
                 let buffer = buffer.unwrap_or_else(|| panic!("a step reads {id:?} while it writes it"));
-                io.lend(id, buffer.view(0..len(id)));
+                let view = buffer.view(0..len(id));
+                let panels = &self.panels[id.index()][..];
+                io.lend(id, if panels.is_empty() { view } else { View::Packed(view.host(), panels) });
             }
             for (id, buffer) in &mut taken {
                 let buffer = buffer.as_mut().unwrap_or_else(|| panic!("a step writes {id:?} twice"));

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use rayon::prelude::*;
 
 use super::launches::{Launches, rotation};
-use super::layers::TimedLayer;
+use super::layers::{LayerPass, TimedLayer};
 use super::machine::Machine;
 use super::noise::Noise;
 use crate::Result;
-use crate::device::{Buffer, Device};
+use crate::device::Device;
 use crate::engine::{Sequence, SequenceRun};
 use crate::ops::step::{Extent, Place, Store, ValueId};
 
@@ -40,7 +40,8 @@ impl LayerBench {
     /// # Errors
     /// When the device is out of memory or a launch fails.
     pub fn launches(&self, layer: &TimedLayer) -> Result<Launches<'static>> {
-        self.whole_batches(&layer.steps, layer.problem.n, layer.bytes(self.device.precision().bytes() as u64))
+        let packed = layer.pass == LayerPass::Forward;
+        self.whole_batches(&layer.steps, layer.problem.n, layer.bytes(self.device.precision().bytes() as u64), packed)
     }
 
     /// Steps ready to be timed as inference runs them: `at_once` images go through them together. On the CPU those are
@@ -51,7 +52,7 @@ impl LayerBench {
     pub fn passes(&self, steps: &Sequence, batch: usize, at_once: usize) -> Result<Launches<'static>> {
         if self.device != Device::Cpu {
             let bytes = steps.cost().map_or(0, |cost| cost.bytes(batch, self.device.precision()));
-            return self.whole_batches(steps, batch, bytes);
+            return self.whole_batches(steps, batch, bytes, true);
         }
         let (bench, steps, idle) = (self.clone(), steps.clone(), Mutex::default());
         let micro = MicroBatches { bench, steps, at_once, idle };
@@ -59,9 +60,13 @@ impl LayerBench {
         Launches::whole(&self.device, move || counts.par_iter().try_for_each(|&n| micro.run(n)))
     }
 
-    fn whole_batches(&self, steps: &Sequence, n: usize, bytes: u64) -> Result<Launches<'static>> {
+    /// With `packed` weights are packed before, as in inference.
+    fn whole_batches(&self, steps: &Sequence, n: usize, bytes: u64, packed: bool) -> Result<Launches<'static>> {
         let sets = rotation(&self.device, usize::try_from(bytes).unwrap_or(usize::MAX));
         let mut operands = (0..sets).map(|_| self.operands(steps, n)).collect::<Result<Vec<SequenceRun>>>()?;
+        if packed {
+            operands.iter_mut().try_for_each(SequenceRun::pack_weights)?;
+        }
         Launches::new(&self.device, sets, move |set| {
             operands[set].run();
             Ok(())
@@ -98,32 +103,26 @@ impl LayerBench {
         Ok(run)
     }
 
-    /// The weights that steps read, so often that together they do not stay in a core's cache.
-    fn weight_sets(&self, steps: &Sequence) -> Result<Vec<WeightSet>> {
+    /// The weights that steps read, packed as inference packs them, so often that together they do not stay in a core's cache.
+    fn weight_sets(&self, steps: &Sequence) -> Result<Vec<SequenceRun>> {
         let is_weight = |id: &ValueId| matches!(steps.values.get(*id).place, Place::Weight(_));
-        let weights: Vec<(ValueId, usize)> =
-            steps.used().into_iter().filter(is_weight).map(|id| (id, steps.values.get(id).len(1))).collect();
-        let bytes = weights.iter().map(|(_, len)| len * size_of::<f32>()).sum::<usize>().max(1);
+        let elements = steps.used().into_iter().filter(is_weight).map(|id| steps.values.get(id).len(1)).sum::<usize>();
+        let bytes = (elements * size_of::<f32>()).max(1);
         let sets = (CORE_CACHES * Machine::here().core_cache_bytes()).div_ceil(bytes).clamp(1, MAX_WEIGHT_SETS);
         let set = |_| {
-            let filled = |&(id, len)| {
-                let mut buffer = self.device.activations(len)?;
-                self.noise.fill_signed(&mut buffer);
-                Ok((id, buffer))
-            };
-            weights.iter().map(filled).collect::<Result<WeightSet>>()
+            // Of no image there are the weights alone.
+            let mut run = self.operands(steps, 0)?;
+            run.pack_weights()?;
+            Ok(run)
         };
         (0..sets).map(set).collect()
     }
 }
 
-/// The weights of some steps.
-type WeightSet = Vec<(ValueId, Buffer)>;
-
 /// What one thread takes a micro-batch through.
 struct Lane {
     run: SequenceRun,
-    weights: Vec<WeightSet>,
+    weights: Vec<SequenceRun>,
     next: usize,
 }
 
@@ -149,7 +148,7 @@ impl MicroBatches {
         };
         let Lane { run, weights, next } = &mut lane;
         *next = (*next + 1) % weights.len();
-        weights[*next].iter_mut().for_each(|(id, buffer)| run.swap(*id, buffer));
+        run.swap_weights(&mut weights[*next]);
         run.run_first(n);
         self.idle.lock().unwrap_or_else(|e| e.into_inner()).push(lane);
         Ok(())

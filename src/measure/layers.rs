@@ -248,7 +248,8 @@ fn convolution(group: &Group) -> Option<ConvProblem> {
 fn of_inference(graph: &Graph, batch: usize, backend: Backend) -> Result<Vec<TimedLayer>> {
     let make = Maker { graph, batch };
     let mut layers = Vec::new();
-    for group in groups(Plan::new(graph, &Target::inference(backend))?) {
+    let target = Target { fusion: Fusion::Epilogue, ..Target::inference(backend) };
+    for group in groups(Plan::new(graph, &target)?) {
         let Some(problem) = convolution(&group) else { continue };
         let nodes = &group.nodes;
         layers.extend(make.layer(nodes, problem, LayerPass::Forward, group.forward.clone()));

@@ -9,7 +9,7 @@ use super::latency_table::{LatencyRow, LatencyTable};
 use super::roofline::{KernelCost, Roofline};
 use crate::Result;
 use crate::device::Backend;
-use crate::engine::{Pass, Plan, PlannedStep, Sequence, Target};
+use crate::engine::{Fusion, Pass, Plan, PlannedStep, Sequence, Target};
 use crate::graph::{
     Activation, Bias, BlockId, Conv, Graph, Interval, MergeKey, Node, NodeId, Op, Positions, Span, read_padding,
 };
@@ -95,7 +95,7 @@ impl TableWork {
 
     /// The rows of single convolutions and of what always runs: the network as it is.
     fn as_it_is(&mut self, network: &Network, options: TableOptions) -> Result<()> {
-        let plan = Plan::new(&network.graph, &Target::inference(network.backend))?;
+        let plan = Plan::new(&network.graph, &network.target())?;
         let values = Arc::new(plan.values);
         let depth = self.positions.depth();
         let mut rows: Vec<Vec<TimedStep>> = (0..depth + 2).map(|_| Vec::new()).collect();
@@ -182,6 +182,12 @@ struct Network {
 }
 
 impl Network {
+    /// One step a convolution, so that each has its row. The host runs blocks of which nothing is merged in less than their
+    /// rows add up to.
+    fn target(&self) -> Target {
+        Target { fusion: Fusion::Epilogue, ..Target::inference(self.backend) }
+    }
+
     /// The position at which a block ends.
     fn end_of(&self, block: BlockId) -> usize {
         let found = self.positions.blocks().iter().find(|known| known.block == block);
@@ -254,7 +260,7 @@ impl Network {
             Ok(value)
         })?;
         let side = self.side_of(at, &graph, &map);
-        let plan = Plan::new(&graph, &Target::inference(self.backend))?;
+        let plan = Plan::new(&graph, &self.target())?;
         let values = Arc::new(plan.values);
         let is_of_row = |step: &PlannedStep| {
             let has = |node: NodeId| step.nodes.contains(&node);

@@ -5,15 +5,17 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::config::BiasProblem;
+use super::conv::{self, ConvProblem};
 use super::cuda;
-use super::epilogue::BiasOperand;
+use super::epilogue::{BiasOperand, Epilogue};
 use super::gemm::{Matrix, gemm};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
+use super::product::PanelLayout;
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
 use crate::Result;
 use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
-use crate::shape::{GemmSize, Shape};
+use crate::shape::{GemmSize, Shape, Window};
 
 /// Images per task.
 const ROWS: usize = 64;
@@ -40,6 +42,12 @@ pub struct LinearProblem {
 }
 
 impl LinearProblem {
+    /// The same as a convolution of single pixels.
+    fn pointwise(&self) -> ConvProblem {
+        let (input, output) = (Shape::new(1, 1, self.c_in), Shape::new(1, 1, self.c_out));
+        ConvProblem { n: self.n, input, output, window: Window::square(1, 1, 0), groups: 1 }
+    }
+
     /// Operands have the problem's sizes.
     fn check(&self, x: usize, w: usize, b: usize, y: usize) {
         let Self { n, c_in, c_out } = *self;
@@ -54,19 +62,8 @@ pub fn forward(p: LinearProblem, x: View<'_>, w: View<'_>, b: View<'_>, y: ViewM
         let epilogue = cuda::conv::GpuEpilogue { bias: BiasOperand::Channel(b.gpu()), ..Default::default() };
         return cuda::conv::product_forward(p, x, w.gpu(), epilogue, &y.gpu());
     }
-    let (x, w, b, y) = (x.host(), w.host(), b.host(), y.host());
-    let LinearProblem { n, c_in, c_out } = p;
-    y[..n * c_out].par_chunks_mut(ROWS * c_out).zip(x[..n * c_in].par_chunks(ROWS * c_in)).for_each(|(y, x)| {
-        y.chunks_exact_mut(c_out).for_each(|row| row.copy_from_slice(b));
-        gemm(
-            GemmSize { m: y.len() / c_out, n: c_out, k: c_in },
-            Matrix::rows(x, c_in),
-            Matrix::transposed(w, c_in),
-            y,
-            c_out,
-            true,
-        );
-    });
+    let epilogue = Epilogue { bias: BiasOperand::Channel(b), ..Epilogue::default() };
+    conv::forward(&p.pointwise(), x, w, &epilogue, y);
 }
 
 /// What the backward pass reads.
@@ -183,6 +180,10 @@ impl Step for LinearStep {
 
     fn work(&self) -> Work {
         Work { flops: 2 * self.layer.macs_per_image(), unit: ComputeUnit::Matrix }
+    }
+
+    fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
+        vec![(self.w, PanelLayout { groups: 1, c_out: self.layer.c_out, k: self.layer.c_in })]
     }
 
     fn run(&self, io: &mut Io<'_>) {

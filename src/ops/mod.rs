@@ -26,6 +26,7 @@ pub mod operation;
 pub mod optimizer;
 mod parallel;
 pub mod pool;
+pub mod product;
 mod random;
 pub(crate) mod simd;
 pub mod step;

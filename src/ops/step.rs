@@ -10,6 +10,7 @@ use super::activation::{Act, Activation};
 use super::batch_norm::{NormGradient, PlannedNormalisation};
 use super::conv::ConvProblem;
 use super::dropout::DropoutStream;
+use super::product::PanelLayout;
 pub use crate::device::Backend;
 use crate::device::{View, ViewMut};
 use crate::dtype::Dtype;
@@ -245,6 +246,11 @@ pub trait Step: Debug + Send + Sync {
     /// Its backward pass: appends the steps that turn the gradients of what it writes into those of what it reads. Steps
     /// without one belong to inference alone.
     fn gradient(&self, to: &mut dyn Backward);
+
+    /// Weights that the host reads as operands of products: in panels, where they are packed ahead of many passes.
+    fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
+        Vec::new()
+    }
 
     /// The convolution that it computes forward, for one image: what a bench names and a peer repeats.
     fn convolution(&self) -> Option<&ConvProblem> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use depthshrinker::config::Config;
-use depthshrinker::engine::{Plan, Target};
+use depthshrinker::engine::{Fusion, Plan, Target};
 use depthshrinker::graph::{BlockId, Graph, Interval};
 use depthshrinker::measure::{LatencyRow, LatencyTable, RowWork, TableOptions, TableWork};
 use depthshrinker::model::Model;
@@ -50,7 +50,7 @@ fn of_rows<'a>(work: &TableWork, rows: impl Iterator<Item = &'a RowWork>) -> BTr
 
 fn of_network(graph: &Graph) -> BTreeMap<String, usize> {
     let folded = graph.without_batch_norm().unwrap().0;
-    let plan = Plan::new(&folded, &Target::inference(Backend::Host)).unwrap();
+    let plan = Plan::new(&folded, &Target { fusion: Fusion::Epilogue, ..Target::inference(Backend::Host) }).unwrap();
     count(plan.steps.iter().map(|step| signature(step.step.as_ref(), &plan.values)))
 }
 

@@ -5,18 +5,21 @@
 
 use std::ops::Range;
 
-use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
-
 use super::ConvProblem;
+use super::parts::in_parts;
 use super::source::Source;
+use crate::ops::activation::Clamp;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
-use crate::ops::simd::{vectorised, with_simd};
+use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
+use crate::ops::product::{Ends, Shared};
+use crate::ops::simd::{clamp_vector, vectorised, with_simd};
+use pulp::{Simd, WithSimd};
 
 /// Output pixels whose sums are in registers at once: with a row of three weights and one input they fill the 16
 /// vector registers of AVX2.
 const STRIP: usize = 4;
+/// The same where there are 32 registers.
+const WIDE_STRIP: usize = 8;
 /// Pixels of a backward work unit at least; images are grouped up to it.
 const UNIT_PIXELS: usize = 128;
 
@@ -25,35 +28,38 @@ pub(super) fn forward<R: Send>(
     p: &ConvProblem,
     x: &Source<'_>,
     w: &[f32],
+    ends: &Ends<'_>,
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
-    let chunks = Chunks::new(p.output_lines());
-    y.par_chunks_mut(chunks.chunk_len())
-        .enumerate()
-        .map(|(chunk, y)| {
-            let lines = chunks.line_range(chunk);
-            let mut rest = &mut y[..];
-            let mut line = lines.start;
-            while line < lines.end {
-                let (image, first) = (line / p.output.h, line % p.output.h);
-                let count = (p.output.h - first).min(lines.end - line);
-                let (part, tail) = rest.split_at_mut(count * chunks.line_len);
-                band(p, x, w, image, first..first + count, part);
-                (rest, line) = (tail, line + count);
-            }
-            finish(chunks.range(chunk), y)
-        })
-        .collect()
+    let line_len = p.output.w * p.output.c;
+    let sum = |lines: Range<usize>, _, y: Shared<'_>| {
+        let mut line = lines.start;
+        while line < lines.end {
+            let (image, first) = (line / p.output.h, line % p.output.h);
+            let count = (p.output.h - first).min(lines.end - line);
+            let part = (line - lines.start) * line_len..(line - lines.start + count) * line_len;
+            // SAFETY: tasks are given different lines.
+            let y = unsafe { y.range(part).slice() };
+            band(p, x, w, &ends.of_lines(p, &(line..line + count)), image, first..first + count, y);
+            line += count;
+        }
+    };
+    in_parts(p, 1, y, sum, finish)
 }
 
 /// Some output rows of one image, from just the input rows under them.
-fn band(p: &ConvProblem, x: &Source<'_>, w: &[f32], image: usize, rows: Range<usize>, y: &mut [f32]) {
-    let line_in = p.input.w * p.input.c;
+fn band(p: &ConvProblem, x: &Source<'_>, w: &[f32], ends: &Ends<'_>, image: usize, rows: Range<usize>, y: &mut [f32]) {
+    let (line_in, line_out) = (p.input.w * p.input.c, p.output.w * p.output.c);
+    let bias = ends.bias.map(|bias| match bias.len() == p.output.c {
+        true => bias,
+        false => &bias[rows.start * line_out..rows.end * line_out],
+    });
+    let ends = Ends { bias, ..*ends };
     let (under, part) = rows_under(p, rows);
     let start = image * p.input.len();
     let range = start + under.start * line_in..start + under.end * line_in;
-    with_scratch(x.scratch_len(range.len()), |scratch| forward_rows(&part, x.load(range, scratch), w, y));
+    with_scratch(x.scratch_len(range.len()), |scratch| forward_rows(&part, x.load(range, scratch), w, ends, y));
 }
 
 /// The input rows under some output rows of an image, and the problem of just these.
@@ -69,9 +75,9 @@ pub(in crate::ops) fn rows_under(p: &ConvProblem, rows: Range<usize>) -> (Range<
     (top..bottom, part)
 }
 
-/// y = x ∗ w for the images of a problem, on one thread.
-pub(in crate::ops) fn forward_rows(p: &ConvProblem, x: &[f32], w: &[f32], y: &mut [f32]) {
-    with_simd(p.output.c, Lines { p, x, w, first: 0, y, accumulate: false });
+/// y = φ(x ∗ w + bias + residual) for the images of a problem, on one thread.
+pub(in crate::ops) fn forward_rows(p: &ConvProblem, x: &[f32], w: &[f32], ends: Ends<'_>, y: &mut [f32]) {
+    with_simd(p.output.c, Lines { p, x, w, y, ends });
 }
 
 /// dw and dx (+)= in one walk over groups of images; dy is formed once per group.
@@ -140,7 +146,7 @@ impl<'a> Transposed<'a> {
         match self {
             Self::Flipped { p, w } => {
                 let p = ConvProblem { n, ..*p };
-                with_simd(p.output.c, Lines { p: &p, x: dy, w, first: 0, y: dx, accumulate });
+                forward_rows(&p, dy, w, Ends { accumulate, ..Ends::NONE }, dx);
             }
             Self::Strided { p, w } => {
                 let line = p.input.w * p.input.c;
@@ -200,15 +206,14 @@ fn taps_inside(offset: usize, k: usize, pad: usize, len: usize) -> Range<usize> 
     start..(len + pad).saturating_sub(offset).min(k).max(start)
 }
 
-/// Forward convolution of consecutive output lines into `y`.
+/// Forward convolution of whole images into `y`.
 struct Lines<'a> {
     p: &'a ConvProblem,
     x: &'a [f32],
     w: &'a [f32],
-    /// Index of the first line: image·h_out + row.
-    first: usize,
     y: &'a mut [f32],
-    accumulate: bool,
+    /// With `accumulate` the sum is added to what is there.
+    ends: Ends<'a>,
 }
 
 impl WithSimd for Lines<'_> {
@@ -222,21 +227,28 @@ impl WithSimd for Lines<'_> {
             (3, 3, 2, 2) => self.run::<S, 3, 2>(simd),
             (5, 5, 1, 1) => self.run::<S, 5, 1>(simd),
             (5, 5, 2, 2) => self.run::<S, 5, 2>(simd),
-            _ => self.any(),
+            _ => self.rest::<S>(0),
         }
     }
 }
 
 impl Lines<'_> {
-    /// Input rows under an output line: where the image starts, and the kernel rows inside it.
+    /// Every output line: where its image starts in `x`, its first kernel row's input row, the kernel rows inside the image,
+    /// and its start in `y`.
     #[inline(always)]
-    fn rows(&self, line: usize) -> (usize, usize, Range<usize>) {
+    fn each_line(&self, mut body: impl FnMut(usize, usize, Range<usize>, usize)) {
         let p = self.p;
-        let (image, oh) = (line / p.output.h, line % p.output.h);
-        let top = oh * p.window.stride_h;
-        (image, top, taps_inside(top, p.window.k_h, p.window.pad.top, p.input.h))
+        let line_len = p.output.w * p.output.c;
+        for image in 0..self.y.len() / p.output.len() {
+            for oh in 0..p.output.h {
+                let top = oh * p.window.stride_h;
+                let rows = taps_inside(top, p.window.k_h, p.window.pad.top, p.input.h);
+                body(image * p.input.len(), top, rows, image * p.output.len() + oh * line_len);
+            }
+        }
     }
 
+    /// A vector of channels at a time, through all lines: the input rows that it reads again stay in the first-level cache.
     #[inline(always)]
     fn run<S: Simd, const K: usize, const STRIDE: usize>(self, simd: S) {
         let (p, c) = (self.p, self.p.output.c);
@@ -249,34 +261,38 @@ impl Lines<'_> {
             Some(last) => (last / STRIDE + 1).clamp(inner_start, w_out),
             None => inner_start,
         };
-        let line_len = w_out * c;
-        for line in 0..self.y.len() / line_len {
-            let (image, top, rows) = self.rows(self.first + line);
-            assert!((image + 1) * p.input.len() <= self.x.len() && self.w.len() == K * K * c);
-            let y_line = &mut self.y[line * line_len..][..line_len];
-            // SAFETY: the assertion above and the clamped ranges keep every row and column that is read inside image
-            // `image` of `x`; weights and the output line have the lengths checked here.
-            unsafe {
-                let image = self.x.as_ptr().add(image * p.input.len());
-                for v in 0..vectors {
-                    let w = self.w.as_ptr().add(v * lanes);
-                    let y = y_line.as_mut_ptr().add(v * lanes);
+        let images = self.y.len() / p.output.len();
+        assert!(images * p.input.len() <= self.x.len() && self.w.len() == K * K * c);
+        assert_eq!(images * p.output.len(), self.y.len(), "whole images");
+        let (x, y) = (self.x.as_ptr(), self.y.as_mut_ptr());
+        for v in 0..vectors {
+            self.each_line(|image, top, rows, line| {
+                let ends = LineEnds::new(p, line, &self.ends);
+                // SAFETY: the assertions above and the clamped ranges keep every row and column that is read inside the image
+                // of `x`; weights, the output line and what is added to it have the lengths checked there.
+                unsafe {
                     let strip = |ow: usize, taps: Range<usize>| Strip {
-                        x: image.add(v * lanes),
-                        w,
-                        y: y.add(ow * c),
+                        x: x.add(image + v * lanes),
+                        w: self.w.as_ptr().add(v * lanes),
+                        y: y.add(line + ow * c + v * lanes),
                         left: (ow * STRIDE) as isize - pad.left as isize,
                         top: top as isize - pad.top as isize,
                         rows: rows.clone(),
                         taps,
                         row_len: w_in * c,
                         c,
-                        accumulate: self.accumulate,
+                        ends: &ends,
+                        column: ow,
+                        channel: v * lanes,
                     };
                     for ow in (0..inner_start).chain(inner_end..w_out) {
                         strip(ow, taps_inside(ow * STRIDE, K, pad.left, w_in)).edge::<S, K>(simd);
                     }
                     let mut ow = inner_start;
+                    while S::REGISTER_COUNT >= 32 && ow + WIDE_STRIP <= inner_end {
+                        strip(ow, 0..K).inner::<S, K, STRIDE, WIDE_STRIP>(simd);
+                        ow += WIDE_STRIP;
+                    }
                     while ow + STRIP <= inner_end {
                         strip(ow, 0..K).inner::<S, K, STRIDE, STRIP>(simd);
                         ow += STRIP;
@@ -286,43 +302,52 @@ impl Lines<'_> {
                         ow += 1;
                     }
                 }
-            }
-            if vectors * lanes < c {
-                let x = &self.x[image * p.input.len()..][..p.input.len()];
-                scalar_line(p, x, self.w, (top, &rows), y_line, vectors * lanes, self.accumulate);
-            }
+            });
+        }
+        if vectors * lanes < c {
+            self.rest::<S>(vectors * lanes);
         }
     }
 
-    /// Any kernel and stride.
+    /// The channels from `first` on.
     #[inline(always)]
-    fn any(self) {
-        let p = self.p;
-        let line_len = p.output.w * p.output.c;
-        for line in 0..self.y.len() / line_len {
-            let (image, top, rows) = self.rows(self.first + line);
-            let x = &self.x[image * p.input.len()..][..p.input.len()];
-            scalar_line(p, x, self.w, (top, &rows), &mut self.y[line * line_len..][..line_len], 0, self.accumulate);
+    fn rest<S: Simd>(mut self, first: usize) {
+        let (p, line_len) = (self.p, self.p.output.w * self.p.output.c);
+        let y = std::mem::take(&mut self.y);
+        let lines = Lines { y: &mut [], ..self };
+        let mut rest = y;
+        let count = rest.len() / line_len;
+        for line in 0..count {
+            let (image, oh) = (line / p.output.h, line % p.output.h);
+            let top = oh * p.window.stride_h;
+            let rows = taps_inside(top, p.window.k_h, p.window.pad.top, p.input.h);
+            let (y, tail) = std::mem::take(&mut rest).split_at_mut(line_len);
+            let x = &lines.x[image * p.input.len()..][..p.input.len()];
+            let ends = LineEnds::new(p, line * line_len, &lines.ends);
+            scalar_line::<S>(p, x, lines.w, (top, &rows), y, first, &ends);
+            rest = tail;
         }
     }
 }
 
-/// The channels from `first` on of one output line.
+/// The channels from `first` on of one output line. Products are fused where those of vectors are.
 #[inline(always)]
-fn scalar_line(
+fn scalar_line<S: Simd>(
     p: &ConvProblem,
     x: &[f32],
     w: &[f32],
     (top, rows): (usize, &Range<usize>),
     y: &mut [f32],
     first: usize,
-    accumulate: bool,
+    ends: &LineEnds<'_>,
 ) {
     let (window, c) = (p.window, p.output.c);
     for (ow, y) in y.chunks_exact_mut(c).enumerate() {
         let y = &mut y[first..];
-        if !accumulate {
-            y.fill(0.0);
+        match ends.bias {
+            _ if ends.accumulate => {}
+            Some(bias) => y.copy_from_slice(&bias[ow * ends.bias_step + first..][..c - first]),
+            None => y.fill(0.0),
         }
         let left = ow * window.stride_w;
         let taps = taps_inside(left, window.k_w, window.pad.left, p.input.w);
@@ -333,15 +358,45 @@ fn scalar_line(
                 let x = &x[(ih * p.input.w + iw) * c + first..][..c - first];
                 let w = &w[(kh * window.k_w + kw) * c + first..][..c - first];
                 for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                    *y += x * w;
+                    *y = if S::F32_LANES > 1 { x.mul_add(*w, *y) } else { x * w + *y };
                 }
             }
+        }
+        if let Some(residual) = ends.residual {
+            y.iter_mut().zip(&residual[ow * c + first..]).for_each(|(y, r)| *y += r);
+        }
+        if ends.clamp.slope != 1.0 {
+            y.iter_mut().for_each(|y| *y = ends.clamp.apply(*y));
         }
     }
 }
 
+/// What is added to one output line, and its activation.
+struct LineEnds<'a> {
+    accumulate: bool,
+    bias: Option<&'a [f32]>,
+    /// From one pixel of the bias to the next.
+    bias_step: usize,
+    residual: Option<&'a [f32]>,
+    clamp: Clamp,
+}
+
+impl<'a> LineEnds<'a> {
+    /// Of the line that begins at an element of the result.
+    #[inline(always)]
+    fn new(p: &ConvProblem, start: usize, ends: &Ends<'a>) -> Self {
+        let (c, line_len) = (p.output.c, p.output.w * p.output.c);
+        let (bias, bias_step) = match ends.bias {
+            Some(map) if map.len() != c => (Some(&map[start % p.output.len()..][..line_len]), c),
+            bias => (bias, 0),
+        };
+        let residual = ends.residual.map(|residual| &residual[start..][..line_len]);
+        Self { accumulate: ends.accumulate, bias, bias_step, residual, clamp: ends.clamp }
+    }
+}
+
 /// One vector of channels of a few neighbouring output pixels.
-struct Strip {
+struct Strip<'a> {
     /// The image, at the channel vector.
     x: *const f32,
     w: *const f32,
@@ -354,10 +409,13 @@ struct Strip {
     taps: Range<usize>,
     row_len: usize,
     c: usize,
-    accumulate: bool,
+    ends: &'a LineEnds<'a>,
+    /// The first pixel in its line, and the first channel.
+    column: usize,
+    channel: usize,
 }
 
-impl Strip {
+impl Strip<'_> {
     /// `N` output pixels whose columns all lie inside the image.
     ///
     /// # Safety
@@ -367,6 +425,9 @@ impl Strip {
         // SAFETY: promised by the caller.
         unsafe {
             let mut sums = [simd.splat_f32s(0.0); N];
+            for i in 0..N {
+                sums[i] = self.start(simd, i);
+            }
             for kh in self.rows.clone() {
                 let row = (self.top + kh as isize) * self.row_len as isize + self.left * self.c as isize;
                 let x = self.x.offset(row);
@@ -397,7 +458,7 @@ impl Strip {
     unsafe fn edge<S: Simd, const K: usize>(self, simd: S) {
         // SAFETY: promised by the caller.
         unsafe {
-            let mut sum = simd.splat_f32s(0.0);
+            let mut sum = self.start(simd, 0);
             for kh in self.rows.clone() {
                 let row = (self.top + kh as isize) * self.row_len as isize + self.left * self.c as isize;
                 for kw in self.taps.clone() {
@@ -409,14 +470,33 @@ impl Strip {
         }
     }
 
+    /// What the sum of pixel `i` starts from.
+    ///
     /// # Safety
-    /// `y` holds pixel `i`.
+    /// The line has pixel `i`.
     #[inline(always)]
-    unsafe fn put<S: Simd>(&self, simd: S, i: usize, sum: S::f32s) {
+    unsafe fn start<S: Simd>(&self, simd: S, i: usize) -> S::f32s {
+        let Some(bias) = self.ends.bias else { return simd.splat_f32s(0.0) };
+        // SAFETY: promised by the caller; a bias has a line's pixels, or one that stands for all.
+        unsafe { load::<S>(bias.as_ptr().add((self.column + i) * self.ends.bias_step + self.channel)) }
+    }
+
+    /// # Safety
+    /// `y` and the line hold pixel `i`.
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&self, simd: S, i: usize, mut sum: S::f32s) {
         // SAFETY: promised by the caller.
         unsafe {
             let y = self.y.add(i * self.c);
-            let sum = if self.accumulate { simd.add_f32s(load::<S>(y), sum) } else { sum };
+            if self.ends.accumulate {
+                sum = simd.add_f32s(load::<S>(y), sum);
+            }
+            if let Some(residual) = self.ends.residual {
+                sum = simd.add_f32s(sum, load::<S>(residual.as_ptr().add((self.column + i) * self.c + self.channel)));
+            }
+            if self.ends.clamp.slope != 1.0 {
+                sum = clamp_vector(simd, self.ends.clamp, sum);
+            }
             y.cast::<S::f32s>().write_unaligned(sum);
         }
     }

@@ -5,6 +5,7 @@
 
 mod dense;
 pub(super) mod depthwise;
+mod parts;
 mod pointwise;
 mod source;
 mod step;
@@ -24,8 +25,7 @@ use super::operation::{
     LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, is_sane, mismatch, require,
     window_output,
 };
-use super::parallel::tiled;
-use super::simd::vectorised;
+use super::product::{Ends, Packed, PanelLayout};
 use super::step::{Backend, Operand, Place, Step, ValueId};
 use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
@@ -151,6 +151,13 @@ impl ConvProblem {
         self.conv().macs_per_pixel() * (self.n * self.output.pixels()) as u64
     }
 
+    /// How the host's products read the weights; `None` for a depthwise convolution, which is no product.
+    pub(super) fn panels(&self) -> Option<PanelLayout> {
+        let Self { groups, input, output, window, .. } = *self;
+        let layout = PanelLayout { groups, c_out: output.c / groups, k: window.taps() * (input.c / groups) };
+        (self.family() != ConvFamily::Depthwise).then_some(layout)
+    }
+
     /// Number of weights.
     pub fn weight_len(&self) -> usize {
         self.window.taps() * (self.input.c / self.groups) * self.output.c
@@ -231,6 +238,25 @@ impl<'a> ConvInput<'a> {
     }
 }
 
+impl<'a> Packed<'a> {
+    /// The weights of a pointwise or dense convolution.
+    ///
+    /// # Panics
+    /// For a depthwise one, which is no product.
+    pub(super) fn of_product(p: &ConvProblem, w: View<'a>) -> Self {
+        Self::new(p.panels().expect("a product's weights"), w)
+    }
+}
+
+impl<'a> Ends<'a> {
+    /// Those of some lines of the output.
+    fn of_lines(&self, p: &ConvProblem, lines: &Range<usize>) -> Self {
+        let line_len = p.output.w * p.output.c;
+        let residual = self.residual.map(|residual| &residual[lines.start * line_len..lines.end * line_len]);
+        Self { residual, ..*self }
+    }
+}
+
 /// The gradient of a convolution's result, as its gradients read it.
 #[derive(Debug, Clone, Copy)]
 #[allow(clippy::large_enum_variant, reason = "one lives on the stack for the time of a step")]
@@ -258,42 +284,14 @@ pub fn forward(p: &ConvProblem, x: View<'_>, w: View<'_>, epilogue: &Epilogue<Vi
     if let View::Gpu(x) = x {
         return cuda::conv::forward(p, x, w.gpu(), epilogue.gpu(), &y.gpu());
     }
-    let residual = epilogue.residual.map(View::host);
-    let clamp = epilogue.act.map_or(Clamp::NONE, |act| act.clamp);
-    // A channel bias is a map of a few pixels; both repeat over the elements.
-    let tile;
-    let map = match epilogue.bias {
-        BiasOperand::None => None,
-        BiasOperand::Channel(b) => {
-            tile = tiled(b.host());
-            Some(&tile[..])
-        }
-        BiasOperand::Map(b) => Some(b.host()),
+    let ends = Ends {
+        accumulate: false,
+        bias: epilogue.bias.operand().map(View::host),
+        residual: epilogue.residual.map(View::host),
+        clamp: epilogue.act.map_or(Clamp::NONE, |act| act.clamp),
     };
-    let finish = |range: Range<usize>, y: &mut [f32]| {
-        if map.is_none() && residual.is_none() && clamp.slope == 1.0 {
-            return;
-        }
-        vectorised(
-            #[inline(always)]
-            || {
-                if let Some(map) = map {
-                    let (head, rest) = y.split_at_mut((map.len() - range.start % map.len()).min(y.len()));
-                    head.iter_mut().zip(&map[range.start % map.len()..]).for_each(|(y, b)| *y += b);
-                    for y in rest.chunks_mut(map.len()) {
-                        y.iter_mut().zip(map).for_each(|(y, b)| *y += b);
-                    }
-                }
-                if let Some(residual) = residual {
-                    y.iter_mut().zip(&residual[range]).for_each(|(y, r)| *y += r);
-                }
-                if clamp.slope != 1.0 {
-                    y.iter_mut().for_each(|y| *y = clamp.apply(*y));
-                }
-            },
-        );
-    };
-    forward_with(p, &Source::new(ConvInput::Stored(x), p.input.w), w.host(), y.host(), finish);
+    let x = Source::new(ConvInput::Stored(x), p.input.w);
+    forward_with(p, &x, w, &ends, y.host(), |_, _: &mut [f32]| ());
 }
 
 /// y = conv(x, w), and the statistics of y for the batch-norm behind it, taken while each piece is in cache or in registers.
@@ -310,7 +308,8 @@ pub fn forward_with_statistics(
         return cuda::conv::forward_with_statistics(p, x.gpu(), w, &y.gpu(), bn, &out.gpu(bn));
     }
     let moments = |_, y: &mut [f32]| moments(y, bn.shape.c);
-    let statistics = forward_with(p, &Source::new(x, p.input.w), w.host(), y.host(), moments);
+    let x = Source::new(x, p.input.w);
+    let statistics = forward_with(p, &x, w, &Ends::NONE, y.host(), moments);
     finish_statistics(bn, &statistics, out);
 }
 
@@ -482,14 +481,15 @@ impl<'a> Epilogue<View<'a>, Act<'a>> {
 fn forward_with<R: Send>(
     p: &ConvProblem,
     x: &Source<'_>,
-    w: &[f32],
+    w: View<'_>,
+    ends: &Ends<'_>,
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
     match p.family() {
-        ConvFamily::Pointwise => pointwise::forward(p, x, w, y, finish),
-        ConvFamily::Depthwise => depthwise::forward(p, x, w, y, finish),
-        ConvFamily::Dense => dense::forward(p, x, w, y, finish),
+        ConvFamily::Pointwise => pointwise::forward(p, x, w, ends, y, finish),
+        ConvFamily::Depthwise => depthwise::forward(p, x, w.host(), ends, y, finish),
+        ConvFamily::Dense => dense::forward(p, x, w, ends, y, finish),
     }
 }
 

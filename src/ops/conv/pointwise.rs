@@ -1,46 +1,40 @@
-//! Pointwise (1×1) convolution on the CPU: a GEMM per chunk of pixels; both gradients from one pass over dy.
+//! Pointwise (1×1) convolution on the CPU: a product of pixels and weights in panels; both gradients from one pass over dy.
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::ConvProblem;
+use super::parts::in_parts;
 use super::source::Source;
+use crate::device::View;
 use crate::ops::batch_norm::GradientSums;
 use crate::ops::gemm::{Matrix, gemm};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+use crate::ops::product::{Ends, Packed, Product, Rows, Shared};
 use crate::shape::{GemmSize, Lines};
 
-/// y = x·Wᵀ.
+/// y = φ(x·Wᵀ + bias + residual).
 pub(super) fn forward<R: Send>(
     p: &ConvProblem,
     x: &Source<'_>,
-    w: &[f32],
+    w: View<'_>,
+    ends: &Ends<'_>,
     y: &mut [f32],
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
-    let (c_in, c_out) = (p.input.c, p.output.c);
-    let chunks = Chunks::new(p.output_lines());
-    y.par_chunks_mut(chunks.chunk_len())
-        .enumerate()
-        .map(|(chunk, y)| {
-            let range = chunks.range(chunk);
-            let pixels = y.len() / c_out;
-            let start = range.start / c_out * c_in;
-            with_scratch(x.scratch_len(pixels * c_in), |scratch| {
-                let x = x.load(start..start + pixels * c_in, scratch);
-                gemm(
-                    GemmSize { m: pixels, n: c_out, k: c_in },
-                    Matrix::rows(x, c_in),
-                    Matrix::transposed(w, c_in),
-                    y,
-                    c_out,
-                    false,
-                );
-            });
-            finish(range, y)
-        })
-        .collect()
+    let (c_in, width) = (p.input.c, p.output.w);
+    let packed = Packed::of_product(p, w);
+    let panels = packed.panels();
+    let sum = |lines: Range<usize>, columns: Range<usize>, y: Shared<'_>| {
+        let (pixels, ends) = (lines.start * width..lines.end * width, ends.of_lines(p, &lines));
+        let range = pixels.start * c_in..pixels.end * c_in;
+        with_scratch(x.scratch_len(range.len()), |scratch| {
+            let rows = Rows::contiguous(x.load(range, scratch), c_in);
+            let product = Product { columns, first_row: pixels.start, ..Product::new(panels, rows, ends) };
+            // SAFETY: tasks are given different lines or different panels.
+            unsafe { product.run_shared(y) }
+        });
+    };
+    in_parts(p, panels.layout().count(), y, sum, finish)
 }
 
 /// dx (+)= dy·W, dw = dyᵀ·x; dy is formed once per chunk and used by both while it is in cache.

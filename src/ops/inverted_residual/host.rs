@@ -1,161 +1,186 @@
 //! The host's inverted residual: bands of rows, so that hidden values stay in a core's cache.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem};
-use crate::device::View;
-use crate::ops::activation::Clamp;
-use crate::ops::conv::depthwise;
-use crate::ops::gemm::{Matrix, gemm};
-use crate::ops::parallel::with_scratch;
-use crate::ops::simd::vectorised;
-use crate::shape::GemmSize;
+use crate::device::{View, ViewMut};
+use crate::ops::conv::{self, ConvProblem, depthwise};
+use crate::ops::epilogue::{BiasOperand, Epilogue};
+use crate::ops::parallel::{slab_range, with_scratch};
+use crate::ops::product::{Ends, MAX_LANES, MAX_VECTORS, Packed, Panels, Product, Rows, Shared, Starts, lanes};
 
-/// Hidden channels that are formed at a time, at most, and what their number is a multiple of but for the last.
-const SLICE: usize = 64;
-const LANES: usize = 16;
-/// Expanded elements of a band, about: 256 KiB, so that they stay in a core's second-level cache.
-const BAND_ELEMENTS: usize = 1 << 16;
+/// Hidden channels that are formed at a time, about.
+const SLICE: usize = 96;
+/// Expanded elements of a band, about: half a megabyte, so that they stay in a core's second-level cache.
+const BAND_ELEMENTS: usize = 1 << 17;
+/// Hidden values of an image, at most, that are formed as a whole where threads share an image: bands of so few rows would
+/// form most of their rows twice.
+const WHOLE_ELEMENTS: usize = 1 << 17;
 
 impl InvertedResidualProblem {
-    /// Output rows of a band. They depend on one image alone, so that a batch may be split without changing a bit.
-    fn band_rows(&self) -> usize {
-        let under = BAND_ELEMENTS / (self.input.w * self.slice_len()).max(1);
-        (under.saturating_sub(self.window.k_h) / self.window.stride_h + 1).min(self.output.h.max(1))
+    /// Bands of an image: of few enough rows for the cache, and where threads share the image as many for each.
+    fn bands(&self) -> usize {
+        let Self { n, input, output, window, hidden, has_expand } = *self;
+        // Without an expansion no row is formed twice, so that bands may be low, and all channels are filtered together.
+        let (elements, channels) =
+            if has_expand { (BAND_ELEMENTS, hidden.min(SLICE)) } else { (BAND_ELEMENTS / 4, hidden) };
+        let under = elements / (input.w * channels).max(1);
+        let rows = under.saturating_sub(window.k_h) / window.stride_h + 1;
+        let (bands, threads) = (output.h.div_ceil(rows), rayon::current_num_threads());
+        if n >= threads {
+            return bands;
+        }
+        bands.next_multiple_of(threads).min(output.h.max(1))
     }
 
-    /// Hidden channels of a slice; the last may have fewer.
-    fn slice_len(&self) -> usize {
-        self.hidden.div_ceil(self.hidden.div_ceil(SLICE)).next_multiple_of(LANES).min(self.hidden)
+    /// Whether there are fewer images than threads, and hidden values are few.
+    fn is_shared_out_whole(&self) -> bool {
+        self.n < rayon::current_num_threads() && self.input.pixels() * self.hidden <= WHOLE_ELEMENTS
     }
+}
+
+thread_local! {
+    /// The memory of the last hidden values that were formed as a whole, for the next ones.
+    static HIDDEN: Cell<[Vec<f32>; 2]> = const { Cell::new([const { Vec::new() }; 2]) };
+}
+
+/// One convolution after the other: every one is shared out among the threads.
+fn forward_whole(p: &InvertedResidualProblem, of: &InvertedResidualOperands<'_>, y: &mut [f32]) {
+    let [mut expanded, mut filtered] = HIDDEN.take();
+    let expand = p.expand().zip(of.expand);
+    if let Some((expand, _)) = expand {
+        expanded.resize(expand.n * expand.output.len(), 0.0);
+    }
+    filtered.resize(p.n * p.depthwise().output.len(), 0.0);
+    let conv = |p: &ConvProblem, x, conv: &FoldedConv<'_>, residual, y: &mut [f32]| {
+        let epilogue = Epilogue { bias: BiasOperand::Channel(conv.b), residual, act: Some(conv.clamp.into()) };
+        conv::forward(p, x, conv.w, &epilogue, ViewMut::Host(y));
+    };
+    let x = match expand {
+        Some((problem, parameters)) => {
+            conv(&problem, of.x, &parameters, None, &mut expanded);
+            View::Host(&expanded)
+        }
+        None => of.x,
+    };
+    conv(&p.depthwise(), x, &of.depthwise, None, &mut filtered);
+    conv(&p.project(), View::Host(&filtered), &of.project, of.residual, y);
+    HIDDEN.set([expanded, filtered]);
 }
 
 /// y = the block's result.
 pub(super) fn forward(p: &InvertedResidualProblem, of: &InvertedResidualOperands<'_>, y: &mut [f32]) {
-    let block = Block {
-        p,
-        x: of.x.host(),
-        expand: of.expand.map(HostConv::new),
-        depthwise: HostConv::new(of.depthwise),
-        project: HostConv::new(of.project),
-        residual: of.residual.map(View::host),
-    };
     let y = &mut y[..p.n * p.output.len()];
-    let (image_len, line_len, rows) = (p.output.len(), p.output.w * p.output.c, p.band_rows());
-    let bands = y.par_chunks_mut(image_len).enumerate().flat_map(|(image, y)| {
-        y.par_chunks_mut(rows * line_len).enumerate().map(move |(band, y)| (image, band * rows, y))
+    if p.is_shared_out_whole() {
+        return forward_whole(p, of, y);
+    }
+    let expand = of.expand.zip(p.expand()).map(|(expand, problem)| Packed::of_product(&problem, expand.w));
+    let project = Packed::of_product(&p.project(), of.project.w);
+    let block = Block { p, of, expand: expand.as_ref().map(Packed::panels), project: project.panels() };
+    let (image_len, line_len, bands) = (p.output.len(), p.output.w * p.output.c, p.bands());
+    let y = Shared::new(y);
+    (0..p.n * bands).into_par_iter().for_each(|task| {
+        let (image, band) = (task / bands, task % bands);
+        let rows = slab_range(p.output.h, bands, band);
+        let start = image * image_len;
+        // SAFETY: bands share no row.
+        let y = unsafe { y.range(start + rows.start * line_len..start + rows.end * line_len).slice() };
+        block.band(image, rows, y);
     });
-    bands.for_each(|(image, first, y)| block.band(image, first..first + y.len() / line_len, y));
-}
-
-/// A convolution's parameters on the host.
-struct HostConv<'a> {
-    w: &'a [f32],
-    b: &'a [f32],
-    clamp: Clamp,
-}
-
-impl<'a> HostConv<'a> {
-    fn new(conv: FoldedConv<'a>) -> Self {
-        Self { w: conv.w.host(), b: conv.b.host(), clamp: conv.clamp }
-    }
-
-    /// Adds the bias of the channels from `first` on to sums of `channels` channels, then activates.
-    fn finish(&self, first: usize, channels: usize, sums: &mut [f32]) {
-        let (bias, clamp) = (&self.b[first..first + channels], self.clamp);
-        vectorised(
-            #[inline(always)]
-            || {
-                for pixel in sums.chunks_exact_mut(channels) {
-                    pixel.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
-                }
-                if clamp.slope != 1.0 {
-                    sums.iter_mut().for_each(|v| *v = clamp.apply(*v));
-                }
-            },
-        );
-    }
 }
 
 /// The operands on the host.
 struct Block<'a> {
     p: &'a InvertedResidualProblem,
-    x: &'a [f32],
-    expand: Option<HostConv<'a>>,
-    depthwise: HostConv<'a>,
-    project: HostConv<'a>,
-    residual: Option<&'a [f32]>,
+    of: &'a InvertedResidualOperands<'a>,
+    expand: Option<Panels<'a>>,
+    project: Panels<'a>,
 }
 
 impl Block<'_> {
     /// Some output rows of one image.
     fn band(&self, image: usize, rows: Range<usize>, y: &mut [f32]) {
-        let p = self.p;
-        let (c_in, c_out, hidden) = (p.input.c, p.output.c, p.hidden);
-        let (under, mut part) = depthwise::rows_under(&p.depthwise(), rows.clone());
-        let x = &self.x[image * p.input.len()..][under.start * p.input.w * c_in..under.end * p.input.w * c_in];
-        let (pixels_in, pixels) = (part.input.pixels(), part.output.pixels());
-        let (slice, taps) = (p.slice_len(), p.window.taps());
-        with_scratch((pixels_in + pixels + taps) * slice, |scratch| {
-            for first in (0..hidden).step_by(slice) {
-                let channels = first..(first + slice).min(hidden);
-                let len = channels.len();
-                (part.input.c, part.output.c, part.groups) = (len, len, len);
-                let (expanded, rest) = scratch.split_at_mut(pixels_in * len);
-                let (filtered, rest) = rest.split_at_mut(pixels * len);
-                let filter = &mut rest[..taps * len];
-                self.expand(x, channels.clone(), expanded);
-                copy_channels(self.depthwise.w, hidden, channels, filter);
-                depthwise::forward_rows(&part, expanded, filter, filtered);
-                self.depthwise.finish(first, len, filtered);
-                let w = Matrix { data: &self.project.w[first..], row: 1, col: hidden };
-                gemm(GemmSize { m: pixels, n: c_out, k: len }, Matrix::rows(filtered, len), w, y, c_out, first > 0);
-            }
-        });
-        self.finish(image * p.output.len() + rows.start * p.output.w * c_out, y);
-    }
-
-    /// Some channels of the hidden values `[pixels, channels]` before the depthwise convolution.
-    fn expand(&self, x: &[f32], channels: Range<usize>, out: &mut [f32]) {
-        let (c_in, len) = (self.p.input.c, channels.len());
-        match &self.expand {
-            None => copy_channels(x, c_in, channels, out),
-            Some(conv) => {
-                let w = Matrix::transposed(&conv.w[channels.start * c_in..channels.end * c_in], c_in);
-                gemm(GemmSize { m: out.len() / len, n: len, k: c_in }, Matrix::rows(x, c_in), w, out, len, false);
-                conv.finish(channels.start, len, out);
-            }
+        let (p, of) = (self.p, self.of);
+        let (under, part) = depthwise::rows_under(&p.depthwise(), rows.clone());
+        let line = p.input.w * p.input.c;
+        let x = &of.x.host()[image * p.input.len()..][under.start * line..under.end * line];
+        let start = image * p.output.len() + rows.start * p.output.w * p.output.c;
+        let residual = of.residual.map(|residual| &residual.host()[start..start + y.len()]);
+        let ends = Ends { residual, ..Ends::activated(of.project.b.host(), of.project.clamp) };
+        match (self.expand, of.expand) {
+            (Some(panels), Some(expand)) => self.in_slices(&part, x, (panels, &expand), &ends, y),
+            _ => with_scratch(part.output.len(), |filtered| {
+                let of_depthwise = Ends::activated(of.depthwise.b.host(), of.depthwise.clamp);
+                depthwise::forward_rows(&part, x, of.depthwise.w.host(), of_depthwise, filtered);
+                Product::new(self.project, Rows::contiguous(filtered, p.hidden), ends).run(y);
+            }),
         }
     }
 
-    /// Bias, residual and activation on a band of y that begins at element `start`.
-    fn finish(&self, start: usize, y: &mut [f32]) {
-        let Some(residual) = self.residual else {
-            return self.project.finish(0, self.p.output.c, y);
-        };
-        let residual = &residual[start..start + y.len()];
-        let (c, bias, clamp) = (self.p.output.c, self.project.b, self.project.clamp);
-        vectorised(
-            #[inline(always)]
-            || {
-                for (pixel, residual) in y.chunks_exact_mut(c).zip(residual.chunks_exact(c)) {
-                    for i in 0..c {
-                        pixel[i] = pixel[i] + bias[i] + residual[i];
-                    }
+    /// Hidden channels in slices of a few panels. A slice lies in blocks of a vector of channels each, which the depthwise
+    /// convolution reads and writes in order, one by one.
+    fn in_slices(
+        &self,
+        part: &ConvProblem,
+        x: &[f32],
+        (panels, expand): (Panels<'_>, &FoldedConv<'_>),
+        ends: &Ends<'_>,
+        y: &mut [f32],
+    ) {
+        let (lanes, layout) = (lanes(), panels.layout());
+        let (pixels_in, pixels, taps) = (part.input.pixels(), part.output.pixels(), part.window.taps());
+        let mut of_block = *part;
+        (of_block.input.c, of_block.output.c, of_block.groups) = (lanes, lanes, lanes);
+        let per_slice = (SLICE / layout.channels(0..1).len().max(1)).max(1);
+        let blocks = (per_slice * MAX_VECTORS).min(self.p.hidden.div_ceil(lanes));
+        with_scratch(((pixels_in + pixels) * blocks + taps) * lanes, |scratch| {
+            let (expanded, rest) = scratch.split_at_mut(pixels_in * blocks * lanes);
+            let (filtered, filter) = rest.split_at_mut(pixels * blocks * lanes);
+            for first in (0..layout.count()).step_by(per_slice) {
+                let columns = first..(first + per_slice).min(layout.count());
+                let channels = layout.channels(columns.clone());
+                let rows = Rows::contiguous(x, self.p.input.c);
+                let product = Product::new(panels, rows, Ends::activated(expand.b.host(), expand.clamp));
+                Product { columns, ..product }.run_in_blocks(expanded);
+                let blocks = expanded.chunks_exact(pixels_in * lanes).zip(filtered.chunks_exact_mut(pixels * lanes));
+                for (channel, (expanded, filtered)) in channels.clone().step_by(lanes).zip(blocks) {
+                    self.filter(&of_block, channel, expanded, &mut filter[..taps * lanes], filtered);
                 }
-                if clamp.slope != 1.0 {
-                    y.iter_mut().for_each(|v| *v = clamp.apply(*v));
-                }
-            },
-        );
+                self.project(channels, pixels, filtered, ends, y);
+            }
+        });
     }
-}
 
-/// Some of the `c` channels of every pixel.
-fn copy_channels(from: &[f32], c: usize, channels: Range<usize>, to: &mut [f32]) {
-    for (to, from) in to.chunks_exact_mut(channels.len()).zip(from.chunks_exact(c)) {
-        to.copy_from_slice(&from[channels.clone()]);
+    /// The depthwise convolution of a block of channels, of which the last ones may be none.
+    fn filter(&self, of_block: &ConvProblem, first: usize, x: &[f32], w: &mut [f32], y: &mut [f32]) {
+        let (lanes, hidden, depthwise) = (of_block.input.c, self.p.hidden, &self.of.depthwise);
+        let channels = first..(first + lanes).min(hidden);
+        let mut bias = [0.0; MAX_LANES];
+        bias[..channels.len()].copy_from_slice(&depthwise.b.host()[channels.clone()]);
+        for (w, from) in w.chunks_exact_mut(lanes).zip(depthwise.w.host().chunks_exact(hidden)) {
+            let (own, none) = w.split_at_mut(channels.len());
+            own.copy_from_slice(&from[channels.clone()]);
+            none.fill(0.0);
+        }
+        depthwise::forward_rows(of_block, x, w, Ends::activated(&bias[..lanes], depthwise.clamp), y);
+    }
+
+    /// Adds a slice's part of the projection, of whole blocks and then of what there is of a last one.
+    fn project(&self, channels: Range<usize>, pixels: usize, blocks: &[f32], ends: &Ends<'_>, y: &mut [f32]) {
+        let lanes = lanes();
+        let whole = channels.end - channels.len() % lanes;
+        let mut add = |k: Range<usize>, blocks: &[f32], run: usize| {
+            if !k.is_empty() {
+                let starts = Starts::Every { count: pixels, elements: lanes };
+                let rows = Rows { data: blocks, starts, step: pixels * lanes, run };
+                let ends = ends.of_part(k.start == 0, k.end == self.p.hidden);
+                Product { k, ..Product::new(self.project, rows, ends) }.run(y);
+            }
+        };
+        add(channels.start..whole, blocks, lanes);
+        add(whole..channels.end, &blocks[(whole - channels.start) * pixels..], channels.end - whole);
     }
 }

@@ -1,0 +1,48 @@
+//! Cutting a convolution that is a product into tasks.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::ConvProblem;
+use crate::ops::parallel::{Chunks, slab_range};
+use crate::ops::product::Shared;
+
+/// Tasks that there should be at least, while bands have so many pixels for which a panel of weights is loaded.
+const BANDS: usize = 16;
+const BAND_PIXELS: usize = 48;
+/// Tasks that there should be in any case: where bands are fewer, their channels are shared out.
+const TASKS: usize = 4;
+
+/// Runs `sum` over all lines of the output and all panels of its channels, then `finish` over every chunk, whose answers
+/// come back in order. Where chunks are few, threads would not share them evenly: then sums are taken in smaller parts.
+pub(super) fn in_parts<R: Send>(
+    p: &ConvProblem,
+    panels: usize,
+    y: &mut [f32],
+    sum: impl Fn(Range<usize>, Range<usize>, Shared<'_>) + Sync,
+    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
+    let chunks = Chunks::new(p.output_lines());
+    let band = chunks.lines.div_ceil(BANDS).max(BAND_PIXELS.div_ceil(p.output.w));
+    let bands = chunks.lines.div_ceil(band);
+    let columns = TASKS.div_ceil(bands).min(panels);
+    let in_bands = band < chunks.lines_per_chunk || columns > 1;
+    if in_bands {
+        let y = Shared::new(y);
+        (0..bands * columns).into_par_iter().for_each(|task| {
+            let lines = slab_range(chunks.lines, bands, task / columns);
+            let part = y.range(lines.start * chunks.line_len..lines.end * chunks.line_len);
+            sum(lines, slab_range(panels, columns, task % columns), part);
+        });
+    }
+    y.par_chunks_mut(chunks.chunk_len())
+        .enumerate()
+        .map(|(chunk, y)| {
+            if !in_bands {
+                sum(chunks.line_range(chunk), 0..panels, Shared::new(y));
+            }
+            finish(chunks.range(chunk), y)
+        })
+        .collect()
+}

@@ -1,0 +1,643 @@
+//! Products of the host with weights in panels: y[i, c] = φ(b[c] + Σ x[i, k]·w[c, k] + r[i, c]).
+//!
+//! A tile of rows × channels stays in registers while the whole reduction is added to it; bias, residual and activation
+//! are applied to it there. Weights lie in panels as wide as a tile, so that each step of the reduction reads one run of
+//! them. A sum is a chain of fused products in the order of the reduction that starts at the bias, however the work is cut:
+//! results are the same bits for any split into rows, channels or parts of the reduction.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::activation::Clamp;
+use super::simd::clamp_vector;
+use crate::device::View;
+use crate::device::float_mode::flush_subnormals;
+
+/// Vectors of channels of a tile at most.
+pub(super) const MAX_VECTORS: usize = 3;
+/// Elements of a vector at most.
+pub(super) const MAX_LANES: usize = 16;
+/// Rows of a tile at most: more addresses than that are not kept in registers.
+const MAX_ROWS: usize = 12;
+
+/// How weights `[groups · c_out, k]` are packed: for each group panels of some vectors of output channels, in each the
+/// reduction, then the channel, with zeros where a group has fewer channels than its vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PanelLayout {
+    /// Groups of channels, each with its own reduction.
+    pub groups: usize,
+    /// Output channels of a group.
+    pub c_out: usize,
+    /// Length of the reduction.
+    pub k: usize,
+}
+
+impl PanelLayout {
+    /// Vectors of a group.
+    fn vectors(&self) -> usize {
+        self.c_out.div_ceil(lanes())
+    }
+
+    /// Panels of a group.
+    pub(super) fn count(&self) -> usize {
+        self.vectors().div_ceil(MAX_VECTORS)
+    }
+
+    /// The vectors of some panels of a group; panels are as evenly wide as they can be.
+    fn vectors_of(&self, panels: Range<usize>) -> Range<usize> {
+        let (vectors, count) = (self.vectors(), self.count());
+        panels.start * vectors / count..panels.end * vectors / count
+    }
+
+    /// The output channels of some panels of a group.
+    pub(super) fn channels(&self, panels: Range<usize>) -> Range<usize> {
+        let vectors = self.vectors_of(panels);
+        (vectors.start * lanes()).min(self.c_out)..(vectors.end * lanes()).min(self.c_out)
+    }
+
+    fn group_len(&self) -> usize {
+        self.vectors() * lanes() * self.k
+    }
+
+    /// Elements of all panels: those of the weights and zeros. It depends on the vectors of the processor.
+    pub fn panel_elements(&self) -> usize {
+        self.groups * self.group_len()
+    }
+
+    /// Packs weights.
+    ///
+    /// # Panics
+    /// When `w` or `to` has another length.
+    pub fn pack(&self, w: &[f32], to: &mut [f32]) {
+        let Self { groups, c_out, k } = *self;
+        assert!(w.len() == groups * c_out * k && to.len() == self.panel_elements(), "weights of another layout");
+        let mut parts = Vec::with_capacity(groups * self.count());
+        let mut rest = to;
+        for group in 0..groups {
+            for panel in 0..self.count() {
+                let (vectors, channels) = (self.vectors_of(panel..panel + 1), self.channels(panel..panel + 1));
+                let width = vectors.len() * lanes();
+                let (to, tail) = rest.split_at_mut(width * k);
+                parts.push((to, width, &w[(group * c_out + channels.start) * k..][..channels.len() * k]));
+                rest = tail;
+            }
+        }
+        parts.into_par_iter().for_each(|(to, width, w)| transpose(w, k, to, width));
+    }
+}
+
+/// Rows of `k` elements → columns of a matrix with rows of `width`, whose other columns become zero.
+fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
+    /// Columns that are read at once: a line of the cache of each row.
+    const BLOCK: usize = 16;
+    /// Of them together what stays in cache until it is written.
+    const TASK: usize = 16 * BLOCK;
+    let count = rows.len() / k;
+    out.par_chunks_mut(TASK * width).enumerate().for_each(|(task, out)| {
+        for (block, out) in out.chunks_mut(BLOCK * width).enumerate() {
+            let start = task * TASK + block * BLOCK;
+            let len = out.len() / width;
+            for column in 0..count {
+                let row = &rows[column * k + start..][..len];
+                for i in 0..len {
+                    out[i * width + column] = row[i];
+                }
+            }
+            for out in out.chunks_exact_mut(width) {
+                out[count..].fill(0.0);
+            }
+        }
+    });
+}
+
+/// The number of elements of the widest vector.
+pub(super) fn lanes() -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    Arch::new().dispatch(Lanes)
+}
+
+thread_local! {
+    /// The memory of the last panels that were packed for one pass, for the next ones.
+    static PACKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Weights in panels: those that are packed already, else packed for one pass.
+pub(super) struct Packed<'a> {
+    layout: PanelLayout,
+    given: Option<&'a [f32]>,
+    own: Vec<f32>,
+}
+
+impl<'a> Packed<'a> {
+    /// Of weights on the host.
+    pub fn new(layout: PanelLayout, w: View<'a>) -> Self {
+        let given = w.panels();
+        let mut own = Vec::new();
+        if given.is_none() {
+            own = PACKED.take();
+            own.resize(layout.panel_elements(), 0.0);
+            layout.pack(w.host(), &mut own);
+        }
+        Self { layout, given, own }
+    }
+
+    /// The panels.
+    pub fn panels(&self) -> Panels<'_> {
+        let data = self.given.unwrap_or(&self.own);
+        assert_eq!(data.len(), self.layout.panel_elements(), "panels of another layout");
+        Panels { layout: self.layout, data }
+    }
+}
+
+impl Drop for Packed<'_> {
+    fn drop(&mut self) {
+        if self.given.is_none() {
+            PACKED.set(std::mem::take(&mut self.own));
+        }
+    }
+}
+
+/// Weights in panels, lent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Panels<'a> {
+    layout: PanelLayout,
+    data: &'a [f32],
+}
+
+impl Panels<'_> {
+    /// How they lie.
+    pub fn layout(&self) -> &PanelLayout {
+        &self.layout
+    }
+}
+
+/// The left operand. The reduction of a row is cut into runs of memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub data: &'a [f32],
+    /// Where each row's first run begins.
+    pub starts: Starts<'a>,
+    /// From a run of a row to its next.
+    pub step: usize,
+    /// Elements of a run.
+    pub run: usize,
+}
+
+/// Where rows begin.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Starts<'a> {
+    /// So many, one every so many elements.
+    Every { count: usize, elements: usize },
+    /// At these places.
+    At(&'a [usize]),
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of `k` elements that follow each other.
+    pub fn contiguous(data: &'a [f32], k: usize) -> Self {
+        Self { data, starts: Starts::Every { count: data.len() / k, elements: k }, step: 0, run: k }
+    }
+
+    fn count(&self) -> usize {
+        match self.starts {
+            Starts::Every { count, .. } => count,
+            Starts::At(places) => places.len(),
+        }
+    }
+
+    #[inline(always)]
+    fn start(&self, row: usize) -> usize {
+        match self.starts {
+            Starts::Every { elements, .. } => row * elements,
+            Starts::At(places) => places[row],
+        }
+    }
+}
+
+/// What a sum starts from, and what is done to it behind the last product.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ends<'a> {
+    /// Whether to go on from what is there; else from the bias.
+    pub accumulate: bool,
+    /// `[pixels, c]`, repeated over the rows of the result: one pixel of a bias per channel, an image's of a bias map.
+    pub bias: Option<&'a [f32]>,
+    /// Of the layout of the result.
+    pub residual: Option<&'a [f32]>,
+    pub clamp: Clamp,
+}
+
+impl<'a> Ends<'a> {
+    /// The sum alone.
+    pub const NONE: Self = Self { accumulate: false, bias: None, residual: None, clamp: Clamp::NONE };
+
+    /// A bias and an activation.
+    pub fn activated(bias: &'a [f32], clamp: Clamp) -> Self {
+        Self { bias: Some(bias), clamp, ..Self::NONE }
+    }
+
+    /// The ends of one of several parts of the reduction.
+    pub fn of_part(&self, first: bool, last: bool) -> Self {
+        Self {
+            accumulate: self.accumulate || !first,
+            bias: self.bias.filter(|_| first),
+            residual: self.residual.filter(|_| last),
+            clamp: if last { self.clamp } else { Clamp::NONE },
+        }
+    }
+}
+
+/// A result `[rows, c]` that several tasks may write at once, each its own elements.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shared<'a> {
+    data: *mut f32,
+    len: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is a borrowed slice in parts; that tasks write different ones is the promise of `Shared::part`.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub fn new(data: &'a mut [f32]) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), borrowed: PhantomData }
+    }
+
+    /// A range of it.
+    pub fn range(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "a part of a shared result outside of it");
+        // SAFETY: the start lies inside of the slice, or at its end.
+        Self { data: unsafe { self.data.add(range.start) }, len: range.len(), ..*self }
+    }
+
+    /// All of it.
+    ///
+    /// # Safety
+    /// Nobody else may use it as long as the slice lives.
+    pub unsafe fn slice(&self) -> &'a mut [f32] {
+        // SAFETY: it is part of a borrowed slice, and the caller promises that nobody else uses it.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
+    }
+}
+
+/// A product, or a part of one.
+#[derive(Debug, Clone)]
+pub(super) struct Product<'a> {
+    pub panels: Panels<'a>,
+    /// The group of channels.
+    pub group: usize,
+    /// Which of its panels.
+    pub columns: Range<usize>,
+    /// Which part of the reduction the rows hold.
+    pub k: Range<usize>,
+    pub rows: Rows<'a>,
+    /// The number of the first row in the whole result.
+    pub first_row: usize,
+    pub ends: Ends<'a>,
+}
+
+/// Where sums go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Rows of all channels of all groups.
+    Whole,
+    /// A block for each vector of the channels that are formed: `[rows, lanes]`.
+    Blocks,
+}
+
+impl<'a> Product<'a> {
+    /// Of all panels of the only group, the whole reduction.
+    pub fn new(panels: Panels<'a>, rows: Rows<'a>, ends: Ends<'a>) -> Self {
+        let layout = panels.layout;
+        Self { panels, group: 0, columns: 0..layout.count(), k: 0..layout.k, rows, first_row: 0, ends }
+    }
+
+    /// Writes `[rows, c]`: of each row the channels of the panels; those of other panels and groups stay.
+    pub fn run(self, y: &mut [f32]) {
+        // SAFETY: nobody else has the slice.
+        unsafe { self.run_shared(Shared::new(y)) }
+    }
+
+    /// The same into a result that others write too.
+    ///
+    /// # Safety
+    /// Nobody else may use the elements that it writes.
+    pub unsafe fn run_shared(self, y: Shared<'_>) {
+        self.run_at(Place::Whole, y);
+    }
+
+    /// Writes nothing but the channels of the panels, in blocks `[rows, lanes]`, one for each vector of them, so that whoever
+    /// goes on with a vector at a time reads memory in order. What a last vector lacks stays.
+    pub fn run_in_blocks(self, y: &mut [f32]) {
+        self.run_at(Place::Blocks, Shared::new(y));
+    }
+
+    fn run_at(self, place: Place, y: Shared<'_>) {
+        let layout = self.panels.layout;
+        let all = layout.groups * layout.c_out;
+        let (rows, vectors) = (self.rows.count(), layout.vectors_of(self.columns.clone()).len());
+        let steps = match place {
+            Place::Whole => Steps { row: all, vector: lanes() },
+            Place::Blocks => Steps { row: lanes(), vector: rows * lanes() },
+        };
+        let elements = if place == Place::Whole { rows * all } else { rows * vectors * lanes() };
+        assert!(elements <= y.len && self.k.end <= layout.k && self.rows.run > 0, "a product's result too short");
+        assert!(self.k.len().is_multiple_of(self.rows.run), "a product of part of a run");
+        assert!(self.ends.residual.is_none_or(|residual| residual.len() >= elements), "a product's residual too short");
+        assert!(self.ends.bias.is_none_or(|bias| bias.len() >= all && bias.len() % all == 0), "a bias of other pixels");
+        flush_subnormals(|| Arch::new().dispatch(Tiles { of: &self, y, steps, place }));
+    }
+}
+
+/// Distances in a result.
+#[derive(Debug, Clone, Copy)]
+struct Steps {
+    /// From one row to the next.
+    row: usize,
+    /// From one vector of channels to the next.
+    vector: usize,
+}
+
+/// A product in tiles.
+struct Tiles<'t, 'a> {
+    of: &'t Product<'a>,
+    y: Shared<'t>,
+    steps: Steps,
+    place: Place,
+}
+
+impl WithSimd for Tiles<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Product { panels, group, columns, k, rows, first_row, ends } = self.of;
+        let layout = &panels.layout;
+        let group_data = &panels.data[group * layout.group_len()..][..layout.group_len()];
+        let (count, origin) = (rows.count(), layout.vectors_of(columns.clone()).start);
+        for panel in columns.clone() {
+            let vectors = layout.vectors_of(panel..panel + 1);
+            let channels = layout.channels(panel..panel + 1);
+            let width = vectors.len() * S::F32_LANES;
+            let weights = &group_data[vectors.start * S::F32_LANES * layout.k..][..width * layout.k];
+            let weights = &weights[k.start * width..k.end * width];
+            let channel = group * layout.c_out + channels.start;
+            let start = match self.place {
+                Place::Whole => channel,
+                Place::Blocks => (vectors.start - origin) * self.steps.vector,
+            };
+            // Three quarters of the registers hold sums.
+            let most = (S::REGISTER_COUNT * 3 / 4 / vectors.len()).clamp(1, MAX_ROWS);
+            let tiles = count.div_ceil(most);
+            // Weights come from far away: the next panel's are asked for while this one's are used.
+            let next = &group_data[(vectors.end * S::F32_LANES * layout.k).min(group_data.len())..];
+            let next = &next[..(MAX_VECTORS * S::F32_LANES * k.len()).min(next.len())];
+            for tile in 0..tiles {
+                if panel + 1 < columns.end && k.len() == layout.k {
+                    prefetch(&next[tile * next.len() / tiles..(tile + 1) * next.len() / tiles]);
+                }
+                let range = tile * count / tiles..(tile + 1) * count / tiles;
+                let run = Tile {
+                    weights,
+                    rows,
+                    first: range.start,
+                    steps: self.steps,
+                    start,
+                    channels: channels.len(),
+                    y: self.y,
+                    ends,
+                    bias: (channel, layout.groups * layout.c_out),
+                    first_row: *first_row,
+                };
+                match vectors.len() {
+                    1 => run.rows::<S, 1>(simd, range.len()),
+                    2 => run.rows::<S, 2>(simd, range.len()),
+                    _ => run.rows::<S, MAX_VECTORS>(simd, range.len()),
+                }
+            }
+        }
+    }
+}
+
+/// Asks for memory that will be read.
+#[inline(always)]
+fn prefetch(data: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in data.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which every processor of this architecture has; it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
+}
+
+/// The sums of some rows × a panel's channels.
+struct Tile<'t, 'a> {
+    weights: &'t [f32],
+    rows: &'t Rows<'a>,
+    /// Number of the first row.
+    first: usize,
+    steps: Steps,
+    /// Where the first channel of row 0 lies in `y`.
+    start: usize,
+    /// Channels that are stored.
+    channels: usize,
+    y: Shared<'t>,
+    ends: &'t Ends<'a>,
+    /// The first channel in a pixel of the bias, and that pixel's elements.
+    bias: (usize, usize),
+    first_row: usize,
+}
+
+impl Tile<'_, '_> {
+    #[inline(always)]
+    fn rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+        match rows {
+            1 => self.run::<S, V, 1>(simd),
+            2 => self.run::<S, V, 2>(simd),
+            3 => self.run::<S, V, 3>(simd),
+            4 => self.run::<S, V, 4>(simd),
+            5 => self.run::<S, V, 5>(simd),
+            6 => self.run::<S, V, 6>(simd),
+            7 => self.run::<S, V, 7>(simd),
+            8 => self.run::<S, V, 8>(simd),
+            9 => self.run::<S, V, 9>(simd),
+            10 => self.run::<S, V, 10>(simd),
+            11 => self.run::<S, V, 11>(simd),
+            _ => self.run::<S, V, MAX_ROWS>(simd),
+        }
+    }
+
+    /// A function for each size: in one for all, the compiler gives up on keeping sums in registers.
+    #[inline(never)]
+    fn run<S: Simd, const V: usize, const R: usize>(self, simd: S) {
+        simd.vectorize(FixedTile::<V, R>(self));
+    }
+}
+
+/// Writes `$body` down for each constant `$i` below `$n`, at most 12: sums are registers only where every index of theirs is
+/// a constant from the start.
+macro_rules! unrolled {
+    ($i:ident < $n:ident, $body:expr) => {
+        unrolled!($i < $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($i:ident < $n:ident, $body:expr, $($k:literal)*) => {{
+        $(if $k < $n {
+            const $i: usize = $k;
+            $body
+        })*
+    }};
+}
+
+/// A tile of `V` vectors × `R` rows.
+struct FixedTile<'t, 'a, const V: usize, const R: usize>(Tile<'t, 'a>);
+
+impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, '_, V, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let tile = self.0;
+        let (weights, _) = S::as_simd_f32s(tile.weights);
+        let (weights, _) = weights.as_chunks::<V>();
+        let (run, step) = (tile.rows.run, tile.rows.step);
+        // From the first element of a row to behind its last.
+        let reach = (weights.len() / run).saturating_sub(1) * step + run;
+        let mut x = [std::ptr::null::<f32>(); R];
+        for i in 0..R {
+            x[i] = tile.rows.data[tile.rows.start(tile.first + i)..][..reach].as_ptr();
+        }
+        let bias = tile.channel_bias::<S, V>(simd);
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        unrolled!(I < R, sums[I] = bias);
+        if tile.ends.accumulate {
+            unrolled!(I < R, unrolled!(J < V, sums[I][J] = load(simd, tile.vector::<S>(I, J)), 0 1 2));
+        }
+        for weights in weights.chunks_exact(run) {
+            for (j, weights) in weights.iter().enumerate() {
+                unrolled!(I < R, {
+                    // SAFETY: a run's elements, as many as weights, lie within the row's reach.
+                    let x = simd.splat_f32s(unsafe { *x[I].add(j) });
+                    unrolled!(J < V, sums[I][J] = simd.mul_add_e_f32s(x, weights[J], sums[I][J]), 0 1 2);
+                });
+            }
+            for i in 0..R {
+                x[i] = x[i].wrapping_add(step);
+            }
+        }
+        let (clamp, in_registers) = (tile.ends.clamp, tile.is_finished_in_registers());
+        if let Some(residual) = tile.ends.residual.filter(|_| in_registers) {
+            unrolled!(
+                I < R,
+                unrolled!(J < V, {
+                let residual = load(simd, &residual[tile.place::<S>(I, J)]);
+                sums[I][J] = simd.add_f32s(sums[I][J], residual);
+            }, 0 1 2)
+            );
+        }
+        if in_registers && clamp.slope == 0.0 {
+            unrolled!(I < R, unrolled!(J < V, sums[I][J] = clamp_vector(simd, clamp, sums[I][J]), 0 1 2));
+        }
+        unrolled!(I < R, unrolled!(J < V, store(simd, tile.vector::<S>(I, J), sums[I][J]), 0 1 2));
+        if !in_registers {
+            tile.finish::<S>(simd, R, V);
+        }
+    }
+}
+
+impl Tile<'_, '_> {
+    /// What sums start from unless they go on: the bias per channel.
+    #[inline(always)]
+    fn channel_bias<S: Simd, const V: usize>(&self, simd: S) -> [S::f32s; V] {
+        let mut vectors = [simd.splat_f32s(0.0); V];
+        if let Some(bias) = self.ends.bias.filter(|bias| bias.len() == self.bias.1) {
+            let bias = &bias[self.bias.0..][..self.channels];
+            unrolled!(J < V, vectors[J] = load(simd, &bias[lanes_of::<S>(J, bias.len())]), 0 1 2);
+        }
+        vectors
+    }
+
+    /// Whether nothing follows the sums but a residual and an activation without slope.
+    #[inline(always)]
+    fn is_finished_in_registers(&self) -> bool {
+        let has_map = self.ends.bias.is_some_and(|bias| bias.len() != self.bias.1);
+        !has_map && matches!(self.ends.clamp.slope, 0.0 | 1.0)
+    }
+
+    /// Adds a bias that is a map and the residual, and activates, in cache.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, simd: S, rows: usize, vectors: usize) {
+        let (channel, c) = self.bias;
+        for i in 0..rows {
+            for v in 0..vectors {
+                let mut sum = load(simd, self.vector::<S>(i, v));
+                if let Some(map) = self.ends.bias.filter(|bias| bias.len() != c) {
+                    let map = &map[(self.first_row + self.first + i) * c % map.len() + channel..][..self.channels];
+                    sum = simd.add_f32s(sum, load(simd, &map[lanes_of::<S>(v, map.len())]));
+                }
+                if let Some(residual) = self.ends.residual {
+                    sum = simd.add_f32s(sum, load(simd, &residual[self.place::<S>(i, v)]));
+                }
+                if self.ends.clamp.slope != 1.0 {
+                    sum = clamp_vector(simd, self.ends.clamp, sum);
+                }
+                store(simd, self.vector::<S>(i, v), sum);
+            }
+        }
+    }
+
+    /// Where a vector of a row lies in the result.
+    #[inline(always)]
+    fn place<S: Simd>(&self, row: usize, vector: usize) -> Range<usize> {
+        let start = (self.first + row) * self.steps.row + self.start + vector * self.steps.vector;
+        start..start + lanes_of::<S>(vector, self.channels).len()
+    }
+
+    /// A vector of a row of the result.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "who runs a shared product promises that the elements are its own")]
+    fn vector<S: Simd>(&self, row: usize, vector: usize) -> &mut [f32] {
+        let place = self.place::<S>(row, vector);
+        debug_assert!(place.end <= self.y.len);
+        // SAFETY: `run_at` has seen that all rows lie inside of the result, and whoever runs it that they are its own.
+        unsafe { std::slice::from_raw_parts_mut(self.y.data.add(place.start), place.len()) }
+    }
+}
+
+/// The elements of a vector among those of several.
+#[inline(always)]
+fn lanes_of<S: Simd>(vector: usize, len: usize) -> Range<usize> {
+    (vector * S::F32_LANES).min(len)..((vector + 1) * S::F32_LANES).min(len)
+}
+
+/// A vector of up to as many elements; those that the slice lacks are zero.
+#[inline(always)]
+fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(from).0 {
+        [all] => *all,
+        _ => simd.partial_load_f32s(from),
+    }
+}
+
+/// The opposite of [`load`].
+#[inline(always)]
+fn store<S: Simd>(simd: S, to: &mut [f32], vector: S::f32s) {
+    match S::as_mut_simd_f32s(to).0 {
+        [all] => *all = vector,
+        _ => simd.partial_store_f32s(to, vector),
+    }
+}
