@@ -266,7 +266,7 @@ pub(super) struct Shared<'a> {
     borrowed: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is a borrowed slice in parts; that tasks write different ones is the promise of `Shared::part`.
+// SAFETY: it is a borrowed slice in parts; that tasks write different ones is promised where it is written.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
@@ -489,8 +489,8 @@ impl Tile<'_, '_> {
     }
 }
 
-/// Writes `$body` down for each constant `$i` below `$n`, at most 12: sums are registers only where every index of theirs is
-/// a constant from the start.
+/// Writes `$body` down for each constant `$i` below `$n` among the first 12, or those that are given: sums are registers only
+/// where every index of theirs is a constant from the start.
 macro_rules! unrolled {
     ($i:ident < $n:ident, $body:expr) => {
         unrolled!($i < $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
@@ -541,13 +541,12 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, '_, V, R> {
         }
         let (clamp, in_registers) = (tile.ends.clamp, tile.is_finished_in_registers());
         if let Some(residual) = tile.ends.residual.filter(|_| in_registers) {
-            unrolled!(
-                I < R,
+            unrolled!(I < R, {
                 unrolled!(J < V, {
-                let residual = load(simd, &residual[tile.place::<S>(I, J)]);
-                sums[I][J] = simd.add_f32s(sums[I][J], residual);
-            }, 0 1 2)
-            );
+                    let residual = load(simd, &residual[tile.place::<S>(I, J)]);
+                    sums[I][J] = simd.add_f32s(sums[I][J], residual);
+                }, 0 1 2);
+            });
         }
         if in_registers && clamp.slope == 0.0 {
             unrolled!(I < R, unrolled!(J < V, sums[I][J] = clamp_vector(simd, clamp, sums[I][J]), 0 1 2));
