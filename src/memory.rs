@@ -91,9 +91,9 @@ fn asking<T>(allocate: impl FnOnce() -> T) -> T {
 /// there the process would abort with a signal, and the hook that could change this (`set_alloc_error_hook`) is not in
 /// stable Rust. It hands everything on to [`System`] and looks only at whether memory came back.
 ///
-/// A list of `f32`, which may hold activations or weights, begins at a line of the cache, since a vector of 64 bytes that lies across two lines
-/// is read and written as two, and large memory at a page of two megabytes, which the system is asked to give as one: of
-/// small pages a network uses thousands a pass, more than the processor keeps the addresses of.
+/// A list of `f32`, which may hold activations or weights, begins at a line of the cache, since a vector of 64 bytes that
+/// lies across two lines is read and written as two, and large memory at a page of two megabytes, which the system is asked
+/// to give as one: of small pages a network uses thousands a pass, more than the processor keeps the addresses of.
 #[derive(Debug)]
 pub struct EndingAllocator;
 

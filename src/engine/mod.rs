@@ -12,7 +12,6 @@ mod sequence;
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -117,27 +116,6 @@ impl EngineOptions {
 /// Slopes as steps take them.
 fn slopes<'a>(values: &'a Option<Vec<f32>>, at: Option<&'a Buffer>) -> Slopes<'a> {
     Slopes { values: values.as_deref(), at: at.map(|at| at.view(0..at.len())) }
-}
-
-/// Does work that is cut into `tasks`, whose parts in turn are short. Threads that have none of the tasks look for such parts
-/// all the time: one that went to sleep in between would come too late for the next.
-fn with_idle_threads_awake<R: Send>(tasks: usize, work: impl FnOnce() -> R + Send) -> R {
-    let ended = AtomicBool::new(false);
-    let idle = rayon::current_num_threads().saturating_sub(tasks);
-    rayon::scope(|scope| {
-        for _ in 0..idle {
-            scope.spawn(|_| {
-                while !ended.load(Ordering::Acquire) {
-                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                        std::hint::spin_loop();
-                    }
-                }
-            });
-        }
-        let outcome = work();
-        ended.store(true, Ordering::Release);
-        outcome
-    })
 }
 
 /// Refuses a pass that a GPU's kernels cannot be launched on: they count pixels in 31 bits, and images along a dimension
@@ -521,8 +499,8 @@ impl Engine {
         if self.runs_whole_batches() {
             return self.options.batch;
         }
-        // Every micro-batch reads and packs all weights anew, so its activations may take as much as they do, even where they
-        // leave the cache.
+        // Every micro-batch reads all weights anew, so its activations may take as much as they do, even where they leave the
+        // cache.
         let elements = MICRO_BATCH_ELEMENTS.max(self.params.trained_elements());
         (elements / self.layout.elements_per_image().max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch)
     }
@@ -534,8 +512,7 @@ impl Engine {
         let (len, output) = (self.graph.input_shape().len(), self.plan.shapes[self.graph.output()].len());
         let logits = self.logits.view_mut(0..self.logits.len()).host();
         let batches = logits.par_chunks_mut(micro * output).zip(self.images.par_chunks(micro * len));
-        let count = self.n.div_ceil(micro);
-        let run = |(logits, images): (&mut [f32], &[f32])| {
+        batches.try_for_each(|(logits, images)| {
             let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
             let mut memory = match idle {
                 Some(memory) => memory,
@@ -550,7 +527,6 @@ impl Engine {
             memory.of(layout, plan.value(self.graph.output())).read(&mut logits[..n * output])?;
             self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
             Ok(())
-        };
-        with_idle_threads_awake(count, || batches.try_for_each(run))
+        })
     }
 }

@@ -183,7 +183,9 @@ impl Step for LinearStep {
     }
 
     fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
-        vec![(self.w, PanelLayout { groups: 1, c_out: self.layer.c_out, k: self.layer.c_in })]
+        let Linear { c_in, c_out } = self.layer;
+        let problem = LinearProblem { n: 1, c_in, c_out }.pointwise();
+        problem.panels().map(|layout| (self.w, layout)).into_iter().collect()
     }
 
     fn run(&self, io: &mut Io<'_>) {

@@ -311,21 +311,15 @@ impl Lines<'_> {
 
     /// The channels from `first` on.
     #[inline(always)]
-    fn rest<S: Simd>(mut self, first: usize) {
-        let (p, line_len) = (self.p, self.p.output.w * self.p.output.c);
-        let y = std::mem::take(&mut self.y);
-        let lines = Lines { y: &mut [], ..self };
-        let mut rest = y;
-        let count = rest.len() / line_len;
-        for line in 0..count {
+    fn rest<S: Simd>(self, first: usize) {
+        let Self { p, x, w, y, ends } = self;
+        let line_len = p.output.w * p.output.c;
+        for (line, y) in y.chunks_exact_mut(line_len).enumerate() {
             let (image, oh) = (line / p.output.h, line % p.output.h);
             let top = oh * p.window.stride_h;
             let rows = taps_inside(top, p.window.k_h, p.window.pad.top, p.input.h);
-            let (y, tail) = std::mem::take(&mut rest).split_at_mut(line_len);
-            let x = &lines.x[image * p.input.len()..][..p.input.len()];
-            let ends = LineEnds::new(p, line * line_len, &lines.ends);
-            scalar_line::<S>(p, x, lines.w, (top, &rows), y, first, &ends);
-            rest = tail;
+            let x = &x[image * p.input.len()..][..p.input.len()];
+            scalar_line::<S>(p, x, w, (top, &rows), y, first, &LineEnds::new(p, line * line_len, &ends));
         }
     }
 }
