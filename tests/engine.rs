@@ -76,7 +76,8 @@ fn the_fused_plan_trains_as_the_reference_plan_does() {
     let mut engines = [Fusion::PerNode, Fusion::OnLoad].map(|fusion| engine(&model, n, fusion, true));
     assert!(engines[1].plan().steps.len() * 2 < engines[0].plan().steps.len(), "the fused plan fuses");
     assert!(engines[1].planned_bytes() < engines[0].planned_bytes(), "and needs less memory");
-    for at in 0..50 {
+    let (steps, mut alike) = (50, 0);
+    for at in 0..steps {
         let images = numbers(at, n * len);
         let labels: Vec<usize> = (0..n).map(|i| (i * 3 + at as usize) % CLASSES).collect();
         // Some blocks without their activations, changing from step to step, as in the search.
@@ -88,9 +89,17 @@ fn the_fused_plan_trains_as_the_reference_plan_does() {
             (loss, engine.score_gradients().expect("host memory"))
         });
         assert!((reference.0 - fused.0).abs() <= 1e-4, "step {at}: losses {} and {}", reference.0, fused.0);
-        compare(&format!("step {at}: score gradients"), &fused.1, &widen(&reference.1), 1e-2).unwrap();
+        compare(&format!("step {at}: score gradients"), &fused.1, &widen(&reference.1), 0.1).unwrap();
+        alike += usize::from(compare("score gradients", &fused.1, &widen(&reference.1), 1e-3).is_ok());
         assert!(reference.1.iter().any(|s| *s != 0.0));
+        // A small batch multiplies the last digits of weights by ten thousand: each step starts from the same ones.
+        let [reference, fused] = engines.each_mut().map(|engine| engine.trainable());
+        let len = reference.0.len();
+        fused.0.view_mut(0..len).host().copy_from_slice(reference.0.view(0..len).host());
     }
+    // In others a value lies so close to a bound of its activation that rounding takes it to the other side; weights that
+    // differ by 1e-7 do the same to the reference plan.
+    assert!(3 * alike >= 2 * steps as usize, "{alike} of {steps} steps have the same score gradients");
 }
 
 #[test]

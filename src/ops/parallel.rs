@@ -30,8 +30,13 @@ pub(super) struct Chunks {
 
 impl Chunks {
     /// Cuts an activation.
-    pub fn new(Lines { lines, w, c }: Lines) -> Self {
-        let pixels = (CHUNK_ELEMENTS / c.max(1)).max(CHUNK_MIN_PIXELS);
+    pub fn new(lines: Lines) -> Self {
+        Self::of(lines, CHUNK_ELEMENTS)
+    }
+
+    /// Cuts an activation into chunks of about so many elements.
+    pub fn of(Lines { lines, w, c }: Lines, elements: usize) -> Self {
+        let pixels = (elements / c.max(1)).max(CHUNK_MIN_PIXELS);
         Self { lines, lines_per_chunk: pixels.div_ceil(w).clamp(1, lines.max(1)), line_len: w * c }
     }
 
@@ -79,15 +84,6 @@ pub(super) fn tiled(coefficients: &[f32]) -> Vec<f32> {
 pub(super) fn tile_len(c: usize) -> usize {
     const TILE: usize = 128;
     c * TILE.div_ceil(c)
-}
-
-/// Adds the pixels of a tile up into its first `c` elements, in order.
-#[inline(always)]
-pub(super) fn fold_tile(tile: &mut [f32], c: usize) {
-    let (first, rest) = tile.split_at_mut(c);
-    for pixel in rest.chunks_exact(c) {
-        first.iter_mut().zip(pixel).for_each(|(f, p)| *f += p);
-    }
 }
 
 /// A reduction in slabs: every slab writes its own part of `dx` and its own partial sum of `out` (of any content at
@@ -151,16 +147,17 @@ fn sum_partials(partials: &[f32], out: &mut [f32]) {
 
 thread_local! {
     static PARTIALS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Memory that nobody borrows at present.
+    static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends the thread's scratch memory of at least `len` elements, of any content. `body` must not run parallel work:
-/// a stolen task could ask for the same scratch.
+/// Lends scratch memory of at least `len` elements, of any content. The thread keeps it for whoever asks next.
 pub(super) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
-        body(&mut scratch[..len])
-    })
+    let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    let result = body(&mut scratch[..len]);
+    SCRATCH.with_borrow_mut(|free| free.push(scratch));
+    result
 }

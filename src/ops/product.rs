@@ -13,7 +13,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::activation::Clamp;
-use super::simd::clamp_vector;
+use super::simd::{clamp_vector, load, store, unrolled};
 use crate::device::View;
 use crate::device::float_mode::flush_subnormals;
 
@@ -22,7 +22,7 @@ pub(super) const MAX_VECTORS: usize = 3;
 /// Elements of a vector at most.
 pub(super) const MAX_LANES: usize = 16;
 /// Rows of a tile at most: more addresses than that are not kept in registers.
-const MAX_ROWS: usize = 12;
+pub(super) const MAX_ROWS: usize = 12;
 
 /// How weights `[groups · c_out, k]` are packed: for each group panels of some vectors of output channels, in each the
 /// reduction, then the channel, with zeros where a group has fewer channels than its vectors.
@@ -88,10 +88,31 @@ impl PanelLayout {
         }
         parts.into_par_iter().for_each(|(to, width, w)| transpose(w, k, to, width));
     }
+
+    /// Packs the transpose of weights: `[k, c_out]` of the only group.
+    ///
+    /// # Panics
+    /// When there are several groups, or `w` or `to` has another length.
+    pub(super) fn pack_transposed(&self, w: &[f32], to: &mut [f32]) {
+        let Self { groups, c_out, k } = *self;
+        assert!(groups == 1 && w.len() == c_out * k && to.len() == self.panel_elements(), "weights of another layout");
+        let mut rest = to;
+        for panel in 0..self.count() {
+            let (vectors, channels) = (self.vectors_of(panel..panel + 1), self.channels(panel..panel + 1));
+            let width = vectors.len() * lanes();
+            let (to, tail) = rest.split_at_mut(width * k);
+            rest = tail;
+            for (to, w) in to.chunks_exact_mut(width).zip(w.chunks_exact(c_out)) {
+                let (own, none) = to.split_at_mut(channels.len());
+                own.copy_from_slice(&w[channels.clone()]);
+                none.fill(0.0);
+            }
+        }
+    }
 }
 
 /// Rows of `k` elements → columns of a matrix with rows of `width`, whose other columns become zero.
-fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
+pub(super) fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
     /// Columns that are read at once: a line of the cache of each row.
     const BLOCK: usize = 16;
     /// Of them together what stays in cache until it is written.
@@ -151,6 +172,14 @@ impl<'a> Packed<'a> {
             layout.pack(w.host(), &mut own);
         }
         Self { layout, given, own }
+    }
+
+    /// Of the transpose of weights `[k, c_out]`, for one pass.
+    pub fn transposed(layout: PanelLayout, w: &[f32]) -> Self {
+        let mut own = PACKED.take();
+        own.resize(layout.panel_elements(), 0.0);
+        layout.pack_transposed(w, &mut own);
+        Self { layout, given: None, own }
     }
 
     /// The panels.
@@ -489,20 +518,6 @@ impl Tile<'_, '_> {
     }
 }
 
-/// Writes `$body` down for each constant `$i` below `$n` among the first 12, or those that are given: sums are registers only
-/// where every index of theirs is a constant from the start.
-macro_rules! unrolled {
-    ($i:ident < $n:ident, $body:expr) => {
-        unrolled!($i < $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
-    };
-    ($i:ident < $n:ident, $body:expr, $($k:literal)*) => {{
-        $(if $k < $n {
-            const $i: usize = $k;
-            $body
-        })*
-    }};
-}
-
 /// A tile of `V` vectors × `R` rows.
 struct FixedTile<'t, 'a, const V: usize, const R: usize>(Tile<'t, 'a>);
 
@@ -621,22 +636,4 @@ impl Tile<'_, '_> {
 #[inline(always)]
 fn lanes_of<S: Simd>(vector: usize, len: usize) -> Range<usize> {
     (vector * S::F32_LANES).min(len)..((vector + 1) * S::F32_LANES).min(len)
-}
-
-/// A vector of up to as many elements; those that the slice lacks are zero.
-#[inline(always)]
-fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
-    match S::as_simd_f32s(from).0 {
-        [all] => *all,
-        _ => simd.partial_load_f32s(from),
-    }
-}
-
-/// The opposite of [`load`].
-#[inline(always)]
-fn store<S: Simd>(simd: S, to: &mut [f32], vector: S::f32s) {
-    match S::as_mut_simd_f32s(to).0 {
-        [all] => *all = vector,
-        _ => simd.partial_store_f32s(to, vector),
-    }
 }

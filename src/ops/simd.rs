@@ -1,6 +1,6 @@
 //! Choosing the vector instructions at run time, so that one portable binary uses what the processor has.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, Simd};
 
 use super::activation::Clamp;
 use crate::device::float_mode::flush_subnormals;
@@ -21,20 +21,6 @@ pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     flush_subnormals(|| Arch::new().dispatch(Body(body)))
 }
 
-/// Runs a kernel whose explicit vectors run over channels, as [`vectorised`] runs a closure. The widest vectors are used
-/// only where channels fill them.
-#[inline]
-pub(super) fn with_simd<K: WithSimd>(channels: usize, kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    if !channels.is_multiple_of(16)
-        && let Some(simd) = pulp::x86::V3::try_new()
-    {
-        return flush_subnormals(|| Simd::vectorize(simd, kernel));
-    }
-    let _ = channels;
-    flush_subnormals(|| Arch::new().dispatch(kernel))
-}
-
 /// An activation of a vector, as [`Clamp::apply`] but for the sign of a zero.
 #[inline(always)]
 pub(super) fn clamp_vector<S: Simd>(simd: S, clamp: Clamp, x: S::f32s) -> S::f32s {
@@ -48,4 +34,46 @@ pub(super) fn clamp_vector<S: Simd>(simd: S, clamp: Clamp, x: S::f32s) -> S::f32
     let excess = simd.min_f32s(simd.sub_f32s(x, limit), most);
     let high = simd.add_f32s(limit, simd.mul_f32s(slope, excess));
     simd.select_f32s(is_above, high, simd.select_f32s(is_below, low, x))
+}
+
+/// dy·φ'(x), as [`Clamp::derivative`].
+#[inline(always)]
+pub(super) fn derivative_vector<S: Simd>(simd: S, clamp: Clamp, x: S::f32s, dy: S::f32s) -> S::f32s {
+    let (zero, limit) = (simd.splat_f32s(0.0), simd.splat_f32s(clamp.limit));
+    let is_inside = simd.and_m32s(simd.less_than_f32s(zero, x), simd.less_than_f32s(x, limit));
+    let outside = simd.mul_f32s(dy, simd.splat_f32s(clamp.slope));
+    simd.select_f32s(is_inside, dy, outside)
+}
+
+/// Writes `$body` down for each constant `$i` below `$n` among the first 12, or those that are given: sums are registers only
+/// where every index of theirs is a constant from the start.
+macro_rules! unrolled {
+    ($i:ident < $n:ident, $body:expr) => {
+        unrolled!($i < $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($i:ident < $n:ident, $body:expr, $($k:literal)*) => {{
+        $(if $k < $n {
+            const $i: usize = $k;
+            $body
+        })*
+    }};
+}
+pub(super) use unrolled;
+
+/// A vector of up to as many elements; those that the slice lacks are zero.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(from).0 {
+        [all] => *all,
+        _ => simd.partial_load_f32s(from),
+    }
+}
+
+/// The opposite of [`load`].
+#[inline(always)]
+pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], vector: S::f32s) {
+    match S::as_mut_simd_f32s(to).0 {
+        [all] => *all = vector,
+        _ => simd.partial_store_f32s(to, vector),
+    }
 }

@@ -2,16 +2,22 @@
 
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Affine, BatchNormProblem, Normalised, affine_rows};
+use super::{Affine, AffineVectors, BatchNormProblem, Normalised};
 use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
-use crate::ops::activation::{Clamp, excess_dot};
+use crate::ops::activation::Clamp;
 use crate::ops::cuda;
 use crate::ops::operation::require;
-use crate::ops::parallel::{fold_tile, tiled, with_scratch};
-use crate::ops::simd::vectorised;
+use crate::ops::parallel::{tiled, with_scratch};
+use crate::ops::product::MAX_LANES;
+use crate::ops::simd::{clamp_vector, derivative_vector, load, store, vectorised};
+use crate::ops::vector_source::{StoredReader, VectorReader, VectorSource};
+
+/// Pixels that are summed in f32, about; their sums are added in f64.
+pub(in crate::ops) const SUMMED_PIXELS: usize = 128;
 
 /// Where the sums over a batch go, and what they give at once.
 #[derive(Debug)]
@@ -91,9 +97,8 @@ impl GradientSums {
 /// Forms g, the gradient in front of residual and activation, from dz, and sums it.
 pub(in crate::ops) struct MaskedGradient<'a> {
     c: usize,
-    line_len: usize,
     affine: Affine,
-    mean: Vec<f32>,
+    mean: &'a [f32],
     y: &'a [f32],
     residual: Option<&'a [f32]>,
     clamp: Option<Clamp>,
@@ -101,81 +106,148 @@ pub(in crate::ops) struct MaskedGradient<'a> {
 }
 
 impl<'a> MaskedGradient<'a> {
-    /// `w` is the pixels per line; `score` asks for the activation's score gradient too.
-    pub fn new(w: usize, of: &Normalised<'a>, score: bool) -> Self {
+    /// `score` asks for the activation's score gradient too.
+    pub fn new(of: &Normalised<'a>, score: bool) -> Self {
         let c = of.gamma.len();
-        let mean = tiled(&of.statistics.host()[..c]);
+        let mean = &of.statistics.host()[..c];
         // An activation whose slope is 1 is the identity: g is dz.
         let clamp = of.act.map(|act| act.clamp).filter(|clamp| score || clamp.slope != 1.0);
         let residual = of.residual.map(View::host);
-        Self { c, line_len: w * c, affine: of.affine(), mean, y: of.y.host(), residual, clamp, score }
+        Self { c, affine: of.affine(), mean, y: of.y.host(), residual, clamp, score }
     }
 
-    /// Sums over a range of whole lines; `d_residual` is that range of the residual's gradient, and whether to add.
+    /// Sums over a range of whole pixels; `d_residual` is that range of the residual's gradient, and whether to add.
     ///
-    /// Lines are summed in f32 and their sums in f64, so that the result does not depend on how work is cut.
-    pub fn sum(&self, range: Range<usize>, dz: &[f32], mut d_residual: Option<(&mut [f32], bool)>) -> GradientSums {
-        let (c, tile) = (self.c, self.mean.len().min(self.line_len));
-        let mut total = GradientSums { g: vec![0.0; c], gy: vec![0.0; c], score: 0.0 };
-        let mut work = vec![0.0f32; 4 * tile];
-        let (sums, buffers) = work.split_at_mut(2 * tile);
-        let (sum_g, sum_gy) = sums.split_at_mut(tile);
-        let (g, value) = buffers.split_at_mut(tile);
-        vectorised(
-            #[inline(always)]
-            || {
-                for line in range.clone().step_by(self.line_len) {
-                    sum_g.fill(0.0);
-                    sum_gy.fill(0.0);
-                    for start in (line..line + self.line_len).step_by(tile) {
-                        let n = tile.min(line + self.line_len - start);
-                        let (g, value) = (&mut g[..n], &mut value[..n]);
-                        let dz = &dz[start - range.start..][..n];
-                        total.score += self.gradient(start..start + n, dz, g, value);
-                        let (y, mean) = (&self.y[start..start + n], &self.mean[..n]);
-                        let (sum_g, sum_gy) = (&mut sum_g[..n], &mut sum_gy[..n]);
-                        for i in 0..n {
-                            sum_g[i] += g[i];
-                            sum_gy[i] += g[i] * (y[i] - mean[i]);
-                        }
-                        if let Some((d, accumulate)) = &mut d_residual {
-                            let d = &mut d[start - range.start..][..n];
-                            if *accumulate {
-                                d.iter_mut().zip(g.iter()).for_each(|(d, g)| *d += g);
-                            } else {
-                                d.copy_from_slice(g);
-                            }
-                        }
-                    }
-                    fold_tile(sum_g, c);
-                    fold_tile(sum_gy, c);
-                    for i in 0..c {
-                        total.g[i] += f64::from(sum_g[i]);
-                        total.gy[i] += f64::from(sum_gy[i]);
-                    }
-                }
-            },
-        );
+    /// Some pixels ([`SUMMED_PIXELS`]) are summed in f32 and their sums in f64.
+    pub fn sum(&self, range: Range<usize>, dz: &[f32], d_residual: Option<(&mut [f32], bool)>) -> GradientSums {
+        let mut total = self.no_sums();
+        flush_subnormals(|| Arch::new().dispatch(PixelSums { of: self, range, dz, d_residual, total: &mut total }));
         total
     }
 
-    /// g = dz·φ'(v) with v = a·y + b + residual, for a range of at most a tile. Returns its share of the score gradient.
+    /// Sums of nothing yet.
+    pub fn no_sums(&self) -> GradientSums {
+        GradientSums { g: vec![0.0; self.c], gy: vec![0.0; self.c], score: 0.0 }
+    }
+
+    /// Reads some channels, at most as many as a vector has.
     #[inline(always)]
-    fn gradient(&self, range: Range<usize>, dz: &[f32], g: &mut [f32], value: &mut [f32]) -> f64 {
-        let Some(clamp) = self.clamp else {
-            g.copy_from_slice(dz);
-            return 0.0;
-        };
-        affine_rows(&self.affine, &self.y[range.clone()], value, |v| v);
-        if let Some(residual) = self.residual {
-            value.iter_mut().zip(&residual[range]).for_each(|(v, r)| *v += r);
+    pub fn reader<S: Simd>(&self, simd: S, channels: Range<usize>) -> MaskedReader<'_, S> {
+        MaskedReader {
+            y: StoredReader::new(self.y, channels.len()),
+            residual: self.residual,
+            affine: self.affine.vectors(simd, channels.clone()),
+            mean: load(simd, &self.mean[channels]),
+            clamp: self.clamp,
+            score: self.score,
         }
-        let n = g.len();
-        let (values, gradients) = (&value[..n], &dz[..n]);
-        for i in 0..n {
-            g[i] = gradients[i] * clamp.derivative(values[i]);
+    }
+}
+
+/// Some channels of a masked gradient.
+pub(in crate::ops) struct MaskedReader<'a, S: Simd> {
+    y: StoredReader<'a>,
+    residual: Option<&'a [f32]>,
+    affine: AffineVectors<S>,
+    mean: S::f32s,
+    clamp: Option<Clamp>,
+    score: bool,
+}
+
+impl<S: Simd> MaskedReader<'_, S> {
+    /// Adds the share of a vector of dz, that of the element `at` on, to the sums of its pixels. Returns g.
+    #[inline(always)]
+    pub fn add(&self, simd: S, at: usize, dz: S::f32s, sums: &mut SumVectors<S>) -> S::f32s {
+        let y = self.y.vector(simd, at);
+        let mut g = dz;
+        if let Some(clamp) = self.clamp {
+            let mut value = self.affine.apply(simd, y);
+            if let Some(residual) = self.residual {
+                value = simd.add_f32s(value, load(simd, &residual[at..at + self.y.channels()]));
+            }
+            g = derivative_vector(simd, clamp, value, dz);
+            if self.score {
+                let excess = simd.sub_f32s(value, clamp_vector(simd, Clamp { slope: 0.0, ..clamp }, value));
+                sums.score = simd.mul_add_e_f32s(dz, excess, sums.score);
+            }
         }
-        if self.score { excess_dot(clamp, value, dz) } else { 0.0 }
+        sums.g = simd.add_f32s(sums.g, g);
+        sums.gy = simd.mul_add_e_f32s(g, simd.sub_f32s(y, self.mean), sums.gy);
+        g
+    }
+}
+
+/// Sums over a range of pixels, a vector of channels at a time.
+struct PixelSums<'a, 'b> {
+    of: &'a MaskedGradient<'b>,
+    range: Range<usize>,
+    dz: &'a [f32],
+    d_residual: Option<(&'a mut [f32], bool)>,
+    total: &'a mut GradientSums,
+}
+
+impl WithSimd for PixelSums<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { of, range, dz, mut d_residual, total } = self;
+        let c = of.c;
+        for first in (0..c).step_by(S::F32_LANES) {
+            let channels = first..(first + S::F32_LANES).min(c);
+            let reader = of.reader(simd, channels.clone());
+            for start in (0..range.len()).step_by(SUMMED_PIXELS * c) {
+                let mut sums = SumVectors::new(simd);
+                let mut at = start + first;
+                while at < (start + SUMMED_PIXELS * c).min(range.len()) {
+                    let dz = load(simd, &dz[at..at + channels.len()]);
+                    let g = reader.add(simd, range.start + at, dz, &mut sums);
+                    if let Some((d, accumulate)) = &mut d_residual {
+                        let d = &mut d[at..at + channels.len()];
+                        let sum = if *accumulate { simd.add_f32s(load(simd, d), g) } else { g };
+                        store(simd, d, sum);
+                    }
+                    at += c;
+                }
+                sums.add_to(simd, channels.clone(), total);
+            }
+        }
+    }
+}
+
+/// Sums over some pixels, for some channels.
+pub(in crate::ops) struct SumVectors<S: Simd> {
+    g: S::f32s,
+    gy: S::f32s,
+    score: S::f32s,
+}
+
+impl<S: Simd> SumVectors<S> {
+    /// Of nothing yet.
+    #[inline(always)]
+    pub fn new(simd: S) -> Self {
+        let zero = simd.splat_f32s(0.0);
+        Self { g: zero, gy: zero, score: zero }
+    }
+
+    /// Adds them to the sums over the batch, in f64.
+    #[inline(always)]
+    pub fn add_to(self, simd: S, channels: Range<usize>, total: &mut GradientSums) {
+        add_lanes(simd, self.g, &mut total.g[channels.clone()]);
+        add_lanes(simd, self.gy, &mut total.gy[channels.clone()]);
+        let mut score = [0.0; MAX_LANES];
+        add_lanes(simd, self.score, &mut score[..channels.len()]);
+        total.score += score.iter().sum::<f64>();
+    }
+}
+
+/// Adds a vector to as many sums as there are.
+#[inline(always)]
+fn add_lanes<S: Simd>(simd: S, vector: S::f32s, to: &mut [f64]) {
+    let mut lanes = [0.0; MAX_LANES];
+    store(simd, &mut lanes[..S::F32_LANES], vector);
+    for i in 0..to.len() {
+        to[i] += f64::from(lanes[i]);
     }
 }
 
@@ -198,7 +270,7 @@ pub fn gradient_sums(
         let d_residual = d_residual.as_ref().map(|(d, accumulate)| (d, *accumulate));
         return cuda::batch_norm::backward_sums(p, &of.gpu(), dz, d_residual, &out.gpu());
     }
-    let gradient = MaskedGradient::new(p.shape.w, of, out.score.is_some());
+    let gradient = MaskedGradient::new(of, out.score.is_some());
     let (chunks, dz) = (p.chunks(), dz.host());
     let accumulate = d_residual.as_ref().is_some_and(|d| d.1);
     let parts: Vec<Option<&mut [f32]>> = match d_residual {
@@ -279,6 +351,56 @@ impl<'a> DyLoader<'a> {
                 dy[i] = a[i] * g(dz[i], a[i] * y[i] + b[i], dy[i]) + slope[i] * y[i] + offset[i];
             }
         }
+    }
+}
+
+/// Some channels of dy.
+pub(in crate::ops) struct DyReader<'a, S: Simd> {
+    y: StoredReader<'a>,
+    dz: StoredReader<'a>,
+    residual: Option<&'a [f32]>,
+    affine: AffineVectors<S>,
+    slope: S::f32s,
+    offset: S::f32s,
+    clamp: Option<Clamp>,
+}
+
+impl VectorSource for DyLoader<'_> {
+    type Reader<'a, S: Simd>
+        = DyReader<'a, S>
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn reader<S: Simd>(&self, simd: S, channels: Range<usize>) -> DyReader<'_, S> {
+        let clamp = match self.clamp {
+            Some(clamp) if clamp.slope != 1.0 => Some(clamp),
+            _ => None,
+        };
+        DyReader {
+            y: StoredReader::new(self.y, channels.len()),
+            dz: StoredReader::new(self.dz, channels.len()),
+            residual: self.residual,
+            affine: self.affine.vectors(simd, channels.clone()),
+            slope: load(simd, &self.slope[channels.clone()]),
+            offset: load(simd, &self.offset[channels]),
+            clamp,
+        }
+    }
+}
+
+impl<S: Simd> VectorReader<S> for DyReader<'_, S> {
+    #[inline(always)]
+    fn vector(&self, simd: S, at: usize) -> S::f32s {
+        let (y, mut g) = (self.y.vector(simd, at), self.dz.vector(simd, at));
+        if let Some(clamp) = self.clamp {
+            let mut value = self.affine.apply(simd, y);
+            if let Some(residual) = self.residual {
+                value = simd.add_f32s(value, load(simd, &residual[at..at + self.y.channels()]));
+            }
+            g = derivative_vector(simd, clamp, value, g);
+        }
+        simd.mul_add_e_f32s(self.affine.a, g, simd.mul_add_e_f32s(self.slope, y, self.offset))
     }
 }
 

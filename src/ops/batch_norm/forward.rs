@@ -1,13 +1,17 @@
 //! Statistics of a batch, and the normalised value.
 
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{BatchNormProblem, Normalised};
+use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
 use crate::ops::cuda;
 use crate::ops::operation::require;
-use crate::ops::parallel::{fold_tile, tile_len, tiled};
-use crate::ops::simd::vectorised;
+use crate::ops::parallel::tiled;
+use crate::ops::simd::{load, store, unrolled, vectorised};
 
 /// Where the statistics of a batch go.
 #[derive(Debug)]
@@ -43,30 +47,67 @@ pub(in crate::ops) struct Moments {
 
 /// One pass over a chunk of `c` channels. Sums are taken about its first pixel, so that a large mean costs no digits.
 pub(in crate::ops) fn moments(y: &[f32], c: usize) -> Moments {
-    let tile = tile_len(c);
-    let shift = tiled(&y[..c]);
-    let (mut sum, mut squares) = (vec![0.0f32; tile], vec![0.0f32; tile]);
-    vectorised(
-        #[inline(always)]
-        || {
-            for y in y.chunks(tile) {
-                let n = y.len();
-                let (shift, sum, squares) = (&shift[..n], &mut sum[..n], &mut squares[..n]);
-                for i in 0..n {
-                    let d = y[i] - shift[i];
-                    sum[i] += d;
-                    squares[i] += d * d;
-                }
-            }
-            fold_tile(&mut sum, c);
-            fold_tile(&mut squares, c);
-        },
-    );
     let pixels = y.len() / c;
-    let mut values = Vec::with_capacity(2 * c);
-    values.extend(sum[..c].iter().zip(&shift).map(|(s, shift)| shift + s / pixels as f32));
-    values.extend(squares[..c].iter().zip(&sum).map(|(q, s)| (q - s * (s / pixels as f32)).max(0.0)));
+    let mut values = vec![0.0; 2 * c];
+    let (mean, squares) = values.split_at_mut(c);
+    flush_subnormals(|| Arch::new().dispatch(ShiftedSums { y, mean, squares }));
+    for channel in 0..c {
+        let sum = mean[channel];
+        squares[channel] = (squares[channel] - sum * (sum / pixels as f32)).max(0.0);
+        mean[channel] = y[channel] + sum / pixels as f32;
+    }
     Moments { pixels, values }
+}
+
+/// Σ (y − y₀) and Σ (y − y₀)² per channel, where y₀ is the first pixel.
+struct ShiftedSums<'a> {
+    y: &'a [f32],
+    mean: &'a mut [f32],
+    squares: &'a mut [f32],
+}
+
+impl WithSimd for ShiftedSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        /// Vectors whose sums are in registers at once: so many additions run side by side.
+        const VECTORS: usize = 4;
+        let (c, lanes) = (self.mean.len(), S::F32_LANES);
+        let mut channel = 0;
+        while channel + VECTORS * lanes <= c {
+            self.add::<S, VECTORS>(simd, channel..channel + VECTORS * lanes);
+            channel += VECTORS * lanes;
+        }
+        while channel < c {
+            let end = (channel + lanes).min(c);
+            self.add::<S, 1>(simd, channel..end);
+            channel = end;
+        }
+    }
+}
+
+impl ShiftedSums<'_> {
+    /// `V` vectors of channels, the last of which may be part of one.
+    #[inline(always)]
+    fn add<S: Simd, const V: usize>(&mut self, simd: S, channels: Range<usize>) {
+        let zero = simd.splat_f32s(0.0);
+        let (mut shift, mut sums, mut squares) = ([zero; V], [zero; V], [zero; V]);
+        let lane =
+            |v: usize| (channels.start + v * S::F32_LANES)..(channels.start + (v + 1) * S::F32_LANES).min(channels.end);
+        unrolled!(I < V, shift[I] = load(simd, &self.y[lane(I)]), 0 1 2 3);
+        for y in self.y.chunks_exact(self.mean.len()) {
+            unrolled!(I < V, {
+                let d = simd.sub_f32s(load(simd, &y[lane(I)]), shift[I]);
+                sums[I] = simd.add_f32s(sums[I], d);
+                squares[I] = simd.mul_add_e_f32s(d, d, squares[I]);
+            }, 0 1 2 3);
+        }
+        unrolled!(I < V, {
+            store(simd, &mut self.mean[lane(I)], sums[I]);
+            store(simd, &mut self.squares[lane(I)], squares[I]);
+        }, 0 1 2 3);
+    }
 }
 
 /// Merges the chunks' moments in order; writes μ and 1/√(σ² + ε) and updates the running statistics.
@@ -76,17 +117,28 @@ pub(in crate::ops) fn finish_statistics(p: &BatchNormProblem, chunks: &[Moments]
     let (saved_mean, saved_rstd) = out.statistics.host().split_at_mut(c);
     let [running_mean, running_var] = out.running.map(ViewMut::host);
     let pixels = p.shape.pixels() as f64;
+    let (mut count, mut means, mut squares) = (0.0f64, vec![0.0f64; c], vec![0.0f64; c]);
+    vectorised(
+        #[inline(always)]
+        || {
+            for chunk in chunks {
+                let n = chunk.pixels as f64;
+                let total = count + n;
+                let (share, weight) = (n / total, count * n / total);
+                let (mean, m2) = chunk.values.split_at(c);
+                let (means, squares) = (&mut means[..c], &mut squares[..c]);
+                for i in 0..c {
+                    let delta = f64::from(mean[i]) - means[i];
+                    means[i] += delta * share;
+                    squares[i] += f64::from(m2[i]) + delta * delta * weight;
+                }
+                count = total;
+            }
+        },
+    );
+    let momentum = f64::from(p.momentum);
     for channel in 0..c {
-        let (mut count, mut mean, mut m2) = (0.0f64, 0.0f64, 0.0f64);
-        for chunk in chunks {
-            let n = chunk.pixels as f64;
-            let delta = f64::from(chunk.values[channel]) - mean;
-            let total = count + n;
-            mean += delta * n / total;
-            m2 += f64::from(chunk.values[c + channel]) + delta * delta * count * n / total;
-            count = total;
-        }
-        let momentum = f64::from(p.momentum);
+        let (mean, m2) = (means[channel], squares[channel]);
         let unbiased = m2 / (pixels - 1.0).max(1.0);
         running_mean[channel] = ((1.0 - momentum) * f64::from(running_mean[channel]) + momentum * mean) as f32;
         running_var[channel] = ((1.0 - momentum) * f64::from(running_var[channel]) + momentum * unbiased) as f32;
@@ -192,6 +244,36 @@ impl Affine {
         let a: Vec<f32> = gamma.iter().zip(rstd).map(|(g, r)| g * r).collect();
         let b: Vec<f32> = beta.iter().zip(&a).zip(mean).map(|((b, a), m)| b - a * m).collect();
         Self { a: tiled(&a), b: tiled(&b) }
+    }
+}
+
+/// The coefficients of some channels.
+pub(in crate::ops) struct AffineVectors<S: Simd> {
+    pub(super) a: S::f32s,
+    pub(super) b: S::f32s,
+}
+
+impl<S: Simd> Clone for AffineVectors<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: Simd> Copy for AffineVectors<S> {}
+
+impl<S: Simd> AffineVectors<S> {
+    /// a·y + b, to the bit as [`affine_rows`]: whoever forms a value anew sees it on the same side of an activation's bounds.
+    #[inline(always)]
+    pub fn apply(&self, simd: S, y: S::f32s) -> S::f32s {
+        simd.add_f32s(simd.mul_f32s(self.a, y), self.b)
+    }
+}
+
+impl Affine {
+    /// Those of at most as many channels as a vector has.
+    #[inline(always)]
+    pub fn vectors<S: Simd>(&self, simd: S, channels: Range<usize>) -> AffineVectors<S> {
+        AffineVectors { a: load(simd, &self.a[channels.clone()]), b: load(simd, &self.b[channels]) }
     }
 }
 

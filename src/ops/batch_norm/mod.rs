@@ -8,9 +8,9 @@ mod backward;
 mod forward;
 mod step;
 
-pub(super) use backward::{DyLoader, GradientSums, MaskedGradient};
+pub(super) use backward::{DyLoader, GradientSums, MaskedGradient, SUMMED_PIXELS, SumVectors};
 pub use backward::{SumsOut, gradient, gradient_sums};
-pub(super) use forward::{Affine, affine_rows, finish_statistics, moments};
+pub(super) use forward::{Affine, AffineVectors, affine_rows, finish_statistics, moments};
 pub use forward::{StatisticsOut, normalise, running_statistics, statistics};
 pub use step::{NormaliseStep, PlannedStatistics, PlannedSums, RunningStatisticsStep, StatisticsStep};
 

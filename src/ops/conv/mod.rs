@@ -15,7 +15,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::activation::{Act, Clamp};
-use super::batch_norm::{BatchNormProblem, DyLoader, GradientSums, Normalised, StatisticsOut, SumsOut};
+use super::batch_norm::{BatchNormProblem, Normalised, StatisticsOut, SumsOut};
 use super::batch_norm::{finish_statistics, moments};
 use super::config::BiasProblem;
 use super::cuda;
@@ -31,7 +31,7 @@ use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
 use crate::shape::{Lines, Shape, Window};
 use crate::{Error, Result};
-use source::Source;
+use source::{GradientSource, Source};
 
 pub use step::{ConvStep, LoneGradients};
 
@@ -290,7 +290,7 @@ pub fn forward(p: &ConvProblem, x: View<'_>, w: View<'_>, epilogue: &Epilogue<Vi
         residual: epilogue.residual.map(View::host),
         clamp: epilogue.act.map_or(Clamp::NONE, |act| act.clamp),
     };
-    let x = Source::new(ConvInput::Stored(x), p.input.w);
+    let x = Source::new(ConvInput::Stored(x));
     forward_with(p, &x, w, &ends, y.host(), |_, _: &mut [f32]| ());
 }
 
@@ -308,7 +308,7 @@ pub fn forward_with_statistics(
         return cuda::conv::forward_with_statistics(p, x.gpu(), w, &y.gpu(), bn, &out.gpu(bn));
     }
     let moments = |_, y: &mut [f32]| moments(y, bn.shape.c);
-    let x = Source::new(x, p.input.w);
+    let x = Source::new(x);
     let statistics = forward_with(p, &x, w, &Ends::NONE, y.host(), moments);
     finish_statistics(bn, &statistics, out);
 }
@@ -357,17 +357,13 @@ pub fn backward(p: &ConvProblem, x: ConvInput<'_>, w: View<'_>, dy: ConvGradient
     if let Some(db) = db {
         bias_gradient(p, dy.stored(), db);
     }
-    let source = Source::new_with(x, p.input.w, sums.as_ref().is_some_and(|sums| sums.score.is_some()));
+    let source = Source::new_with(x, sums.as_ref().is_some_and(|sums| sums.score.is_some()));
     let (w, dx, dw) = (w.host(), dx.map(|(dx, accumulate)| (dx.host(), accumulate)), dw.host());
-    let total = match dy {
-        ConvGradient::Stored(dy) => {
-            let dy = dy.host();
-            backward_with(p, &source, w, |range, out: &mut [f32]| out.copy_from_slice(&dy[range]), dx, dw)
-        }
-        ConvGradient::Formed { problem, of, dz, sums } => {
-            let loader = DyLoader::new(&problem, &of, dz, sums.sums());
-            backward_with(p, &source, w, |range, dy: &mut [f32]| loader.load(range, dy), dx, dw)
-        }
+    let dy = GradientSource::new(dy);
+    let total = match p.family() {
+        ConvFamily::Pointwise => pointwise::backward(p, &source, w, &dy, dx, dw),
+        ConvFamily::Depthwise => depthwise::backward(p, &source, w, &dy, dx, dw),
+        ConvFamily::Dense => dense::backward(p, &source, w, &dy, dx, dw),
     };
     if let (Some(out), Some(total), ConvInput::Normalised(of)) = (sums, total, x) {
         out.finish(&total, of.statistics);
@@ -490,23 +486,6 @@ fn forward_with<R: Send>(
         ConvFamily::Pointwise => pointwise::forward(p, x, w, ends, y, finish),
         ConvFamily::Depthwise => depthwise::forward(p, x, w.host(), ends, y, finish),
         ConvFamily::Dense => dense::forward(p, x, w, ends, y, finish),
-    }
-}
-
-/// Both gradients in one walk; `load` forms dy for a range of output elements, so that a fused batch-norm and
-/// activation backward never stores it. Returns the sums over the gradient of an input that was normalised on load.
-fn backward_with(
-    p: &ConvProblem,
-    x: &Source<'_>,
-    w: &[f32],
-    load: impl Fn(Range<usize>, &mut [f32]) + Sync,
-    dx: Option<(&mut [f32], bool)>,
-    dw: &mut [f32],
-) -> Option<GradientSums> {
-    match p.family() {
-        ConvFamily::Pointwise => pointwise::backward(p, x, w, load, dx, dw),
-        ConvFamily::Depthwise => depthwise::backward(p, x, w, load, dx, dw),
-        ConvFamily::Dense => dense::backward(p, x, w, load, dx, dw),
     }
 }
 

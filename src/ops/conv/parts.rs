@@ -14,17 +14,17 @@ const BAND_PIXELS: usize = 48;
 /// Tasks that there should be in any case: where bands are fewer, their channels are shared out.
 const TASKS: usize = 4;
 
-/// Runs `sum` over all lines of the output and all panels of its channels (one where channels stay together), then `finish`
+/// Runs `sum` over all lines of the output, cut into chunks, and all panels of its channels (one where channels stay together), then `finish`
 /// over every chunk, whose answers come back in order. Where chunks are few, threads would not share them evenly: then sums
 /// are taken in smaller parts.
 pub(super) fn in_parts<R: Send>(
     p: &ConvProblem,
+    chunks: Chunks,
     panels: usize,
     y: &mut [f32],
     sum: impl Fn(Range<usize>, Range<usize>, Shared<'_>) + Sync,
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
-    let chunks = Chunks::new(p.output_lines());
     let band = chunks.lines.div_ceil(BANDS).max(BAND_PIXELS.div_ceil(p.output.w));
     let bands = chunks.lines.div_ceil(band);
     let columns = TASKS.div_ceil(bands).min(panels);

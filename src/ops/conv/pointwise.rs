@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use super::ConvProblem;
 use super::parts::in_parts;
-use super::source::Source;
+use super::source::{GradientSource, Source};
 use crate::device::View;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::outer::{Pixels, sum_outer};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
-use crate::ops::product::{Ends, Packed, Product, Rows, Shared};
-use crate::shape::{GemmSize, Lines};
+use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Shared, transpose};
+use crate::shape::Lines;
 
 /// y = φ(x·Wᵀ + bias + residual).
 pub(super) fn forward<R: Send>(
@@ -34,7 +34,7 @@ pub(super) fn forward<R: Send>(
             unsafe { product.run_shared(y) }
         });
     };
-    in_parts(p, panels.layout().count(), y, sum, finish)
+    in_parts(p, Chunks::new(p.output_lines()), panels.layout().count(), y, sum, finish)
 }
 
 /// dx (+)= dy·W, dw = dyᵀ·x; dy is formed once per chunk and used by both while it is in cache.
@@ -42,7 +42,7 @@ pub(super) fn backward(
     p: &ConvProblem,
     x: &Source<'_>,
     w: &[f32],
-    load: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    dy: &GradientSource<'_>,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
 ) -> Option<GradientSums> {
@@ -54,29 +54,44 @@ pub(super) fn backward(
     let ends: Vec<usize> = (0..slab_count)
         .map(|slab| chunks.line_range(slab_range(chunks.count(), slab_count, slab).end - 1).end * line_in)
         .collect();
+    let transposed = PanelLayout { groups: 1, c_out: c_in, k: c_out };
+    let packed = dx.is_some().then(|| Packed::transposed(transposed, w));
+    let panels = packed.as_ref().map(Packed::panels);
     let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
         let mut sums = Vec::new();
         for (i, chunk) in slab_range(chunks.count(), slab_count, slab).enumerate() {
             let lines = chunks.line_range(chunk);
             let range = lines.start * width * c_out..lines.end * width * c_out;
             let range_in = lines.start * width * c_in..lines.end * width * c_in;
-            let pixels = lines.len() * width;
-            with_scratch(range.len() + x.scratch_len(range_in.len()), |scratch| {
-                let (dy, scratch) = scratch.split_at_mut(range.len());
-                load(range, dy);
+            let dy_len = dy.scratch_len(range.len());
+            with_scratch(dy_len + x.scratch_len(range_in.len()), |scratch| {
+                let (dy_scratch, scratch) = scratch.split_at_mut(dy_len);
+                let dy = dy.load(range, dy_scratch);
                 let loaded = x.load(range_in.clone(), scratch);
-                let (dy_t, rows) = (Matrix::transposed(dy, c_out), Matrix::rows(loaded, c_in));
-                gemm(GemmSize { m: c_out, n: c_in, k: pixels }, dy_t, rows, partial, c_in, i > 0);
-                if let Some((dx, accumulate)) = &mut dx {
-                    let (head, rest) = std::mem::take(dx).split_at_mut(pixels * c_in);
+                let (of_dy, of_x) = (Pixels { data: dy, c: c_out }, Pixels { data: loaded, c: c_in });
+                match is_transposed(p) {
+                    true => sum_outer(of_x, of_dy, partial, i > 0),
+                    false => sum_outer(of_dy, of_x, partial, i > 0),
+                }
+                if let (Some((dx, accumulate)), Some(panels)) = (&mut dx, panels) {
+                    let (head, rest) = std::mem::take(dx).split_at_mut(range_in.len());
                     *dx = rest;
-                    let (dy, w) = (Matrix::rows(dy, c_out), Matrix::rows(w, c_in));
-                    gemm(GemmSize { m: pixels, n: c_in, k: c_out }, dy, w, head, c_in, *accumulate);
+                    let ends = Ends { accumulate: *accumulate, ..Ends::NONE };
+                    Product::new(panels, Rows::contiguous(dy, c_out), ends).run(head);
                     sums.extend(x.gradient_sums(range_in, head));
                 }
             });
         }
         sums
     });
+    if is_transposed(p) {
+        let sums = dw.to_vec();
+        transpose(&sums, c_out, dw, c_in);
+    }
     x.total(sums.into_iter().flatten())
+}
+
+/// Whether dwᵀ is summed instead of dw: vectors run over the side with more channels.
+fn is_transposed(p: &ConvProblem) -> bool {
+    p.output.c > p.input.c
 }

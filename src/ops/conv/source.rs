@@ -6,10 +6,13 @@
 
 use std::ops::Range;
 
-use super::ConvInput;
+use pulp::Simd;
+
+use super::{ConvGradient, ConvInput};
 use crate::ops::activation::Clamp;
-use crate::ops::batch_norm::{Affine, GradientSums, MaskedGradient, affine_rows};
-use crate::ops::simd::vectorised;
+use crate::ops::batch_norm::{Affine, AffineVectors, DyLoader, GradientSums, MaskedGradient, affine_rows};
+use crate::ops::simd::{clamp_vector, vectorised};
+use crate::ops::vector_source::{StoredReader, VectorReader, VectorSource};
 
 /// The host's side of an input.
 pub(super) enum Source<'a> {
@@ -26,14 +29,90 @@ pub(super) struct NormalisedSource<'a> {
     c: usize,
 }
 
+impl<'a> NormalisedSource<'a> {
+    /// What sums its gradient.
+    pub fn gradient(&self) -> &MaskedGradient<'a> {
+        &self.gradient
+    }
+}
+
+/// Some channels of it.
+pub(super) struct NormalisedReader<'a, S: Simd> {
+    y: StoredReader<'a>,
+    affine: AffineVectors<S>,
+    clamp: Option<Clamp>,
+}
+
+impl VectorSource for NormalisedSource<'_> {
+    type Reader<'a, S: Simd>
+        = NormalisedReader<'a, S>
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn reader<S: Simd>(&self, simd: S, channels: Range<usize>) -> NormalisedReader<'_, S> {
+        let y = StoredReader::new(self.y, channels.len());
+        NormalisedReader { y, affine: self.affine.vectors(simd, channels), clamp: self.clamp }
+    }
+}
+
+impl<S: Simd> VectorReader<S> for NormalisedReader<'_, S> {
+    #[inline(always)]
+    fn vector(&self, simd: S, at: usize) -> S::f32s {
+        let value = self.affine.apply(simd, self.y.vector(simd, at));
+        // No closure: one that is not inlined is compiled without the vector instructions.
+        match self.clamp {
+            Some(clamp) => clamp_vector(simd, clamp, value),
+            None => value,
+        }
+    }
+}
+
+/// The host's side of the gradient of a result.
+pub(super) enum GradientSource<'a> {
+    Stored(&'a [f32]),
+    Formed(Box<DyLoader<'a>>),
+}
+
+impl<'a> GradientSource<'a> {
+    pub fn new(dy: ConvGradient<'a>) -> Self {
+        match dy {
+            ConvGradient::Stored(dy) => Self::Stored(dy.host()),
+            ConvGradient::Formed { problem, of, dz, sums } => {
+                Self::Formed(Box::new(DyLoader::new(&problem, &of, dz, sums.sums())))
+            }
+        }
+    }
+
+    /// Scratch elements that [`load`](Self::load) needs for a range of `len`.
+    pub fn scratch_len(&self, len: usize) -> usize {
+        match self {
+            Self::Stored(_) => 0,
+            Self::Formed(_) => len,
+        }
+    }
+
+    /// The elements of a range of whole pixels: stored ones as they are, others formed in `scratch`.
+    pub fn load<'s>(&'s self, range: Range<usize>, scratch: &'s mut [f32]) -> &'s [f32] {
+        match self {
+            Self::Stored(dy) => &dy[range],
+            Self::Formed(loader) => {
+                let dy = &mut scratch[..range.len()];
+                loader.load(range, dy);
+                dy
+            }
+        }
+    }
+}
+
 impl<'a> Source<'a> {
-    /// What the forward pass reads; `w` is the pixels per line of the input.
-    pub fn new(input: ConvInput<'a>, w: usize) -> Self {
-        Self::new_with(input, w, false)
+    /// What the forward pass reads.
+    pub fn new(input: ConvInput<'a>) -> Self {
+        Self::new_with(input, false)
     }
 
     /// What the backward pass reads; `score` asks for the score gradient of an activation on load.
-    pub fn new_with(input: ConvInput<'a>, w: usize, score: bool) -> Self {
+    pub fn new_with(input: ConvInput<'a>, score: bool) -> Self {
         match input {
             ConvInput::Stored(x) => Self::Stored(x.host()),
             ConvInput::Normalised(of) => {
@@ -42,7 +121,7 @@ impl<'a> Source<'a> {
                     y: of.y.host(),
                     affine: of.affine(),
                     clamp: of.act.map(|act| act.clamp).filter(|clamp| clamp.slope != 1.0),
-                    gradient: MaskedGradient::new(w, &of, score),
+                    gradient: MaskedGradient::new(&of, score),
                     c: of.gamma.len(),
                 }))
             }

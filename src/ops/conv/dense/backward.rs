@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::ConvProblem;
-use super::super::source::Source;
+use super::super::source::{GradientSource, Source};
 use super::{copy_group, stored};
 use crate::device::float_mode::flush_subnormals;
 use crate::ops::batch_norm::GradientSums;
@@ -40,7 +40,7 @@ pub(in crate::ops) fn backward(
     p: &ConvProblem,
     x: &Source<'_>,
     w: &[f32],
-    load: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    dy: &GradientSource<'_>,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
 ) -> Option<GradientSums> {
@@ -56,13 +56,12 @@ pub(in crate::ops) fn backward(
         partial.fill(0.0);
         let lines = images.start * p.output.h..images.end * p.output.h;
         let columns_len = g.piece * width * g.k;
-        with_scratch(columns_len + g.piece * width * c, |scratch| {
-            let (columns, dy) = scratch.split_at_mut(columns_len);
+        with_scratch(columns_len + dy.scratch_len(g.piece * width * c), |scratch| {
+            let (columns, dy_scratch) = scratch.split_at_mut(columns_len);
             for start in lines.clone().step_by(g.piece) {
                 let piece = start..(start + g.piece).min(lines.end);
                 let pixels = piece.len() * width;
-                let dy = &mut dy[..pixels * c];
-                load(piece.start * width * c..piece.end * width * c, dy);
+                let dy = dy.load(piece.start * width * c..piece.end * width * c, dy_scratch);
                 for group in 0..p.groups {
                     let dy_group = &dy[group * g.c_out..];
                     let weights = group * g.c_out * g.k..(group + 1) * g.c_out * g.k;

@@ -9,7 +9,7 @@ use super::super::parts::in_parts;
 use super::super::source::Source;
 use super::{copy_group, stored};
 use crate::device::View;
-use crate::ops::parallel::with_scratch;
+use crate::ops::parallel::{Chunks, with_scratch};
 use crate::ops::product::{Ends, Packed, Product, Rows, Shared, Starts};
 
 /// y = φ(x ∗ w + bias + residual).
@@ -47,7 +47,7 @@ pub(in crate::ops) fn forward<R: Send>(
             }
         });
     };
-    in_parts(p, panels.layout().count(), y, sum, finish)
+    in_parts(p, Chunks::new(p.output_lines()), panels.layout().count(), y, sum, finish)
 }
 
 /// The input under some output lines, of one group, with its border.

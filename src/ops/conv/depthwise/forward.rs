@@ -1,0 +1,220 @@
+//! The forward pass.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::super::ConvProblem;
+use super::super::parts::in_parts;
+use super::super::source::Source;
+use super::block::{BlockLayout, Fill, filter_of};
+use super::rows::{RowKernel, WeightedRows};
+use super::{BLOCK_VECTORS, input_rows, input_width, kernel_rows, pieces, specialised};
+use crate::device::float_mode::flush_subnormals;
+use crate::ops::parallel::{Chunks, with_scratch};
+use crate::ops::product::{Ends, MAX_LANES, Shared};
+use crate::ops::simd::{clamp_vector, load, store};
+use crate::ops::vector_source::{Stored, VectorSource};
+
+/// Elements of a chunk: bands are so high that little is formed twice, and stay in the second-level cache.
+const CHUNK_ELEMENTS: usize = 1 << 16;
+
+/// y = φ(x ∗ w + bias + residual).
+pub(in super::super) fn forward<R: Send>(
+    p: &ConvProblem,
+    x: &Source<'_>,
+    w: &[f32],
+    ends: &Ends<'_>,
+    y: &mut [f32],
+    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
+) -> Vec<R> {
+    let (h, line_len) = (p.output.h, p.output.w * p.output.c);
+    let sum = |lines: Range<usize>, _, y: Shared<'_>| {
+        let mut line = lines.start;
+        while line < lines.end {
+            let (image, row) = (line / h, line % h);
+            // As many whole images as there are, else part of one.
+            let images = if row == 0 { ((lines.end - line) / h).max(1) } else { 1 };
+            let rows = row..h.min(row + lines.end - line);
+            let count = images * rows.len();
+            let part = (line - lines.start) * line_len..(line - lines.start + count) * line_len;
+            // SAFETY: tasks are given different lines.
+            let y = unsafe { y.range(part).slice() };
+            let ends = ends.of_lines(p, &(line..line + count));
+            let band = Band { p, w, ends, images: image..image + images, rows, y };
+            match x {
+                Source::Stored(x) => band.form(&Stored(x)),
+                Source::Normalised(x) => band.form(&**x),
+            }
+            line += count;
+        }
+    };
+    in_parts(p, Chunks::of(p.output_lines(), CHUNK_ELEMENTS), 1, y, sum, finish)
+}
+
+/// The input rows under some output rows of an image, and the problem of just these.
+pub(in crate::ops) fn rows_under(p: &ConvProblem, rows: Range<usize>) -> (Range<usize>, ConvProblem) {
+    let (under, window) = (input_rows(p, &rows), p.window);
+    let mut part = ConvProblem { n: 1, ..*p };
+    part.input.h = under.len();
+    part.output.h = rows.len();
+    part.window.pad.top = (window.pad.top + under.start).saturating_sub(rows.start * window.stride_h);
+    (under, part)
+}
+
+/// y = φ(x ∗ w + bias + residual) for the images of a problem, on one thread.
+pub(in crate::ops) fn forward_rows(p: &ConvProblem, x: &[f32], w: &[f32], ends: Ends<'_>, y: &mut [f32]) {
+    Band { p, w, ends, images: 0..p.n, rows: 0..p.output.h, y }.form(&Stored(x));
+}
+
+/// Some output rows of some images: all rows where there are several.
+struct Band<'a> {
+    p: &'a ConvProblem,
+    w: &'a [f32],
+    /// The residual is that of these rows.
+    ends: Ends<'a>,
+    images: Range<usize>,
+    rows: Range<usize>,
+    y: &'a mut [f32],
+}
+
+impl Band<'_> {
+    /// Forms them, in smaller bands where a block would be too large.
+    fn form<X: VectorSource>(self, x: &X) {
+        let Self { p, w, ends, images, rows, y } = self;
+        let (width, line_len) = (input_width(p), p.output.w * p.output.c);
+        assert!(w.len() == p.window.taps() * p.output.c, "a filter of another size");
+        assert!(y.len() >= images.len() * rows.len() * line_len, "an output band too short");
+        let rows_at_once = (BLOCK_VECTORS / width).saturating_sub(p.window.k_h) / p.window.stride_h + 1;
+        let images_at_once = (BLOCK_VECTORS / (width * p.input.h.max(1))).max(1);
+        let mut at = 0;
+        for images in pieces(images, images_at_once) {
+            for rows in pieces(rows.clone(), rows_at_once) {
+                let part = at..at + images.len() * rows.len() * line_len;
+                let ends = Ends { residual: ends.residual.map(|residual| &residual[part.clone()]), ..ends };
+                let layout = BlockLayout::of_input(p, images.clone(), &rows);
+                with_scratch((layout.vectors() + p.window.taps()) * MAX_LANES, |scratch| {
+                    let y = &mut y[part.clone()];
+                    let kernel = Kernel { p, x, w, ends, layout: &layout, rows, y, scratch };
+                    flush_subnormals(|| Arch::new().dispatch(kernel));
+                });
+                at = part.end;
+            }
+        }
+    }
+}
+
+/// A band that fits into the first-level cache.
+struct Kernel<'a, X> {
+    p: &'a ConvProblem,
+    x: &'a X,
+    w: &'a [f32],
+    ends: Ends<'a>,
+    layout: &'a BlockLayout,
+    rows: Range<usize>,
+    y: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl<X: VectorSource> WithSimd for Kernel<'_, X> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let window = self.p.window;
+        specialised!(self, simd, window);
+    }
+}
+
+impl<X: VectorSource> Kernel<'_, X> {
+    fn run<S: Simd, const K: usize, const STRIDE: usize>(self, simd: S) {
+        simd.vectorize(FixedKernel::<X, K, STRIDE>(self));
+    }
+}
+
+/// With the size of its filter and its stride, or 0 for any.
+struct FixedKernel<'a, X, const K: usize, const STRIDE: usize>(Kernel<'a, X>);
+
+impl<X: VectorSource, const K: usize, const STRIDE: usize> WithSimd for FixedKernel<'_, X, K, STRIDE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Kernel { p, x, w, ends, layout, rows, y, scratch } = self.0;
+        let (window, c, w_out) = (p.window, p.output.c, p.output.w);
+        let (scratch, _) = S::as_mut_simd_f32s(scratch);
+        let (block, filter) = scratch.split_at_mut(layout.vectors());
+        block.fill(simd.splat_f32s(0.0));
+        let kernel = RowKernel::<K, STRIDE> { k: window.k_w, stride: window.stride_w };
+        for first in (0..c).step_by(S::F32_LANES) {
+            let channels = first..(first + S::F32_LANES).min(c);
+            Fill { layout, x, channels: channels.clone(), to: &mut *block }.run(simd);
+            filter_of(simd, w, c, channels.clone(), filter);
+            let bias = match ends.bias.filter(|bias| bias.len() == c) {
+                Some(bias) => load(simd, &bias[channels.clone()]),
+                None => simd.splat_f32s(0.0),
+            };
+            let mut line = first;
+            for image in layout.images.clone() {
+                for row in rows.clone() {
+                    let (kernel_rows, under) = kernel_rows(p, row);
+                    let weighted = WeightedRows {
+                        x: block.as_ptr().wrapping_add(if kernel_rows.is_empty() {
+                            0
+                        } else {
+                            layout.row(image, under)
+                        }),
+                        x_step: layout.width,
+                        w: filter.as_ptr().wrapping_add(kernel_rows.start * window.k_w),
+                        w_step: window.k_w,
+                        count: kernel_rows.len(),
+                    };
+                    let out = Out { ends: &ends, y: &mut *y, line, pixel: row * w_out, c, channels: &channels };
+                    // SAFETY: the block holds the rows under the band, with the columns of all output columns; the filter
+                    // has its rows.
+                    unsafe { kernel.filter(simd, weighted, bias, w_out, out.put(simd)) };
+                    line += w_out * c;
+                }
+            }
+        }
+    }
+}
+
+/// Where a row of sums goes, and what is done to them.
+struct Out<'a, 'b> {
+    ends: &'a Ends<'b>,
+    y: &'a mut [f32],
+    /// The element of the first sum.
+    line: usize,
+    /// The first pixel in its image.
+    pixel: usize,
+    c: usize,
+    channels: &'a Range<usize>,
+}
+
+impl<'a, 'b> Out<'a, 'b> {
+    #[inline(always)]
+    fn put<S: Simd>(self, simd: S) -> impl FnMut(usize, S::f32s) + use<'a, 'b, S> {
+        let Self { ends, y, line, pixel, c, channels } = self;
+        let map = ends.bias.filter(|bias| bias.len() != c);
+        #[inline(always)]
+        move |column, mut sum| {
+            let at = line + column * c..line + column * c + channels.len();
+            let y = &mut y[at.clone()];
+            if let Some(map) = map {
+                let at = (pixel + column) * c + channels.start;
+                sum = simd.add_f32s(sum, load(simd, &map[at..at + channels.len()]));
+            }
+            if ends.accumulate {
+                sum = simd.add_f32s(load(simd, y), sum);
+            }
+            if let Some(residual) = ends.residual {
+                sum = simd.add_f32s(sum, load(simd, &residual[at]));
+            }
+            if ends.clamp.slope != 1.0 {
+                sum = clamp_vector(simd, ends.clamp, sum);
+            }
+            store(simd, y, sum);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Sums of outer products on the host: what the weight gradient of a product is.
+//!
+//! A tile of the result stays in registers while all pixels are added to it, so that nothing is packed or transposed. Vectors
+//! run over the operand with more channels. Each sum is a chain of fused products in the order of the pixels.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::product::{MAX_LANES, MAX_ROWS, MAX_VECTORS};
+use super::simd::{load, store, unrolled};
+use crate::device::float_mode::flush_subnormals;
+
+/// Pixels of some channels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pixels<'a> {
+    /// `[pixels, c]`.
+    pub data: &'a [f32],
+    /// Channels.
+    pub c: usize,
+}
+
+/// out `[rows.c, columns.c]` = Σ over pixels of rows ⊗ columns, or added to it.
+///
+/// # Panics
+/// When the operands have different pixels, or the result has another size.
+pub(super) fn sum_outer(rows: Pixels<'_>, columns: Pixels<'_>, out: &mut [f32], accumulate: bool) {
+    let pixels = columns.data.len() / columns.c;
+    assert!(rows.data.len() == pixels * rows.c && columns.data.len() == pixels * columns.c, "operands of other pixels");
+    assert_eq!(out.len(), rows.c * columns.c, "a sum of outer products of another size");
+    flush_subnormals(|| Arch::new().dispatch(Tiles { rows, columns, pixels, out, accumulate }));
+}
+
+struct Tiles<'a> {
+    rows: Pixels<'a>,
+    columns: Pixels<'a>,
+    pixels: usize,
+    out: &'a mut [f32],
+    accumulate: bool,
+}
+
+impl WithSimd for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, columns, pixels, out, accumulate } = self;
+        let vectors = columns.c.div_ceil(S::F32_LANES);
+        let panels = vectors.div_ceil(MAX_VECTORS);
+        for panel in 0..panels {
+            let range = panel * vectors / panels..(panel + 1) * vectors / panels;
+            // Three quarters of the registers hold sums.
+            let most = (S::REGISTER_COUNT * 3 / 4 / range.len()).clamp(1, MAX_ROWS);
+            let tiles = rows.c.div_ceil(most);
+            for tile in 0..tiles {
+                let first_row = tile * rows.c / tiles;
+                let count = (tile + 1) * rows.c / tiles - first_row;
+                let first_column = range.start * S::F32_LANES;
+                let tile = Tile { rows, columns, pixels, out: &mut *out, accumulate, first_row, first_column };
+                match range.len() {
+                    1 => tile.of_rows::<S, 1>(simd, count),
+                    2 => tile.of_rows::<S, 2>(simd, count),
+                    _ => tile.of_rows::<S, MAX_VECTORS>(simd, count),
+                }
+            }
+        }
+    }
+}
+
+/// Some rows × some vectors of the result.
+struct Tile<'a> {
+    rows: Pixels<'a>,
+    columns: Pixels<'a>,
+    pixels: usize,
+    out: &'a mut [f32],
+    accumulate: bool,
+    first_row: usize,
+    first_column: usize,
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    fn of_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+        match rows {
+            1 => self.run::<S, V, 1>(simd),
+            2 => self.run::<S, V, 2>(simd),
+            3 => self.run::<S, V, 3>(simd),
+            4 => self.run::<S, V, 4>(simd),
+            5 => self.run::<S, V, 5>(simd),
+            6 => self.run::<S, V, 6>(simd),
+            7 => self.run::<S, V, 7>(simd),
+            8 => self.run::<S, V, 8>(simd),
+            9 => self.run::<S, V, 9>(simd),
+            10 => self.run::<S, V, 10>(simd),
+            11 => self.run::<S, V, 11>(simd),
+            _ => self.run::<S, V, MAX_ROWS>(simd),
+        }
+    }
+
+    /// A function for each size: in one for all, the compiler gives up on keeping sums in registers.
+    #[inline(never)]
+    fn run<S: Simd, const V: usize, const R: usize>(self, simd: S) {
+        simd.vectorize(FixedTile::<V, R>(self));
+    }
+}
+
+/// A tile of `V` vectors × `R` rows.
+struct FixedTile<'a, const V: usize, const R: usize>(Tile<'a>);
+
+impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, V, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let tile = self.0;
+        let (row_step, column_step) = (tile.rows.c, tile.columns.c);
+        let rows = &tile.rows.data[tile.first_row..];
+        let columns = &tile.columns.data[tile.first_column..];
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        // Vectors of the last pixels reach behind the operand where channels do not fill them.
+        let width = V * S::F32_LANES;
+        let whole = columns.len().checked_sub(width).map_or(0, |rest| rest / column_step + 1).min(tile.pixels);
+        assert!(tile.pixels == 0 || rows.len() >= (tile.pixels - 1) * row_step + R);
+        let (mut row, mut column) = (rows.as_ptr(), columns.as_ptr());
+        for _ in 0..whole {
+            let mut vectors = [simd.splat_f32s(0.0); V];
+            // SAFETY: pixels below `whole` have all these elements of both operands, as counted above.
+            unrolled!(J < V, vectors[J] = unsafe { column.add(J * S::F32_LANES).cast::<S::f32s>().read_unaligned() }, 0 1 2);
+            unrolled!(I < R, {
+                // SAFETY: as above.
+                let x = simd.splat_f32s(unsafe { *row.add(I) });
+                unrolled!(J < V, sums[I][J] = simd.mul_add_e_f32s(x, vectors[J], sums[I][J]), 0 1 2);
+            });
+            (row, column) = (row.wrapping_add(row_step), column.wrapping_add(column_step));
+        }
+        for pixel in whole..tile.pixels {
+            let mut padded = [0.0; MAX_VECTORS * MAX_LANES];
+            let there = &columns[pixel * column_step..];
+            let len = there.len().min(width);
+            padded[..len].copy_from_slice(&there[..len]);
+            let (vectors, _) = S::as_simd_f32s(&padded);
+            unrolled!(I < R, {
+                let x = simd.splat_f32s(rows[pixel * row_step + I]);
+                unrolled!(J < V, sums[I][J] = simd.mul_add_e_f32s(x, vectors[J], sums[I][J]), 0 1 2);
+            });
+        }
+        let last = (tile.first_column + width).min(column_step);
+        unrolled!(I < R, {
+            unrolled!(J < V, {
+                let start = tile.first_column + J * S::F32_LANES;
+                let at = (tile.first_row + I) * column_step;
+                let out = &mut tile.out[at + start..at + (start + S::F32_LANES).min(last)];
+                let sum = if tile.accumulate { simd.add_f32s(load(simd, out), sums[I][J]) } else { sums[I][J] };
+                store(simd, out, sum);
+            }, 0 1 2);
+        });
+    }
+}
