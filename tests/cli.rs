@@ -126,6 +126,9 @@ fn bad_settings_are_named_in_one_line() {
     fails(path, &["shrink", "--device", "cuda:99"], 1, &["cuda"]);
     fails(path, &["shrink", "--device", "cpu", "--precision", "f16"], 2, &["f32"]);
     fails(path, &["shrink", "--threads", "99999"], 2, &["threads"]);
+    let forced = depthshrinker(path, &["devices"]).env("DEPTHSHRINKER_SIMD", "mmx").assert().code(2);
+    let told = String::from_utf8_lossy(&forced.get_output().stderr).into_owned();
+    assert!(told.lines().count() == 1 && told.contains("DEPTHSHRINKER_SIMD=mmx") && told.contains("scalar"), "{told}");
     fs::write(path.join("bad.toml"), "seed = 1\n[search.scores]\nlearning_rate = 3\n").unwrap();
     fails(path, &["shrink", "--config", "bad.toml"], 2, &["bad.toml", "line 3", "learning_rate"]);
     fails(path, &["shrink", "--config", "missing.toml"], 1, &["missing.toml"]);

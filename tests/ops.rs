@@ -5,6 +5,8 @@
 
 mod reference;
 
+use std::process::Command;
+
 use depthshrinker::check::{CONVOLUTIONS, NORMS, NormRow, problem};
 use depthshrinker::device::{Device, View, ViewMut};
 use depthshrinker::graph::{Bias, Conv};
@@ -552,10 +554,44 @@ fn linear_case(p: LinearProblem) -> Result<(), String> {
     check_gradient("db", &db, &b64, |b| dot(&dy64, &forward(&x64, &w64, b)), 1e-4)
 }
 
+/// The rows of a filter with narrower vector instructions than the widest, in a process of its own.
+fn forced_trials() -> Vec<Trial> {
+    let is_there = |name: &str| match name {
+        #[cfg(target_arch = "x86_64")]
+        "avx2" => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+        #[cfg(target_arch = "x86_64")]
+        "avx512" => is_x86_feature_detected!("avx512f"),
+        name => name == "scalar",
+    };
+    let names = ["avx512", "avx2", "scalar"].into_iter().filter(|name| is_there(name));
+    let trial = |name: &'static str| Trial::test(format!("simd/{name}"), move || with_simd(name).map_err(Failed::from));
+    names.map(trial).collect()
+}
+
+fn with_simd(name: &str) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    // Rows whose reference takes little time; among them are all kernels.
+    for (rows, least) in
+        [("/forward", 40), ("conv/depthwise", 70), ("conv/pointwise/n3_5x12", 5), ("conv/pointwise/n2_9x7", 5)]
+    {
+        let child = Command::new(&program).arg(rows).env("DEPTHSHRINKER_SIMD", name).output();
+        let child = child.map_err(|error| error.to_string())?;
+        let told = String::from_utf8_lossy(&child.stdout).into_owned();
+        let passed = told.lines().filter(|line| line.ends_with("... ok")).count();
+        if !child.status.success() || passed < least {
+            return Err(format!("{passed} of at least {least} rows {rows} passed; {told}"));
+        }
+    }
+    Ok(())
+}
+
 fn main() {
     let arguments = Arguments::from_args();
     let mut trials: Vec<Trial> = CONVOLUTIONS.iter().flat_map(|row| conv_trials(problem(row))).collect();
     trials.extend(NORMS.iter().flat_map(norm_trials));
     trials.extend(small_trials());
+    if std::env::var_os("DEPTHSHRINKER_SIMD").is_none() {
+        trials.extend(forced_trials());
+    }
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -145,6 +145,7 @@ impl Cli {
     pub fn run(&self) -> anyhow::Result<()> {
         let common = &self.common;
         start_logging(common);
+        crate::ops::simd::check_forced()?;
         if let Some(threads) = common.threads {
             settings::set_threads(threads)?;
         }

@@ -3,11 +3,10 @@
 //! A tile of the result stays in registers while all pixels are added to it, so that nothing is packed or transposed. Vectors
 //! run over the operand with more channels. Each sum is a chain of fused products in the order of the pixels.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::product::{MAX_LANES, MAX_ROWS, MAX_VECTORS};
-use super::simd::{load, store, unrolled};
-use crate::device::float_mode::flush_subnormals;
+use super::simd::{dispatch, load, store, unrolled};
 
 /// Pixels of some channels.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +25,7 @@ pub(super) fn sum_outer(rows: Pixels<'_>, columns: Pixels<'_>, out: &mut [f32], 
     let pixels = columns.data.len() / columns.c;
     assert!(rows.data.len() == pixels * rows.c && columns.data.len() == pixels * columns.c, "operands of other pixels");
     assert_eq!(out.len(), rows.c * columns.c, "a sum of outer products of another size");
-    flush_subnormals(|| Arch::new().dispatch(Tiles { rows, columns, pixels, out, accumulate }));
+    dispatch(Tiles { rows, columns, pixels, out, accumulate });
 }
 
 struct Tiles<'a> {

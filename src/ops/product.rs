@@ -9,13 +9,12 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::activation::Clamp;
-use super::simd::{clamp_vector, load, store, unrolled};
+use super::simd::{clamp_vector, dispatch, lanes, load, store, unrolled};
 use crate::device::View;
-use crate::device::float_mode::flush_subnormals;
 
 /// Vectors of channels of a tile at most.
 pub(super) const MAX_VECTORS: usize = 3;
@@ -133,20 +132,6 @@ pub(super) fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
             }
         }
     });
-}
-
-/// The number of elements of the widest vector.
-pub(super) fn lanes() -> usize {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    Arch::new().dispatch(Lanes)
 }
 
 thread_local! {
@@ -387,7 +372,7 @@ impl<'a> Product<'a> {
         assert!(self.k.len().is_multiple_of(self.rows.run), "a product of part of a run");
         assert!(self.ends.residual.is_none_or(|residual| residual.len() >= elements), "a product's residual too short");
         assert!(self.ends.bias.is_none_or(|bias| bias.len() >= all && bias.len() % all == 0), "a bias of other pixels");
-        flush_subnormals(|| Arch::new().dispatch(Tiles { of: &self, y, steps, place }));
+        dispatch(Tiles { of: &self, y, steps, place });
     }
 }
 

@@ -1,9 +1,81 @@
 //! Choosing the vector instructions at run time, so that one portable binary uses what the processor has.
+//!
+//! `DEPTHSHRINKER_SIMD` forces a narrower choice than the widest: `avx512`, `avx2`, `neon` or `scalar`.
 
-use pulp::{Arch, Simd};
+use std::sync::LazyLock;
+
+use pulp::{Arch, Simd, WithSimd};
 
 use super::activation::Clamp;
 use crate::device::float_mode::flush_subnormals;
+use crate::{Error, Result};
+
+/// The variable that forces vector instructions.
+const VARIABLE: &str = "DEPTHSHRINKER_SIMD";
+
+/// The vector instructions of this process.
+static ARCH: LazyLock<std::result::Result<Arch, String>> = LazyLock::new(|| match std::env::var(VARIABLE) {
+    Ok(name) if !name.is_empty() => named(&name).ok_or_else(|| {
+        format!("{VARIABLE}={name}: this processor has no such vector instructions; it has {}", available().join(", "))
+    }),
+    _ => Ok(Arch::new()),
+});
+
+/// Vector instructions by name, where the processor has them.
+fn named(name: &str) -> Option<Arch> {
+    match name {
+        "scalar" => Some(Arch::Scalar),
+        #[cfg(target_arch = "x86_64")]
+        "avx2" => pulp::x86::V3::try_new().map(Arch::V3),
+        #[cfg(target_arch = "x86_64")]
+        "avx512" => pulp::x86::V4::try_new().map(Arch::V4),
+        #[cfg(target_arch = "aarch64")]
+        "neon" => pulp::aarch64::Neon::try_new().map(Arch::Neon),
+        _ => None,
+    }
+}
+
+/// Names of what this processor has, widest first.
+fn available() -> Vec<&'static str> {
+    ["avx512", "avx2", "neon", "scalar"].into_iter().filter(|name| named(name).is_some()).collect()
+}
+
+/// Says whether the forced vector instructions, if any are, can be used.
+///
+/// # Errors
+/// Where the processor lacks them.
+pub(crate) fn check_forced() -> Result<()> {
+    ARCH.as_ref().map(|_| ()).map_err(|text| Error::Config(text.clone()))
+}
+
+/// Runs a kernel with explicit vectors, as [`vectorised`] runs a closure.
+///
+/// # Panics
+/// Where vector instructions are forced that the processor lacks ([`check_forced`]).
+#[inline]
+pub(crate) fn dispatch<K: WithSimd>(kernel: K) -> K::Output {
+    flush_subnormals(|| arch().dispatch(kernel))
+}
+
+/// The number of elements of a vector.
+pub(super) fn lanes() -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    arch().dispatch(Lanes)
+}
+
+/// The vector instructions that are used.
+#[inline]
+fn arch() -> Arch {
+    *ARCH.as_ref().unwrap_or_else(|text| panic!("{text}"))
+}
 
 /// Runs a closure compiled for the processor's vector instructions. Everything inside must be `#[inline(always)]`
 /// or inlined anyway, else it is compiled for the baseline. Subnormal numbers count as zero in it, and it must not run
@@ -18,7 +90,7 @@ pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
             (self.0)()
         }
     }
-    flush_subnormals(|| Arch::new().dispatch(Body(body)))
+    flush_subnormals(|| arch().dispatch(Body(body)))
 }
 
 /// An activation of a vector, as [`Clamp::apply`] but for the sign of a zero.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{Affine, AffineVectors, BatchNormProblem, Normalised};
@@ -13,7 +13,7 @@ use crate::ops::cuda;
 use crate::ops::operation::require;
 use crate::ops::parallel::{tiled, with_scratch};
 use crate::ops::product::MAX_LANES;
-use crate::ops::simd::{clamp_vector, derivative_vector, load, store, vectorised};
+use crate::ops::simd::{clamp_vector, derivative_vector, dispatch, load, store, vectorised};
 use crate::ops::vector_source::{StoredReader, VectorReader, VectorSource};
 
 /// Pixels that are summed in f32, about; their sums are added in f64.
@@ -121,7 +121,7 @@ impl<'a> MaskedGradient<'a> {
     /// Some pixels ([`SUMMED_PIXELS`]) are summed in f32 and their sums in f64.
     pub fn sum(&self, range: Range<usize>, dz: &[f32], d_residual: Option<(&mut [f32], bool)>) -> GradientSums {
         let mut total = self.no_sums();
-        flush_subnormals(|| Arch::new().dispatch(PixelSums { of: self, range, dz, d_residual, total: &mut total }));
+        dispatch(PixelSums { of: self, range, dz, d_residual, total: &mut total });
         total
     }
 

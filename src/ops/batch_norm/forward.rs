@@ -2,16 +2,15 @@
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::{BatchNormProblem, Normalised};
-use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
 use crate::ops::cuda;
 use crate::ops::operation::require;
 use crate::ops::parallel::tiled;
-use crate::ops::simd::{load, store, unrolled, vectorised};
+use crate::ops::simd::{dispatch, load, store, unrolled, vectorised};
 
 /// Where the statistics of a batch go.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ pub(in crate::ops) fn moments(y: &[f32], c: usize) -> Moments {
     let pixels = y.len() / c;
     let mut values = vec![0.0; 2 * c];
     let (mean, squares) = values.split_at_mut(c);
-    flush_subnormals(|| Arch::new().dispatch(ShiftedSums { y, mean, squares }));
+    dispatch(ShiftedSums { y, mean, squares });
     for channel in 0..c {
         let sum = mean[channel];
         squares[channel] = (squares[channel] - sum * (sum / pixels as f32)).max(0.0);

@@ -10,7 +10,8 @@ use crate::device::{View, ViewMut};
 use crate::ops::conv::{self, ConvProblem, depthwise};
 use crate::ops::epilogue::{BiasOperand, Epilogue};
 use crate::ops::parallel::{slab_range, with_scratch};
-use crate::ops::product::{Ends, MAX_LANES, MAX_VECTORS, Packed, Panels, Product, Rows, Shared, Starts, lanes};
+use crate::ops::product::{Ends, MAX_LANES, MAX_VECTORS, Packed, Panels, Product, Rows, Shared, Starts};
+use crate::ops::simd::lanes;
 
 /// Hidden channels that are formed at a time, about.
 const SLICE: usize = 96;

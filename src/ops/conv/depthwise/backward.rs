@@ -2,18 +2,17 @@
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::super::ConvProblem;
 use super::super::source::{GradientSource, NormalisedSource, Source};
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
 use super::{BLOCK_VECTORS, input_width, kernel_rows, pieces, specialised};
-use crate::device::float_mode::flush_subnormals;
 use crate::ops::batch_norm::{GradientSums, SUMMED_PIXELS, SumVectors};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::MAX_LANES;
-use crate::ops::simd::{load, store};
+use crate::ops::simd::{dispatch, load, store};
 use crate::ops::vector_source::{Stored, VectorSource};
 
 /// Elements of the input that a unit of work covers, about: its values stay in the second-level cache for all channels.
@@ -182,7 +181,7 @@ impl Unit {
         let taps = p.window.taps();
         with_scratch((of_x.vectors() + of_dy.vectors() + 2 * taps) * MAX_LANES, |scratch| {
             let kernel = Kernel { p, unit: self, x, dy, of_x: &of_x, of_dy: &of_dy, before, dx, dw, scratch };
-            flush_subnormals(|| Arch::new().dispatch(kernel));
+            dispatch(kernel);
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 use super::super::ConvProblem;
 use super::super::parts::in_parts;
@@ -10,10 +10,9 @@ use super::super::source::Source;
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
 use super::{BLOCK_VECTORS, input_rows, input_width, kernel_rows, pieces, specialised};
-use crate::device::float_mode::flush_subnormals;
 use crate::ops::parallel::{Chunks, with_scratch};
 use crate::ops::product::{Ends, MAX_LANES, Shared};
-use crate::ops::simd::{clamp_vector, load, store};
+use crate::ops::simd::{clamp_vector, dispatch, load, store};
 use crate::ops::vector_source::{Stored, VectorSource};
 
 /// Elements of a chunk: bands are so high that little is formed twice, and stay in the second-level cache.
@@ -96,7 +95,7 @@ impl Band<'_> {
                 with_scratch((layout.vectors() + p.window.taps()) * MAX_LANES, |scratch| {
                     let y = &mut y[part.clone()];
                     let kernel = Kernel { p, x, w, ends, layout: &layout, rows, y, scratch };
-                    flush_subnormals(|| Arch::new().dispatch(kernel));
+                    dispatch(kernel);
                 });
                 at = part.end;
             }
