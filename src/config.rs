@@ -16,7 +16,7 @@ use crate::networks::{self, NetworkOptions};
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
-use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig, SensitivityConfig};
+use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig, SearchMethod, SensitivityConfig};
 use crate::terminal::start;
 use crate::train::TrainConfig;
 use crate::{Error, Result, files};
@@ -120,22 +120,16 @@ pub struct DataConfig {
 pub struct SearchConfig {
     /// How blocks are chosen.
     pub method: SearchMethod,
+    /// Seed of the choice alone: of random masks, of the images that networks are judged on, and of the masks that a search
+    /// explores; that of the run if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// How scores are learned, and which blocks are never freed.
     pub scores: ScoreConfig,
     /// How networks are judged without training.
     pub sensitivity: SensitivityConfig,
     /// How the weights are trained along with the scores.
     pub train: TrainConfig,
-}
-
-/// How a search chooses blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum SearchMethod {
-    /// Scores are trained together with the weights (DepthShrinker, ICML 2022)
-    Learned,
-    /// The rise of the held-out loss when a block alone is freed, without training, and an exact knapsack (ours)
-    Sensitivity,
 }
 
 /// Finetuning.
@@ -267,6 +261,7 @@ impl Default for SearchConfig {
     fn default() -> Self {
         Self {
             method: SearchMethod::Learned,
+            seed: None,
             scores: ScoreConfig::default(),
             sensitivity: SensitivityConfig::default(),
             train: quick_start::search(),
@@ -400,7 +395,7 @@ impl Config {
         self.search.scores.check()?;
         self.search.sensitivity.check()?;
         self.budget.check_time()?;
-        if (self.search.method, self.finetune.start) == (SearchMethod::Sensitivity, FinetuneStart::Searched) {
+        if self.search.method.provider().is_some() && self.finetune.start == FinetuneStart::Searched {
             let problem = "finetune.start = \"searched\" needs weights that a search trained";
             return Err(Error::Config(format!("{problem}; give search.method = \"learned\" or start at the original")));
         }
@@ -414,6 +409,16 @@ impl Config {
     /// One that this machine does not have.
     pub fn device(&self) -> Result<Device> {
         Device::open(&self.device, self.precision)
+    }
+
+    /// The seed of the choice of blocks.
+    pub fn search_seed(&self) -> u64 {
+        self.search.seed.unwrap_or(self.seed)
+    }
+
+    /// Whether random masks are to take the time of the selected one, rather than to have its size: where times decided.
+    pub fn of_equal_time(&self) -> bool {
+        self.budget.is_time() || self.search.method.provider().is_some()
     }
 
     /// How freed blocks are prepared.

@@ -7,11 +7,8 @@ use serde_json::json;
 
 use super::settings::{BudgetArgs, DataArgs, MethodArgs, RunArgs, StageArgs, model_file, outputs, set_some};
 use super::{Common, print};
-use crate::config::SearchMethod;
 use crate::io::{read_model, write_model};
-use crate::model::Model;
-use crate::pipeline::{Datasets, Run, RunSpec, Space, block_times, check_batches, check_search, select_by_sensitivity};
-use crate::shrink::Selection;
+use crate::pipeline::{Datasets, Run, RunSpec, Space, check_batches, check_search, choose_blocks};
 use crate::terminal;
 
 const NAME: &str = "search";
@@ -69,18 +66,12 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let paths = outputs(args.output.as_ref(), &folder, FILE, &[file])?;
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
-    let plan = if config.search.method == SearchMethod::Sensitivity {
-        let plan = select_by_sensitivity(&mut run, &model, &folder)?;
-        paths.iter().try_for_each(|path| plan.write(path))?;
-        plan
-    } else {
-        let times = block_times(&mut run, &model, &folder)?;
-        let keep = &mut |plan: &Selection, searched: &Model| {
+    let (plan, _) = choose_blocks(&mut run, &model, &folder, &mut |plan, searched| {
+        if let Some(searched) = searched {
             write_model(&folder.path("searched.safetensors"), searched, &data.info())?;
-            paths.iter().try_for_each(|path| plan.write(path))
-        };
-        run.search(&model, &times, keep)?.0
-    };
+        }
+        paths.iter().try_for_each(|path| plan.write(path))
+    })?;
     let text = if common.json {
         format!("{:#}\n", json!(plan))
     } else {

@@ -7,13 +7,13 @@ use clap::Args;
 
 use super::Common;
 use crate::Error;
-use crate::config::{Config, NetworkConfig, SearchMethod};
+use crate::config::{Config, NetworkConfig};
 use crate::io::check_writable;
 use crate::measure::LatencySource;
 use crate::model::Model;
 use crate::networks::KNOWN_NETWORKS;
 use crate::pipeline::{Entry, RunFolder, RunSpec};
-use crate::shrink::{Budget, Mask, Selection, named_mask};
+use crate::shrink::{Budget, Mask, SearchMethod, Selection, named_mask};
 use crate::train::{Session, TrainConfig};
 
 /// How to treat an existing run in the folder.
@@ -79,10 +79,10 @@ pub struct BudgetArgs {
     /// Blocks that lose their activations
     #[arg(long, value_name = "N")]
     pub remove: Option<usize>,
-    /// Share of the original's time that the merged network may take, by the latency table; with --method sensitivity
+    /// Share of the original's time that the merged network may take, by the latency table
     #[arg(long, value_name = "SHARE")]
     pub latency_fraction: Option<f64>,
-    /// Milliseconds that the merged network may take, by the latency table; with --method sensitivity
+    /// Milliseconds that the merged network may take, by the latency table
     #[arg(long, value_name = "MS")]
     pub budget_ms: Option<f64>,
 }

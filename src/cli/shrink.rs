@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::settings::{BudgetArgs, DataArgs, MethodArgs, NetworkArgs, RunArgs};
 use super::{Common, print};
-use crate::config::{Config, SearchMethod};
+use crate::config::Config;
 use crate::io::read_model;
 use crate::pipeline::{
     self, Datasets, Entry, Run, RunFolder, RunSpec, Space, check_batches, check_mergeable, check_search,
@@ -31,7 +31,8 @@ pub struct Args {
     /// Start from this trained model instead of training one
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Also finetune N random masks, of the same size or with --method sensitivity of the same time, and compare
+    /// Also finetune N random masks, of the same size, or of the same time where the budget is a time or nothing
+    /// is trained to choose, and compare
     #[arg(long, value_name = "N")]
     compare_random: Option<usize>,
     /// How merged borders stay exact: reorder moves the padding to the front of a block, border-bias keeps the trained
@@ -110,8 +111,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
     let result = pipeline::shrink(&mut run, &folder)?;
-    let text =
-        if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder, config.search.method) };
+    let text = if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder, &config) };
     print(&format!("the table of {}", folder.path("report.html").display()), &text)
 }
 
@@ -155,7 +155,7 @@ fn refuse_choices(config: &Config) -> Result<()> {
 }
 
 /// The summary printed at the end.
-fn closing(result: &RunResult, folder: &RunFolder, method: SearchMethod) -> String {
+fn closing(result: &RunResult, folder: &RunFolder, config: &Config) -> String {
     let mut text = format!("\n{}\n", network_table(result).text());
     let removed = result.kept.iter().filter(|&&k| k == 0).count();
     text.push_str(&format!("{removed} of {} blocks merged", result.kept.len()));
@@ -167,10 +167,8 @@ fn closing(result: &RunResult, folder: &RunFolder, method: SearchMethod) -> Stri
         let top1: Vec<f64> = result.random_masks.iter().map(|trial| trial.top1).collect();
         let mean = top1.iter().sum::<f64>() / top1.len() as f64;
         let (low, high) = top1.iter().fold((f64::MAX, f64::MIN), |(l, h), &t| (l.min(t), h.max(t)));
-        let (which, measure) = match method {
-            SearchMethod::Learned => ("learned", "size"),
-            SearchMethod::Sensitivity => ("selected", "time"),
-        };
+        let which = if config.search.method.provider().is_none() { "learned" } else { "selected" };
+        let measure = if config.of_equal_time() { "time" } else { "size" };
         let learned = result.learned_masks.first().map_or(f64::NAN, |trial| trial.top1);
         text.push_str(&format!(
             "{which} mask {learned:.2} %, {} random masks of the same {measure} {mean:.2} % ({low:.2} to {high:.2})\n",

@@ -13,7 +13,7 @@
 //! | `summary` | the numbers of `result.json` |
 //! | `import` | [`import()`]: other projects' weights on the networks here |
 //! | `latency` | [`block_times`]: what blocks take, and what they take merged |
-//! | `sensitivity` | [`select_by_sensitivity`]: the search without training |
+//! | `selection` | [`choose_blocks`]: which blocks are freed, by any method |
 //! | `table` | [`measure_table`]: the latency table of a network, and how well it predicts |
 //! | `images` | images from files of both kinds |
 //! | `half_range` | [`half_overflows`]: what passes the range of f16, for `export` |
@@ -33,7 +33,7 @@ mod latency;
 mod published;
 mod run;
 mod runtimes;
-mod sensitivity;
+mod selection;
 mod shrink;
 mod summary;
 mod table;
@@ -50,9 +50,9 @@ pub use keeping::KeepModel;
 pub use latency::block_times;
 pub use published::published_networks;
 pub use run::{
-    Datasets, Finetuning, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
+    Datasets, Finetuning, Goal, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
 };
-pub use sensitivity::select_by_sensitivity;
+pub use selection::{KeepSelection, choose_blocks};
 pub use shrink::shrink;
 pub use table::{TableSettings, check_table, measure_table};
 pub use verify::verify_files;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::doubts::Doubts;
 use super::keeping::{KeepModel, Keeping};
-use crate::config::{Config, SearchMethod};
+use crate::config::Config;
 use crate::data::{self, ClassMatch, Contents, Dataset, IMAGENET_SIZE, Loader, Normalisation, Preprocessing};
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::networks;
 use crate::shape::Shape;
 use crate::shrink::surgery::{Linearise, check_linearise, drop_linear_activations, prepare_finetune};
-use crate::shrink::{Budget, Finetune, NestedMask, ScoreConfig, Search, Selection, nested, relative_savings};
+use crate::shrink::{Budget, Finetune, Mask, NestedMask, ScoreConfig, Search, Selection, nested, relative_savings};
 use crate::train::{
     Distillation, Evaluation, Hook, Interrupt, NoHook, Session, Stage, TrainConfig, evaluate_until, train,
 };
@@ -171,6 +171,17 @@ pub struct Finetuning<'a> {
     pub selection: &'a Selection,
 }
 
+/// What a search that trains scores is to find.
+#[derive(Clone, Copy)]
+pub struct Goal<'a> {
+    /// What each block takes as it is and merged, in any unit.
+    pub times: &'a [(f64, f64)],
+    /// How many blocks are kept while it searches.
+    pub budget: Budget,
+    /// What its scores mean in the end.
+    pub mask: &'a dyn Fn(&Search) -> Result<Mask>,
+}
+
 /// One run.
 #[derive(Debug)]
 pub struct Run<'a> {
@@ -203,34 +214,35 @@ impl<'a> Run<'a> {
         self.stage("train", model, &self.config.train, &mut hook, None)
     }
 
-    /// Learns which blocks keep their activations; also returns the weights that were trained along. `times` are what each
-    /// block takes as it is and merged, in any unit. `keep` gets both results before anything else can fail.
+    /// Learns which blocks keep their activations; also returns the weights that were trained along. `keep` gets both results
+    /// before anything else can fail.
     ///
     /// # Errors
     /// An impossible budget, or as [`train`], or of `keep`.
     pub fn search(
         &mut self,
         original: &Model,
-        times: &[(f64, f64)],
+        goal: Goal<'_>,
         keep: &mut dyn FnMut(&Selection, &Model) -> Result<()>,
     ) -> Result<(Selection, Model)> {
         let config = &self.config.search;
-        let savings = relative_savings(times);
-        let scores = without_losses(&config.scores, self.config.budget, &savings)?;
-        let mut search = Search::new(&original.graph, &scores, self.config.budget, savings, self.config.seed)?;
-        let mut keep = |search: &Search, model: &Model| keep(&found(search)?, model);
+        let savings = relative_savings(goal.times);
+        let scores = without_losses(&config.scores, goal.budget, &savings)?;
+        let mut search = Search::new(&original.graph, &scores, goal.budget, savings, self.config.search_seed())?;
+        let mut keep = |search: &Search, model: &Model| keep(&found(search, &goal)?, model);
         let mut hook = Keeping { hook: &mut search, keep: &mut keep };
         let searched = self.stage("search", original.clone(), &config.train, &mut hook, None)?;
         for record in search.records("search") {
             self.session.metrics.append(&record)?;
         }
-        let mask = search.mask();
+        let found = found(&search, &goal)?;
+        let mask = &found.keep;
         self.session.reporter.line(&format!(
             "search: {} of {} blocks keep their activations: {mask}",
             mask.count(),
             mask.blocks()
         ));
-        Ok((found(&search)?, searched))
+        Ok((found, searched))
     }
 
     /// Finetunes a network without the activations that are freed; returns it without them, not merged yet. `keep`, if
@@ -336,15 +348,13 @@ pub fn check_batches<'a>(stages: impl IntoIterator<Item = &'a TrainConfig>, data
 /// An impossible budget, or a network with blocks that have no activations any more.
 pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
     let blocks = graph.blocks.len();
-    if config.search.method == SearchMethod::Sensitivity {
-        let candidates = config.search.scores.candidates(blocks)?;
-        return match config.budget.time_ms(1.0) {
-            Some(_) => Ok(()),
-            None => config.budget.kept(&candidates).map(drop),
-        };
+    let candidates = config.search.scores.candidates(blocks)?;
+    // Whether a time can be kept is told by the table.
+    let count = if config.budget.is_time() { Budget::Remove(1) } else { config.budget };
+    if config.search.method.provider().is_some() {
+        return count.kept(&candidates).map(drop);
     }
-    let savings = vec![0.0; blocks];
-    Search::new(graph, &config.search.scores, config.budget, savings, config.seed).map(drop)
+    Search::new(graph, &config.search.scores, count, vec![0.0; blocks], config.search_seed()).map(drop)
 }
 
 /// Refuses a network of which a block that may be freed could not be merged, before anything is trained.
@@ -367,9 +377,9 @@ pub fn evaluate_model(device: &Device, model: &Model, test: &Loader, interrupt: 
 }
 
 /// What a search has found so far.
-fn found(search: &Search) -> Result<Selection> {
+fn found(search: &Search, goal: &Goal<'_>) -> Result<Selection> {
     let nested = nested_masks(search.scores(), search.candidates())?;
-    Ok(Selection { scores: search.scores().to_vec(), nested, ..search.mask().into() })
+    Ok(Selection { scores: search.scores().to_vec(), nested, ..(goal.mask)(search)?.into() })
 }
 
 /// The masks of other sizes that a ranking gives.

@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 
 use super::folder::RunFolder;
 use super::keeping::KeepModel;
-use super::latency::block_times;
 use super::run::{Finetuning, Run};
-use super::sensitivity::{masks_to_compare, select_by_sensitivity};
+use super::selection::{choose_blocks, masks_to_compare};
 use super::summary::{Facts, Networks, summarise};
-use crate::config::{FinetuneStart, SearchMethod};
+use crate::config::FinetuneStart;
 use crate::data::Loader;
 use crate::dtype::Dtype;
 use crate::io::onnx::write_onnx;
@@ -141,19 +140,12 @@ fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Mod
         return Ok((Selection::read(&plan_file)?, start));
     }
     let (clock, info) = (Instant::now(), run.data.info());
-    if run.config.search.method == SearchMethod::Sensitivity {
-        let plan = select_by_sensitivity(run, original, folder)?;
+    let (plan, weights) = choose_blocks(run, original, folder, &mut |plan, weights| {
         plan.write(&plan_file)?;
-        finish(job, run, "search", clock);
-        return Ok((plan, original.clone()));
-    }
-    let times = block_times(run, original, folder)?;
-    let (plan, weights) = run.search(original, &times, &mut |plan, weights| {
-        plan.write(&plan_file)?;
-        if keeps_weights { write_model(&weights_file, weights, &info) } else { Ok(()) }
+        weights.filter(|_| keeps_weights).map_or(Ok(()), |weights| write_model(&weights_file, weights, &info))
     })?;
     finish(job, run, "search", clock);
-    Ok((plan, if keeps_weights { weights } else { original.clone() }))
+    Ok((plan, weights.filter(|_| keeps_weights).unwrap_or_else(|| original.clone())))
 }
 
 /// Finetunes networks with random masks, each with a seed of its own.

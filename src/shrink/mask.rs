@@ -194,6 +194,11 @@ impl Budget {
         }
     }
 
+    /// Whether it is a time.
+    pub fn is_time(self) -> bool {
+        self.time_ms(1.0).is_some()
+    }
+
     /// Refuses a time that is none.
     ///
     /// # Errors
@@ -224,8 +229,7 @@ impl Budget {
             Self::Remove(remove) => blocks.checked_sub(remove),
             Self::LatencyFraction(_) | Self::LatencyMs(_) => {
                 return Err(Error::Config(format!(
-                    "the budget {self} is a time, which the learned search cannot keep; give --keep, --keep-fraction or \
-                     --remove, or --method sensitivity"
+                    "the budget {self} is a time, not a number of blocks; give --keep, --keep-fraction or --remove"
                 )));
             }
         };

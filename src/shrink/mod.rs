@@ -11,7 +11,8 @@
 //! | `published_masks` | masks of the papers, by name |
 //! | [`select`] | solvers over tables of times and importances, within a budget in milliseconds |
 //! | `importance` | [`Importance`]: what a segment costs in accuracy |
-//! | `sensitivity` | [`Sensitivities`]: what the loss says of each block alone, without training |
+//! | [`providers`] | what freeing each block alone is reckoned to cost, without training |
+//! | `method` | [`SearchMethod`]: all ways to choose blocks, by name |
 //! | `selection` | [`Selection`]: what is decided, the content of `plan.json`, and [`linear_segments`] |
 //! | [`surgery`] | activations and padding of freed blocks |
 //! | [`padding`] | where the padding of a linear segment sits |
@@ -21,24 +22,26 @@ mod finetune;
 mod importance;
 mod mask;
 pub mod merge;
+mod method;
 pub mod padding;
+pub mod providers;
 mod published_masks;
 mod random_masks;
 mod scores;
 mod search;
 pub mod select;
 mod selection;
-mod sensitivity;
 mod simulated_merge;
 pub mod surgery;
 
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use importance::{Importance, ImportanceRow};
 pub use mask::{Budget, Mask, nested, ranking};
+pub use method::SearchMethod;
+pub use providers::{Judge, Sensitivities, SensitivityConfig};
 pub use published_masks::{named_mask, published_mask, published_names};
 pub use random_masks::{random_mask, random_masks};
 pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient};
 pub use search::{Search, relative_savings};
 pub use selection::{NestedMask, Selection, linear_segments};
-pub use sensitivity::{Judge, Sensitivities, SensitivityConfig};
 pub use simulated_merge::{counted_operations, simulated_merge};

@@ -8,6 +8,7 @@ mod measured;
 mod networks;
 mod oracles;
 mod positions;
+mod providers;
 mod rules;
 mod sensitivity;
 mod tables;
@@ -34,6 +35,7 @@ fn main() {
         command::trials(),
         measured::trials(),
         sensitivity::trials(),
+        providers::trials(),
     ];
     libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
 }

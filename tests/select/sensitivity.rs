@@ -28,7 +28,7 @@ use crate::trial;
 const SIDE: usize = 16;
 const CLASSES: usize = 4;
 
-fn images(count: usize) -> Dataset {
+pub fn images(count: usize) -> Dataset {
     let mut rng = rng(9);
     let shape = ImageShape { height: SIDE, width: SIDE, channels: 1 };
     let pixels = (0..count * SIDE * SIDE).map(|_| rng.random_range(0..=255)).collect();
@@ -36,7 +36,7 @@ fn images(count: usize) -> Dataset {
     Dataset::from_memory("noise", shape, CLASSES, pixels, labels).unwrap()
 }
 
-fn model() -> Model {
+pub fn model() -> Model {
     let options = NetworkOptions {
         input_stride: Some(1),
         head_channels: Some(16),
@@ -195,7 +195,7 @@ fn fails(dir: &Path, args: &[&str], words: &[&str]) {
 }
 
 /// A network for the embedded images in a folder, and a settings file that judges on few of them.
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let options = NetworkOptions {
         input_stride: Some(1),
@@ -282,8 +282,10 @@ fn sources() {
         &[&SEARCH[..], &["--latency-fraction", "1.5", "--out", "x5"]].concat(),
         &["latency_fraction 1.5"],
     );
-    let learned = [&SEARCH[..4], &["--method", "learned", "--latency-fraction", "0.9", "--out", "x6"]].concat();
-    fails(dir.path(), &learned, &["latency_fraction 0.9", "--method sensitivity"]);
+    // Told before anything is trained.
+    let learned = [&SEARCH[..4], &["--method", "learned", "--latency-fraction", "0.01", "--out", "x6"]].concat();
+    fails(dir.path(), &learned, &["or more"]);
+    assert!(!fs::read_to_string(dir.path().join("x6/metrics.jsonl")).is_ok_and(|metrics| metrics.contains("search")));
 }
 
 /// The whole job, with random masks of equal time, and again after it was done.
@@ -320,11 +322,8 @@ fn shrink_command() {
     for file in ["importance.csv", "latency.csv", "plan.json", "merged.safetensors"] {
         assert!(dir.path().join("runs/shrink").join(file).is_file(), "{file}");
     }
-    fs::write(
-        dir.path().join("searched.toml"),
-        "[search]\nmethod = \"sensitivity\"\n[finetune]\nstart = \"searched\"\n",
-    )
-    .unwrap();
+    fs::write(dir.path().join("searched.toml"), "[search]\nmethod = \"entropy\"\n[finetune]\nstart = \"searched\"\n")
+        .unwrap();
     fails(dir.path(), &["shrink", "--config", "searched.toml", "--out", "s"], &["finetune.start", "learned"]);
 }
 

@@ -9,7 +9,7 @@ use super::{Solution, check_budget, too_small, within};
 use crate::graph::{BlockId, Interval, Positions};
 use crate::measure::LatencyTable;
 use crate::shrink::importance::Importance;
-use crate::shrink::mask::{Mask, ranking};
+use crate::shrink::mask::{Budget, Mask, ranking};
 use crate::{Error, Result};
 
 /// What freeing a block changes.
@@ -139,7 +139,7 @@ impl<'a> BlockOptions<'a> {
     /// A budget below that of the mask that frees every block which becomes faster; the message names it.
     pub fn top_k(&self, latency_weight: f64, budget_ms: f64) -> Result<Solution> {
         let score = |block: &BlockOption| (-block.importance - latency_weight * block.saving_ms()) as f32;
-        self.by_rank(&self.blocks.iter().map(score).collect::<Vec<_>>(), budget_ms)
+        self.ranked(&self.blocks.iter().map(score).collect::<Vec<_>>(), budget_ms)
     }
 
     /// The rule that needs no measurement of accuracy: blocks with a residual go first, those that save most before
@@ -148,17 +148,27 @@ impl<'a> BlockOptions<'a> {
     /// # Errors
     /// As [`top_k`](Self::top_k).
     pub fn no_residual(&self, budget_ms: f64) -> Result<Solution> {
-        let longest = self.blocks.iter().map(BlockOption::saving_ms).fold(f64::MIN_POSITIVE, f64::max);
-        // Savings, as shares of the longest, order the blocks of each kind.
-        let score = |block: &BlockOption| {
-            let kind = if block.has_residual { 0.0 } else { 2.0 };
-            (kind - block.saving_ms() / longest) as f32
-        };
-        self.by_rank(&self.blocks.iter().map(score).collect::<Vec<_>>(), budget_ms)
+        self.ranked(&self.residual_ranks().into_iter().map(|rank| rank as f32).collect::<Vec<_>>(), budget_ms)
     }
 
-    /// The largest of the nested masks of a ranking that keeps the budget.
-    fn by_rank(&self, scores: &[f32], budget_ms: f64) -> Result<Solution> {
+    /// The order of [`no_residual`](Self::no_residual), one number per block: those of the lowest are freed first. Blocks
+    /// with a residual are at 0 to 1, those without at 2 to 3, by what they save as shares of the largest saving; a block that
+    /// becomes slower is above its kind.
+    pub fn residual_ranks(&self) -> Vec<f64> {
+        let longest = self.blocks.iter().map(BlockOption::saving_ms).fold(f64::MIN_POSITIVE, f64::max);
+        let rank = |block: &BlockOption| {
+            let kind = if block.has_residual { 1.0 } else { 3.0 };
+            kind - block.saving_ms() / longest
+        };
+        self.blocks.iter().map(rank).collect()
+    }
+
+    /// The largest of the nested masks of a ranking by keep scores that keeps the budget. Of equal scores the earlier block is
+    /// kept.
+    ///
+    /// # Errors
+    /// As [`top_k`](Self::top_k).
+    pub fn ranked(&self, scores: &[f32], budget_ms: f64) -> Result<Solution> {
         check_budget(budget_ms)?;
         let mut kept = vec![true; self.blocks.len()];
         let mut order = ranking(scores, &self.candidates());
@@ -171,6 +181,17 @@ impl<'a> BlockOptions<'a> {
             let Some(least) = order.pop() else { return Err(too_small(budget_ms, time_ms)) };
             kept[least] = false;
         }
+    }
+
+    /// As many blocks as masks of this time keep on average, where the freed ones are drawn among those that become faster: one
+    /// at least is freed.
+    pub fn expected_size(&self, budget_ms: f64) -> Budget {
+        let savings = self.blocks.iter().map(BlockOption::saving_ms).zip(self.candidates());
+        let savings: Vec<f64> = savings.filter(|(_, candidate)| *candidate).map(|(saving, _)| saving).collect();
+        let mean = savings.iter().sum::<f64>() / savings.len().max(1) as f64;
+        let missing = self.time_ms(&Mask::all(self.blocks.len())) - budget_ms;
+        let freed = if mean > 0.0 { (missing / mean).ceil() } else { 1.0 };
+        Budget::Remove((freed.max(1.0) as usize).min(savings.len().max(1)))
     }
 
     /// `count` different masks that take no more than the budget and no less than `1 − tolerance` of it: what a method

@@ -1,0 +1,176 @@
+//! Which blocks are freed: by scores that are trained, or without training by what a provider reckons and the time of blocks.
+
+use super::folder::RunFolder;
+use super::latency::{block_times, kept_table, latency_table};
+use super::run::{Goal, Run, nested_masks, without_losses};
+use crate::model::Model;
+use crate::shrink::providers::{Asked, BlockCosts, Judge, Provider, TOLERANCE};
+use crate::shrink::select::BlockOptions;
+use crate::shrink::{Mask, Selection, random_masks, relative_savings};
+use crate::{Error, Result};
+
+/// What providers found for a run, in its folder.
+const FILE: &str = "importance.csv";
+
+/// Gets a selection, and the weights that were trained along with it, before anything else can fail.
+pub type KeepSelection<'a> = dyn FnMut(&Selection, Option<&Model>) -> Result<()> + 'a;
+
+/// Chooses blocks as the settings say. Methods that train scores also return the weights that were trained along; others leave
+/// `latency.csv` and, where they measure, `importance.csv` in the folder.
+///
+/// # Errors
+/// A budget that cannot be kept, a block that could not be merged, a failing device, [`Error::Interrupted`], or of `keep`.
+pub fn choose_blocks(
+    run: &mut Run<'_>,
+    original: &Model,
+    folder: &RunFolder,
+    keep: &mut KeepSelection<'_>,
+) -> Result<(Selection, Option<Model>)> {
+    match run.config.search.method.provider() {
+        Some(provider) => {
+            let selection = without_training(run, original, folder, provider)?;
+            keep(&selection, None)?;
+            Ok((selection, None))
+        }
+        None => trained(run, original, folder, keep),
+    }
+}
+
+/// Learns scores. Within a time, the largest mask of their ranking is taken that keeps it; while it searches, as many blocks are
+/// kept as random masks of that time keep.
+fn trained(
+    run: &mut Run<'_>,
+    original: &Model,
+    folder: &RunFolder,
+    keep: &mut KeepSelection<'_>,
+) -> Result<(Selection, Option<Model>)> {
+    let (config, blocks) = (run.config, original.graph.blocks.len());
+    let times = block_times(run, original, folder)?;
+    let keep = &mut |selection: &Selection, model: &Model| keep(selection, Some(model));
+    if !config.budget.is_time() {
+        let goal = Goal { times: &times, budget: config.budget, mask: &|search| Ok(search.mask()) };
+        return run.search(original, goal, keep).map(|(selection, model)| (selection, Some(model)));
+    }
+    let candidates = config.search.scores.candidates(blocks)?;
+    let (positions, table) = (original.graph.positions()?, latency_table(run, original, folder)?);
+    let options = BlockOptions::with_kept(&positions, &table, None, &kept(&candidates))?;
+    let whole_ms = options.time_ms(&Mask::all(blocks));
+    let ms = config.budget.time_ms(whole_ms).unwrap_or(whole_ms);
+    let mask = |scores: &[f32]| Ok(options.ranked(scores, ms)?.kept.expect("a ranking of blocks gives a mask"));
+    // Told before hours of training: what no ranking can keep.
+    mask(&vec![0.0; blocks])?;
+    let goal = Goal { times: &times, budget: options.expected_size(ms), mask: &|search| mask(search.scores()) };
+    run.search(original, goal, keep).map(|(selection, model)| (selection, Some(model)))
+}
+
+/// Frees the blocks that a provider chooses: within the time where the budget is one, else as many as it says, of which blocks
+/// that merging makes slower are left out where the budget can do without them.
+fn without_training(
+    run: &mut Run<'_>,
+    original: &Model,
+    folder: &RunFolder,
+    provider: &dyn Provider,
+) -> Result<Selection> {
+    let (config, budget, seed) = (run.config, run.config.budget, run.config.search_seed());
+    let blocks = original.graph.blocks.len();
+    let candidates = config.search.scores.candidates(blocks)?;
+    let positions = original.graph.positions()?;
+    let table = latency_table(run, original, folder)?;
+    let plain = BlockOptions::with_kept(&positions, &table, None, &kept(&candidates))?;
+    let costs = costs(run, original, &plain, (provider, &candidates))?;
+    let importance = match &costs {
+        Some(costs) => Some(costs.importance(&folder.path(FILE), &positions)?),
+        None => None,
+    };
+    if let Some(importance) = importance.as_ref().filter(|_| provider.is_measured()) {
+        folder.write(FILE, &importance.to_csv())?;
+    }
+    let options = BlockOptions::with_kept(&positions, &table, importance.as_ref(), &kept(&candidates))?;
+    let whole_ms = options.time_ms(&Mask::all(blocks));
+    let scores = costs.as_ref().map(BlockCosts::scores).unwrap_or_default();
+    let mask = match budget.time_ms(whole_ms) {
+        Some(ms) => provider.within(&options, ms, seed)?.kept.expect("a choice of blocks gives a mask"),
+        None => {
+            let times: Vec<_> = options.blocks().iter().map(|block| (block.kept_ms, block.merged_ms)).collect();
+            let fewer = without_losses(&config.search.scores, budget, &relative_savings(&times))?;
+            let candidates = fewer.candidates(blocks)?;
+            provider.of_size(&scores, &candidates, budget.kept(&candidates)?, seed)
+        }
+    };
+    let share = 100.0 * options.time_ms(&mask) / whole_ms.max(f64::MIN_POSITIVE);
+    run.session.reporter.line(&format!(
+        "search: {} of {blocks} blocks keep their activations, {share:.1} % of the time ({}): {mask}",
+        mask.count(),
+        config.latency.describe(&run.device)
+    ));
+    let nested = if scores.is_empty() { Vec::new() } else { nested_masks(&scores, &candidates)? };
+    Ok(Selection { scores, nested, ..mask.into() })
+}
+
+fn costs(
+    run: &mut Run<'_>,
+    original: &Model,
+    options: &BlockOptions<'_>,
+    (provider, candidates): (&dyn Provider, &[bool]),
+) -> Result<Option<BlockCosts>> {
+    let config = run.config;
+    let (session, images) = (&mut run.session, &run.data.train);
+    let seed = config.search_seed();
+    let judge = Judge::new(&run.device, images, &config.search.sensitivity, seed, &session.interrupt)?;
+    let asked = Asked { judge: &judge, model: original, candidates, linearise: &config.linearise(), options };
+    let (reporter, mut begun) = (&mut session.reporter, false);
+    let mut done = |done: usize, total: usize| {
+        if !std::mem::replace(&mut begun, true) {
+            reporter.begin("search", 0, total as u64);
+        }
+        reporter.step(done as u64, "passes");
+    };
+    let costs = provider.costs(&asked, &mut done);
+    reporter.end();
+    match costs {
+        Err(Error::Interrupted(_)) => Err(run.session.interrupted()),
+        other => other,
+    }
+}
+
+/// Random masks that take no more time than a selected one and hardly less, each with its number.
+///
+/// # Errors
+/// Too few of them.
+fn random_of_equal_time(
+    run: &Run<'_>,
+    original: &Model,
+    folder: &RunFolder,
+    selected: &Mask,
+    count: usize,
+) -> Result<Vec<(u64, Mask)>> {
+    let blocks = original.graph.blocks.len();
+    let candidates = run.config.search.scores.candidates(blocks)?;
+    let positions = original.graph.positions()?;
+    let options = BlockOptions::with_kept(&positions, &kept_table(folder)?, None, &kept(&candidates))?;
+    let solutions = options.random(options.time_ms(selected), TOLERANCE, run.config.seed, count + 1)?;
+    let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(|mask| mask != selected);
+    Ok((0..).zip(masks).take(count).collect())
+}
+
+fn kept(candidates: &[bool]) -> Vec<bool> {
+    candidates.iter().map(|candidate| !candidate).collect()
+}
+
+/// Random masks that a run compares with the selected one: of equal time where a table decided, else of equal size.
+///
+/// # Errors
+/// Too few of equal time.
+pub fn masks_to_compare(
+    run: &Run<'_>,
+    original: &Model,
+    folder: &RunFolder,
+    selected: &Mask,
+) -> Result<Vec<(u64, Mask)>> {
+    let (config, count) = (run.config, run.config.compare_random);
+    if count > 0 && config.of_equal_time() {
+        return random_of_equal_time(run, original, folder, selected, count);
+    }
+    let candidates = config.search.scores.candidates(selected.blocks())?;
+    Ok(random_masks(&candidates, selected.count(), config.seed, count, selected))
+}

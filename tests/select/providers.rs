@@ -1,0 +1,269 @@
+//! Ways to choose blocks: every one by name through the whole job, and each provider's costs against an evaluation that
+//! shares nothing with it.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use assert_cmd::Command;
+use clap::ValueEnum;
+use depthshrinker::data::{Augment, Loader};
+use depthshrinker::device::Device;
+use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::graph::{Graph, NodeId, Op, SiteId};
+use depthshrinker::io::read_model;
+use depthshrinker::model::Model;
+use depthshrinker::shrink::providers::{
+    ActivationInputs, BlockCosts, InputCounts, Judge, SensitivityConfig, clamped_shares, entropies, slope_gradients,
+};
+use depthshrinker::shrink::select::BlockOptions;
+use depthshrinker::shrink::{Mask, SearchMethod, Selection};
+use depthshrinker::train::Interrupt;
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::networks::{plain_network, plain_times};
+use crate::sensitivity::{folder, images, model};
+use crate::trial;
+
+/// What every way to choose blocks is known by, and whether it leaves `importance.csv` and ranks blocks.
+const METHODS: [(&str, bool, bool); 7] = [
+    ("learned", false, true),
+    ("sensitivity", true, true),
+    ("gradient", true, true),
+    ("entropy", true, true),
+    ("ira", true, true),
+    ("no-residual", false, true),
+    ("random", false, false),
+];
+
+fn depthshrinker(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("depthshrinker").expect("the binary of this package");
+    command.current_dir(dir).args(args).args(["--train-limit", "120", "--test-limit", "40", "--device", "cpu"]);
+    command
+}
+
+fn json(mut command: Command) -> Value {
+    let output = command.arg("--json").assert().success().get_output().stdout.clone();
+    serde_json::from_slice(&output).expect("one JSON value on stdout")
+}
+
+fn logits(model: &Model, images: &[f32]) -> Vec<f32> {
+    let batch = images.len() / model.graph.input_shape().len();
+    let options = EngineOptions { batch, fusion: Fusion::PerNode, training: false, taps: Vec::new() };
+    let mut engine = Engine::new(&Device::Cpu, model, &options).unwrap();
+    let out = engine.forward(images).unwrap();
+    let mut values = vec![0.0; out.len()];
+    out.read(&mut values).unwrap();
+    values
+}
+
+/// Selection, finetuning, merge: the merged network gives what the unmerged one gives, and the plan keeps the budget.
+fn whole_job() {
+    let dir = folder();
+    let noise: Vec<f32> = (0..8 * 28 * 28).map(|i| ((i * 7919 % 1013) as f32 / 500.0) - 1.0).collect();
+    for (name, measures, ranks) in METHODS {
+        let args = [
+            &["shrink", "--model", "m.safetensors", "--config", "few.toml", "--method", name, "--out", name][..],
+            &["--latency-fraction", "0.85", "--search-epochs", "2", "--finetune-epochs", "1", "--batch", "40"],
+        ];
+        let result = json(depthshrinker(dir.path(), &args.concat()));
+        let at = dir.path().join(name);
+        let [unmerged, merged] =
+            ["shrunk.safetensors", "merged.safetensors"].map(|file| read_model(&at.join(file)).unwrap().0);
+        let freed = result["kept"].as_array().unwrap().iter().filter(|kept| **kept == 0).count();
+        assert!(freed > 0 && merged.graph.nodes.len() < unmerged.graph.nodes.len(), "{name}");
+        let (a, b) = (logits(&unmerged, &noise), logits(&merged, &noise));
+        let scale = a.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let error = a.iter().zip(&b).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(error <= 2e-5 * scale, "{name}: {error} of {scale}");
+
+        let plan = Selection::read(&at.join("plan.json")).unwrap();
+        assert_eq!(serde_json::to_value(&plan.keep).unwrap(), result["kept"], "{name}");
+        assert_eq!((!plan.scores.is_empty(), at.join("importance.csv").is_file()), (ranks, measures), "{name}");
+        let table = depthshrinker::measure::LatencyTable::read(&at.join("latency.csv")).unwrap();
+        let positions = read_model(&dir.path().join("m.safetensors")).unwrap().0.graph.positions().unwrap();
+        let options = BlockOptions::new(&positions, &table, None).unwrap();
+        let share = options.time_ms(&plan.keep) / options.time_ms(&Mask::all(positions.blocks().len()));
+        assert!(share <= 0.85 * (1.0 + 1e-12), "{name}: {share}");
+        let config = fs::read_to_string(at.join("config.toml")).unwrap();
+        assert!(config.contains(&format!("method = \"{name}\"")), "{name}");
+    }
+}
+
+/// A number of blocks instead of a time, and a seed of the choice alone.
+fn sizes_and_seeds() {
+    let dir = folder();
+    let search = |name: &str, seeds: &[&str], out: &str| {
+        let args = ["search", "m.safetensors", "--method", name, "--remove", "6", "--epochs", "1", "--batch", "40"];
+        let plan = json(depthshrinker(dir.path(), &[&args[..], seeds, &["--out", out]].concat()));
+        assert_eq!(plan["kept"].as_array().unwrap().iter().filter(|kept| **kept == 0).count(), 6, "{name}");
+        plan["kept"].clone()
+    };
+    for (name, ..) in METHODS {
+        search(name, &["--config", "few.toml"], name);
+    }
+    fs::write(dir.path().join("seed.toml"), "[search]\nseed = 5\n").unwrap();
+    let of = |seed, config, out| search("random", &["--seed", seed, "--config", config], out);
+    let masks = [of("5", "few.toml", "a"), of("1", "seed.toml", "b"), of("1", "few.toml", "c")];
+    assert_eq!(masks[0], masks[1]);
+    assert_ne!(masks[0], masks[2]);
+}
+
+/// Names are the same in settings and on the command line, and in the order of this file.
+fn names() {
+    for (method, (name, ..)) in SearchMethod::ALL.into_iter().zip(METHODS) {
+        assert_eq!(method.to_string(), name);
+        assert_eq!(method.to_possible_value().unwrap().get_name(), name);
+        assert_eq!(serde_json::to_value(method).unwrap(), name);
+    }
+    assert_eq!(SearchMethod::value_variants(), SearchMethod::ALL);
+}
+
+fn counts(site: usize, below: &[u64], above: &[u64], values: u64) -> InputCounts {
+    let (node, site) = (NodeId::new(1), SiteId::new(site));
+    InputCounts { node, site, below: below.to_vec(), above: above.to_vec(), values }
+}
+
+/// By hand: entropies of a half, a quarter, none and all; shares of what lies outside of the bounds.
+fn by_hand() {
+    let inputs = ActivationInputs::new(vec![
+        counts(0, &[4, 0], &[0, 0], 8),
+        counts(0, &[2, 8], &[0, 0], 8),
+        counts(1, &[2, 1], &[1, 4], 8),
+    ]);
+    let quarter = 2.0 - 0.75 * 3f64.log2();
+    let eighth = 3.0 - 0.875 * 7f64.log2();
+    let close = |costs: BlockCosts, expected: [f64; 2]| {
+        for (cost, expected) in costs.costs().iter().zip(expected) {
+            assert!((cost.unwrap() - expected).abs() < 1e-12, "{cost:?} and {expected}");
+        }
+    };
+    close(entropies(&inputs, &[true, true]), [0.5 * (0.5 + 0.5 * quarter), 0.5 * (quarter + eighth)]);
+    close(clamped_shares(&inputs, &[true, true]), [0.5 * (4.0 / 16.0 + 10.0 / 16.0), 8.0 / 16.0]);
+    let without = entropies(&inputs, &[false, true]);
+    assert_eq!((without.costs()[0], without.scores()), (None, vec![1.0, 1.0]));
+    // Costs below 0 are the first to go; the largest is 1.
+    let costs = BlockCosts::new(vec![Some(-1.0), Some(2.0), None, Some(1.0)]);
+    assert_eq!(costs.scores(), [0.0, 1.0, 1.0, 0.5]);
+}
+
+const CONFIG: SensitivityConfig = SensitivityConfig { images: 40, recalibration: 0, batch: 16 };
+
+/// The images that are set apart, normalised.
+fn held_out() -> Vec<f32> {
+    let set = images(80);
+    let held_out = Arc::new(set.subset(&set.shuffled(3, 0)[..40]).unwrap());
+    Loader::eval(held_out, 40).unwrap().epoch(0, 0).next().unwrap().unwrap().images
+}
+
+/// Counts are those of the values that the network gives if it ends before the activation, for any batch.
+fn counted_inputs() {
+    let (model, set, interrupt) = (model(), images(80), Interrupt::new());
+    let of_batch = |batch| {
+        let config = SensitivityConfig { batch, ..CONFIG };
+        let judge = Judge::new(&Device::Cpu, &set, &config, 3, &interrupt).unwrap();
+        let mut passes = (0, 0);
+        let inputs = judge.activation_inputs(&model, &mut |done, total| passes = (done, total)).unwrap();
+        assert_eq!(passes, (40usize.div_ceil(batch), 40usize.div_ceil(batch)));
+        inputs
+    };
+    let inputs = of_batch(16);
+    assert_eq!(inputs, of_batch(40));
+    let sites = model.graph.nodes.iter().filter(|node| node.site().is_some()).count();
+    assert_eq!(inputs.activations().len(), sites);
+    for counts in inputs.activations().iter().step_by(5) {
+        let read = model.graph.nodes[counts.node].inputs[0];
+        let nodes = model.graph.nodes[..=read.index()].to_vec();
+        let cut = Graph { nodes, blocks: Vec::new(), ..model.graph.clone() };
+        let names = cut.params().unwrap().into_iter().map(|param| param.name);
+        let weights = names.map(|name| (name.clone(), model.weights[&name].clone())).collect();
+        let values = logits(&Model::new(cut, weights).unwrap(), &held_out());
+        let channels = counts.below.len();
+        let Op::Activation(activation) = model.graph.nodes[counts.node].op else { panic!("an activation") };
+        for channel in 0..channels {
+            let of_channel = || values.iter().skip(channel).step_by(channels);
+            assert_eq!(counts.below[channel], of_channel().filter(|x| **x < 0.0).count() as u64);
+            let limit = activation.limit.unwrap();
+            assert_eq!(counts.above[channel], of_channel().filter(|x| **x > limit).count() as u64);
+        }
+        assert_eq!(counts.values as usize, values.len() / channels);
+        assert!(counts.below.iter().sum::<u64>() > 0);
+    }
+}
+
+/// The mean loss of one batch under slopes, with the batch's statistics.
+fn loss(engine: &mut Engine, slopes: &[f32], images: &[f32], labels: &[u32]) -> f64 {
+    engine.set_slopes(slopes).unwrap();
+    let out = engine.forward(images).unwrap();
+    let mut logits = vec![0.0f32; out.len()];
+    out.read(&mut logits).unwrap();
+    let classes = logits.len() / labels.len();
+    let of_image = |(row, &label): (&[f32], &u32)| {
+        let sum: f64 = row.iter().map(|&v| f64::from(v).exp()).sum();
+        sum.ln() - f64::from(row[label as usize])
+    };
+    logits.chunks_exact(classes).zip(labels).map(of_image).sum::<f64>() / labels.len() as f64
+}
+
+/// Gradients by the slope are differences of the loss, mean over whole batches, and leave the weights alone.
+fn finite_differences() {
+    let (model, set, interrupt) = (model(), images(80), Interrupt::new());
+    let judge = Judge::new(&Device::Cpu, &set, &CONFIG, 3, &interrupt).unwrap();
+    let gradients = slope_gradients(&judge, &model, &mut |_, _| {}).unwrap();
+    assert_eq!(gradients, slope_gradients(&judge, &model, &mut |_, _| {}).unwrap());
+
+    let held_out = Arc::new(set.subset(&set.shuffled(3, 0)[..40]).unwrap());
+    let batches: Vec<_> =
+        Loader::train(held_out, 16, Augment::none(), 3).unwrap().epoch(0, 0).map(Result::unwrap).collect();
+    assert_eq!(batches.len(), 2);
+    let options = EngineOptions { batch: 16, fusion: Fusion::PerNode, training: true, taps: Vec::new() };
+    let mut engine = Engine::new(&Device::Cpu, &model, &options).unwrap();
+    let sites = model.graph.sites();
+    let mut mean = |site: usize, slope: f32| {
+        let slopes: Vec<f32> = (0..sites).map(|s| if s == site { slope } else { 0.0 }).collect();
+        batches.iter().map(|batch| loss(&mut engine, &slopes, &batch.images, &batch.labels)).sum::<f64>() / 2.0
+    };
+    for (site, &gradient) in gradients.iter().enumerate() {
+        // A network with fresh weights bends so soon that only a short step tells its slope.
+        let step = 3e-5;
+        let difference = (mean(site, step) - mean(site, -step)) / (2.0 * f64::from(step));
+        let error = (difference - gradient).abs();
+        assert!(error < 0.08 * gradient.abs() + 0.004, "{site}: {difference} and {gradient}");
+    }
+}
+
+/// The size that a trained search keeps for a time, and the ranking that it is read by.
+fn times_of_rankings() {
+    let positions = plain_network(&[true; 4]).positions().unwrap();
+    // Kept blocks take 4 ms each here, what always runs none.
+    let table = plain_times(&positions, &[1.0, 2.0, 3.0, 4.0]);
+    let options = BlockOptions::new(&positions, &table, None).unwrap();
+    let whole = options.time_ms(&Mask::all(4));
+    let size = |missing: f64| options.expected_size(whole - missing).to_string();
+    let mean = options.blocks()[..3].iter().map(|block| block.saving_ms()).sum::<f64>() / 3.0;
+    assert_eq!(options.candidates(), [true, true, true, options.blocks()[3].saving_ms() > 0.0]);
+    let free = options.candidates().iter().filter(|c| **c).count();
+    let of_all = options.blocks().iter().map(|b| b.saving_ms()).filter(|s| *s > 0.0).sum::<f64>() / free as f64;
+    assert!(mean >= of_all);
+    assert_eq!(size(0.0), "remove 1");
+    assert_eq!(size(1.5 * of_all), "remove 2");
+    assert_eq!(size(100.0 * of_all), format!("remove {free}"));
+    let kept = |budget: f64| options.ranked(&[0.1, 0.9, 0.5, 0.7], budget).unwrap().kept.unwrap().to_string();
+    let first = options.blocks()[0].saving_ms();
+    assert_eq!(kept(whole), "1,1,1,1");
+    assert_eq!(kept(whole - first), "0,1,1,1");
+    assert_eq!(kept(whole - first - 1e-6), "0,1,0,1");
+}
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("providers/names", names),
+        trial("providers/whole job", whole_job),
+        trial("providers/sizes and seeds", sizes_and_seeds),
+        trial("providers/by hand", by_hand),
+        trial("providers/counted inputs", counted_inputs),
+        trial("providers/finite differences", finite_differences),
+        trial("providers/times of rankings", times_of_rankings),
+    ]
+}
