@@ -16,7 +16,9 @@ use crate::networks::{self, NetworkOptions};
 use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
-use crate::shrink::{Budget, DistillConfig, Mask, Removal, ScoreConfig, SearchMethod, SensitivityConfig};
+use crate::shrink::{
+    Budget, DistillConfig, Mask, PublishedConfig, Removal, Rule, ScoreConfig, SearchMethod, SensitivityConfig,
+};
 use crate::terminal::start;
 use crate::train::TrainConfig;
 use crate::{Error, Result, files};
@@ -126,6 +128,8 @@ pub struct SearchConfig {
     pub seed: Option<u64>,
     /// How scores are learned, and which blocks are never freed.
     pub scores: ScoreConfig,
+    /// How scores are learned as DepthShrinker published it.
+    pub published: PublishedConfig,
     /// How networks are judged without training.
     pub sensitivity: SensitivityConfig,
     /// How the weights are trained along with the scores.
@@ -263,6 +267,7 @@ impl Default for SearchConfig {
             method: SearchMethod::Learned,
             seed: None,
             scores: ScoreConfig::default(),
+            published: PublishedConfig::default(),
             sensitivity: SensitivityConfig::default(),
             train: quick_start::search(),
         }
@@ -393,6 +398,7 @@ impl Config {
             train.check().map_err(|e| within(name, e))?;
         }
         self.search.scores.check()?;
+        self.search.published.check()?;
         self.search.sensitivity.check()?;
         self.budget.check_time()?;
         if self.search.method.provider().is_some() && self.finetune.start == FinetuneStart::Searched {
@@ -414,6 +420,15 @@ impl Config {
     /// The seed of the choice of blocks.
     pub fn search_seed(&self) -> u64 {
         self.search.seed.unwrap_or(self.seed)
+    }
+
+    /// How a search that trains scores learns them.
+    pub fn score_rule(&self) -> Rule {
+        let SearchConfig { method, scores, published, train, .. } = &self.search;
+        match method {
+            SearchMethod::DepthShrinker => Rule::Published(published.clone(), train.clone()),
+            _ => Rule::Ours(scores.clone()),
+        }
     }
 
     /// Whether random masks are to take the time of the selected one, rather than to have its size: where times decided.

@@ -14,7 +14,9 @@ use crate::model::Model;
 use crate::networks;
 use crate::shape::Shape;
 use crate::shrink::surgery::{Linearise, check_linearise, drop_linear_activations, prepare_finetune};
-use crate::shrink::{Budget, Finetune, Mask, NestedMask, ScoreConfig, Search, Selection, nested, relative_savings};
+use crate::shrink::{
+    Budget, Finetune, Mask, NestedMask, Rule, ScoreConfig, Search, Selection, nested, relative_savings,
+};
 use crate::train::{
     Distillation, Evaluation, Hook, Interrupt, NoHook, Session, Stage, TrainConfig, evaluate_until, train,
 };
@@ -227,8 +229,15 @@ impl<'a> Run<'a> {
     ) -> Result<(Selection, Model)> {
         let config = &self.config.search;
         let savings = relative_savings(goal.times);
-        let scores = without_losses(&config.scores, goal.budget, &savings)?;
-        let mut search = Search::new(&original.graph, &scores, goal.budget, savings, self.config.search_seed())?;
+        let rule = self.config.score_rule();
+        let scores = match &rule {
+            Rule::Ours(scores) => without_losses(scores, goal.budget, &savings)?,
+            // Published is a choice among all blocks.
+            Rule::Published(..) => config.scores.clone(),
+        };
+        let candidates = scores.candidates(savings.len())?;
+        let mut search =
+            Search::new(&original.graph, rule, candidates, goal.budget, savings, self.config.search_seed())?;
         let mut keep = |search: &Search, model: &Model| keep(&found(search, &goal)?, model);
         let mut hook = Keeping { hook: &mut search, keep: &mut keep };
         let searched = self.stage("search", original.clone(), &config.train, &mut hook, None)?;
@@ -354,7 +363,7 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
     if config.search.method.provider().is_some() {
         return count.kept(&candidates).map(drop);
     }
-    Search::new(graph, &config.search.scores, count, vec![0.0; blocks], config.search_seed()).map(drop)
+    Search::new(graph, config.score_rule(), candidates, count, vec![0.0; blocks], config.search_seed()).map(drop)
 }
 
 /// Refuses a network of which a block that may be freed could not be merged, before anything is trained.
@@ -378,8 +387,8 @@ pub fn evaluate_model(device: &Device, model: &Model, test: &Loader, interrupt: 
 
 /// What a search has found so far.
 fn found(search: &Search, goal: &Goal<'_>) -> Result<Selection> {
-    let nested = nested_masks(search.scores(), search.candidates())?;
-    Ok(Selection { scores: search.scores().to_vec(), nested, ..(goal.mask)(search)?.into() })
+    let nested = nested_masks(&search.ranked(), search.candidates())?;
+    Ok(Selection { scores: search.scores(), nested, ..(goal.mask)(search)?.into() })
 }
 
 /// The masks of other sizes that a ranking gives.

@@ -59,7 +59,7 @@ fn trained(
     let mask = |scores: &[f32]| Ok(options.ranked(scores, ms)?.kept.expect("a ranking of blocks gives a mask"));
     // Told before hours of training: what no ranking can keep.
     mask(&vec![0.0; blocks])?;
-    let goal = Goal { times: &times, budget: options.expected_size(ms), mask: &|search| mask(search.scores()) };
+    let goal = Goal { times: &times, budget: options.expected_size(ms), mask: &|search| mask(&search.ranked()) };
     run.search(original, goal, keep).map(|(selection, model)| (selection, Some(model)))
 }
 

@@ -10,6 +10,10 @@ use super::providers::{Entropy, Gradient, InputStatistics, NoResidual, Provider,
 pub enum SearchMethod {
     /// Scores are trained together with the weights (after DepthShrinker, ICML 2022)
     Learned,
+    /// The same as it was published, for long schedules: raw gradients, the optimizer of the weights (DepthShrinker, ICML 2022)
+    #[serde(rename = "depthshrinker")]
+    #[value(name = "depthshrinker")]
+    DepthShrinker,
     /// Without training: the rise of the held-out loss when a block alone is freed, and an exact knapsack (ours)
     Sensitivity,
     /// Without training: the magnitude of the loss's derivative by the slope of a block's activations, and an exact knapsack
@@ -28,13 +32,21 @@ pub enum SearchMethod {
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Learned, Self::Sensitivity, Self::Gradient, Self::Entropy, Self::Ira, Self::NoResidual, Self::Random];
+    pub const ALL: [Self; 8] = [
+        Self::Learned,
+        Self::DepthShrinker,
+        Self::Sensitivity,
+        Self::Gradient,
+        Self::Entropy,
+        Self::Ira,
+        Self::NoResidual,
+        Self::Random,
+    ];
 
     /// What chooses without training; `None` for methods that train scores.
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
-            Self::Learned => None,
+            Self::Learned | Self::DepthShrinker => None,
             Self::Sensitivity => Some(&Sensitivity),
             Self::Gradient => Some(&Gradient),
             Self::Entropy => Some(&Entropy),

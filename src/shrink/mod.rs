@@ -4,6 +4,7 @@
 //! |--|--|
 //! | `mask` | [`Mask`], [`Budget`], the hard top-k and nested masks |
 //! | `scores` | [`Scores`]: the straight-through gradient, the latency term, the update |
+//! | `published_scores` | [`PublishedScores`]: the same as DepthShrinker published it |
 //! | `search` | [`Search`]: stage 1 as a hook of the training loop |
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
 //! | `simulated_merge` | what DepthShrinker's repository times in place of a merged network |
@@ -26,6 +27,7 @@ mod method;
 pub mod padding;
 pub mod providers;
 mod published_masks;
+mod published_scores;
 mod random_masks;
 mod scores;
 mod search;
@@ -40,8 +42,9 @@ pub use mask::{Budget, Mask, nested, ranking};
 pub use method::SearchMethod;
 pub use providers::{Judge, Sensitivities, SensitivityConfig};
 pub use published_masks::{named_mask, published_mask, published_names};
+pub use published_scores::{Published, PublishedConfig, PublishedScores, WeightStep};
 pub use random_masks::{random_mask, random_masks};
 pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient};
-pub use search::{Search, relative_savings};
+pub use search::{Rule, Search, relative_savings};
 pub use selection::{NestedMask, Selection, linear_segments};
 pub use simulated_merge::{counted_operations, simulated_merge};

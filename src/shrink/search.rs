@@ -1,6 +1,8 @@
 //! Stage 1, the mask search: weights and keep scores are trained together. Before every pass the mask is drawn at random
 //! while the search explores, then it is the hard top-k of the scores (`docs/methods.md` 1.2).
 //!
+//! What the scores learn from a step is ours ([`Scores`]) or as published ([`PublishedScores`]).
+//!
 //! The search runs on a copy of the model. DepthShrinker finetunes from the original weights and throws the searched
 //! ones away; keeping them instead is an option of the job.
 
@@ -8,19 +10,80 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::mask::{Budget, Mask};
+use super::published_scores::{PublishedConfig, PublishedScores, WeightStep};
 use super::scores::{ScoreConfig, Scores, SearchStep};
 use crate::engine::Engine;
 use crate::graph::{BlockId, BlockState, Graph};
-use crate::train::{Hook, HookRecord, Progress, ScoreRecord, TrainStep};
+use crate::train::{Hook, HookRecord, Progress, ScoreRecord, TrainConfig, TrainStep};
 use crate::{Error, Result};
 
 /// Scores recorded over the whole search: enough for a curve, little enough for a checkpoint.
 const RECORDS: u64 = 50;
 
+/// How scores are learned.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rule {
+    /// As here.
+    Ours(ScoreConfig),
+    /// As DepthShrinker published it: with the learning rate, the weight decay and the clipping of the weights.
+    Published(PublishedConfig, TrainConfig),
+}
+
+impl Rule {
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Ours(config) => config.check(),
+            Self::Published(config, _) => config.check(),
+        }
+    }
+}
+
+/// Scores by either rule. Their fields tell them apart in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum LearnedScores {
+    Ours(Scores),
+    Published(PublishedScores),
+}
+
+impl LearnedScores {
+    fn new(rule: &Rule, blocks: usize) -> Self {
+        match rule {
+            Rule::Ours(_) => Self::Ours(Scores::new(blocks)),
+            Rule::Published(..) => Self::Published(PublishedScores::new(blocks)),
+        }
+    }
+
+    fn keep_scores(&self) -> Vec<f32> {
+        match self {
+            Self::Ours(scores) => scores.values().to_vec(),
+            Self::Published(scores) => scores.keep_scores(),
+        }
+    }
+
+    fn ranked(&self) -> Vec<f32> {
+        match self {
+            Self::Ours(scores) => scores.values().to_vec(),
+            Self::Published(scores) => scores.ranked(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Ours(scores) => scores.values().len(),
+            Self::Published(scores) => scores.removal().len(),
+        }
+    }
+
+    fn is_of(&self, rule: &Rule) -> bool {
+        matches!((self, rule), (Self::Ours(_), Rule::Ours(_)) | (Self::Published(_), Rule::Published(..)))
+    }
+}
+
 /// The search as a part of the training loop.
 #[derive(Debug, Clone)]
 pub struct Search {
-    config: ScoreConfig,
+    rule: Rule,
     candidates: Vec<bool>,
     keep: usize,
     savings: Vec<f32>,
@@ -33,7 +96,7 @@ pub struct Search {
 /// All that changes from step to step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct State {
-    scores: Scores,
+    scores: LearnedScores,
     /// Mask of the last pass.
     kept: Vec<u8>,
     /// How often a block went from kept to freed or back since the epoch began.
@@ -43,13 +106,20 @@ struct State {
 }
 
 impl Search {
-    /// A search in `graph` for `budget`. `savings` has one entry per block: what merging it saves, in units of the mean
+    /// A search in `graph` for `budget` among the candidates, one flag per block. `savings` has one entry per block: what merging it saves, in units of the mean
     /// block's cost ([`relative_savings`]).
     ///
     /// # Errors
     /// A network with a block whose activations are gone already, an impossible budget, or settings out of range.
-    pub fn new(graph: &Graph, config: &ScoreConfig, budget: Budget, savings: Vec<f32>, seed: u64) -> Result<Self> {
-        config.check()?;
+    pub fn new(
+        graph: &Graph,
+        rule: Rule,
+        candidates: Vec<bool>,
+        budget: Budget,
+        savings: Vec<f32>,
+        seed: u64,
+    ) -> Result<Self> {
+        rule.check()?;
         let blocks = graph.blocks.len();
         if let Some(block) = BlockId::all(blocks).find(|&b| graph.state(b) != BlockState::Active) {
             let name = &graph.blocks[block].name;
@@ -63,22 +133,27 @@ impl Search {
                 got.to_string(),
             ));
         }
-        let candidates = config.candidates(blocks)?;
         let keep = budget.kept(&candidates)?;
-        let scores = Scores::new(blocks);
-        let kept = Mask::top_k(scores.values(), &candidates, keep).bits();
+        let scores = LearnedScores::new(&rule, blocks);
+        let kept = Mask::top_k(&scores.ranked(), &candidates, keep).bits();
         let state = State { scores, kept, changes: 0, history: Vec::new() };
-        Ok(Self { config: config.clone(), candidates, keep, savings, seed, sites: graph.sites(), state })
+        Ok(Self { rule, candidates, keep, savings, seed, sites: graph.sites(), state })
     }
 
     /// The mask that the scores give now, without noise.
     pub fn mask(&self) -> Mask {
-        Mask::top_k(self.scores(), &self.candidates, self.keep)
+        Mask::top_k(&self.ranked(), &self.candidates, self.keep)
     }
 
-    /// Keep scores in [0, 1], one per block; the highest keep their activations.
-    pub fn scores(&self) -> &[f32] {
-        self.state.scores.values()
+    /// Keep scores, one per block; the highest keep their activations. By our rule they are in [0, 1], as published they may
+    /// leave it.
+    pub fn scores(&self) -> Vec<f32> {
+        self.state.scores.keep_scores()
+    }
+
+    /// What ranks blocks: as [`scores`](Self::scores), in an order that no rounding blurs.
+    pub fn ranked(&self) -> Vec<f32> {
+        self.state.scores.ranked()
     }
 
     /// One flag per block: whether it may be freed.
@@ -108,7 +183,12 @@ impl Search {
 
 impl Hook for Search {
     fn before_forward(&mut self, step: &mut TrainStep<'_>, at: Progress<'_>) -> Result<()> {
-        let mask = self.state.scores.mask(&self.config, &self.candidates, self.keep, self.place(at));
+        let mask = match (&self.state.scores, &self.rule) {
+            (LearnedScores::Ours(scores), Rule::Ours(config)) => {
+                scores.mask(config, &self.candidates, self.keep, self.place(at))
+            }
+            _ => self.mask(),
+        };
         let bits = mask.bits();
         self.state.changes += self.state.kept.iter().zip(&bits).filter(|(old, new)| old != new).count() as u64;
         self.state.kept = bits;
@@ -118,14 +198,24 @@ impl Hook for Search {
 
     fn after_step(&mut self, step: &TrainStep<'_>, at: Progress<'_>) -> Result<()> {
         if self.state.history.is_empty() {
-            self.state.history.push((0, self.scores().to_vec()));
+            self.state.history.push((0, self.scores()));
         }
         let (place, mask) = (self.place(at), Mask::from_bits(&self.state.kept)?);
         let gradients = (&step.score_gradients()?[..self.candidates.len()], self.savings.as_slice());
-        self.state.scores.update(&self.config, &self.candidates, &mask, gradients, place)?;
+        match (&mut self.state.scores, &self.rule) {
+            (LearnedScores::Ours(scores), Rule::Ours(config)) => {
+                scores.update(config, &self.candidates, &mask, gradients, place)?;
+            }
+            (LearnedScores::Published(scores), Rule::Published(config, train)) => {
+                let lr = train.learning_rate(at.step, at.total_steps / at.epochs.max(1));
+                let step = WeightStep { lr, weight_decay: train.weight_decay, clip_norm: train.clip_norm };
+                scores.update(config, &self.candidates, gradients, step)?;
+            }
+            _ => unreachable!("scores are made, and read from checkpoints, for the rule"),
+        }
         let done = at.step + 1;
         if done.is_multiple_of(at.total_steps.div_ceil(RECORDS).max(1)) || done == at.total_steps {
-            self.state.history.push((done, self.scores().to_vec()));
+            self.state.history.push((done, self.scores()));
         }
         Ok(())
     }
@@ -137,7 +227,7 @@ impl Hook for Search {
     fn epoch_record(&mut self, at: Progress<'_>) -> Option<HookRecord> {
         let last = SearchStep { step: at.step.saturating_sub(1), ..self.place(at) };
         Some(HookRecord::Search {
-            exploring: last.explores(&self.config),
+            exploring: matches!(&self.rule, Rule::Ours(config) if last.explores(config)),
             kept: self.mask().bits(),
             mask_changes: std::mem::take(&mut self.state.changes),
         })
@@ -151,7 +241,8 @@ impl Hook for Search {
         let foreign =
             || Error::Config("the checkpoint holds no mask search of this network; start again with --force".into());
         let state = State::deserialize(state).map_err(|_| foreign())?;
-        if state.scores.values().len() != self.candidates.len() || state.kept.len() != self.candidates.len() {
+        let blocks = self.candidates.len();
+        if !state.scores.is_of(&self.rule) || state.scores.len() != blocks || state.kept.len() != blocks {
             return Err(foreign());
         }
         self.state = state;
@@ -164,4 +255,30 @@ impl Hook for Search {
 pub fn relative_savings(costs: &[(f64, f64)]) -> Vec<f32> {
     let mean = costs.iter().map(|(before, _)| before).sum::<f64>() / costs.len().max(1) as f64;
     costs.iter().map(|(before, after)| if mean > 0.0 { ((before - after) / mean) as f32 } else { 0.0 }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::networks::{NetworkOptions, build};
+    use crate::shape::Shape;
+
+    #[test]
+    fn a_state_is_read_by_its_own_rule_alone() {
+        let graph = build("mobilenetv2-0.1", &NetworkOptions::new(Shape::new(32, 32, 3), 4)).unwrap();
+        let rules =
+            [Rule::Ours(ScoreConfig::default()), Rule::Published(PublishedConfig::default(), TrainConfig::default())];
+        let search =
+            |rule: &Rule| Search::new(&graph, rule.clone(), vec![true; 17], Budget::Keep(8), vec![0.0; 17], 3).unwrap();
+        let states = rules.each_ref().map(|rule| {
+            let text = search(rule).state().to_string();
+            serde_json::from_str::<Value>(&text).unwrap()
+        });
+        for (index, rule) in rules.iter().enumerate() {
+            let mut own = search(rule);
+            own.restore(&states[index]).unwrap();
+            assert_eq!(own.state, search(rule).state);
+            assert!(search(rule).restore(&states[1 - index]).is_err());
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub struct Selection {
     /// How borders are made exact, where the selection was made for one way; else the settings decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<PaddingMode>,
-    /// Keep scores in [0, 1], one per block; empty for a selection made by hand.
+    /// Keep scores, one per block, in [0, 1] but for DepthShrinker's search as published; empty for a selection by hand or by chance.
     #[serde(default)]
     pub scores: Vec<f32>,
     /// Masks of other sizes from the same ranking, by the number of kept blocks.

@@ -27,8 +27,9 @@ use crate::sensitivity::{folder, images, model};
 use crate::trial;
 
 /// What every way to choose blocks is known by, and whether it leaves `importance.csv` and ranks blocks.
-const METHODS: [(&str, bool, bool); 7] = [
+const METHODS: [(&str, bool, bool); 8] = [
     ("learned", false, true),
+    ("depthshrinker", false, true),
     ("sensitivity", true, true),
     ("gradient", true, true),
     ("entropy", true, true),
