@@ -76,6 +76,69 @@ pub struct Config {
     pub evaluate: EvaluateConfig,
     /// The measurement at the end.
     pub measure: MeasureConfig,
+    /// What `compare` compares; left out of the file of a run, which compares nothing.
+    #[serde(skip_serializing_if = "CompareConfig::is_default")]
+    pub compare: CompareConfig,
+}
+
+/// Methods × budgets × seeds, for `compare`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompareConfig {
+    /// How blocks are chosen.
+    pub methods: Vec<SearchMethod>,
+    /// What the merged networks may take, or how many blocks they keep.
+    pub budgets: Vec<Budget>,
+    /// Seeds of choice and finetuning; each method has each of them.
+    pub seeds: Vec<u64>,
+    /// Masks of the method `random`, the same ones for every seed of finetuning.
+    pub random_masks: u64,
+}
+
+impl Default for CompareConfig {
+    fn default() -> Self {
+        Self {
+            methods: SearchMethod::ALL.to_vec(),
+            budgets: vec![Budget::LatencyFraction(0.8)],
+            seeds: vec![0, 1, 2],
+            random_masks: 8,
+        }
+    }
+}
+
+impl CompareConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Refuses lists that name nothing or one thing twice, and values out of range.
+    ///
+    /// # Errors
+    /// Names the key and what to do.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |problem: String| Err(Error::Config(format!("compare.{problem}")));
+        let lists = [
+            ("methods", self.methods.iter().map(|method| method.to_string()).collect::<Vec<_>>()),
+            ("budgets", self.budgets.iter().map(Budget::to_string).collect()),
+            ("seeds", self.seeds.iter().map(u64::to_string).collect()),
+        ];
+        for (key, values) in lists {
+            if values.is_empty() {
+                return refuse(format!("{key} is empty; name one or more"));
+            }
+            let twice = values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
+            if let Some((_, value)) = twice {
+                return refuse(format!("{key} has {value} twice; name each once"));
+            }
+        }
+        if let Some(seed) = self.seeds.iter().find(|seed| i64::try_from(**seed).is_err()) {
+            return refuse(format!("seeds has {seed}; give numbers below 2^63"));
+        }
+        if self.methods.contains(&SearchMethod::Random) && !(1..=1 << 20).contains(&self.random_masks) {
+            return refuse(format!("random_masks = {}; give 1 to {}", self.random_masks, 1 << 20));
+        }
+        self.budgets.iter().try_for_each(|budget| budget.check_time())
+    }
 }
 
 /// Which network.
@@ -218,6 +281,7 @@ impl Default for Config {
             merge: MergeConfig::default(),
             evaluate: EvaluateConfig::default(),
             measure: MeasureConfig::default(),
+            compare: CompareConfig::default(),
         }
     }
 }
@@ -405,6 +469,7 @@ impl Config {
             let problem = "finetune.start = \"searched\" needs weights that a search trained";
             return Err(Error::Config(format!("{problem}; give search.method = \"learned\" or start at the original")));
         }
+        self.compare.check()?;
         self.finetune.removal.check()?;
         self.finetune.distill.check().map_err(|e| within("finetune.distill", e))
     }

@@ -200,6 +200,21 @@ fn peaks_are_those_of_a_computer() {
     assert_eq!((roofline.element_bytes, roofline.matrix_flops), (4, peaks.gemm_flops_per_s));
 }
 
+/// A network of such a run.
+fn network(name: NetworkStage, top1: f64, (params, macs): (u64, u64), ms: f64) -> NetworkResult {
+    NetworkResult {
+        name,
+        top1,
+        loss: Some(0.4),
+        params,
+        macs,
+        batch: 128,
+        latency_ms: LatencyResult { median: ms, iqr: ms * 0.03 },
+        images_per_s: 128e3 / ms,
+        utilization: Utilization { flop: 0.31, byte: 0.62, roofline: 0.71 },
+    }
+}
+
 /// A run that was never made, with every part of the report present.
 fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
     let options = NetworkOptions {
@@ -219,18 +234,9 @@ fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
             after_us: if k == 1 { before_us } else { before_us * 0.45 },
         }
     });
-    let network = |name, top1, params, macs, ms: f64| NetworkResult {
-        name,
-        top1,
-        params,
-        macs,
-        batch: 128,
-        latency_ms: LatencyResult { median: ms, iqr: ms * 0.03 },
-        images_per_s: 128e3 / ms,
-        utilization: Utilization { flop: 0.31, byte: 0.62, roofline: 0.71 },
-    };
     let trial = |seed, top1| MaskTrial { seed, kept: kept.clone(), top1 };
     let result = RunResult {
+        latency_share: Some(0.8),
         schema: SCHEMA,
         device: "cpu".into(),
         precision: "f32".into(),
@@ -239,9 +245,9 @@ fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
         machine: Some(MachineResult { cpu: "Some <CPU> & Co".into(), threads: 2 }),
         data: DataResult { name: "fashion-mnist-small".into(), train: 10_000, test: 2_000 },
         networks: vec![
-            network(NetworkStage::Original, 89.2, 700_010, 21_345_678, 88.0),
-            network(NetworkStage::Unmerged, 88.6, 700_010, 21_345_678, 84.0),
-            network(NetworkStage::Merged, 88.6, 912_345, 19_222_111, 58.0),
+            network(NetworkStage::Original, 89.2, (700_010, 21_345_678), 88.0),
+            network(NetworkStage::Unmerged, 88.6, (700_010, 21_345_678), 84.0),
+            network(NetworkStage::Merged, 88.6, (912_345, 19_222_111), 58.0),
         ],
         ratio: Some(1.52),
         latency: Some("roofline of two nominal cores".into()),
@@ -462,6 +468,7 @@ fn opened(html: &str, tag: &str) -> usize {
 fn a_bare_run_makes_a_page_too() {
     let (result, _, before, _) = example();
     let result = RunResult {
+        latency_share: None,
         networks: Vec::new(),
         ratio: None,
         merge: None,

@@ -5,6 +5,7 @@
 mod bench;
 mod bench_table;
 mod check;
+mod compare;
 mod devices;
 mod eval;
 mod export;
@@ -87,6 +88,8 @@ pub struct Common {
 enum Command {
     /// The whole job: train or load, search, finetune, merge, evaluate, report
     Shrink(shrink::Args),
+    /// Compares methods: every method, budget and seed from one model, as jobs that run anywhere
+    Compare(compare::Args),
     /// Trains a network
     Train(train::Args),
     /// Learns which blocks of a trained network keep their activations
@@ -151,6 +154,7 @@ impl Cli {
         }
         match &self.command {
             Command::Shrink(args) => shrink::run(args, common),
+            Command::Compare(args) => compare::run(args, common),
             Command::Train(args) => train::run(args, common),
             Command::Search(args) => search::run(args, common),
             Command::Table(args) => table::run(args, common),

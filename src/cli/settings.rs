@@ -12,7 +12,7 @@ use crate::io::check_writable;
 use crate::measure::LatencySource;
 use crate::model::Model;
 use crate::networks::KNOWN_NETWORKS;
-use crate::pipeline::{Entry, RunFolder, RunSpec};
+use crate::pipeline::{Entry, RunFolder, RunSpec, Stance};
 use crate::shrink::{Budget, Mask, SearchMethod, Selection, named_mask};
 use crate::train::{Session, TrainConfig};
 
@@ -267,6 +267,11 @@ impl Common {
             set_threads(config.threads)?;
         }
         Ok(())
+    }
+
+    /// How doubts and progress are treated.
+    pub fn stance(&self) -> Stance {
+        Stance { strict: self.strict, quiet: self.quiet }
     }
 
     /// Enters the run's folder.

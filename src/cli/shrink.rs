@@ -1,6 +1,6 @@
 //! `shrink`: the whole job.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde_json::json;
@@ -8,22 +8,13 @@ use serde_json::json;
 use super::settings::{BudgetArgs, DataArgs, MethodArgs, NetworkArgs, RunArgs};
 use super::{Common, print};
 use crate::config::Config;
-use crate::io::read_model;
-use crate::pipeline::{
-    self, Datasets, Entry, Run, RunFolder, RunSpec, Space, check_batches, check_mergeable, check_search,
-    configured_graph,
-};
+use crate::pipeline::{Entry, RunFolder, shrink_in};
 use crate::report::{RunResult, network_table};
 use crate::shrink::padding::PaddingMode;
 use crate::{Error, terminal};
 
-/// The command's name in folders and fingerprints.
+/// The command's name in folders.
 const NAME: &str = "shrink";
-/// Model files that a run ends with: original, searched, shrunk and merged, and the merged one as ONNX. Merged networks
-/// have more weights, which is why two more are counted.
-const MODELS: u64 = 7;
-/// The file that marks a run as finished.
-const LAST: &str = "result.json";
 
 /// Options of `shrink`.
 #[derive(Debug, Clone, clap::Args)]
@@ -56,7 +47,7 @@ pub struct Args {
 /// Schedules of the three training stages.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Training")]
-struct Schedule {
+pub(super) struct Schedule {
     /// Epochs of training the original
     #[arg(long, value_name = "N")]
     train_epochs: Option<u64>,
@@ -85,32 +76,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.apply(&mut config, entry);
     common.ready(&config)?;
     refuse_choices(&config)?;
-    let model = config.model.as_deref().map(read_model).transpose()?;
-    let data = Datasets::open(&config, model.as_ref().map(|(model, info)| (model, info)))?;
-    let fresh = config.model.is_none().then_some(&config.train);
-    check_batches(fresh.into_iter().chain([&config.search.train, &config.finetune.train]), &data)?;
-    let graph = match &model {
-        Some((model, _)) => model.graph.clone(),
-        None => configured_graph(&config, &data)?,
-    };
-    check_search(&config, &graph)?;
-    check_mergeable(&config, &graph)?;
-    let fresh = config.model.is_none().then_some(("train", &config.train));
-    let later = [("search", &config.search.train), ("finetune", &config.finetune.train)];
-    data.doubts(fresh.into_iter().chain(later), &graph)?.settle(common.strict)?;
-    let models: Vec<&Path> = config.model.as_deref().into_iter().collect();
-    let spec = RunSpec {
-        command: NAME,
-        config: &config,
-        models: &models,
-        data: &data,
-        last: LAST,
-        bytes: Space { models: MODELS, stages: &[&config.train, &config.search.train, &config.finetune.train] }
-            .bytes(&graph)?,
-    };
-    let session = common.enter(&folder, &spec, entry)?;
-    let mut run = Run::new(&config, &data, session)?;
-    let result = pipeline::shrink(&mut run, &folder)?;
+    let result = shrink_in(&folder, &config, entry, common.stance())?;
     let text = if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder, &config) };
     print(&format!("the table of {}", folder.path("report.html").display()), &text)
 }
@@ -125,17 +91,23 @@ impl Args {
             config.model.clone_from(&self.model);
         }
         config.merge.padding = self.padding.unwrap_or(config.merge.padding);
-        let s = &self.schedule;
         config.compare_random = self.compare_random.unwrap_or(config.compare_random);
-        config.measure.seconds = s.measure_seconds.unwrap_or(config.measure.seconds);
+        self.schedule.apply(config);
+    }
+}
+
+impl Schedule {
+    /// Overrides the configuration by the flags.
+    pub(super) fn apply(&self, config: &mut Config) {
+        config.measure.seconds = self.measure_seconds.unwrap_or(config.measure.seconds);
         let stages = [
-            (&mut config.train, s.train_epochs),
-            (&mut config.search.train, s.search_epochs),
-            (&mut config.finetune.train, s.finetune_epochs),
+            (&mut config.train, self.train_epochs),
+            (&mut config.search.train, self.search_epochs),
+            (&mut config.finetune.train, self.finetune_epochs),
         ];
         for (train, epochs) in stages {
             train.epochs = epochs.unwrap_or(train.epochs);
-            train.batch = s.batch.unwrap_or(train.batch);
+            train.batch = self.batch.unwrap_or(train.batch);
         }
     }
 }

@@ -17,6 +17,7 @@ mod peer;
 mod plan_record;
 mod record;
 mod roofline;
+mod statistics;
 mod table_bench;
 mod table_work;
 mod timer;
@@ -43,6 +44,7 @@ pub use record::{
 pub use roofline::{
     DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, kernel_costs, network_time, plan_costs, utilization,
 };
+pub use statistics::{Difference, deviation, mean, student_quantile, variance_share};
 pub use table_bench::{MeasuredTable, Milliseconds, TableBench, TableProgress};
 pub use table_work::{Piece, RowWork, TableOptions, TableWork};
 pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};

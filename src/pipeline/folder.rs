@@ -16,11 +16,13 @@ use crate::{Error, Result};
 
 /// The settings of the run; where it is, there is one.
 const CONFIG: &str = "config.toml";
+/// Where the run can go on, and in the end what it was started with.
+const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Everything a run may leave in its folder; nothing else there is ever touched.
 const FILES: [&str; 13] = [
     CONFIG,
     "metrics.jsonl",
-    "checkpoint.safetensors",
+    CHECKPOINT,
     "original.safetensors",
     "searched.safetensors",
     "latency.csv",
@@ -83,7 +85,7 @@ impl Space<'_> {
 }
 
 /// The folder of a run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunFolder {
     dir: PathBuf,
 }
@@ -107,6 +109,11 @@ impl RunFolder {
     /// Whether the run has written a file.
     pub fn has(&self, file: &str) -> bool {
         self.path(file).is_file()
+    }
+
+    /// Whether there is a run, finished or not.
+    pub fn has_run(&self) -> bool {
+        self.has(CONFIG)
     }
 
     /// The configuration that the run in the folder was started with.
@@ -144,7 +151,7 @@ impl RunFolder {
         }
         self.check_space(run.bytes);
         let settings = run.fingerprint(None)?;
-        let (checkpoint, metrics) = (self.path("checkpoint.safetensors"), self.path("metrics.jsonl"));
+        let (checkpoint, metrics) = (self.path(CHECKPOINT), self.path("metrics.jsonl"));
         let mut session = if checkpoint.is_file() {
             let mut saved = Checkpoint::read(&checkpoint)?;
             self.check_settings(run, &mut saved, &settings)?;
@@ -205,7 +212,7 @@ impl RunFolder {
         let before = run.fingerprint(self.config()?.data.dir)?;
         saved.check_fingerprint(&before).map_err(|_| self.other_settings(refused))?;
         now.clone_into(&mut saved.fingerprint);
-        saved.write(&self.path("checkpoint.safetensors"))
+        saved.write(&self.path(CHECKPOINT))
     }
 
     /// Refuses to go on with other images than the run was started with.
@@ -214,7 +221,7 @@ impl RunFolder {
             return Ok(());
         }
         let was = <[Contents; 2]>::deserialize(was)
-            .map_err(|e| Error::file(self.path("checkpoint.safetensors"), format!("what it says of its data: {e}")))?;
+            .map_err(|e| Error::file(self.path(CHECKPOINT), format!("what it says of its data: {e}")))?;
         let parts = is.iter().zip(&was).zip(["train", "test"]);
         let differences: Vec<String> = parts.filter_map(|((is, was), part)| is.difference(was, part)).collect();
         if differences.is_empty() {
@@ -236,6 +243,14 @@ impl RunFolder {
         }
         own.data.dir.clone_from(&config.data.dir);
         self.write(CONFIG, &own.to_toml()?)
+    }
+
+    /// Whether the run in the folder has these settings and model files ([`settings_fingerprint`]).
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read.
+    pub(super) fn has_settings(&self, settings: &str) -> Result<bool> {
+        Ok(Checkpoint::read(&self.path(CHECKPOINT))?.check_fingerprint(settings).is_ok())
     }
 
     /// Writes a text file of the run atomically.
@@ -294,11 +309,21 @@ impl RunSpec<'_> {
     /// part of a run to the next: an evaluation that ran out of memory must be able to go on with fewer images. Model files
     /// and images are what they hold, wherever they lie: `data_dir` is `None` but for checkpoints that say where.
     fn fingerprint(&self, data_dir: Option<PathBuf>) -> Result<String> {
-        let mut config = self.config.clone();
-        let Config { measure, evaluate, .. } = Config::default();
-        (config.threads, config.measure, config.evaluate) = (0, measure, evaluate);
-        (config.model, config.finetune.teacher, config.data.dir) = (None, None, data_dir);
         let models: Vec<String> = self.models.iter().map(|path| file_fingerprint(path)).collect::<Result<_>>()?;
-        fingerprint(&(self.command, config, models))
+        settings_fingerprint(self.command, self.config, &models, data_dir)
     }
+}
+
+/// As [`RunSpec::fingerprint`], of model files that were read already.
+pub(super) fn settings_fingerprint(
+    command: &str,
+    config: &Config,
+    models: &[String],
+    data_dir: Option<PathBuf>,
+) -> Result<String> {
+    let mut config = config.clone();
+    let Config { measure, evaluate, .. } = Config::default();
+    (config.threads, config.measure, config.evaluate) = (0, measure, evaluate);
+    (config.model, config.finetune.teacher, config.data.dir) = (None, None, data_dir);
+    fingerprint(&(command, config, models))
 }

@@ -15,7 +15,7 @@ use crate::shrink::select::BlockOptions;
 /// Images per pass that rooflines price blocks for.
 const COST_BATCH: usize = 128;
 /// The table of a run in its folder.
-const FILE: &str = "latency.csv";
+pub(super) const TABLE: &str = "latency.csv";
 
 /// What each block takes as it is and merged, in one unit.
 ///
@@ -38,10 +38,10 @@ pub fn block_times(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Resu
 /// # Errors
 /// A table that cannot be read or is of another network, a device that fails, or a folder that cannot be written.
 pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Result<LatencyTable> {
-    if folder.has(FILE) {
+    if folder.has(TABLE) {
         return kept_table(folder);
     }
-    let path = folder.path(FILE);
+    let path = folder.path(TABLE);
     let table = match (run.config.latency.file(), run.config.latency.roofline(&run.device)) {
         (Some(file), _) => LatencyTable::read(file)?,
         (None, Some(roofline)) => {
@@ -53,7 +53,7 @@ pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Re
         (None, None) => measured(run, model, &path)?,
     };
     table.check(&model.graph.positions()?)?;
-    folder.write(FILE, &table.to_csv())?;
+    folder.write(TABLE, &table.to_csv())?;
     // As a run that goes on reads it.
     kept_table(folder)
 }
@@ -63,7 +63,7 @@ pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Re
 /// # Errors
 /// A table that is not there or cannot be read.
 pub fn kept_table(folder: &RunFolder) -> Result<LatencyTable> {
-    LatencyTable::read(&folder.path(FILE))
+    LatencyTable::read(&folder.path(TABLE))
 }
 
 fn measured(run: &mut Run<'_>, model: &Model, path: &Path) -> Result<LatencyTable> {

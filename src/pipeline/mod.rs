@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |--|--|
 //! | `benchmark` | [`Bench`]: what `bench` times |
+//! | `compare` | [`Jobs`]: methods × budgets × seeds, a `shrink` each |
 //! | `comparison` | [`Comparison`]: what `bench table` times |
 //! | `published` | [`published_networks`]: its networks with their published figures |
 //! | `doubts` | [`Doubts`]: why a run may mean less than it seems to |
@@ -21,6 +22,7 @@
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
 mod benchmark;
+mod compare;
 mod comparison;
 mod doubts;
 mod folder;
@@ -40,6 +42,7 @@ mod table;
 mod verify;
 
 pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
+pub use compare::{Job, Jobs};
 pub use comparison::{Comparison, Contestant, KeepRows, NetworkPair};
 pub use doubts::Doubts;
 pub use folder::{Entry, RunFolder, RunSpec, Space};
@@ -53,6 +56,6 @@ pub use run::{
     Datasets, Finetuning, Goal, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
 };
 pub use selection::{KeepSelection, choose_blocks};
-pub use shrink::shrink;
+pub use shrink::{Stance, shrink, shrink_in};
 pub use table::{TableSettings, check_table, measure_table};
 pub use verify::verify_files;

@@ -1,7 +1,7 @@
 //! Which blocks are freed: by scores that are trained, or without training by what a provider reckons and the time of blocks.
 
 use super::folder::RunFolder;
-use super::latency::{block_times, kept_table, latency_table};
+use super::latency::{TABLE, block_times, kept_table, latency_table};
 use super::run::{Goal, Run, nested_masks, without_losses};
 use crate::model::Model;
 use crate::shrink::providers::{Asked, BlockCosts, Judge, Provider, TOLERANCE};
@@ -151,6 +151,22 @@ fn random_of_equal_time(
     let solutions = options.random(options.time_ms(selected), TOLERANCE, run.config.seed, count + 1)?;
     let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(|mask| mask != selected);
     Ok((0..).zip(masks).take(count).collect())
+}
+
+/// Time of a mask by the latency table that a run has kept, as a share of that of the whole network; `None` where no table was
+/// needed.
+///
+/// # Errors
+/// A table that cannot be read.
+pub fn latency_share(run: &Run<'_>, original: &Model, folder: &RunFolder, mask: &Mask) -> Result<Option<f64>> {
+    if !folder.has(TABLE) {
+        return Ok(None);
+    }
+    let blocks = original.graph.blocks.len();
+    let candidates = run.config.search.scores.candidates(blocks)?;
+    let positions = original.graph.positions()?;
+    let options = BlockOptions::with_kept(&positions, &kept_table(folder)?, None, &kept(&candidates))?;
+    Ok(Some(options.time_ms(mask) / options.time_ms(&Mask::all(blocks)).max(f64::MIN_POSITIVE)))
 }
 
 fn kept(candidates: &[bool]) -> Vec<bool> {

@@ -1,17 +1,18 @@
 //! `shrink`: all stages in order. Every stage's result is a file; the checkpoint says which stages are done, so a run
 //! that was killed at any instant goes on with the same bits.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::folder::RunFolder;
+use super::folder::{Entry, RunFolder, RunSpec, Space};
 use super::keeping::KeepModel;
-use super::run::{Finetuning, Run};
-use super::selection::{choose_blocks, masks_to_compare};
+use super::run::{Datasets, Finetuning, Run, check_batches, check_mergeable, check_search, configured_graph};
+use super::selection::{choose_blocks, latency_share, masks_to_compare};
 use super::summary::{Facts, Networks, summarise};
-use crate::config::FinetuneStart;
+use crate::config::{Config, FinetuneStart};
 use crate::data::Loader;
 use crate::dtype::Dtype;
 use crate::io::onnx::write_onnx;
@@ -23,6 +24,11 @@ use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge_selection, ve
 use crate::shrink::{Mask, Selection};
 use crate::{Error, Result};
 
+/// Model files that a run ends with: original, searched, shrunk and merged, and the merged one as ONNX. Merged networks
+/// have more weights, which is why two more are counted.
+const MODELS: u64 = 7;
+/// The file that marks a run as finished.
+pub(super) const LAST: &str = "result.json";
 /// Images on which the merged network is checked against the unmerged one, of noise and of the test set each.
 const VERIFY_IMAGES: usize = 32;
 
@@ -49,6 +55,47 @@ impl Job {
     fn has(&self, stage: &str) -> bool {
         self.done.iter().any(|s| s.name == stage)
     }
+}
+
+/// How a run treats what leaves it in doubt, and whether it tells its progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stance {
+    /// Fail where there would be a warning that the result may mean nothing.
+    pub strict: bool,
+    /// Tell nothing but errors.
+    pub quiet: bool,
+}
+
+/// Opens model and data, refuses what cannot be done, enters the folder and runs the whole job there.
+///
+/// # Errors
+/// Settings, data or a model that do not fit one another, a folder that may not be entered so, or as [`shrink`].
+pub fn shrink_in(folder: &RunFolder, config: &Config, entry: Entry, stance: Stance) -> Result<RunResult> {
+    let model = config.model.as_deref().map(read_model).transpose()?;
+    let data = Datasets::open(config, model.as_ref().map(|(model, info)| (model, info)))?;
+    let fresh = config.model.is_none().then_some(("train", &config.train));
+    let later = [("search", &config.search.train), ("finetune", &config.finetune.train)];
+    let stages = || fresh.into_iter().chain(later);
+    check_batches(stages().map(|(_, stage)| stage), &data)?;
+    let graph = match &model {
+        Some((model, _)) => model.graph.clone(),
+        None => configured_graph(config, &data)?,
+    };
+    check_search(config, &graph)?;
+    check_mergeable(config, &graph)?;
+    data.doubts(stages(), &graph)?.settle(stance.strict)?;
+    let models: Vec<&Path> = config.model.as_deref().into_iter().collect();
+    let stages = [&config.train, &config.search.train, &config.finetune.train];
+    let spec = RunSpec {
+        command: "shrink",
+        config,
+        models: &models,
+        data: &data,
+        last: LAST,
+        bytes: Space { models: MODELS, stages: &stages }.bytes(&graph)?,
+    };
+    let session = folder.enter(&spec, entry, stance.quiet)?;
+    shrink(&mut Run::new(config, &data, session)?, folder)
 }
 
 /// Runs the whole job in a folder that was entered; ends with `result.json` and `report.html`.
@@ -87,7 +134,8 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
         vec![MaskTrial { seed: run.config.seed, kept: mask.bits(), top1: networks.unmerged.1.top1 }]
     };
     let clock = Instant::now();
-    let facts = Facts { mask, map: &map, segments, error, learned, random, stages: Vec::new() };
+    let latency_share = latency_share(run, &original, folder, &mask)?;
+    let facts = Facts { mask, map: &map, latency_share, segments, error, learned, random, stages: Vec::new() };
     let mut result = summarise(run, &networks, facts)?;
     finish(&mut job, run, "measure", clock);
     result.stages = job.done;
@@ -211,5 +259,5 @@ fn write_report(run: &Run<'_>, folder: &RunFolder, result: &RunResult, change: C
     };
     page.write(folder.dir())?;
     // The last file: it marks the run as finished.
-    folder.write("result.json", &format!("{:#}\n", json!(result)))
+    folder.write(LAST, &format!("{:#}\n", json!(result)))
 }

@@ -34,6 +34,8 @@ pub(super) struct Facts<'a> {
     pub mask: Mask,
     /// Per node of the original network, the node of the merged network with the same value.
     pub map: &'a [Option<NodeId>],
+    /// Time of the merged network by the latency table, as a share of the original's.
+    pub latency_share: Option<f64>,
     /// Number of merged segments.
     pub segments: usize,
     pub error: MergeError,
@@ -76,6 +78,7 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>
         // One entry per block, whatever else the mask frees.
         kept: facts.mask.bits()[..original.graph.blocks.len()].to_vec(),
         latency: Some(config.latency.describe(&run.device)),
+        latency_share: facts.latency_share,
         merge: Some(MergeResult {
             segments: facts.segments,
             max_abs_error: facts.error.max_abs_error,
@@ -114,6 +117,7 @@ fn sizes(name: NetworkStage, model: &Model, evaluation: &Evaluation) -> Result<N
     Ok(NetworkResult {
         name,
         top1: evaluation.top1,
+        loss: Some(evaluation.loss),
         params: cost.params(),
         macs: cost.macs(),
         batch: 0,

@@ -36,6 +36,9 @@ pub struct RunResult {
     /// What the times of blocks were priced by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<String>,
+    /// Time of the merged network by the run's latency table, as a share of the original's; absent where none was needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_share: Option<f64>,
     /// The merge; absent when nothing was merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<MergeResult>,
@@ -101,6 +104,9 @@ pub struct NetworkResult {
     pub name: NetworkStage,
     /// Accuracy on the test images, percent.
     pub top1: f64,
+    /// Mean cross-entropy on the test images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
     /// Trained parameters.
     pub params: u64,
     /// Multiply-accumulates per image.

@@ -1,0 +1,180 @@
+//! `compare`: methods × budgets × seeds from one model, as a list of jobs that any process may take from.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::settings::{DataArgs, set_some};
+use super::shrink::Schedule;
+use super::{Common, print};
+use crate::measure::LatencySource;
+use crate::pipeline::{Entry, Jobs, RunFolder};
+use crate::report::{TrialFile, csv, json_text};
+use crate::shrink::padding::PaddingMode;
+use crate::shrink::{Budget, SearchMethod};
+use crate::train::Reporter;
+use crate::{Error, terminal};
+
+const NAME: &str = "compare";
+/// The variable in which Slurm gives a job of an array its number.
+const ARRAY_TASK: &str = "SLURM_ARRAY_TASK_ID";
+
+/// Options of `compare`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The trained model that all jobs start from [default: that of the settings]
+    model: Option<PathBuf>,
+    /// Print the jobs, each with its number and whether it is finished
+    #[arg(long, conflicts_with_all = ["job", "merge"])]
+    list: bool,
+    /// Run job N of the list alone, or go on with it; one that is finished is not done again [default in a Slurm array: its
+    /// SLURM_ARRAY_TASK_ID]
+    #[arg(long, value_name = "N", conflicts_with = "merge")]
+    job: Option<usize>,
+    /// Run nothing; put together what is finished
+    #[arg(long)]
+    merge: bool,
+    /// Methods, with commas [default: all]
+    #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
+    methods: Option<Vec<SearchMethod>>,
+    /// Budgets: shares of the original's time that the merged networks may take by the latency table, with commas [default:
+    /// 0.8]; `compare.budgets` in --config takes budgets of all kinds
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',')]
+    latency_fractions: Option<Vec<f64>>,
+    /// Seeds of choice and finetuning, with commas [default: 0,1,2]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    seeds: Option<Vec<u64>>,
+    /// Masks of the method random, each finetuned with every seed [default: 8]
+    #[arg(long, value_name = "N")]
+    random_masks: Option<u64>,
+    /// Price blocks by: auto, macs, bytes, roofline:v100-sxm2 (or another GPU), or a table FILE.csv that `table` measured
+    #[arg(long, value_name = "SOURCE")]
+    latency: Option<LatencySource>,
+    /// How merged borders stay exact: reorder or border-bias
+    #[arg(long, value_name = "MODE")]
+    padding: Option<PaddingMode>,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    schedule: Schedule,
+}
+
+/// Runs jobs, or lists them; then puts together what is finished and prints the table.
+///
+/// # Errors
+/// Wrong settings, jobs that failed, or a result of other settings.
+pub fn run(args: &Args, common: &Common) -> Result<()> {
+    let folder = common.folder(NAME);
+    let mut config = common.base_config(Entry::New, None)?;
+    args.data.apply(&mut config, Entry::New);
+    args.schedule.apply(&mut config);
+    set_some(&mut config.model, &args.model);
+    config.latency = args.latency.clone().unwrap_or(config.latency);
+    config.merge.padding = args.padding.unwrap_or(config.merge.padding);
+    let compare = &mut config.compare;
+    compare.methods = args.methods.clone().unwrap_or_else(|| compare.methods.clone());
+    compare.seeds = args.seeds.clone().unwrap_or_else(|| compare.seeds.clone());
+    compare.random_masks = args.random_masks.unwrap_or(compare.random_masks);
+    if let Some(shares) = &args.latency_fractions {
+        compare.budgets = shares.iter().map(|&share| Budget::LatencyFraction(share)).collect();
+    }
+    common.ready(&config)?;
+    let jobs = Jobs::new(&config, folder.dir())?;
+    if args.list {
+        return list(&jobs, common);
+    }
+    match args.job.map_or_else(array_task, |job| Ok(Some(job)))?.filter(|_| !args.merge) {
+        Some(index) => one(&jobs, index, common),
+        None => {
+            let failed = if args.merge { 0 } else { all(&jobs, common)? };
+            put_together(&jobs, &folder, common)?;
+            anyhow::ensure!(failed == 0, "{failed} of {} jobs failed; what they said stands above", jobs.jobs().len());
+            Ok(())
+        }
+    }
+}
+
+/// The job that Slurm asks for.
+fn array_task() -> Result<Option<usize>> {
+    let Some(text) = std::env::var_os(ARRAY_TASK) else { return Ok(None) };
+    let text = text.to_string_lossy();
+    let index = text.parse().map_err(|_| {
+        Error::Config(format!("{ARRAY_TASK} is {text:?}, which is no number of a job; give --job N, or unset it"))
+    })?;
+    Ok(Some(index))
+}
+
+fn list(jobs: &Jobs, common: &Common) -> Result<()> {
+    let mut text = String::new();
+    for (index, job) in jobs.jobs().iter().enumerate() {
+        text.push_str(&format!("{index} {}{}\n", job.name, if job.is_finished() { " finished" } else { "" }));
+    }
+    if common.json {
+        let entry = |(index, job): (usize, &crate::pipeline::Job)| {
+            json!({
+                "job": index, "name": job.name.to_string(), "method": job.name.method, "budget": job.name.budget,
+                "seed": job.name.seed, "mask": job.name.mask, "finished": job.is_finished(),
+                "folder": job.folder().dir(),
+            })
+        };
+        text = json_text(&jobs.jobs().iter().enumerate().map(entry).collect::<Vec<_>>());
+    }
+    print("the list of jobs", &text)
+}
+
+fn one(jobs: &Jobs, index: usize, common: &Common) -> Result<()> {
+    let result = jobs.run(index, common.stance())?;
+    let job = &jobs.jobs()[index];
+    let top1 = result.network(crate::report::NetworkStage::Merged).map_or(f64::NAN, |network| network.top1);
+    let text = match common.json {
+        true => json_text(&result),
+        false => format!("{}: top-1 {top1:.2} %\n", terminal::path(job.folder().dir())),
+    };
+    print(&format!("the result in {}", job.folder().dir().display()), &text)
+}
+
+/// Runs what is not finished, one job after the other. Returns how many failed; an interrupt ends it.
+fn all(jobs: &Jobs, common: &Common) -> Result<usize> {
+    let reporter = if common.quiet { Reporter::quiet() } else { Reporter::new() };
+    let open: Vec<usize> = (0..jobs.jobs().len()).filter(|&index| !jobs.jobs()[index].is_finished()).collect();
+    let (start, mut failed) = (Instant::now(), 0);
+    for (done, &index) in open.iter().enumerate() {
+        let name = &jobs.jobs()[index].name;
+        let seconds = start.elapsed().as_secs_f64();
+        let left = if done == 0 {
+            String::new()
+        } else {
+            format!(", {seconds:.0} s, about {:.0} s left", seconds / done as f64 * (open.len() - done) as f64)
+        };
+        reporter.line(&format!("compare: job {index}, {name} ({done} of {} done{left})", open.len()));
+        match jobs.run(index, common.stance()) {
+            Ok(_) => {}
+            Err(error @ Error::Interrupted(_)) => return Err(error.into()),
+            // The others are worth having without it.
+            Err(error) => {
+                tracing::error!("job {index}, {name}: {error}");
+                failed += 1;
+            }
+        }
+    }
+    Ok(failed)
+}
+
+/// Writes methods.json, methods.csv and methods.html, and prints the table.
+fn put_together(jobs: &Jobs, folder: &RunFolder, common: &Common) -> Result<()> {
+    let trials = jobs.finished()?;
+    if trials.is_empty() {
+        anyhow::bail!("no job in {} is finished; run some first", folder.dir().display());
+    }
+    let found = TrialFile::new(jobs.jobs().len(), &trials);
+    let text = json_text(&found);
+    let files = [("methods.json", text.clone()), ("methods.csv", csv(&trials)), ("methods.html", found.page())];
+    for (file, text) in files {
+        folder.write(file, &text).with_context(|| format!("{file} cannot be written"))?;
+    }
+    let page = folder.path("methods.html");
+    let plain = format!("{}\n{}\n{}\n", found.table().text(), found.notes().join("\n"), terminal::path(&page));
+    print(&format!("the table of {}", page.display()), if common.json { &text } else { &plain })
+}

@@ -1,0 +1,135 @@
+//! `compare`: methods × budgets × seeds as a plain list of jobs. A job is a `shrink` in a folder of its own, which starts from
+//! the model that all share; so any job can run in any process, at any time and on any machine, goes on where it was killed, and is
+//! not done again. Whatever jobs are finished are put together.
+
+use std::path::Path;
+
+use super::folder::{Entry, RunFolder, settings_fingerprint};
+use super::shrink::{LAST, Stance, shrink_in};
+use crate::config::{CompareConfig, Config};
+use crate::io::checkpoint::file_fingerprint;
+use crate::measure::LatencySource;
+use crate::report::{MetricsLine, RunResult, Trial, TrialName};
+use crate::shrink::SearchMethod;
+use crate::{Error, Result, files};
+
+/// One job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// What it is of.
+    pub name: TrialName,
+    /// The settings of its `shrink`.
+    pub config: Config,
+    folder: RunFolder,
+}
+
+/// The jobs of a comparison, in an order that follows from the settings alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Jobs {
+    jobs: Vec<Job>,
+    /// Content of the model that all start from.
+    model: String,
+}
+
+impl Jobs {
+    /// The jobs of `config.compare`, with a folder each below `dir`. Everything else is the same for all of them.
+    ///
+    /// # Errors
+    /// No model to start from, one that cannot be read, or times that every job would measure for itself.
+    pub fn new(config: &Config, dir: &Path) -> Result<Self> {
+        let model = config.model.as_deref().ok_or_else(|| {
+            Error::Config("compare needs a trained model that all jobs start from; give its file".into())
+        })?;
+        if config.latency == LatencySource::Measured {
+            // Each job would measure its own, and one random mask would be another in each.
+            return Err(Error::Config(
+                "compare needs one latency table for all jobs; measure it once with `table`, and give --latency FILE.csv".into(),
+            ));
+        }
+        let CompareConfig { methods, budgets, seeds, random_masks } = &config.compare;
+        let mut jobs = Vec::new();
+        for &budget in budgets {
+            for &method in methods {
+                let random = method == SearchMethod::Random;
+                let masks: Vec<Option<u64>> = if random { (0..*random_masks).map(Some).collect() } else { vec![None] };
+                for &mask in &masks {
+                    for &seed in seeds {
+                        let name = TrialName { method: method.to_string(), budget: budget.to_string(), seed, mask };
+                        let mut config = Config { seed, budget, compare_random: 0, ..config.clone() };
+                        config.compare = CompareConfig::default();
+                        config.search.method = method;
+                        config.search.seed = mask.or(config.search.seed);
+                        let folder = RunFolder::new(dir.join(name.to_string()));
+                        jobs.push(Job { name, config, folder });
+                    }
+                }
+            }
+        }
+        Ok(Self { jobs, model: file_fingerprint(model)? })
+    }
+
+    /// The jobs in order.
+    pub fn jobs(&self) -> &[Job] {
+        &self.jobs
+    }
+
+    /// Runs a job, or goes on with it; one that is finished is only read.
+    ///
+    /// # Errors
+    /// No such job, a finished one of other settings, or as [`shrink_in`].
+    pub fn run(&self, index: usize, stance: Stance) -> Result<RunResult> {
+        let job = self.jobs.get(index).ok_or_else(|| {
+            let last = self.jobs.len().saturating_sub(1);
+            Error::Config(format!("there is no job {index}; give 0 to {last}"))
+        })?;
+        if let Some(result) = self.result(job)? {
+            return Ok(result);
+        }
+        let entry = if job.folder.has_run() { Entry::Resume } else { Entry::New };
+        shrink_in(&job.folder, &job.config, entry, stance)
+    }
+
+    /// What the finished jobs found.
+    ///
+    /// # Errors
+    /// A result that cannot be read or is of other settings.
+    pub fn finished(&self) -> Result<Vec<Trial>> {
+        let mut trials = Vec::new();
+        for (index, job) in self.jobs.iter().enumerate() {
+            let Some(result) = self.result(job)? else { continue };
+            let metrics = MetricsLine::read_all(&files::read_text(&job.folder.path("metrics.jsonl"))?);
+            trials.push(Trial::new(index, job.name.clone(), &result, &metrics));
+        }
+        Ok(trials)
+    }
+
+    /// The result of a job; `None` while it is not finished.
+    fn result(&self, job: &Job) -> Result<Option<RunResult>> {
+        if !job.is_finished() {
+            return Ok(None);
+        }
+        let settings = settings_fingerprint("shrink", &job.config, std::slice::from_ref(&self.model), None)?;
+        if !job.folder.has_settings(&settings)? {
+            return Err(Error::Config(format!(
+                "{} is of other settings or of another model; give another --out, or remove it",
+                job.folder.dir().display()
+            )));
+        }
+        let path = job.folder.path(LAST);
+        serde_json::from_str(&files::read_text(&path)?)
+            .map(Some)
+            .map_err(|e| Error::file(&path, format!("is no result of a run ({e}); remove its folder")))
+    }
+}
+
+impl Job {
+    /// Whether its result is there.
+    pub fn is_finished(&self) -> bool {
+        self.folder.has(LAST)
+    }
+
+    /// Where it runs.
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
+    }
+}
