@@ -7,7 +7,7 @@ mod reference;
 
 use std::process::Command;
 
-use depthshrinker::check::{CONVOLUTIONS, NORMS, NormRow, problem};
+use depthshrinker::check::{CONVOLUTIONS, ConvRow, NORMS, NormRow, problem};
 use depthshrinker::device::{Device, View, ViewMut};
 use depthshrinker::graph::{Bias, Conv};
 use depthshrinker::ops::activation::{self, Act, Clamp};
@@ -28,6 +28,20 @@ fn conv_name(p: &ConvProblem) -> String {
     let pad = format!("{}{}{}{}", pad.top, pad.left, pad.bottom, pad.right);
     format!("{family}/n{}_{}_to_{}_k{k_h}x{k_w}_s{stride_h}_p{pad}_g{}", p.n, p.input, p.output.c, p.groups)
 }
+
+/// Depthwise problems that the host cuts in other ways than those of the table: into rows of an image and groups of images, with
+/// strides and padding larger than the kernel.
+const HOST_CUTS: &[ConvRow] = &[
+    (2, (5, 49, 16), 16, (3, 3), (2, 2), [1; 4], 16),
+    (2, (4, 60, 16), 16, (5, 5), (1, 1), [2; 4], 16),
+    (32, (9, 9, 8), 8, (15, 15), (1, 1), [7; 4], 8),
+    (64, (2, 2, 8), 8, (3, 3), (1, 1), [11; 4], 8),
+    (2, (40, 41, 48), 48, (3, 3), (1, 1), [1; 4], 48),
+    (2, (40, 41, 48), 48, (3, 3), (2, 2), [1; 4], 48),
+    (2, (9, 8, 8), 8, (2, 1), (3, 2), [0; 4], 8),
+    (2, (1, 1, 8), 8, (3, 3), (1, 1), [1; 4], 8),
+    (2, (2, 3, 8), 8, (3, 3), (1, 1), [4; 4], 8),
+];
 
 /// Relative tolerance of an f32 sum of `k` products.
 fn tolerance(k: usize) -> f64 {
@@ -560,7 +574,13 @@ fn forced_trials() -> Vec<Trial> {
         #[cfg(target_arch = "x86_64")]
         "avx2" => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
         #[cfg(target_arch = "x86_64")]
-        "avx512" => is_x86_feature_detected!("avx512f"),
+        "avx512" => {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512cd")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+        }
         name => name == "scalar",
     };
     let names = ["avx512", "avx2", "scalar"].into_iter().filter(|name| is_there(name));
@@ -587,7 +607,8 @@ fn with_simd(name: &str) -> Result<(), String> {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let mut trials: Vec<Trial> = CONVOLUTIONS.iter().flat_map(|row| conv_trials(problem(row))).collect();
+    let mut trials: Vec<Trial> =
+        CONVOLUTIONS.iter().chain(HOST_CUTS).flat_map(|row| conv_trials(problem(row))).collect();
     trials.extend(NORMS.iter().flat_map(norm_trials));
     trials.extend(small_trials());
     if std::env::var_os("DEPTHSHRINKER_SIMD").is_none() {

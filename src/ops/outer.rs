@@ -5,8 +5,8 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::product::{MAX_LANES, MAX_ROWS, MAX_VECTORS};
-use super::simd::{dispatch, load, store, unrolled};
+use super::product::{MAX_LANES, MAX_VECTORS, most_rows};
+use super::simd::{dispatch, load, store, unrolled, with_constant};
 
 /// Pixels of some channels.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +24,7 @@ pub(super) struct Pixels<'a> {
 pub(super) fn sum_outer(rows: Pixels<'_>, columns: Pixels<'_>, out: &mut [f32], accumulate: bool) {
     let pixels = columns.data.len() / columns.c;
     assert!(rows.data.len() == pixels * rows.c && columns.data.len() == pixels * columns.c, "operands of other pixels");
+    assert!(pixels > 0, "a sum over no pixels");
     assert_eq!(out.len(), rows.c * columns.c, "a sum of outer products of another size");
     dispatch(Tiles { rows, columns, pixels, out, accumulate });
 }
@@ -46,18 +47,16 @@ impl WithSimd for Tiles<'_> {
         let panels = vectors.div_ceil(MAX_VECTORS);
         for panel in 0..panels {
             let range = panel * vectors / panels..(panel + 1) * vectors / panels;
-            // Three quarters of the registers hold sums.
-            let most = (S::REGISTER_COUNT * 3 / 4 / range.len()).clamp(1, MAX_ROWS);
-            let tiles = rows.c.div_ceil(most);
+            let tiles = rows.c.div_ceil(most_rows::<S>(range.len()));
             for tile in 0..tiles {
                 let first_row = tile * rows.c / tiles;
                 let count = (tile + 1) * rows.c / tiles - first_row;
                 let first_column = range.start * S::F32_LANES;
                 let tile = Tile { rows, columns, pixels, out: &mut *out, accumulate, first_row, first_column };
                 match range.len() {
-                    1 => tile.of_rows::<S, 1>(simd, count),
-                    2 => tile.of_rows::<S, 2>(simd, count),
-                    _ => tile.of_rows::<S, MAX_VECTORS>(simd, count),
+                    1 => with_constant!(count, R => tile.run::<S, 1, R>(simd)),
+                    2 => with_constant!(count, R => tile.run::<S, 2, R>(simd)),
+                    _ => with_constant!(count, R => tile.run::<S, MAX_VECTORS, R>(simd)),
                 }
             }
         }
@@ -76,24 +75,6 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    #[inline(always)]
-    fn of_rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
-        match rows {
-            1 => self.run::<S, V, 1>(simd),
-            2 => self.run::<S, V, 2>(simd),
-            3 => self.run::<S, V, 3>(simd),
-            4 => self.run::<S, V, 4>(simd),
-            5 => self.run::<S, V, 5>(simd),
-            6 => self.run::<S, V, 6>(simd),
-            7 => self.run::<S, V, 7>(simd),
-            8 => self.run::<S, V, 8>(simd),
-            9 => self.run::<S, V, 9>(simd),
-            10 => self.run::<S, V, 10>(simd),
-            11 => self.run::<S, V, 11>(simd),
-            _ => self.run::<S, V, MAX_ROWS>(simd),
-        }
-    }
-
     /// A function for each size: in one for all, the compiler gives up on keeping sums in registers.
     #[inline(never)]
     fn run<S: Simd, const V: usize, const R: usize>(self, simd: S) {
@@ -117,7 +98,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, V, R> {
         // Vectors of the last pixels reach behind the operand where channels do not fill them.
         let width = V * S::F32_LANES;
         let whole = columns.len().checked_sub(width).map_or(0, |rest| rest / column_step + 1).min(tile.pixels);
-        assert!(tile.pixels == 0 || rows.len() >= (tile.pixels - 1) * row_step + R);
+        assert!(rows.len() >= (tile.pixels - 1) * row_step + R);
         let (mut row, mut column) = (rows.as_ptr(), columns.as_ptr());
         for _ in 0..whole {
             let mut vectors = [simd.splat_f32s(0.0); V];

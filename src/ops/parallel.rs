@@ -11,7 +11,7 @@ use crate::shape::Lines;
 /// Elements of an activation chunk: small enough to stay in a core's cache between the convolution that writes it and
 /// the epilogue that reads it again.
 const CHUNK_ELEMENTS: usize = 1 << 13;
-/// Pixels a chunk holds at least, so that a GEMM over it amortises packing its weights.
+/// Pixels a chunk holds at least, so that a panel of weights is loaded for many.
 const CHUNK_MIN_PIXELS: usize = 128;
 /// Partial sums of a weight gradient: at most this many, and at most this many elements altogether.
 const MAX_SLABS: usize = 32;

@@ -13,7 +13,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::activation::Clamp;
-use super::simd::{clamp_vector, dispatch, lanes, load, store, unrolled};
+use super::simd::{clamp_vector, dispatch, lanes, load, store, unrolled, with_constant};
 use crate::device::View;
 
 /// Vectors of channels of a tile at most.
@@ -21,7 +21,7 @@ pub(super) const MAX_VECTORS: usize = 3;
 /// Elements of a vector at most.
 pub(super) const MAX_LANES: usize = 16;
 /// Rows of a tile at most: more addresses than that are not kept in registers.
-pub(super) const MAX_ROWS: usize = 12;
+const MAX_ROWS: usize = 12;
 
 /// How weights `[groups · c_out, k]` are packed: for each group panels of some vectors of output channels, in each the
 /// reduction, then the channel, with zeros where a group has fewer channels than its vectors.
@@ -376,6 +376,12 @@ impl<'a> Product<'a> {
     }
 }
 
+/// Rows of a tile of so many vectors: sums take three quarters of the registers.
+#[inline(always)]
+pub(super) fn most_rows<S: Simd>(vectors: usize) -> usize {
+    (S::REGISTER_COUNT * 3 / 4 / vectors).clamp(1, MAX_ROWS)
+}
+
 /// Distances in a result.
 #[derive(Debug, Clone, Copy)]
 struct Steps {
@@ -413,9 +419,7 @@ impl WithSimd for Tiles<'_, '_> {
                 Place::Whole => channel,
                 Place::Blocks => (vectors.start - origin) * self.steps.vector,
             };
-            // Three quarters of the registers hold sums.
-            let most = (S::REGISTER_COUNT * 3 / 4 / vectors.len()).clamp(1, MAX_ROWS);
-            let tiles = count.div_ceil(most);
+            let tiles = count.div_ceil(most_rows::<S>(vectors.len()));
             // Weights come from far away: the next panel's are asked for while this one's are used.
             let next = &group_data[(vectors.end * S::F32_LANES * layout.k).min(group_data.len())..];
             let next = &next[..(MAX_VECTORS * S::F32_LANES * k.len()).min(next.len())];
@@ -437,9 +441,9 @@ impl WithSimd for Tiles<'_, '_> {
                     first_row: *first_row,
                 };
                 match vectors.len() {
-                    1 => run.rows::<S, 1>(simd, range.len()),
-                    2 => run.rows::<S, 2>(simd, range.len()),
-                    _ => run.rows::<S, MAX_VECTORS>(simd, range.len()),
+                    1 => with_constant!(range.len(), R => run.run::<S, 1, R>(simd)),
+                    2 => with_constant!(range.len(), R => run.run::<S, 2, R>(simd)),
+                    _ => with_constant!(range.len(), R => run.run::<S, MAX_VECTORS, R>(simd)),
                 }
             }
         }
@@ -478,24 +482,6 @@ struct Tile<'t, 'a> {
 }
 
 impl Tile<'_, '_> {
-    #[inline(always)]
-    fn rows<S: Simd, const V: usize>(self, simd: S, rows: usize) {
-        match rows {
-            1 => self.run::<S, V, 1>(simd),
-            2 => self.run::<S, V, 2>(simd),
-            3 => self.run::<S, V, 3>(simd),
-            4 => self.run::<S, V, 4>(simd),
-            5 => self.run::<S, V, 5>(simd),
-            6 => self.run::<S, V, 6>(simd),
-            7 => self.run::<S, V, 7>(simd),
-            8 => self.run::<S, V, 8>(simd),
-            9 => self.run::<S, V, 9>(simd),
-            10 => self.run::<S, V, 10>(simd),
-            11 => self.run::<S, V, 11>(simd),
-            _ => self.run::<S, V, MAX_ROWS>(simd),
-        }
-    }
-
     /// A function for each size: in one for all, the compiler gives up on keeping sums in registers.
     #[inline(never)]
     fn run<S: Simd, const V: usize, const R: usize>(self, simd: S) {

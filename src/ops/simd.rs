@@ -1,6 +1,7 @@
 //! Choosing the vector instructions at run time, so that one portable binary uses what the processor has.
 //!
-//! `DEPTHSHRINKER_SIMD` forces a narrower choice than the widest: `avx512`, `avx2`, `neon` or `scalar`.
+//! `DEPTHSHRINKER_SIMD` forces a narrower choice than the widest: `avx512`, `avx2`, `neon` or `scalar`. The products of the
+//! `gemm` crates choose for themselves.
 
 use std::sync::LazyLock;
 
@@ -117,6 +118,14 @@ pub(super) fn derivative_vector<S: Simd>(simd: S, clamp: Clamp, x: S::f32s, dy: 
     simd.select_f32s(is_inside, dy, outside)
 }
 
+/// x − φ(x) for the activation without slope, as [`Clamp::excess`].
+#[inline(always)]
+pub(super) fn excess_vector<S: Simd>(simd: S, clamp: Clamp, x: S::f32s) -> S::f32s {
+    let (zero, limit) = (simd.splat_f32s(0.0), simd.splat_f32s(clamp.limit));
+    let low = simd.select_f32s(simd.less_than_f32s(x, zero), x, zero);
+    simd.select_f32s(simd.less_than_f32s(limit, x), simd.sub_f32s(x, limit), low)
+}
+
 /// Writes `$body` down for each constant `$i` below `$n` among the first 12, or those that are given: sums are registers only
 /// where every index of theirs is a constant from the start.
 macro_rules! unrolled {
@@ -131,6 +140,26 @@ macro_rules! unrolled {
     }};
 }
 pub(super) use unrolled;
+
+/// `$body` with `$name` as the constant that a number from 1 to 12 is.
+macro_rules! with_constant {
+    ($number:expr, $name:ident => $body:expr) => {
+        with_constant!($number, $name => $body, 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($number:expr, $name:ident => $body:expr, $($k:literal)*) => {
+        match $number {
+            $($k => {
+                const $name: usize = $k;
+                $body
+            })*
+            _ => {
+                const $name: usize = 12;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_constant;
 
 /// A vector of up to as many elements; those that the slice lacks are zero.
 #[inline(always)]

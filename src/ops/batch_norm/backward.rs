@@ -13,7 +13,7 @@ use crate::ops::cuda;
 use crate::ops::operation::require;
 use crate::ops::parallel::{tiled, with_scratch};
 use crate::ops::product::MAX_LANES;
-use crate::ops::simd::{clamp_vector, derivative_vector, dispatch, load, store, vectorised};
+use crate::ops::simd::{derivative_vector, dispatch, excess_vector, load, store, vectorised};
 use crate::ops::vector_source::{StoredReader, VectorReader, VectorSource};
 
 /// Pixels that are summed in f32, about; their sums are added in f64.
@@ -167,8 +167,7 @@ impl<S: Simd> MaskedReader<'_, S> {
             }
             g = derivative_vector(simd, clamp, value, dz);
             if self.score {
-                let excess = simd.sub_f32s(value, clamp_vector(simd, Clamp { slope: 0.0, ..clamp }, value));
-                sums.score = simd.mul_add_e_f32s(dz, excess, sums.score);
+                sums.score = simd.mul_add_e_f32s(dz, excess_vector(simd, clamp, value), sums.score);
             }
         }
         sums.g = simd.add_f32s(sums.g, g);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{BatchNormProblem, Normalised};
+use super::{BatchNormProblem, Normalised, SUMMED_PIXELS};
 use crate::device::{View, ViewMut};
 use crate::ops::cuda;
 use crate::ops::operation::require;
@@ -70,36 +70,52 @@ impl WithSimd for ShiftedSums<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        /// Vectors whose sums are in registers at once: so many additions run side by side.
-        const VECTORS: usize = 4;
+        /// Sums that are in registers at once, of vectors or of pixels: so many additions run side by side.
+        const SUMS: usize = 4;
         let (c, lanes) = (self.mean.len(), S::F32_LANES);
         let mut channel = 0;
-        while channel + VECTORS * lanes <= c {
-            self.add::<S, VECTORS>(simd, channel..channel + VECTORS * lanes);
-            channel += VECTORS * lanes;
+        while channel + SUMS * lanes <= c {
+            self.add::<S, SUMS, 1>(simd, channel..channel + SUMS * lanes);
+            channel += SUMS * lanes;
         }
         while channel < c {
             let end = (channel + lanes).min(c);
-            self.add::<S, 1>(simd, channel..end);
+            self.add::<S, 1, SUMS>(simd, channel..end);
             channel = end;
         }
     }
 }
 
 impl ShiftedSums<'_> {
-    /// `V` vectors of channels, the last of which may be part of one.
+    /// `V` vectors of channels, the last of which may be part of one; `P` pixels side by side.
     #[inline(always)]
-    fn add<S: Simd, const V: usize>(&mut self, simd: S, channels: Range<usize>) {
-        let zero = simd.splat_f32s(0.0);
+    fn add<S: Simd, const V: usize, const P: usize>(&mut self, simd: S, channels: Range<usize>) {
+        let (c, zero) = (self.mean.len(), simd.splat_f32s(0.0));
         let (mut shift, mut sums, mut squares) = ([zero; V], [zero; V], [zero; V]);
-        let lane =
-            |v: usize| (channels.start + v * S::F32_LANES)..(channels.start + (v + 1) * S::F32_LANES).min(channels.end);
+        let lane = |v: usize| {
+            let start = channels.start + v * S::F32_LANES;
+            start..(start + S::F32_LANES).min(channels.end)
+        };
         unrolled!(I < V, shift[I] = load(simd, &self.y[lane(I)]), 0 1 2 3);
-        for y in self.y.chunks_exact(self.mean.len()) {
-            unrolled!(I < V, {
-                let d = simd.sub_f32s(load(simd, &y[lane(I)]), shift[I]);
-                sums[I] = simd.add_f32s(sums[I], d);
-                squares[I] = simd.mul_add_e_f32s(d, d, squares[I]);
+        // Sums of sums: a long chain of additions would lose digits.
+        for y in self.y.chunks(SUMMED_PIXELS * c) {
+            let (mut part, mut part_squares) = ([[zero; V]; P], [[zero; V]; P]);
+            for y in y.chunks(P * c) {
+                unrolled!(Q < P, {
+                    if let Some(y) = y.get(Q * c..(Q + 1) * c) {
+                        unrolled!(I < V, {
+                            let d = simd.sub_f32s(load(simd, &y[lane(I)]), shift[I]);
+                            part[Q][I] = simd.add_f32s(part[Q][I], d);
+                            part_squares[Q][I] = simd.mul_add_e_f32s(d, d, part_squares[Q][I]);
+                        }, 0 1 2 3);
+                    }
+                }, 0 1 2 3);
+            }
+            unrolled!(Q < P, {
+                unrolled!(I < V, {
+                    sums[I] = simd.add_f32s(sums[I], part[Q][I]);
+                    squares[I] = simd.add_f32s(squares[I], part_squares[Q][I]);
+                }, 0 1 2 3);
             }, 0 1 2 3);
         }
         unrolled!(I < V, {

@@ -14,9 +14,9 @@ const BAND_PIXELS: usize = 48;
 /// Tasks that there should be in any case: where bands are fewer, their channels are shared out.
 const TASKS: usize = 4;
 
-/// Runs `sum` over all lines of the output, cut into chunks, and all panels of its channels (one where channels stay together), then `finish`
-/// over every chunk, whose answers come back in order. Where chunks are few, threads would not share them evenly: then sums
-/// are taken in smaller parts.
+/// Runs `sum` over all lines of the output, cut into chunks, and all panels of its channels (one where channels stay together),
+/// then `finish` over every chunk, whose answers come back in order. Where chunks are few, threads would not share them evenly:
+/// then sums are taken in smaller parts.
 pub(super) fn in_parts<R: Send>(
     p: &ConvProblem,
     chunks: Chunks,

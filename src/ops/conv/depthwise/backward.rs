@@ -135,8 +135,10 @@ impl Unit {
     ) -> Option<GradientSums> {
         let width = input_width(p).max(p.input.w + p.window.k_w - 1);
         let mut sums = before.map(|before| before.gradient().no_sums());
-        let images_at_once = (BLOCK_VECTORS / (width * p.input.h)).max(1);
         let rows_at_once = (BLOCK_VECTORS / width / p.window.stride_h).saturating_sub(p.window.k_h).max(2);
+        // Several images go together as a whole: rows of each would not follow each other.
+        let whole = rows_at_once >= self.rows.len();
+        let images_at_once = if whole { (BLOCK_VECTORS / (width * p.input.h)).max(1) } else { 1 };
         for images in pieces(self.images.clone(), images_at_once) {
             for rows in pieces(self.rows.clone(), rows_at_once) {
                 let piece = self.piece(p, images.clone(), rows);
@@ -153,7 +155,7 @@ impl Unit {
         sums
     }
 
-    /// Part of it: some images, or some rows of one.
+    /// Part of it: some images with all their rows, or some rows of one.
     fn piece(&self, p: &ConvProblem, images: Range<usize>, rows: Range<usize>) -> Self {
         let edge = |row: usize| match row {
             _ if row == self.rows.start => self.rows_in.start,

@@ -85,7 +85,9 @@ impl Band<'_> {
         assert!(w.len() == p.window.taps() * p.output.c, "a filter of another size");
         assert!(y.len() >= images.len() * rows.len() * line_len, "an output band too short");
         let rows_at_once = (BLOCK_VECTORS / width).saturating_sub(p.window.k_h) / p.window.stride_h + 1;
-        let images_at_once = (BLOCK_VECTORS / (width * p.input.h.max(1))).max(1);
+        // Several images go together as a whole: rows of each would not follow each other.
+        let whole = rows_at_once >= rows.len();
+        let images_at_once = if whole { (BLOCK_VECTORS / (width * p.input.h.max(1))).max(1) } else { 1 };
         let mut at = 0;
         for images in pieces(images, images_at_once) {
             for rows in pieces(rows.clone(), rows_at_once) {

@@ -5,7 +5,7 @@ use pulp::Simd;
 
 use crate::ops::simd::unrolled;
 
-/// Columns whose sums are in registers at once, with a row of three weights: all of AVX2's 16 registers, or half of 32.
+/// Columns whose sums are in registers at once; eight where there are 32 registers.
 const STRIP: usize = 4;
 const WIDE_STRIP: usize = 8;
 
