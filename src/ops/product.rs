@@ -328,8 +328,26 @@ pub(super) struct Product<'a> {
 enum Place {
     /// Rows of all channels of all groups.
     Whole,
-    /// A block for each vector of the channels that are formed: `[rows, lanes]`.
-    Blocks,
+    /// A block for each vector of the channels that are formed.
+    Blocks(BlockLines),
+}
+
+/// How rows that are the pixels of a map lie in a block of a vector of channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockLines {
+    /// Pixels of a line of the map.
+    pub pixels: usize,
+    /// Where the first of them lies in a line of the block.
+    pub first: usize,
+    /// Vectors of a line of the block.
+    pub width: usize,
+}
+
+impl BlockLines {
+    /// Vectors of a block of so many rows.
+    pub fn vectors(&self, rows: usize) -> usize {
+        rows / self.pixels * self.width
+    }
 }
 
 impl<'a> Product<'a> {
@@ -353,10 +371,11 @@ impl<'a> Product<'a> {
         self.run_at(Place::Whole, y);
     }
 
-    /// Writes nothing but the channels of the panels, in blocks `[rows, lanes]`, one for each vector of them, so that whoever
-    /// goes on with a vector at a time reads memory in order. What a last vector lacks stays.
-    pub fn run_in_blocks(self, y: &mut [f32]) {
-        self.run_at(Place::Blocks, Shared::new(y));
+    /// Writes nothing but the channels of the panels, in blocks `[lines, width, lanes]`, one for each vector of them, so that
+    /// whoever goes on with a vector at a time reads memory in order. What lies around the lines stays, and what a last
+    /// vector lacks.
+    pub fn run_in_blocks(self, lines: BlockLines, y: &mut [f32]) {
+        self.run_at(Place::Blocks(lines), Shared::new(y));
     }
 
     fn run_at(self, place: Place, y: Shared<'_>) {
@@ -364,10 +383,17 @@ impl<'a> Product<'a> {
         let all = layout.groups * layout.c_out;
         let (rows, vectors) = (self.rows.count(), layout.vectors_of(self.columns.clone()).len());
         let steps = match place {
-            Place::Whole => Steps { row: all, vector: lanes() },
-            Place::Blocks => Steps { row: lanes(), vector: rows * lanes() },
+            Place::Whole => Steps { row: all, vector: lanes(), line: usize::MAX, gap: 0, first: 0 },
+            Place::Blocks(lines) => {
+                assert!(
+                    rows.is_multiple_of(lines.pixels) && lines.first + lines.pixels <= lines.width,
+                    "lines of a block"
+                );
+                let (gap, first) = ((lines.width - lines.pixels) * lanes(), lines.first * lanes());
+                Steps { row: lanes(), vector: lines.vectors(rows) * lanes(), line: lines.pixels, gap, first }
+            }
         };
-        let elements = if place == Place::Whole { rows * all } else { rows * vectors * lanes() };
+        let elements = if place == Place::Whole { rows * all } else { vectors * steps.vector };
         assert!(elements <= y.len && self.k.end <= layout.k && self.rows.run > 0, "a product's result too short");
         assert!(self.k.len().is_multiple_of(self.rows.run), "a product of part of a run");
         assert!(self.ends.residual.is_none_or(|residual| residual.len() >= elements), "a product's residual too short");
@@ -389,6 +415,20 @@ struct Steps {
     row: usize,
     /// From one vector of channels to the next.
     vector: usize,
+    /// Rows of a line, and what lies between two lines.
+    line: usize,
+    gap: usize,
+    /// In front of row 0.
+    first: usize,
+}
+
+impl Steps {
+    /// Where a row begins.
+    #[inline(always)]
+    fn row(&self, row: usize) -> usize {
+        let gaps = if self.gap == 0 { 0 } else { row / self.line * self.gap };
+        self.first + row * self.row + gaps
+    }
 }
 
 /// A product in tiles.
@@ -417,7 +457,7 @@ impl WithSimd for Tiles<'_, '_> {
             let channel = group * layout.c_out + channels.start;
             let start = match self.place {
                 Place::Whole => channel,
-                Place::Blocks => (vectors.start - origin) * self.steps.vector,
+                Place::Blocks(_) => (vectors.start - origin) * self.steps.vector,
             };
             let tiles = count.div_ceil(most_rows::<S>(vectors.len()));
             // Weights come from far away: the next panel's are asked for while this one's are used.
@@ -507,11 +547,15 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, '_, V, R> {
         for i in 0..R {
             x[i] = tile.rows.data[tile.rows.start(tile.first + i)..][..reach].as_ptr();
         }
+        let mut at = [0; R];
+        for i in 0..R {
+            at[i] = tile.steps.row(tile.first + i) + tile.start;
+        }
         let bias = tile.channel_bias::<S, V>(simd);
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
         unrolled!(I < R, sums[I] = bias);
         if tile.ends.accumulate {
-            unrolled!(I < R, unrolled!(J < V, sums[I][J] = load(simd, tile.vector::<S>(I, J)), 0 1 2));
+            unrolled!(I < R, unrolled!(J < V, sums[I][J] = load(simd, tile.vector::<S>(at[I], J)), 0 1 2));
         }
         for weights in weights.chunks_exact(run) {
             for (j, weights) in weights.iter().enumerate() {
@@ -529,7 +573,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, '_, V, R> {
         if let Some(residual) = tile.ends.residual.filter(|_| in_registers) {
             unrolled!(I < R, {
                 unrolled!(J < V, {
-                    let residual = load(simd, &residual[tile.place::<S>(I, J)]);
+                    let residual = load(simd, &residual[tile.place::<S>(at[I], J)]);
                     sums[I][J] = simd.add_f32s(sums[I][J], residual);
                 }, 0 1 2);
             });
@@ -537,7 +581,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, '_, V, R> {
         if in_registers && clamp.slope == 0.0 {
             unrolled!(I < R, unrolled!(J < V, sums[I][J] = clamp_vector(simd, clamp, sums[I][J]), 0 1 2));
         }
-        unrolled!(I < R, unrolled!(J < V, store(simd, tile.vector::<S>(I, J), sums[I][J]), 0 1 2));
+        unrolled!(I < R, unrolled!(J < V, store(simd, tile.vector::<S>(at[I], J), sums[I][J]), 0 1 2));
         if !in_registers {
             tile.finish::<S>(simd, R, V);
         }
@@ -568,27 +612,28 @@ impl Tile<'_, '_> {
     fn finish<S: Simd>(&self, simd: S, rows: usize, vectors: usize) {
         let (channel, c) = self.bias;
         for i in 0..rows {
+            let at = self.steps.row(self.first + i) + self.start;
             for v in 0..vectors {
-                let mut sum = load(simd, self.vector::<S>(i, v));
+                let mut sum = load(simd, self.vector::<S>(at, v));
                 if let Some(map) = self.ends.bias.filter(|bias| bias.len() != c) {
                     let map = &map[(self.first_row + self.first + i) * c % map.len() + channel..][..self.channels];
                     sum = simd.add_f32s(sum, load(simd, &map[lanes_of::<S>(v, map.len())]));
                 }
                 if let Some(residual) = self.ends.residual {
-                    sum = simd.add_f32s(sum, load(simd, &residual[self.place::<S>(i, v)]));
+                    sum = simd.add_f32s(sum, load(simd, &residual[self.place::<S>(at, v)]));
                 }
                 if self.ends.clamp.slope != 1.0 {
                     sum = clamp_vector(simd, self.ends.clamp, sum);
                 }
-                store(simd, self.vector::<S>(i, v), sum);
+                store(simd, self.vector::<S>(at, v), sum);
             }
         }
     }
 
-    /// Where a vector of a row lies in the result.
+    /// Where a vector of the row that begins at an element lies in the result.
     #[inline(always)]
     fn place<S: Simd>(&self, row: usize, vector: usize) -> Range<usize> {
-        let start = (self.first + row) * self.steps.row + self.start + vector * self.steps.vector;
+        let start = row + vector * self.steps.vector;
         start..start + lanes_of::<S>(vector, self.channels).len()
     }
 

@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem};
 use crate::device::{View, ViewMut};
-use crate::ops::conv::{self, ConvProblem, depthwise};
+use crate::ops::conv::depthwise::{self, BlockFilter};
+use crate::ops::conv::{self, ConvProblem};
 use crate::ops::epilogue::{BiasOperand, Epilogue};
 use crate::ops::parallel::{slab_range, with_scratch};
 use crate::ops::product::{Ends, MAX_LANES, MAX_VECTORS, Packed, Panels, Product, Rows, Shared, Starts};
@@ -132,21 +133,20 @@ impl Block<'_> {
         y: &mut [f32],
     ) {
         let (lanes, layout) = (lanes(), panels.layout());
-        let (pixels_in, pixels, taps) = (part.input.pixels(), part.output.pixels(), part.window.taps());
-        let mut of_block = *part;
-        (of_block.input.c, of_block.output.c, of_block.groups) = (lanes, lanes, lanes);
+        let (of_block, pixels, taps) = (BlockFilter::new(part), part.output.pixels(), part.window.taps());
         let per_slice = (SLICE / layout.channels(0..1).len().max(1)).max(1);
         let blocks = (per_slice * MAX_VECTORS).min(self.p.hidden.div_ceil(lanes));
-        with_scratch(((pixels_in + pixels) * blocks + taps) * lanes, |scratch| {
-            let (expanded, rest) = scratch.split_at_mut(pixels_in * blocks * lanes);
+        with_scratch(of_block.block_len() * blocks + (pixels * blocks + taps) * lanes, |scratch| {
+            let (expanded, rest) = scratch.split_at_mut(of_block.block_len() * blocks);
             let (filtered, filter) = rest.split_at_mut(pixels * blocks * lanes);
+            of_block.clear_margins(expanded);
             for first in (0..layout.count()).step_by(per_slice) {
                 let columns = first..(first + per_slice).min(layout.count());
                 let channels = layout.channels(columns.clone());
                 let rows = Rows::contiguous(x, self.p.input.c);
                 let product = Product::new(panels, rows, Ends::activated(expand.b.host(), expand.clamp));
-                Product { columns, ..product }.run_in_blocks(expanded);
-                let blocks = expanded.chunks_exact(pixels_in * lanes).zip(filtered.chunks_exact_mut(pixels * lanes));
+                Product { columns, ..product }.run_in_blocks(of_block.lines(), expanded);
+                let blocks = expanded.chunks_exact(of_block.block_len()).zip(filtered.chunks_exact_mut(pixels * lanes));
                 for (channel, (expanded, filtered)) in channels.clone().step_by(lanes).zip(blocks) {
                     self.filter(&of_block, channel, expanded, &mut filter[..taps * lanes], filtered);
                 }
@@ -156,8 +156,8 @@ impl Block<'_> {
     }
 
     /// The depthwise convolution of a block of channels, of which the last ones may be none.
-    fn filter(&self, of_block: &ConvProblem, first: usize, x: &[f32], w: &mut [f32], y: &mut [f32]) {
-        let (lanes, hidden, depthwise) = (of_block.input.c, self.p.hidden, &self.of.depthwise);
+    fn filter(&self, of_block: &BlockFilter, first: usize, x: &[f32], w: &mut [f32], y: &mut [f32]) {
+        let (lanes, hidden, depthwise) = (lanes(), self.p.hidden, &self.of.depthwise);
         let channels = first..(first + lanes).min(hidden);
         let mut bias = [0.0; MAX_LANES];
         bias[..channels.len()].copy_from_slice(&depthwise.b.host()[channels.clone()]);
@@ -166,7 +166,7 @@ impl Block<'_> {
             own.copy_from_slice(&from[channels.clone()]);
             none.fill(0.0);
         }
-        depthwise::forward_rows(of_block, x, w, Ends::activated(&bias[..lanes], depthwise.clamp), y);
+        of_block.filter(x, w, Ends::activated(&bias[..lanes], depthwise.clamp), y);
     }
 
     /// Adds a slice's part of the projection, of whole blocks and then of what there is of a last one.

@@ -35,8 +35,9 @@ pub(super) struct BlockLayout {
 impl BlockLayout {
     /// The input under some output rows.
     pub fn of_input(p: &ConvProblem, images: Range<usize>, rows: &Range<usize>) -> Self {
-        let (width, first) = (input_width(p), p.window.pad.left);
-        let columns = 0..p.input.w.min(width.saturating_sub(first));
+        let (columns, first) = (0..p.input.w, p.window.pad.left);
+        // A last column may lie under no output.
+        let width = input_width(p).max(first + p.input.w);
         Self { map: p.input, images, rows: input_rows(p, rows), columns, first, step: 1, width }
     }
 
@@ -50,6 +51,14 @@ impl BlockLayout {
         let end = (width + left + 1).saturating_sub(k).div_ceil(stride).min(p.output.w);
         let first = (start * stride + k).saturating_sub(1 + left);
         Self { map: p.output, images, rows, columns: start..end.max(start), first, step: stride, width }
+    }
+
+    /// Makes what lies around the map zero, in any number of blocks of a map with single steps. A vector has so many elements.
+    pub fn clear_margins<V: Copy>(&self, elements: usize, zero: V, blocks: &mut [V]) {
+        for line in blocks.chunks_exact_mut(self.width * elements) {
+            line[..self.first * elements].fill(zero);
+            line[(self.first + self.columns.len()) * elements..].fill(zero);
+        }
     }
 
     /// Vectors of a block.

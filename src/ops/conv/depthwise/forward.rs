@@ -11,8 +11,8 @@ use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
 use super::{BLOCK_VECTORS, input_rows, input_width, kernel_rows, pieces, specialised};
 use crate::ops::parallel::{Chunks, with_scratch};
-use crate::ops::product::{Ends, MAX_LANES, Shared};
-use crate::ops::simd::{clamp_vector, dispatch, load, store};
+use crate::ops::product::{BlockLines, Ends, MAX_LANES, Shared};
+use crate::ops::simd::{clamp_vector, dispatch, lanes, load, store};
 use crate::ops::vector_source::{Stored, VectorSource};
 
 /// Elements of a chunk: bands are so high that little is formed twice, and stay in the second-level cache.
@@ -142,42 +142,141 @@ impl<X: VectorSource, const K: usize, const STRIDE: usize> WithSimd for FixedKer
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Kernel { p, x, w, ends, layout, rows, y, scratch } = self.0;
-        let (window, c, w_out) = (p.window, p.output.c, p.output.w);
+        let c = p.output.c;
         let (scratch, _) = S::as_mut_simd_f32s(scratch);
         let (block, filter) = scratch.split_at_mut(layout.vectors());
-        block.fill(simd.splat_f32s(0.0));
-        let kernel = RowKernel::<K, STRIDE> { k: window.k_w, stride: window.stride_w };
+        layout.clear_margins(1, simd.splat_f32s(0.0), block);
         for first in (0..c).step_by(S::F32_LANES) {
             let channels = first..(first + S::F32_LANES).min(c);
             Fill { layout, x, channels: channels.clone(), to: &mut *block }.run(simd);
             filter_of(simd, w, c, channels.clone(), filter);
-            let bias = match ends.bias.filter(|bias| bias.len() == c) {
-                Some(bias) => load(simd, &bias[channels.clone()]),
-                None => simd.splat_f32s(0.0),
-            };
-            let mut line = first;
-            for image in layout.images.clone() {
-                for row in rows.clone() {
-                    let (kernel_rows, under) = kernel_rows(p, row);
-                    let weighted = WeightedRows {
-                        x: block.as_ptr().wrapping_add(if kernel_rows.is_empty() {
-                            0
-                        } else {
-                            layout.row(image, under)
-                        }),
-                        x_step: layout.width,
-                        w: filter.as_ptr().wrapping_add(kernel_rows.start * window.k_w),
-                        w_step: window.k_w,
-                        count: kernel_rows.len(),
-                    };
-                    let out = Out { ends: &ends, y: &mut *y, line, pixel: row * w_out, c, channels: &channels };
-                    // SAFETY: the block holds the rows under the band, with the columns of all output columns; the filter
-                    // has its rows.
-                    unsafe { kernel.filter(simd, weighted, bias, w_out, out.put(simd)) };
-                    line += w_out * c;
-                }
+            let (block, filter) = (&*block, &*filter);
+            BlockRows { p, layout, block, filter, ends: &ends, rows: &rows, channels }.filter::<S, K, STRIDE>(simd, y);
+        }
+    }
+}
+
+/// Output rows of a block of a vector of channels.
+struct BlockRows<'a, V> {
+    p: &'a ConvProblem,
+    layout: &'a BlockLayout,
+    block: &'a [V],
+    /// A vector for each tap.
+    filter: &'a [V],
+    ends: &'a Ends<'a>,
+    rows: &'a Range<usize>,
+    /// Those of the vector among all of the output.
+    channels: Range<usize>,
+}
+
+impl<V: Copy> BlockRows<'_, V> {
+    #[inline(always)]
+    fn filter<S: Simd<f32s = V>, const K: usize, const STRIDE: usize>(self, simd: S, y: &mut [f32]) {
+        let Self { p, layout, block, filter, ends, rows, channels } = self;
+        let (window, c, w_out) = (p.window, p.output.c, p.output.w);
+        assert!(block.len() >= layout.vectors() && filter.len() >= window.taps());
+        let kernel = RowKernel::<K, STRIDE> { k: window.k_w, stride: window.stride_w };
+        let bias = match ends.bias.filter(|bias| bias.len() == c) {
+            Some(bias) => load(simd, &bias[channels.clone()]),
+            None => simd.splat_f32s(0.0),
+        };
+        let mut line = channels.start;
+        for image in layout.images.clone() {
+            for row in rows.clone() {
+                let (kernel_rows, under) = kernel_rows(p, row);
+                let first = if kernel_rows.is_empty() { 0 } else { layout.row(image, under) };
+                let weighted = WeightedRows {
+                    x: block.as_ptr().wrapping_add(first),
+                    x_step: layout.width,
+                    w: filter.as_ptr().wrapping_add(kernel_rows.start * window.k_w),
+                    w_step: window.k_w,
+                    count: kernel_rows.len(),
+                };
+                let out = Out { ends, y: &mut *y, line, pixel: row * w_out, c, channels: &channels };
+                // SAFETY: the block holds the rows under the band, with the columns of all output columns; the filter has its
+                // rows.
+                unsafe { kernel.filter(simd, weighted, bias, w_out, out.put(simd)) };
+                line += w_out * c;
             }
         }
+    }
+}
+
+/// The depthwise convolution of some rows of an image, a vector of channels at a time, each in a block that others fill.
+pub(in crate::ops) struct BlockFilter {
+    /// Of a vector of channels.
+    p: ConvProblem,
+    layout: BlockLayout,
+}
+
+impl BlockFilter {
+    /// Of the rows that [`rows_under`] gives.
+    pub fn new(part: &ConvProblem) -> Self {
+        let mut p = *part;
+        (p.input.c, p.output.c, p.groups) = (lanes(), lanes(), lanes());
+        let mut layout = BlockLayout::of_input(&p, 0..1, &(0..p.output.h));
+        layout.rows = 0..p.input.h;
+        Self { p, layout }
+    }
+
+    /// How the input's pixels lie in a block.
+    pub fn lines(&self) -> BlockLines {
+        BlockLines { pixels: self.p.input.w, first: self.layout.first, width: self.layout.width }
+    }
+
+    /// Elements of a block.
+    pub fn block_len(&self) -> usize {
+        self.layout.vectors() * lanes()
+    }
+
+    /// Makes what lies around the map zero in any number of blocks.
+    pub fn clear_margins(&self, blocks: &mut [f32]) {
+        self.layout.clear_margins(lanes(), 0.0, blocks);
+    }
+
+    /// y `[pixels, lanes]` = φ(x ∗ w + bias), w `[taps, lanes]`.
+    pub fn filter(&self, block: &[f32], w: &[f32], ends: Ends<'_>, y: &mut [f32]) {
+        dispatch(BlockKernel { of: self, block, w, ends: &ends, y });
+    }
+}
+
+struct BlockKernel<'a> {
+    of: &'a BlockFilter,
+    block: &'a [f32],
+    w: &'a [f32],
+    ends: &'a Ends<'a>,
+    y: &'a mut [f32],
+}
+
+impl WithSimd for BlockKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let window = self.of.p.window;
+        specialised!(self, simd, window);
+    }
+}
+
+impl BlockKernel<'_> {
+    fn run<S: Simd, const K: usize, const STRIDE: usize>(self, simd: S) {
+        simd.vectorize(FixedBlockKernel::<K, STRIDE>(self));
+    }
+}
+
+/// With the size of its filter and its stride, or 0 for any.
+struct FixedBlockKernel<'a, const K: usize, const STRIDE: usize>(BlockKernel<'a>);
+
+impl<const K: usize, const STRIDE: usize> WithSimd for FixedBlockKernel<'_, K, STRIDE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let BlockKernel { of, block, w, ends, y } = self.0;
+        let BlockFilter { p, layout } = of;
+        let ((block, _), (filter, _)) = (S::as_simd_f32s(block), S::as_simd_f32s(w));
+        let (rows, channels) = (&(0..p.output.h), 0..p.output.c);
+        BlockRows { p, layout, block, filter, ends, rows, channels }.filter::<S, K, STRIDE>(simd, y);
     }
 }
 

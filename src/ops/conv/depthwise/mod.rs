@@ -12,7 +12,7 @@ use std::ops::Range;
 
 pub(super) use backward::backward;
 pub(super) use forward::forward;
-pub(in crate::ops) use forward::{forward_rows, rows_under};
+pub(in crate::ops) use forward::{BlockFilter, forward_rows, rows_under};
 
 use super::ConvProblem;
 
