@@ -27,7 +27,7 @@ impl Interrupt {
     /// # Errors
     /// When the operating system refuses the handler.
     pub fn on_ctrl_c() -> Result<Self> {
-        static INSTALLED: OnceLock<std::result::Result<Interrupt, String>> = OnceLock::new();
+        static INSTALLED: OnceLock<std::result::Result<Interrupt, Refusal>> = OnceLock::new();
         let installed = INSTALLED.get_or_init(|| {
             let flag = Self::new();
             let handler = flag.clone();
@@ -41,9 +41,9 @@ impl Interrupt {
                 Some(_) => end("interrupted twice; stopped at once"),
             })
             .map(|()| flag)
-            .map_err(|e| e.to_string())
+            .map_err(Refusal::from)
         });
-        installed.clone().map_err(refused)
+        installed.clone().map_err(Refusal::told)
     }
 
     /// Ends the process at the first Ctrl-C or polite kill, for work that keeps nothing.
@@ -51,7 +51,7 @@ impl Interrupt {
     /// # Errors
     /// When the operating system refuses the handler, or there is one already.
     pub fn end_on_ctrl_c() -> Result<()> {
-        ctrlc::set_handler(|| end("interrupted; nothing was written")).map_err(|e| refused(e.to_string()))
+        ctrlc::set_handler(|| end("interrupted; nothing was written")).map_err(|e| Refusal::from(e).told())
     }
 
     /// Requests a stop.
@@ -70,6 +70,31 @@ fn end(why: &str) {
     std::process::exit(FAILED);
 }
 
-fn refused(reason: String) -> Error {
-    Error::Config(format!("Ctrl-C cannot be caught: {reason}"))
+/// Why there is no handler.
+#[derive(Debug, Clone)]
+enum Refusal {
+    /// The system has no pipe or no thread for it, for which memory is the usual reason.
+    System(String),
+    /// There is one already, or there can be none.
+    Other(String),
+}
+
+impl From<ctrlc::Error> for Refusal {
+    fn from(error: ctrlc::Error) -> Self {
+        match error {
+            ctrlc::Error::System(reason) => Self::System(reason.to_string()),
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+impl Refusal {
+    fn told(self) -> Error {
+        match self {
+            Self::System(reason) => {
+                Error::Memory(format!("the thread that waits for Ctrl-C cannot be started: {reason}"))
+            }
+            Self::Other(reason) => Error::Config(format!("Ctrl-C cannot be caught: {reason}")),
+        }
+    }
 }

@@ -215,7 +215,8 @@ impl BlockFilter {
         let mut p = *part;
         (p.input.c, p.output.c, p.groups) = (lanes(), lanes(), lanes());
         let mut layout = BlockLayout::of_input(&p, 0..1, &(0..p.output.h));
-        layout.rows = 0..p.input.h;
+        // A row even where all of the output lies in the padding, so that there is a block.
+        layout.rows = 0..p.input.h.max(1);
         Self { p, layout }
     }
 
