@@ -134,9 +134,7 @@ impl<'a> MaskedGradient<'a> {
     #[inline(always)]
     pub fn reader<S: Simd>(&self, simd: S, channels: Range<usize>) -> MaskedReader<'_, S> {
         MaskedReader {
-            y: StoredReader::new(self.y, channels.len()),
-            residual: self.residual,
-            affine: self.affine.vectors(simd, channels.clone()),
+            before: PreActivation::new(simd, (self.y, self.residual), &self.affine, channels.clone()),
             mean: load(simd, &self.mean[channels]),
             clamp: self.clamp,
             score: self.score,
@@ -144,11 +142,33 @@ impl<'a> MaskedGradient<'a> {
     }
 }
 
-/// Some channels of a masked gradient.
-pub(in crate::ops) struct MaskedReader<'a, S: Simd> {
+/// Some channels of v = a·y + b + residual, which an activation takes.
+struct PreActivation<'a, S: Simd> {
     y: StoredReader<'a>,
     residual: Option<&'a [f32]>,
     affine: AffineVectors<S>,
+}
+
+impl<'a, S: Simd> PreActivation<'a, S> {
+    #[inline(always)]
+    fn new(simd: S, (y, residual): (&'a [f32], Option<&'a [f32]>), affine: &Affine, channels: Range<usize>) -> Self {
+        Self { y: StoredReader::new(y, channels.len()), residual, affine: affine.vectors(simd, channels) }
+    }
+
+    /// v, from the vector of y at the same element.
+    #[inline(always)]
+    fn value(&self, simd: S, at: usize, y: S::f32s) -> S::f32s {
+        let value = self.affine.apply(simd, y);
+        match self.residual {
+            Some(residual) => simd.add_f32s(value, load(simd, &residual[at..at + self.y.channels()])),
+            None => value,
+        }
+    }
+}
+
+/// Some channels of a masked gradient.
+pub(in crate::ops) struct MaskedReader<'a, S: Simd> {
+    before: PreActivation<'a, S>,
     mean: S::f32s,
     clamp: Option<Clamp>,
     score: bool,
@@ -158,13 +178,10 @@ impl<S: Simd> MaskedReader<'_, S> {
     /// Adds the share of a vector of dz, that of the element `at` on, to the sums of its pixels. Returns g.
     #[inline(always)]
     pub fn add(&self, simd: S, at: usize, dz: S::f32s, sums: &mut SumVectors<S>) -> S::f32s {
-        let y = self.y.vector(simd, at);
+        let y = self.before.y.vector(simd, at);
         let mut g = dz;
         if let Some(clamp) = self.clamp {
-            let mut value = self.affine.apply(simd, y);
-            if let Some(residual) = self.residual {
-                value = simd.add_f32s(value, load(simd, &residual[at..at + self.y.channels()]));
-            }
+            let value = self.before.value(simd, at, y);
             g = derivative_vector(simd, clamp, value, dz);
             if self.score {
                 sums.score = simd.mul_add_e_f32s(dz, excess_vector(simd, clamp, value), sums.score);
@@ -355,10 +372,8 @@ impl<'a> DyLoader<'a> {
 
 /// Some channels of dy.
 pub(in crate::ops) struct DyReader<'a, S: Simd> {
-    y: StoredReader<'a>,
+    before: PreActivation<'a, S>,
     dz: StoredReader<'a>,
-    residual: Option<&'a [f32]>,
-    affine: AffineVectors<S>,
     slope: S::f32s,
     offset: S::f32s,
     clamp: Option<Clamp>,
@@ -377,10 +392,8 @@ impl VectorSource for DyLoader<'_> {
             _ => None,
         };
         DyReader {
-            y: StoredReader::new(self.y, channels.len()),
+            before: PreActivation::new(simd, (self.y, self.residual), &self.affine, channels.clone()),
             dz: StoredReader::new(self.dz, channels.len()),
-            residual: self.residual,
-            affine: self.affine.vectors(simd, channels.clone()),
             slope: load(simd, &self.slope[channels.clone()]),
             offset: load(simd, &self.offset[channels]),
             clamp,
@@ -391,15 +404,11 @@ impl VectorSource for DyLoader<'_> {
 impl<S: Simd> VectorReader<S> for DyReader<'_, S> {
     #[inline(always)]
     fn vector(&self, simd: S, at: usize) -> S::f32s {
-        let (y, mut g) = (self.y.vector(simd, at), self.dz.vector(simd, at));
+        let (y, mut g) = (self.before.y.vector(simd, at), self.dz.vector(simd, at));
         if let Some(clamp) = self.clamp {
-            let mut value = self.affine.apply(simd, y);
-            if let Some(residual) = self.residual {
-                value = simd.add_f32s(value, load(simd, &residual[at..at + self.y.channels()]));
-            }
-            g = derivative_vector(simd, clamp, value, g);
+            g = derivative_vector(simd, clamp, self.before.value(simd, at, y), g);
         }
-        simd.mul_add_e_f32s(self.affine.a, g, simd.mul_add_e_f32s(self.slope, y, self.offset))
+        simd.mul_add_e_f32s(self.before.affine.a, g, simd.mul_add_e_f32s(self.slope, y, self.offset))
     }
 }
 
