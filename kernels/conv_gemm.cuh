@@ -118,7 +118,14 @@ struct Stager {
     u32 present;
     Word second[OnLoad::READS_TWO ? COUNT : 1];
 
+    __device__ __forceinline__ explicit Stager(const Operand& operand) : operand(operand) {}
+
     __device__ __forceinline__ Stager(const Operand& operand, int first_line, int first_position) : operand(operand) {
+        go_to(first_line, first_position);
+    }
+
+    /// Goes to the tile that begins there.
+    __device__ __forceinline__ void go_to(int first_line, int first_position) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
             const int at = tile_line(i);
@@ -254,22 +261,32 @@ struct Stager {
     __device__ __forceinline__ void deposit(T* tile) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            if constexpr (VECTOR) {
-                store_vector<Word, 1>(reinterpret_cast<Word*>(slot(tile, i)), {{staged[i]}});
-            } else {
+            if constexpr (!VECTOR) {
                 store_vector<T, N>(slot(tile, i), staged[i]);
+            } else {
+                if constexpr (FORMS) {
+                    if (operand.form.active() && (present >> i & 1u) != 0) {
+                        float values[N], others[N] = {};
+                        word_floats(staged[i], values);
+                        if constexpr (OnLoad::READS_TWO) word_floats(second[i], others);
+                        operand.form.form(values, others, channel);
+                        store_floats<N>(slot(tile, i), values);
+                        continue;
+                    }
+                }
+                store_vector<Word, 1>(reinterpret_cast<Word*>(slot(tile, i)), {{staged[i]}});
             }
         }
-        if constexpr (FORMS && VECTOR) form(tile);
     }
 };
 
 /// Sums of a tile in tensor-core accumulators: a warp has 32 columns and as many rows as its share comes to. They leave
 /// through shared memory in slices, each of 16 rows of every warp.
-template <typename T, int TILE_M, int TILE_N, Major A, Major B, int LD_A, int LD_B>
+template <typename T, int TILE_M, int TILE_N, Major A, Major B, int LD_A, int LD_B,
+          int THREADS = gemm_threads(TILE_M, TILE_N)>
 struct TensorSums {
     static constexpr int WARPS_N = TILE_N / 32;
-    static constexpr int WARPS_M = gemm_threads(TILE_M, TILE_N) / WARP_SIZE / WARPS_N;
+    static constexpr int WARPS_M = THREADS / WARP_SIZE / WARPS_N;
     static constexpr int WARP_M = TILE_M / WARPS_M;
     static constexpr int SLICES = WARP_M / 16, SLICE_ROWS = WARPS_M * 16;
 
@@ -278,6 +295,9 @@ struct TensorSums {
     __device__ __forceinline__ static int warp() { return thread_index() / WARP_SIZE; }
     __device__ __forceinline__ static int first_row() { return warp() / WARPS_N * WARP_M; }
     __device__ __forceinline__ static int first_column() { return warp() % WARPS_N * 32; }
+
+    /// Whether the warp has one of the first `rows`.
+    __device__ __forceinline__ static bool reaches(int rows) { return first_row() < rows; }
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -326,14 +346,15 @@ struct TensorSums {
     }
 };
 
-/// Sums of a tile of floats: 8 rows by 4 columns per thread. Where lines run along k, a thread's rows (or columns) are
+/// Sums of a tile of floats: 8 rows (fewer in a larger block) by 4 columns per thread. Where lines run along k, a thread's rows (or columns) are
 /// interleaved with those of the other threads; else they come in fours. Either way its loads are vectors, and those of
 /// eight threads fall into distinct banks.
-template <int TILE_M, int TILE_N, Major A, Major B, int LD_A, int LD_B>
+template <int TILE_M, int TILE_N, Major A, Major B, int LD_A, int LD_B, int THREADS = gemm_threads(TILE_M, TILE_N)>
 struct FloatSums {
-    static constexpr int ROWS = 8, COLUMNS = 4, THREADS_M = TILE_M / ROWS, THREADS_N = TILE_N / COLUMNS;
+    static constexpr int COLUMNS = 4, ROWS = TILE_M * TILE_N / THREADS / COLUMNS;
+    static constexpr int THREADS_M = TILE_M / ROWS, THREADS_N = TILE_N / COLUMNS;
     static constexpr int SLICES = 1, SLICE_ROWS = TILE_M;
-    static_assert(THREADS_M * THREADS_N == gemm_threads(TILE_M, TILE_N), "one thread per 8x4 sums");
+    static_assert(THREADS_M * THREADS_N == THREADS && (ROWS % 4 == 0 || A == Major::Row), "threads share a tile evenly");
 
     float sums[ROWS][COLUMNS];
 
@@ -341,18 +362,23 @@ struct FloatSums {
     __device__ __forceinline__ static int thread_n() { return thread_index() % THREADS_N; }
 
     /// The tile's row or column that is number i of a thread.
-    template <bool ALONG_K, int THREADS>
+    template <bool ALONG_K, int ALONG>
     __device__ __forceinline__ static int index(int thread, int i) {
-        return ALONG_K ? thread + i * THREADS : (thread + i / 4 * THREADS) * 4 + i % 4;
+        return ALONG_K ? thread + i * ALONG : (thread + i / 4 * ALONG) * 4 + i % 4;
     }
 
-    /// Loads a thread's elements at four values of k.
-    template <bool ALONG_K, int THREADS, int COUNT>
+    /// Whether the thread has one of the first `rows`.
+    __device__ __forceinline__ static bool reaches(int rows) {
+        return index<A == Major::Row, THREADS_M>(thread_m(), 0) < rows;
+    }
+
+    /// Loads a thread's elements at four values of k. ALONG threads share the rows, or the columns.
+    template <bool ALONG_K, int ALONG, int COUNT>
     __device__ __forceinline__ static void load_four(float (&out)[COUNT][4], const float* tile, int ld, int thread,
                                                      int k) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const int at = index<ALONG_K, THREADS>(thread, ALONG_K ? i : i / 4 * 4);
+            const int at = index<ALONG_K, ALONG>(thread, ALONG_K ? i : i / 4 * 4);
             const float* from = ALONG_K ? tile + at * ld + k : tile + (k + i % 4) * ld + at;
             const Vector<float, 4> four = load_vector<float, 4>(from);
 #pragma unroll
@@ -412,6 +438,64 @@ __device__ __forceinline__ Origin tile_origin(int n_end) {
     return {static_cast<int>(blockIdx.x / tiles_n) * TILE_M, static_cast<int>(blockIdx.x % tiles_n) * TILE_N};
 }
 
+/// Floats between the rows of a slice of sums.
+constexpr __device__ int slice_stride(int tile_n) { return tile_n + 8; }
+
+/// Shared memory of a slice.
+template <class Sums, int TILE_N>
+constexpr int slice_bytes = Sums::SLICE_ROWS * slice_stride(TILE_N) * 4;
+
+/// Hands the sums of a tile below `m_end` and `n_end` to the writer in vectors of 16 bytes of its output, one by one without
+/// VECTOR, AT_ONCE of them under way. They pass through `shared`, slice_bytes of it, so that a thread has neighbours of a row:
+/// all threads take part.
+template <int TILE_N, int THREADS, bool VECTOR, int AT_ONCE = 2, class Sums, class Writer>
+__device__ __forceinline__ void write_slices(const Sums& sums, Writer& writer, Origin at, int m_end, int n_end,
+                                             void* shared) {
+    constexpr int N = VECTOR ? VECTOR_LEN<typename Writer::Output> : 1, PER_ROW = TILE_N / N;
+    constexpr int STRIDE = slice_stride(TILE_N);
+    float* const slice = static_cast<float*>(shared);
+#pragma unroll 1
+    for (int s = 0; s < Sums::SLICES; s++) {
+        __syncthreads();
+        sums.store_slice(s, slice, STRIDE);
+        __syncthreads();
+#pragma unroll AT_ONCE
+        for (int i = thread_index(); i < Sums::SLICE_ROWS * PER_ROW; i += THREADS) {
+            const int row = i / PER_ROW, column = i % PER_ROW * N;
+            const int m = at.m + Sums::tile_row(s, row), n = at.n + column;
+            if (m >= m_end || n >= n_end) continue;
+            float values[N];
+            load_floats<N>(slice + row * STRIDE + column, values);
+            writer.write(m, n, values);
+        }
+    }
+}
+
+/// Adds two sums per column over the threads that have the column, and hands them to `take(column, first, second)` for every
+/// column of the tile. A thread has COLUMNS neighbours from `column` on, as one of ROW_GROUPS. All threads of the block take
+/// part; the last call of `write` is over. `shared` is `[2 · ROW_GROUPS · TILE_N]`.
+template <int TILE_N, int ROW_GROUPS, int COLUMNS, class Take>
+__device__ __forceinline__ void sum_columns(const float (&first)[COLUMNS], const float (&second)[COLUMNS], int group,
+                                            int column, float* shared, Take take) {
+    __syncthreads();
+    float* const to = shared + group * TILE_N + column;
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++) {
+        to[i] = first[i];
+        to[ROW_GROUPS * TILE_N + i] = second[i];
+    }
+    __syncthreads();
+    const int mine = thread_index();
+    if (mine >= TILE_N) return;
+    float sums[2] = {};
+#pragma unroll 4
+    for (int from = 0; from < ROW_GROUPS; from++) {
+        sums[0] += shared[from * TILE_N + mine];
+        sums[1] += shared[(ROW_GROUPS + from) * TILE_N + mine];
+    }
+    take(mine, sums[0], sums[1]);
+}
+
 /// One block's product. A is Major::Row where its lines run along k, B is Major::Column where its lines do.
 template <typename T, int TILE_M, int TILE_N, Major A, Major B, bool VECTOR>
 struct Gemm {
@@ -442,9 +526,8 @@ struct Gemm {
     using StagerB = Stager<Operand, LINES_B, LENGTH_B, LD_B, !B_ALONG_K, THREADS, VECTOR, DIRECT>;
 
     // Sums that pass through shared memory do so after the last product.
-    static constexpr int SLICE_ROWS = Sums::SLICE_ROWS, LD_SLICE = TILE_N + 8;
     static constexpr int STAGE_BYTES = STAGES * STAGE * static_cast<int>(sizeof(T));
-    static constexpr int SLICE_BYTES = DIRECT ? 0 : SLICE_ROWS * LD_SLICE * 4;
+    static constexpr int SLICE_BYTES = DIRECT ? 0 : slice_bytes<Sums, TILE_N>;
     static constexpr int SHARED_BYTES = STAGE_BYTES > SLICE_BYTES ? STAGE_BYTES : SLICE_BYTES;
     static_assert(SHARED_BYTES <= 48 * 1024, "static shared memory");
 
@@ -542,7 +625,7 @@ struct Gemm {
         if constexpr (DIRECT) {
             write_direct(writer, at, m_end, n_end);
         } else {
-            write_slices(writer, at, m_end, n_end, shared);
+            write_slices<TILE_N, THREADS, VECTOR>(sums, writer, at, m_end, n_end, shared);
         }
     }
 
@@ -560,27 +643,6 @@ struct Gemm {
         }
     }
 
-    template <class Writer>
-    __device__ __forceinline__ void write_slices(Writer& writer, Origin at, int m_end, int n_end, void* shared) const {
-        constexpr int N = VECTOR ? VECTOR_LEN<typename Writer::Output> : 1, PER_ROW = TILE_N / N;
-        float* const slice = static_cast<float*>(shared);
-#pragma unroll 1
-        for (int s = 0; s < Sums::SLICES; s++) {
-            __syncthreads();
-            sums.store_slice(s, slice, LD_SLICE);
-            __syncthreads();
-#pragma unroll 2
-            for (int i = thread_index(); i < SLICE_ROWS * PER_ROW; i += THREADS) {
-                const int row = i / PER_ROW, column = i % PER_ROW * N;
-                const int m = at.m + Sums::tile_row(s, row), n = at.n + column;
-                if (m >= m_end || n >= n_end) continue;
-                float values[N];
-                load_floats<N>(slice + row * LD_SLICE + column, values);
-                writer.write(m, n, values);
-            }
-        }
-    }
-
     // A writer of T has the same columns in all its rows, and with it as many threads as fit the block.
     static constexpr int COLUMNS = VECTOR ? VECTOR_LEN<T> : 1, ROW_GROUPS = THREADS * COLUMNS / TILE_N;
     static_assert((TILE_N + 2 * ROW_GROUPS * TILE_N) * 4 <= SHARED_BYTES, "sums over rows pass through the tiles");
@@ -593,30 +655,6 @@ struct Gemm {
     __device__ __forceinline__ static int row_group() {
         if constexpr (DIRECT) return thread_index() / WARP_SIZE / Sums::WARPS_N * 8 + lane_in_warp() / 4;
         return thread_index() / (TILE_N / COLUMNS);
-    }
-
-    /// Adds two sums per column over the threads that have the column, and hands them to `take(column, first, second)`
-    /// for every column of the tile. All threads of the block take part; the last call of `write` is over.
-    template <class Take>
-    __device__ __forceinline__ static void sum_columns(const float (&first)[COLUMNS], const float (&second)[COLUMNS],
-                                                       float* shared, Take take) {
-        __syncthreads();
-        float* const to = shared + row_group() * TILE_N + written_column();
-#pragma unroll
-        for (int i = 0; i < COLUMNS; i++) {
-            to[i] = first[i];
-            to[ROW_GROUPS * TILE_N + i] = second[i];
-        }
-        __syncthreads();
-        const int column = thread_index();
-        if (column >= TILE_N) return;
-        float sums[2] = {};
-#pragma unroll 4
-        for (int group = 0; group < ROW_GROUPS; group++) {
-            sums[0] += shared[group * TILE_N + column];
-            sums[1] += shared[(ROW_GROUPS + group) * TILE_N + column];
-        }
-        take(column, sums[0], sums[1]);
     }
 
     /// Writes mean and centred second moment of every column of the tile to `partials` `[tiles of m, 2, c]`, of whose
@@ -636,7 +674,8 @@ struct Gemm {
         moments.move_to(origin);
         const float count = static_cast<float>(min_of(m_end - at.m, TILE_M));
         float* const to = partials + static_cast<i64>(at.m / TILE_M) * 2 * c + first_column + at.n;
-        sum_columns(moments.sums, moments.squares, origins + TILE_N, [&](int column, float sum, float squares) {
+        sum_columns<TILE_N, ROW_GROUPS>(moments.sums, moments.squares, row_group(), written_column(), origins + TILE_N,
+                                        [&](int column, float sum, float squares) {
             if (at.n + column < n_end) store_moments(origins[column], sum, squares, count, to + column, c);
         });
     }
@@ -647,7 +686,8 @@ struct Gemm {
                                                                float* partials, float* scores, int c, void* shared) {
         float* const memory = static_cast<float*>(shared);
         float* const to = partials + static_cast<i64>(at.m / TILE_M) * 2 * c + at.n;
-        sum_columns(sums.sums, sums.products, memory, [&](int column, float sum, float product) {
+        sum_columns<TILE_N, ROW_GROUPS>(sums.sums, sums.products, row_group(), written_column(), memory,
+                                        [&](int column, float sum, float product) {
             if (at.n + column >= n_end) return;
             to[column] = sum;
             to[c + column] = product;

@@ -107,14 +107,18 @@ fn layers_cost_what_a_hand_computes() {
         // Convolution with statistics x, y; normalisation y, z.
         (&layers, LayerPass::StepForward, 2 * macs, n * (x + 3 * y) + w + 5 * pair),
         (&host, LayerPass::StepForward, 2 * macs, n * (x + 3 * y) + w + 5 * pair),
-        // Sums y, dz; then dy formed from y, dz: for each gradient, on the host for both at once.
-        (&layers, LayerPass::StepBackward, 4 * macs, n * (2 * x + 6 * y) + 2 * w + 13 * pair),
+        // Sums y, dz; then dy formed from y, dz, for both gradients at once.
+        (&layers, LayerPass::StepBackward, 4 * macs, n * (2 * x + 4 * y) + 2 * w + 9 * pair),
         (&host, LayerPass::StepBackward, 4 * macs, n * (2 * x + 4 * y) + 2 * w + 7 * pair),
     ] {
         let layer = among(layers, "blocks.1.0.conv_pw", pass);
         assert_eq!((layer.flops(), layer.bytes(4)), (n * flops, 4 * elements), "{pass}");
         assert_eq!(layer.cost.unit, ComputeUnit::Matrix);
     }
+    // With many weights a GPU forms dy for each gradient; here dx is added to that of the shortcut.
+    let (x, y, w, pair) = (14 * 14 * 96, 14 * 14 * 576, 96 * 576, 2 * 576);
+    let many = find("blocks.4.1.conv_pw", LayerPass::StepBackward);
+    assert_eq!(many.bytes(4), 4 * (n * (3 * x + 6 * y) + 2 * w + 13 * pair));
     // A residual is read forward; backward it is read under an activation only, its gradient is written.
     let (x, y) = (56 * 56 * 144, 56 * 56 * 24);
     let step = find("blocks.1.1.conv_pwl", LayerPass::StepForward);
@@ -276,7 +280,7 @@ fn kernel_configurations_are_named_and_can_be_forced() {
     };
     let chosen = of(&[]);
     assert!(!chosen.is_empty() && chosen[0].starts_with("pointwise_forward=64x64-vector"), "{chosen:?}");
-    let of_step = ["batch_norm_backward=", "pointwise_dgrad=", "pointwise_wgrad="];
+    let of_step = ["batch_norm_backward=", "pointwise_backward="];
     assert!(chosen.iter().any(|config| of_step.iter().all(|kernels| config.contains(kernels))), "{chosen:?}");
     let forced = of(&["--kernel-config", "pointwise_forward=64x64-scalar"]);
     assert_eq!(forced[0], "pointwise_forward=64x64-scalar");

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{DepthwiseConfig, GemmConfig, GemmProblem, KernelFamily, KernelPass, KernelTarget, Problem, refused};
+use super::{
+    DepthwiseConfig, GemmConfig, GemmProblem, KernelFamily, KernelPass, KernelTarget, PointwiseBackwardConfig, Problem,
+    refused,
+};
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::{Error, Result};
 
@@ -14,6 +17,8 @@ pub enum ConvConfig {
     Gemm(GemmConfig),
     /// For depthwise ones.
     Depthwise(DepthwiseConfig),
+    /// For both gradients of pointwise ones at once.
+    PointwiseBackward(PointwiseBackwardConfig),
 }
 
 impl Problem for ConvProblem {
@@ -28,15 +33,23 @@ impl Problem for ConvProblem {
     }
 
     fn choose(&self, pass: KernelPass, on: KernelTarget) -> ConvConfig {
-        match ConvProblem::family(self) {
-            ConvFamily::Depthwise => ConvConfig::Depthwise(DepthwiseConfig::choose(self, pass)),
+        match (ConvProblem::family(self), pass) {
+            (ConvFamily::Depthwise, _) => ConvConfig::Depthwise(DepthwiseConfig::choose(self, pass)),
+            (ConvFamily::Pointwise, KernelPass::Backward) => {
+                ConvConfig::PointwiseBackward(PointwiseBackwardConfig::choose(self))
+            }
             _ => ConvConfig::Gemm(GemmProblem::of(self).choose(pass, on)),
         }
     }
 
     fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<ConvConfig> {
-        match ConvProblem::family(self) {
-            ConvFamily::Depthwise => DepthwiseConfig::list(self, pass).into_iter().map(ConvConfig::Depthwise).collect(),
+        match (ConvProblem::family(self), pass) {
+            (ConvFamily::Depthwise, _) => {
+                DepthwiseConfig::list(self, pass).into_iter().map(ConvConfig::Depthwise).collect()
+            }
+            (ConvFamily::Pointwise, KernelPass::Backward) => {
+                PointwiseBackwardConfig::list(self).into_iter().map(ConvConfig::PointwiseBackward).collect()
+            }
             _ => GemmProblem::of(self).list(pass, on).into_iter().map(ConvConfig::Gemm).collect(),
         }
     }
@@ -44,10 +57,13 @@ impl Problem for ConvProblem {
     fn check(&self, config: ConvConfig, pass: KernelPass, on: KernelTarget) -> Result<()> {
         match (config, ConvProblem::family(self)) {
             (ConvConfig::Depthwise(config), ConvFamily::Depthwise) => config.check(self, pass),
+            (ConvConfig::PointwiseBackward(config), ConvFamily::Pointwise) if pass == KernelPass::Backward => {
+                config.check(self)
+            }
             (ConvConfig::Gemm(config), ConvFamily::Pointwise | ConvFamily::Dense) => {
                 GemmProblem::of(self).check(config, pass, on)
             }
-            _ => Err(refused(config, "it is one of another family")),
+            _ => Err(refused(config, "it is one of another family, or of another pass")),
         }
     }
 }
@@ -57,6 +73,7 @@ impl fmt::Display for ConvConfig {
         match self {
             Self::Gemm(config) => config.fmt(f),
             Self::Depthwise(config) => config.fmt(f),
+            Self::PointwiseBackward(config) => config.fmt(f),
         }
     }
 }
@@ -66,6 +83,7 @@ impl FromStr for ConvConfig {
 
     fn from_str(text: &str) -> Result<Self> {
         let gemm = text.parse().map(Self::Gemm);
-        gemm.or_else(|error| text.parse().map(Self::Depthwise).map_err(|_| error))
+        let others = || text.parse().map(Self::Depthwise).or_else(|_| text.parse().map(Self::PointwiseBackward));
+        gemm.or_else(|error| others().map_err(|_| error))
     }
 }

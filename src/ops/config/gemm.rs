@@ -244,6 +244,9 @@ impl Problem for GemmProblem {
 
     fn check(&self, config: GemmConfig, pass: KernelPass, on: KernelTarget) -> Result<()> {
         let sides = (config.tile_m, config.tile_n);
+        if pass == KernelPass::Backward {
+            return Err(refused(config, "its kernels have one gradient"));
+        }
         if !self.serves(sides, pass) {
             return Err(refused(config, "there are no such tiles in this pass"));
         }

@@ -34,6 +34,7 @@ mod depthwise;
 mod gemm;
 mod lanes;
 mod norm;
+mod pointwise_backward;
 mod walk;
 
 use std::fmt;
@@ -45,6 +46,8 @@ pub(crate) use depthwise::specialised;
 pub use gemm::{GemmConfig, GemmProblem};
 pub use lanes::{AugmentProblem, BiasConfig, BiasProblem, GlobalPoolProblem, LaneConfig, Lanes};
 pub use norm::NormConfig;
+pub use pointwise_backward::PointwiseBackwardConfig;
+pub(crate) use pointwise_backward::has_few_weights;
 pub use walk::{OptimizerConfig, OptimizerProblem, WalkConfig, WalkProblem};
 
 use crate::device::Device;
@@ -64,7 +67,7 @@ pub const SUM_BLOCKS: usize = 512;
 /// What a kernel computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KernelFamily {
-    /// Matrix products of 1×1 convolutions and fully connected layers: `pointwise.cu`.
+    /// Matrix products of 1×1 convolutions and fully connected layers: `pointwise.cu` and `pointwise_backward.cu`.
     Pointwise,
     /// Implicit matrix products of other convolutions: `dense.cu`.
     Dense,
@@ -209,6 +212,7 @@ const KERNELS: &[KernelsRow] = &[
     row(KernelFamily::Pointwise, KernelPass::Forward, "pointwise_forward", reads::<GemmConfig>),
     row(KernelFamily::Pointwise, KernelPass::InputGradient, "pointwise_dgrad", reads::<GemmConfig>),
     row(KernelFamily::Pointwise, KernelPass::WeightGradient, "pointwise_wgrad", reads::<GemmConfig>),
+    row(KernelFamily::Pointwise, KernelPass::Backward, "pointwise_backward", reads::<PointwiseBackwardConfig>),
     row(KernelFamily::Dense, KernelPass::Forward, "dense_forward", reads::<GemmConfig>),
     row(KernelFamily::Dense, KernelPass::InputGradient, "dense_dgrad", reads::<GemmConfig>),
     row(KernelFamily::Dense, KernelPass::WeightGradient, "dense_wgrad", reads::<GemmConfig>),

@@ -181,6 +181,14 @@ impl ConvProblem {
         }
     }
 
+    /// Whether a backend has both gradients of one walk over dy where it forms operands on load.
+    pub fn has_gradients_at_once(&self, backend: Backend) -> bool {
+        match backend {
+            Backend::Host => true,
+            Backend::Cuda => cuda::conv::has_gradients_at_once(self),
+        }
+    }
+
     /// Whether a backend takes the statistics of its result while it computes it.
     pub fn takes_statistics(&self, backend: Backend) -> bool {
         match backend {
@@ -341,7 +349,7 @@ pub fn backward(p: &ConvProblem, x: ConvInput<'_>, w: View<'_>, dy: ConvGradient
         }
         let dx = dx.map(|(dx, accumulate)| (dx.gpu(), accumulate));
         let dx = dx.as_ref().map(|(dx, accumulate)| (dx, *accumulate));
-        if p.family() == ConvFamily::Depthwise && (x.is_formed() || dy.is_formed()) {
+        if p.has_gradients_at_once(Backend::Cuda) && (x.is_formed() || dy.is_formed()) {
             let before = match (x, sums) {
                 (ConvInput::Normalised(of), Some(sums)) => Some(BatchNormBefore { of, sums }.gpu(p)),
                 _ => None,

@@ -124,9 +124,11 @@ impl Step for ConvStep {
             _ => None,
         };
         let (problem, x, w) = (self.problem, self.x, self.w);
-        // On load, depthwise kernels have both gradients of one walk over dy, as the host has those of any convolution.
+        // On load, some kernels have both gradients of one walk over dy, as the host has those of any convolution. A pointwise
+        // one has none of the weights alone.
         let on_load = matches!(x, Operand::Normalised(_)) || matches!(dy, GradientOperand::Formed(_));
-        let at_once = on_load && problem.family() == ConvFamily::Depthwise;
+        let has_both = dx.is_some() || problem.family() == ConvFamily::Depthwise;
+        let at_once = on_load && has_both && problem.has_gradients_at_once(to.backend());
         match to.backend() {
             Backend::Cuda if !at_once => {
                 if let (Some(db), GradientOperand::Stored(dy)) = (db, dy) {

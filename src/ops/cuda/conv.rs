@@ -1,13 +1,13 @@
 //! Convolutions and fully connected layers: `pointwise.cu`, `dense.cu`, `conv_reduce.cu`.
 
-use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialMoments};
+use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialGradientSums, PartialMoments};
 use super::{Call, Floats, configured, depthwise, int, long};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::BatchNormProblem;
-use crate::ops::config::{BiasProblem, GemmProblem, KernelPass, specialised};
+use crate::ops::config::{BiasProblem, ConvConfig, GemmProblem, KernelPass, has_few_weights, specialised};
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::ops::epilogue::{BiasOperand, Epilogue};
 use crate::ops::linear::LinearProblem;
@@ -126,7 +126,17 @@ pub fn input_gradient_on_load(
     }
 }
 
-/// Both gradients at once, by kernels that form x and dy on load: depthwise ones.
+/// Whether there are kernels that have both gradients at once and form x and dy on load: depthwise ones that form on load at
+/// all, and pointwise ones of few weights.
+pub fn has_gradients_at_once(p: &ConvProblem) -> bool {
+    match p.family() {
+        ConvFamily::Depthwise => forms_on_load(p),
+        ConvFamily::Pointwise => has_few_weights(p),
+        ConvFamily::Dense => false,
+    }
+}
+
+/// Both gradients at once, by kernels that form x and dy on load.
 pub fn backward_on_load(
     p: &ConvProblem,
     x: GpuInput<'_>,
@@ -136,8 +146,68 @@ pub fn backward_on_load(
     dw: &GpuViewMut<'_>,
     before: Option<GpuBefore<'_>>,
 ) {
-    assert!(p.family() == ConvFamily::Depthwise, "only depthwise kernels have both gradients; no rule plans others");
-    depthwise::backward_on_load(p, x, w, dy, dx, dw, before);
+    if p.family() == ConvFamily::Depthwise {
+        return depthwise::backward_on_load(p, x, w, dy, dx, dw, before);
+    }
+    let (gpu, pixels) = (w.gpu(), p.n * p.output.pixels());
+    let Some((dx, accumulate)) = dx else {
+        panic!("a pointwise kernel has the input's gradient too; no rule plans less")
+    };
+    let Some(config) = configured(p, KernelPass::Backward, x.stored()) else { return };
+    let ConvConfig::PointwiseBackward(config) = config else {
+        panic!("a problem has configurations of its own family and pass")
+    };
+    let grid @ [tiles, slabs, _] = config.grid(p);
+    let parts = GradientParts::new(gpu, p.weight_len(), [tiles, slabs], config.workspace(p), before.as_ref());
+    parts.sum(gpu, dw, before, |partials, before, sums| {
+        let call = x.onto(Call::new(gpu, config.instance(p, w.dtype())), pixels * p.input.c, p.input.c);
+        let call = dy
+            .onto(call, pixels * p.output.c, p.output.c)
+            .reads("w", w, p.weight_len())
+            .writes("dx", dx, pixels * p.input.c)
+            .value(i32::from(accumulate));
+        GpuBefore::sums_onto(before, call, sums)
+            .floats("the partial sums", partials, slabs * p.weight_len())
+            .sizes([config.slab, pixels, p.input.c, p.output.c])
+            .launch_of(config.threads(), grid);
+    });
+}
+
+/// Memory for the partial sums of a kernel that has both gradients at once.
+pub(super) struct GradientParts {
+    weights: Slabs,
+    weight_partials: Workspace,
+    before: Option<PartialGradientSums>,
+}
+
+impl GradientParts {
+    /// For `len` weights and a grid of tiles and slabs; `workspace` floats hold the weights' partial sums.
+    pub(super) fn new(
+        gpu: &Gpu,
+        len: usize,
+        [tiles, slabs]: [usize; 2],
+        workspace: usize,
+        before: Option<&GpuBefore<'_>>,
+    ) -> Self {
+        let blocks = tiles * slabs;
+        let all = gpu.workspace(workspace + before.map_or(0, |before| before.workspace(slabs, blocks)));
+        let sums = before.map(|before| before.sums(all.part(workspace..all.len()), slabs, blocks));
+        Self { weights: Slabs { slabs, len, workspace }, weight_partials: all.part(0..workspace), before: sums }
+    }
+
+    /// Runs the kernel, which is given where the weights' partial sums go and the batch-norm's, and adds both.
+    pub(super) fn sum(
+        self,
+        gpu: &Gpu,
+        dw: &GpuViewMut<'_>,
+        before: Option<GpuBefore<'_>>,
+        kernel: impl FnOnce(Floats, Option<&GpuBefore<'_>>, Option<PartialGradientSums>),
+    ) {
+        self.weights.sum_in(gpu, self.weight_partials, dw, |partials| kernel(partials, before.as_ref(), self.before));
+        if let Some((before, sums)) = before.zip(self.before) {
+            before.finish(gpu, sums);
+        }
+    }
 }
 
 /// dw = the weight gradient, in `f32`, where x and dy may be formed on load.

@@ -1,7 +1,7 @@
 //! Depthwise convolutions: `depthwise.cu`, and between batch-norms `depthwise_bn.cu`.
 
 use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialMoments};
-use super::conv::{GpuEpilogue, Slabs, geometry};
+use super::conv::{GpuEpilogue, GradientParts, Slabs, geometry};
 use super::{Call, configured};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{GpuView, GpuViewMut};
@@ -15,7 +15,7 @@ pub(super) const LARGEST_ON_LOAD: usize = 5;
 fn depthwise(p: &ConvProblem, pass: KernelPass, of: GpuView<'_>) -> Option<DepthwiseConfig> {
     match configured(p, pass, of)? {
         ConvConfig::Depthwise(config) => Some(config),
-        ConvConfig::Gemm(_) => unreachable!("a problem has configurations of its own family"),
+        _ => unreachable!("a problem has configurations of its own family"),
     }
 }
 
@@ -201,25 +201,19 @@ pub(super) fn backward_on_load(
     let (gpu, c) = (w.gpu(), p.input.c);
     let Some((config, instance)) = on_load(p, KernelPass::Backward, x.stored()) else { return };
     let grid @ [tiles, slabs, _] = config.grid(p, KernelPass::Backward);
-    let of = Slabs { slabs, len: p.weight_len(), workspace: config.workspace(p, KernelPass::Backward) };
-    let sums_len = before.as_ref().map_or(0, |before| before.workspace(slabs, tiles * slabs));
-    let workspace = gpu.workspace(of.workspace + sums_len);
-    let sums =
-        before.as_ref().map(|before| before.sums(workspace.part(of.workspace..workspace.len()), slabs, tiles * slabs));
-    of.sum_in(gpu, workspace.part(0..of.workspace), dw, |partials| {
+    let workspace = config.workspace(p, KernelPass::Backward);
+    let parts = GradientParts::new(gpu, p.weight_len(), [tiles, slabs], workspace, before.as_ref());
+    parts.sum(gpu, dw, before, |partials, before, sums| {
         let call = x.onto(Call::new(gpu, format!("depthwise_bn_backward{instance}")), p.n * p.input.len(), c);
         let call = dy
             .onto(call, p.n * p.output.len(), c)
             .reads("w", w, p.weight_len())
             .writes_if("dx", dx.map(|(dx, _)| dx), p.n * p.input.len())
             .value(i32::from(dx.is_some_and(|(_, accumulate)| accumulate)));
-        let call = GpuBefore::sums_onto(before.as_ref(), call, sums)
-            .floats("the partial sums", partials, slabs * of.len)
+        let call = GpuBefore::sums_onto(before, call, sums)
+            .floats("the partial sums", partials, slabs * p.weight_len())
             .sizes([config.slab.expect("a weight gradient has slabs")])
             .value(geometry(p));
         marching(call, p, config).launch(grid);
     });
-    if let Some((before, sums)) = before.zip(sums) {
-        before.finish(gpu, sums);
-    }
 }
