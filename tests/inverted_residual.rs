@@ -7,6 +7,7 @@ use depthshrinker::ops::activation::Clamp;
 use depthshrinker::ops::conv::{self, ConvProblem};
 use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
 use depthshrinker::ops::inverted_residual::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem, forward};
+use depthshrinker::ops::step::Backend;
 use depthshrinker::shape::{Padding, Shape, Window};
 
 /// Rows whose images are cut into several bands, beside those of the table; of the last one some lie in the padding alone.
@@ -110,9 +111,10 @@ fn its_cost_is_that_of_its_convolutions_without_what_they_move_between_them() {
     assert_eq!(p.macs(), 2 * (35 * 4 * 24 + 12 * 9 * 24 + 12 * 24 * 6));
     assert_eq!(p.flops(), 2 * p.macs());
     assert_eq!(p.min_elements(), 2 * (35 * 4 + 12 * 6) + 4 * 24 + 9 * 24 + 24 * 6);
-    assert!(p.has_kernel());
+    assert!(p.has_step(Backend::Cuda) && p.pays(Backend::Cuda));
+    assert!(!InvertedResidualProblem { hidden: 384, ..p }.pays(Backend::Cuda));
     let uneven = Window { stride_w: 1, ..window };
-    assert!(!InvertedResidualProblem { window: uneven, ..p }.has_kernel());
+    assert!(!InvertedResidualProblem { window: uneven, ..p }.has_step(Backend::Cuda));
 }
 
 #[test]

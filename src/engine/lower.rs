@@ -29,8 +29,8 @@ const BOTH: &[Backend] = &[Backend::Host, Backend::Cuda];
 
 /// Highest level first.
 const RULES: &[Rule] = &[
-    Rule { level: Fusion::OnLoad, backends: &[Backend::Host], training: &[false], apply: inverted_residual },
-    Rule { level: Fusion::Block, backends: &[Backend::Cuda], training: &[false], apply: inverted_residual },
+    Rule { level: Fusion::Block, backends: BOTH, training: &[false], apply: inverted_residual },
+    Rule { level: Fusion::OnLoad, backends: BOTH, training: &[false], apply: inverted_residual_that_pays },
     Rule { level: Fusion::OnLoad, backends: BOTH, training: &[true], apply: conv_bn_formed_on_load },
     Rule { level: Fusion::Epilogue, backends: BOTH, training: &[true], apply: conv_with_statistics },
     Rule { level: Fusion::Epilogue, backends: BOTH, training: &[false], apply: conv_with_epilogue },
@@ -220,14 +220,14 @@ impl<'a> Lowering<'a> {
         (expands || families(&runs)[..] == WITHOUT_EXPANSION).then_some(runs)
     }
 
-    /// What those convolutions compute together, where the backend can.
+    /// What those convolutions compute together, where the backend has a step for it.
     fn inverted_residual_problem(&self, runs: &[ConvRun]) -> Option<InvertedResidualProblem> {
         let [.., depthwise, project] = runs else { return None };
         let Op::Conv(Conv { window, c_out: hidden, .. }) = self.op(depthwise.nodes[0]) else { return None };
         let input = self.shapes[self.graph.nodes[runs[0].nodes[0]].inputs[0]];
         let (hidden, c_out) = ((runs.len() == 3).then_some(hidden), self.shapes[project.output()].c);
         let problem = InvertedResidualProblem::new(1, input, hidden, c_out, window)?;
-        (self.target.backend == Backend::Host || problem.has_kernel()).then_some(problem)
+        problem.has_step(self.target.backend).then_some(problem)
     }
 
     /// Weights, bias and activation of a convolution within a block whose result is y; `None` for any other node.
@@ -277,8 +277,22 @@ impl<'a> Lowering<'a> {
 /// Expansion, depthwise convolution, projection and residual with their activations, for inference: what lies between is
 /// not stored (`docs/kernels.md` b).
 fn inverted_residual(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> {
+    inverted_residual_where(l, id, |_, _| true)
+}
+
+/// The same where one step is sooner through than three.
+fn inverted_residual_that_pays(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> {
+    inverted_residual_where(l, id, InvertedResidualProblem::pays)
+}
+
+fn inverted_residual_where(
+    l: &mut Lowering<'_>,
+    id: NodeId,
+    wanted: fn(&InvertedResidualProblem, Backend) -> bool,
+) -> Result<Option<Group>> {
     let Some(mut runs) = l.inverted_residual(id) else { return Ok(None) };
-    let Some(problem) = l.inverted_residual_problem(&runs) else { return Ok(None) };
+    let problem = l.inverted_residual_problem(&runs).filter(|problem| wanted(problem, l.target.backend));
+    let Some(problem) = problem else { return Ok(None) };
     let (nodes, residual) = (runs.iter().flat_map(|run| run.nodes.clone()).collect(), runs[runs.len() - 1].residual);
     let (x, residual) = (l.stored(l.graph.nodes[id].inputs[0])?, residual.map(|node| l.stored(node)).transpose()?);
     let y = l.result(runs[runs.len() - 1].output());

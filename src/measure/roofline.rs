@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::peaks::Peaks;
 use crate::Result;
 use crate::dtype::Dtype;
-use crate::engine::{Pass, Plan, PlannedStep, StepCost, Target};
+use crate::engine::{Fusion, Pass, Plan, PlannedStep, StepCost, Target};
 use crate::graph::{BlockId, Graph, NodeId};
 use crate::ops::step::{Backend, ComputeUnit};
 
@@ -180,14 +180,15 @@ impl Roofline {
     }
 }
 
-/// The kernels of a network's fused inference plan in order, batch-norm folded: one a convolution, as a GPU runs it. The host
-/// takes whole inverted residuals together and moves less.
+/// The kernels of a network's inference plan in order, batch-norm folded: one a convolution. Inverted residuals that run as one
+/// step move less, but then arithmetic bounds them, of which bytes say nothing.
 ///
 /// # Errors
 /// As [`Graph::shapes`].
 pub fn kernel_costs(graph: &Graph) -> Result<Vec<KernelCost>> {
     let (folded, _) = graph.without_batch_norm()?;
-    Ok(plan_costs(&folded, &Plan::new(&folded, &Target::inference(Backend::Cuda))?))
+    let target = Target { fusion: Fusion::Epilogue, ..Target::inference(Backend::Cuda) };
+    Ok(plan_costs(&folded, &Plan::new(&folded, &target)?))
 }
 
 /// The cost of every step of a plan of `graph`, those of a training plan's backward pass behind. The optimizer is not

@@ -11,6 +11,7 @@ use crate::ops::activation::Act;
 use crate::ops::config::{KernelFamily, KernelPass, KernelTarget, Problem, refused, whole_vectors};
 use crate::ops::cuda::conv::geometry;
 use crate::ops::cuda::{Call, configured};
+use crate::ops::step::Backend;
 use crate::{Error, Result};
 
 /// Threads of a block, and columns of output pixels that it has.
@@ -105,7 +106,7 @@ pub(super) fn forward(
     of: &InvertedResidualOperands<'_>,
     y: &GpuViewMut<'_>,
 ) {
-    assert!(p.has_kernel(), "no kernel for a depthwise window of {:?}", p.window);
+    assert!(p.has_step(Backend::Cuda), "no kernel for a depthwise window of {:?}", p.window);
     let Some(config) = configured(p, KernelPass::Forward, x) else { return };
     // The window is the depthwise convolution's, the channels are the block's.
     let block =

@@ -18,8 +18,12 @@ pub use step::{InvertedResidualStep, PlannedConv};
 
 use super::activation::Clamp;
 use super::conv::ConvProblem;
+use super::step::Backend;
 use crate::device::{View, ViewMut};
 use crate::shape::{Shape, Window};
+
+/// Hidden channels up to which one step is sooner through than three on a GPU.
+const MOST_HIDDEN: usize = 192;
 
 /// One inverted residual over one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,10 +77,18 @@ impl InvertedResidualProblem {
         Some(Self { n, input, hidden, output: Shape::new(h, w, c_out), window, has_expand })
     }
 
-    /// Whether a GPU has a kernel for it: a square window of 3 or 5, stride 1 or 2. The host takes any.
-    pub fn has_kernel(&self) -> bool {
+    /// Whether a backend has a step for it: on a GPU, a square window of 3 or 5 with stride 1 or 2; on the host, any.
+    pub fn has_step(&self, backend: Backend) -> bool {
         let Window { k_h, k_w, stride_h, stride_w, .. } = self.window;
-        k_h == k_w && stride_h == stride_w && [3, 5].contains(&k_h) && [1, 2].contains(&stride_h)
+        let has_kernel = k_h == k_w && stride_h == stride_w && [3, 5].contains(&k_h) && [1, 2].contains(&stride_h);
+        backend == Backend::Host || has_kernel
+    }
+
+    /// Whether one step is sooner through than three. On a GPU that is what the machine code asks of each unit of a V100
+    /// (`docs/kernels.md` b): the larger windows form most hidden values twice, and many hidden channels make the products
+    /// around them, not memory, the bound.
+    pub fn pays(&self, backend: Backend) -> bool {
+        backend == Backend::Host || (self.window.k_h == 3 && self.hidden <= MOST_HIDDEN)
     }
 
     /// The expansion on its own, where there is one.
@@ -137,7 +149,7 @@ impl InvertedResidualProblem {
     }
 }
 
-/// y = the block's result. On a GPU `p.has_kernel()` must hold, and y may overlap no operand.
+/// y = the block's result. On a GPU `p.has_step` must hold, and y may overlap no operand.
 pub fn forward(p: &InvertedResidualProblem, of: InvertedResidualOperands<'_>, y: ViewMut<'_>) {
     p.require(&of, y.len());
     match of.x {
