@@ -28,23 +28,6 @@ constexpr int COLUMNS = (STRIP - 1) * STRIDE + K;
 template <int K, int STRIDE>
 constexpr int UNROLL = K < 7 ? LIVE<K, STRIDE> : 1;
 
-/// Some columns of some rows of one image.
-struct Patch {
-    int image, first_row, last_row, column;
-};
-
-/// Patch `index` of those of at most `rows` x `columns` that cover images of h x w.
-__device__ __forceinline__ Patch patch(int index, int h, int w, int rows, int columns) {
-    const int across = divide_up(w, columns), down = divide_up(h, rows);
-    const int column = index % across * columns, first_row = index / across % down * rows;
-    return Patch{index / across / down, first_row, min_of(first_row + rows, h), column};
-}
-
-/// The number of such patches.
-__device__ __forceinline__ int patches(int n, int h, int w, int rows, int columns) {
-    return n * divide_up(h, rows) * divide_up(w, columns);
-}
-
 /// A thread's channels of a pixel as one word, so that a missing pixel costs one zero and no unpacking in between.
 template <typename T>
 struct Pixel {

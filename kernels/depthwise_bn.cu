@@ -108,31 +108,7 @@ __global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_forwa
             }
         }, NothingElse{});
     }
-    // All about the origin of the first row of threads, which always has pixels.
-    const int lane = static_cast<int>(threadIdx.x) % lanes;
-    if (tile.active && tile.row == 0) {
-#pragma unroll
-        for (int i = 0; i < CHANNELS; i++) memory[lane * CHANNELS + i] = moments.origin[i];
-    }
-    __syncthreads();
-    float origin[CHANNELS];
-#pragma unroll
-    for (int i = 0; i < CHANNELS; i++) origin[i] = memory[lane * CHANNELS + i];
-    moments.move_to(origin);
-    float sums[2 * CHANNELS + 1];
-#pragma unroll
-    for (int i = 0; i < CHANNELS; i++) {
-        sums[i] = moments.sums[i];
-        sums[CHANNELS + i] = moments.squares[i];
-    }
-    sums[2 * CHANNELS] = static_cast<float>(moments.count);
-    sum_rows(tile, sums, memory);
-    if (!tile.active || tile.row > 0) return;
-    const float count = sums[2 * CHANNELS];
-    float* const to = partials + static_cast<i64>(slab) * 2 * c + tile.channel;
-#pragma unroll
-    for (int i = 0; i < CHANNELS; i++) store_moments(origin[i], sums[i], sums[CHANNELS + i], count, to + i, c);
-    if (tile.channel == 0) counts[slab] = count;
+    write_slab_moments(tile, moments, partials, counts, slab, c, memory);
 }
 
 /// The same as they are stored, which in 16 bits takes half the registers and a conversion at each use.

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "activation.cuh"
+#include "slab.cuh"
 #include "vector.cuh"
 
 /// γ·(y − μ)·ρ + β as a·y + b.
@@ -138,6 +139,38 @@ __device__ __forceinline__ void store_moments(
     // Rounding may leave it a little below zero; not-a-number stays.
     const float moment = squares - sum * sum * share;
     to[stride] = moment < 0.0f ? 0.0f : moment;
+}
+
+/// Adds the moments of a block's threads, which share a slab of pixels, and writes mean and centred second moment of its
+/// channels to `partials` `[slabs, 2, c]`, and how many pixels there were to `counts` `[slabs]`. The first row of threads has
+/// pixels. `memory` is `[2·N + 1, 256]`. All threads of the block take part.
+template <int N>
+__device__ __forceinline__ void write_slab_moments(const ChannelTile& tile, Moments<N>& moments, float* partials,
+                                                   float* counts, int slab, int c, float* memory) {
+    const int lane = static_cast<int>(threadIdx.x) % tile.lanes;
+    if (tile.active && tile.row == 0) {
+#pragma unroll
+        for (int i = 0; i < N; i++) memory[lane * N + i] = moments.origin[i];
+    }
+    __syncthreads();
+    float origin[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) origin[i] = memory[lane * N + i];
+    moments.move_to(origin);
+    float sums[2 * N + 1];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        sums[i] = moments.sums[i];
+        sums[N + i] = moments.squares[i];
+    }
+    sums[2 * N] = static_cast<float>(moments.count);
+    sum_rows(tile, sums, memory);
+    if (!tile.active || tile.row > 0) return;
+    const float count = sums[2 * N];
+    float* const to = partials + static_cast<i64>(slab) * 2 * c + tile.channel;
+#pragma unroll
+    for (int i = 0; i < N; i++) store_moments(origin[i], sums[i], sums[N + i], count, to + i, c);
+    if (tile.channel == 0) counts[slab] = count;
 }
 
 /// Coefficients of N neighbouring channels of a batch-norm.

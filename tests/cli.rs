@@ -172,7 +172,7 @@ fn plan_and_devices_print_json() {
         ("batch_norm_backward_sums", 16),
         ("batch_norm_backward_finish", 52),
         ("batch_norm_backward_apply", 1),
-        ("dense_bn_forward", 1),
+        ("dense_direct_bn_forward", 1),
         ("depthwise_bn_forward", 17),
         ("depthwise_bn_backward", 17),
         ("pointwise_bn_forward", 34),

@@ -35,8 +35,9 @@ fn training_case(graph: Graph, on: &On<'_>) -> Result<Vec<Output>> {
         Output::derived("loss", losses(&plain), 2500, 16.0),
     ];
     if on.inputs == Dtype::F32 {
-        // In 16 bits, and after a few steps, they depend on which activations rounding has moved across a bound.
-        outputs.push(Output::float("scores", plain.scores[0].clone(), 1_000_000));
+        // Rounding moves a value across an activation's bound on every second set of images, and a score with it by a hundredth of
+        // the largest; in 16 bits, and after a few steps, it moves many.
+        outputs.push(Output::float("scores", plain.scores[0].clone(), 400_000_000));
     }
     Ok(outputs)
 }

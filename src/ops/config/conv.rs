@@ -3,14 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::direct::is_of_image;
 use super::{
-    DepthwiseConfig, GemmConfig, GemmProblem, KernelFamily, KernelPass, KernelTarget, PointwiseBackwardConfig, Problem,
-    refused,
+    DepthwiseConfig, DirectConfig, GemmConfig, GemmProblem, KernelFamily, KernelPass, KernelTarget,
+    PointwiseBackwardConfig, Problem, refused,
 };
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::{Error, Result};
 
-/// That of a matrix product or of a depthwise convolution.
+/// That of one of the ways to compute a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConvConfig {
     /// For pointwise and dense convolutions.
@@ -19,6 +20,13 @@ pub enum ConvConfig {
     Depthwise(DepthwiseConfig),
     /// For both gradients of pointwise ones at once.
     PointwiseBackward(PointwiseBackwardConfig),
+    /// For dense ones of an image.
+    Direct(DirectConfig),
+}
+
+/// Whether a pass has a direct kernel beside the matrix product.
+fn is_direct(p: &ConvProblem, pass: KernelPass) -> bool {
+    is_of_image(p) && matches!(pass, KernelPass::Forward | KernelPass::WeightGradient)
 }
 
 impl Problem for ConvProblem {
@@ -38,6 +46,7 @@ impl Problem for ConvProblem {
             (ConvFamily::Pointwise, KernelPass::Backward) => {
                 ConvConfig::PointwiseBackward(PointwiseBackwardConfig::choose(self))
             }
+            _ if is_direct(self, pass) => ConvConfig::Direct(DirectConfig::choose(self, pass)),
             _ => ConvConfig::Gemm(GemmProblem::of(self).choose(pass, on)),
         }
     }
@@ -50,7 +59,11 @@ impl Problem for ConvProblem {
             (ConvFamily::Pointwise, KernelPass::Backward) => {
                 PointwiseBackwardConfig::list(self).into_iter().map(ConvConfig::PointwiseBackward).collect()
             }
-            _ => GemmProblem::of(self).list(pass, on).into_iter().map(ConvConfig::Gemm).collect(),
+            _ => {
+                let direct = if is_direct(self, pass) { DirectConfig::list(self, pass) } else { Vec::new() };
+                let products = GemmProblem::of(self).list(pass, on).into_iter().map(ConvConfig::Gemm);
+                direct.into_iter().map(ConvConfig::Direct).chain(products).collect()
+            }
         }
     }
 
@@ -60,6 +73,7 @@ impl Problem for ConvProblem {
             (ConvConfig::PointwiseBackward(config), ConvFamily::Pointwise) if pass == KernelPass::Backward => {
                 config.check(self)
             }
+            (ConvConfig::Direct(config), ConvFamily::Dense) => config.check(self, pass),
             (ConvConfig::Gemm(config), ConvFamily::Pointwise | ConvFamily::Dense) => {
                 GemmProblem::of(self).check(config, pass, on)
             }
@@ -74,6 +88,7 @@ impl fmt::Display for ConvConfig {
             Self::Gemm(config) => config.fmt(f),
             Self::Depthwise(config) => config.fmt(f),
             Self::PointwiseBackward(config) => config.fmt(f),
+            Self::Direct(config) => config.fmt(f),
         }
     }
 }
@@ -83,7 +98,11 @@ impl FromStr for ConvConfig {
 
     fn from_str(text: &str) -> Result<Self> {
         let gemm = text.parse().map(Self::Gemm);
-        let others = || text.parse().map(Self::Depthwise).or_else(|_| text.parse().map(Self::PointwiseBackward));
-        gemm.or_else(|error| others().map_err(|_| error))
+        let others = || {
+            let depthwise = text.parse().map(Self::Depthwise);
+            let backward = depthwise.or_else(|_| text.parse().map(Self::PointwiseBackward));
+            backward.or_else(|_| text.parse().map(Self::Direct))
+        };
+        gemm.or_else(|error| others().map_err(|_: Error| error))
     }
 }

@@ -31,6 +31,7 @@
 
 mod conv;
 mod depthwise;
+mod direct;
 mod gemm;
 mod lanes;
 mod norm;
@@ -43,6 +44,7 @@ use std::str::FromStr;
 pub use conv::ConvConfig;
 pub use depthwise::DepthwiseConfig;
 pub(crate) use depthwise::specialised;
+pub use direct::DirectConfig;
 pub use gemm::{GemmConfig, GemmProblem};
 pub use lanes::{AugmentProblem, BiasConfig, BiasProblem, GlobalPoolProblem, LaneConfig, Lanes};
 pub use norm::NormConfig;
@@ -69,7 +71,7 @@ pub const SUM_BLOCKS: usize = 512;
 pub enum KernelFamily {
     /// Matrix products of 1×1 convolutions and fully connected layers: `pointwise.cu` and `pointwise_backward.cu`.
     Pointwise,
-    /// Implicit matrix products of other convolutions: `dense.cu`.
+    /// Other convolutions: `dense.cu`, and `dense_direct.cu` those of an image.
     Dense,
     /// `depthwise.cu` and `depthwise_bn.cu`.
     Depthwise,
@@ -213,9 +215,9 @@ const KERNELS: &[KernelsRow] = &[
     row(KernelFamily::Pointwise, KernelPass::InputGradient, "pointwise_dgrad", reads::<GemmConfig>),
     row(KernelFamily::Pointwise, KernelPass::WeightGradient, "pointwise_wgrad", reads::<GemmConfig>),
     row(KernelFamily::Pointwise, KernelPass::Backward, "pointwise_backward", reads::<PointwiseBackwardConfig>),
-    row(KernelFamily::Dense, KernelPass::Forward, "dense_forward", reads::<GemmConfig>),
-    row(KernelFamily::Dense, KernelPass::InputGradient, "dense_dgrad", reads::<GemmConfig>),
-    row(KernelFamily::Dense, KernelPass::WeightGradient, "dense_wgrad", reads::<GemmConfig>),
+    row(KernelFamily::Dense, KernelPass::Forward, "dense_forward", reads::<ConvConfig>),
+    row(KernelFamily::Dense, KernelPass::InputGradient, "dense_dgrad", reads::<ConvConfig>),
+    row(KernelFamily::Dense, KernelPass::WeightGradient, "dense_wgrad", reads::<ConvConfig>),
     row(KernelFamily::Depthwise, KernelPass::Forward, "depthwise_forward", reads::<DepthwiseConfig>),
     row(KernelFamily::Depthwise, KernelPass::InputGradient, "depthwise_dgrad", reads::<DepthwiseConfig>),
     row(KernelFamily::Depthwise, KernelPass::WeightGradient, "depthwise_wgrad", reads::<DepthwiseConfig>),
@@ -390,6 +392,13 @@ mod tests {
         assert_eq!(names(&narrow, Dtype::F16), ["128x128-vector", "128x32-vector", "64x64-vector-slab1568"]);
         let depthwise = conv(128, 28, 192, 192, three, 192);
         assert_eq!(names(&depthwise, Dtype::F16), ["march14", "march14", "march14-slab14"]);
+        let first = conv(128, 224, 3, 32, Window::square(3, 2, 1), 1);
+        assert_eq!(names(&first, Dtype::F16), ["direct-slab256", "64x64-scalar", "direct-slab1568"]);
+        let backward = |p: &ConvProblem| p.choose(KernelPass::Backward, target(Dtype::F16)).to_string();
+        assert_eq!(
+            (backward(&narrow), backward(&conv(128, 14, 384, 64, one, 1))),
+            ("channels32-slab832".into(), "channels64-slab1024".into())
+        );
         let shape = Lines { lines: 128 * 14, w: 14, c: 576 };
         let norm = BatchNormProblem { shape, eps: 1e-5, momentum: 0.1 }.choose(KernelPass::Forward, target(Dtype::F16));
         assert_eq!(norm.to_string(), "vector-sum112-map56");

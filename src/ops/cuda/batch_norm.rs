@@ -178,6 +178,12 @@ pub(super) struct PartialMoments {
 }
 
 impl PartialMoments {
+    /// Memory for the moments of so many slabs of `c` channels, and for their pixels.
+    pub(super) fn memory(gpu: &Gpu, slabs: usize, c: usize) -> (Workspace, Workspace) {
+        let (len, workspace) = (slabs * 2 * c, gpu.workspace(slabs * (2 * c + 1)));
+        (workspace.part(0..len), workspace.part(len..len + slabs))
+    }
+
     /// Writes the batch's statistics and updates the running ones.
     pub(super) fn finish(self, gpu: &Gpu, p: &BatchNormProblem, out: &GpuStatisticsOut<'_>) {
         let (c, [mean, var]) = (p.shape.c, &out.running);

@@ -1,7 +1,7 @@
 //! Convolutions and fully connected layers: `pointwise.cu`, `dense.cu`, `conv_reduce.cu`.
 
 use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialGradientSums, PartialMoments};
-use super::{Call, Floats, configured, depthwise, int, long};
+use super::{Call, Floats, configured, dense_direct, depthwise, int, long};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::dtype::Dtype;
@@ -40,7 +40,11 @@ pub fn forward(p: &ConvProblem, x: GpuView<'_>, w: GpuView<'_>, epilogue: GpuEpi
     if p.family() == ConvFamily::Pointwise {
         return product_forward(per_pixel(p), x, w, epilogue, y);
     }
-    let Some(config) = configured(&of, KernelPass::Forward, x) else { return };
+    let config = match configured(p, KernelPass::Forward, x) {
+        Some(ConvConfig::Direct(config)) => return dense_direct::forward(p, config, x, w, epilogue, y),
+        Some(ConvConfig::Gemm(config)) => config,
+        _ => return,
+    };
     let call = Call::new(x.gpu(), config.instance("dense_forward", x.dtype()))
         .reads("x", x, p.n * p.input.len())
         .reads("w", w, of.weights());
@@ -71,7 +75,13 @@ pub fn forward_with_statistics(
         return depthwise::forward_with_statistics(p, x, w, y, bn, out);
     }
     let (of, stored, pixels) = (GemmProblem::of(p), x.stored(), p.n * p.output.pixels());
-    let Some(config) = configured(&of, KernelPass::Forward, stored) else { return };
+    let config = match configured(p, KernelPass::Forward, stored) {
+        Some(ConvConfig::Direct(config)) => {
+            return dense_direct::forward_with_statistics(p, config, stored, w, y, bn, out);
+        }
+        Some(ConvConfig::Gemm(config)) => config,
+        _ => return,
+    };
     let (gpu, slabs, len) = (stored.gpu(), config.row_tiles(&of, KernelPass::Forward), p.n * p.input.len());
     let partials = gpu.workspace(slabs * 2 * p.output.c);
     let is_pointwise = p.family() == ConvFamily::Pointwise;
@@ -300,7 +310,11 @@ pub fn weight_gradient(p: &ConvProblem, x: GpuView<'_>, dy: GpuView<'_>, dw: &Gp
         ConvFamily::Dense => {}
     }
     let of = GemmProblem::of(p);
-    let Some(config) = configured(&of, KernelPass::WeightGradient, x) else { return };
+    let config = match configured(p, KernelPass::WeightGradient, x) {
+        Some(ConvConfig::Direct(config)) => return dense_direct::weight_gradient(p, config, x, dy, dw),
+        Some(ConvConfig::Gemm(config)) => config,
+        _ => return,
+    };
     let slabs = Slabs { slabs: config.slabs(&of), len: of.weights(), workspace: config.workspace(&of) };
     slabs.sum(x.gpu(), dw, |partials| {
         Call::new(x.gpu(), config.instance("dense_wgrad", x.dtype()))

@@ -175,13 +175,12 @@ pub(super) fn forward_with_statistics(
     let Some((config, instance)) = on_load(p, KernelPass::Forward, x.stored()) else { return };
     let grid = config.grid(p, KernelPass::Forward);
     let slabs = grid[0] / config.lanes(p).tiles;
-    let (len, workspace) = (slabs * 2 * c, gpu.workspace(slabs * (2 * c + 1)));
-    let (partials, counts) = (workspace.part(0..len), workspace.part(len..len + slabs));
+    let (partials, counts) = PartialMoments::memory(gpu, slabs, c);
     let call = x.onto(Call::new(gpu, format!("depthwise_bn_forward{instance}")), p.n * p.input.len(), c);
     let call = call
         .reads("w", w, p.weight_len())
         .writes("y", y, p.n * p.output.len())
-        .floats("the partial sums", partials, len)
+        .floats("the partial sums", partials, slabs * 2 * c)
         .floats("the counts", counts, slabs)
         .value(geometry(p));
     marching(call, p, config).launch(grid);

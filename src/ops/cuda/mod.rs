@@ -8,6 +8,7 @@ pub(super) mod augment;
 pub(super) mod batch_norm;
 mod call;
 pub(super) mod conv;
+mod dense_direct;
 mod depthwise;
 pub(super) mod elementwise;
 pub(super) mod loss;
