@@ -39,9 +39,12 @@
 //      float* partials [slabs, 2, c], float* scores [slabs, tiles] or null, long long pixels, int slab, int c,
 //      int lanes)
 //     scores are partial sums of dz·(v − φ₀(v)), φ₀ being φ with slope 0; activation.cu's score_finish adds them
-// batch_norm_backward_finish              grid (⌈c / 8⌉)                                                   1 instance
+// batch_norm_backward_finish              grid (⌈c / 8⌉ + ⌈weights / 32⌉)                                  1 instance
 //     (const float* partials, const float* gamma, const float* beta, const float* saved, float* d_gamma [c],
-//      float* d_beta [c], float* coefficients [4, c], long long pixels, int slabs, int c)
+//      float* d_beta [c], float* coefficients [4, c], long long pixels, int slabs, int c,
+//      const float* weight_partials or null, float* d_weights or null, int weight_slabs, long long weights)
+//     the last four are the gradient of a convolution's weights whose kernel had both sums: further blocks add its slabs, as
+//     sum_slabs of conv_reduce.cu does
 // batch_norm_backward_apply<T, VECTOR>    grid (tiles, slabs)                                             6 instances
 //     (const T* y, const T* dz, const float* coefficients, const T* residual or null, float limit, float slope,
 //      const float* slope_at or null, T* dy, int accumulate, long long pixels, int slab, int c, int lanes)
@@ -255,8 +258,16 @@ __global__ void __launch_bounds__(256) batch_norm_backward_finish(
     float* __restrict__ d_gamma,          // [c]
     float* __restrict__ d_beta,           // [c]
     float* __restrict__ coefficients,     // [4, c]: v = a·y + b, dy = a·g + s·y + o, as a, b, s, o
-    long long pixels, int slabs, int c) {
+    long long pixels, int slabs, int c,
+    const float* __restrict__ weight_partials,   // [weight_slabs, weights] or null
+    float* __restrict__ d_weights,               // [weights] or null
+    int weight_slabs, long long weights) {
     SHARED_ARRAY(double, shared, 2 * BLOCK_THREADS);
+    const int further = static_cast<int>(blockIdx.x) - divide_up(c, FINISH_COLUMNS);
+    if (further >= 0) {
+        add_slabs(weight_partials, d_weights, weight_slabs, weights, further, shared);
+        return;
+    }
     const int channel = static_cast<int>(blockIdx.x) * FINISH_COLUMNS + static_cast<int>(threadIdx.x) % FINISH_COLUMNS;
     const float* const column = partials + min_of(channel, c - 1);
     double sums[2];

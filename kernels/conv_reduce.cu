@@ -48,13 +48,5 @@ __global__ void __launch_bounds__(256) sum_slabs(
     float* __restrict__ sums,         // [len]
     int slabs, long long len) {
     SHARED_ARRAY(double, shared, BLOCK_THREADS);
-    const int thread = static_cast<int>(threadIdx.x);
-    const i64 at = static_cast<i64>(blockIdx.x) * WARP_SIZE + thread % WARP_SIZE;
-    // The columns past the end read the last element, and are not written.
-    const T* const column = partials + min_of(at, len - 1);
-    double sum[1];
-    sum_over_slabs<WARP_SIZE>(slabs, shared, sum, [&](int slab, double (&term)[1]) {
-        term[0] = to_float(column[slab * len]);
-    });
-    if (at < len && thread < WARP_SIZE) sums[at] = static_cast<float>(sum[0]);
+    add_slabs(partials, sums, slabs, len, static_cast<int>(blockIdx.x), shared);
 }

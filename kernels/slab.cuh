@@ -96,6 +96,25 @@ __device__ __forceinline__ void sum_over_slabs(int slabs, double* shared, double
     __syncthreads();
 }
 
+/// Columns of a block that adds slabs, neighbours of a warp.
+constexpr int SLAB_COLUMNS = WARP_SIZE;
+
+/// sums[i] = Σ over slabs of partials[slab, i], of the columns that are block `block`'s. `shared` is `[256]`. All threads of the
+/// block take part.
+template <typename T>
+__device__ __forceinline__ void add_slabs(const T* __restrict__ partials, float* __restrict__ sums, int slabs, i64 len,
+                                          int block, double* shared) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const i64 at = static_cast<i64>(block) * SLAB_COLUMNS + thread % SLAB_COLUMNS;
+    // The columns past the end read the last element, and are not written.
+    const T* const column = partials + min_of(at, len - 1);
+    double sum[1];
+    sum_over_slabs<SLAB_COLUMNS>(slabs, shared, sum, [&](int slab, double (&term)[1]) {
+        term[0] = to_float(column[slab * len]);
+    });
+    if (at < len && thread < SLAB_COLUMNS) sums[at] = static_cast<float>(sum[0]);
+}
+
 /// The sum of `values` `[count]`, formed by a block of 256 threads, all of which get it. `shared` is `[256]`.
 __device__ __forceinline__ double sum_array(const float* __restrict__ values, i64 count, double* shared) {
     const int thread = static_cast<int>(threadIdx.x);

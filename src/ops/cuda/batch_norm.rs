@@ -1,6 +1,7 @@
 //! `batch_norm.cu`.
 
 use super::activation::add_scores;
+use super::conv::SLAB_COLUMNS;
 use super::{Call, configured, long};
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::dtype::Dtype;
@@ -150,9 +151,9 @@ impl GpuBefore<'_> {
         PartialGradientSums { partials: memory.part(0..len), scores, slabs }
     }
 
-    /// The second stage.
-    pub(super) fn finish(&self, gpu: &Gpu, sums: PartialGradientSums) {
-        sums.finish(gpu, self.shape, &self.of, &self.out);
+    /// The second stage, together with that of the weights' gradient where the same kernel had both.
+    pub(super) fn finish(&self, gpu: &Gpu, sums: PartialGradientSums, weights: Option<PartialWeights<'_>>) {
+        sums.finish(gpu, self.shape, &self.of, &self.out, weights);
     }
 }
 
@@ -270,7 +271,7 @@ pub fn backward_sums(
         .floats("the partial sums", partials, sums)
         .floats_if("the scores", scores, config.scores(p, t));
     sizes(call, p, config, config.sum, t).launch(config.sum_grid(p, t));
-    PartialGradientSums { partials, scores, slabs: config.sum_slabs(p) }.finish(gpu, p.shape, of, out);
+    PartialGradientSums { partials, scores, slabs: config.sum_slabs(p) }.finish(gpu, p.shape, of, out, None);
 }
 
 /// Partial sums `[slabs, 2, c]` of a gradient and of its score, which the second stage adds.
@@ -284,21 +285,51 @@ pub(super) struct PartialGradientSums {
     pub slabs: usize,
 }
 
+/// Partial sums `[slabs, len]` of a gradient of weights, and where their sum goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PartialWeights<'a> {
+    /// The sums.
+    pub partials: Workspace,
+    /// Slabs.
+    pub slabs: usize,
+    /// The gradient.
+    pub out: &'a GpuViewMut<'a>,
+}
+
+impl PartialWeights<'_> {
+    fn len(&self) -> usize {
+        self.out.view().len()
+    }
+}
+
 impl PartialGradientSums {
-    /// Writes coefficients of dy, dγ and dβ; adds to the score.
-    pub(super) fn finish(self, gpu: &Gpu, shape: Lines, of: &GpuNormalised<'_>, out: &GpuSumsOut<'_>) {
+    /// Writes coefficients of dy, dγ and dβ; adds to the score, and the slabs of the weights' gradient.
+    pub(super) fn finish(
+        self,
+        gpu: &Gpu,
+        shape: Lines,
+        of: &GpuNormalised<'_>,
+        out: &GpuSumsOut<'_>,
+        weights: Option<PartialWeights<'_>>,
+    ) {
         let c = shape.c;
         if let Some((score, scores)) = out.score.as_ref().zip(self.scores) {
             add_scores(gpu, scores, score);
         }
         let call = Call::new(gpu, "batch_norm_backward_finish");
-        of.coefficients(call.floats("the partial sums", self.partials, self.slabs * 2 * c), c)
+        let call = of
+            .coefficients(call.floats("the partial sums", self.partials, self.slabs * 2 * c), c)
             .writes("the gradient of gamma", &out.d_gamma, c)
             .writes("the gradient of beta", &out.d_beta, c)
             .writes("the coefficients", &out.coefficients, NormConfig::coefficients(c))
             .value(long(shape.pixels()))
-            .sizes([self.slabs, c])
-            .launch(NormConfig::finish_grid(c));
+            .sizes([self.slabs, c]);
+        let ([blocks, ..], (slabs, len)) = (NormConfig::finish_grid(c), weights.map_or((0, 0), |w| (w.slabs, w.len())));
+        call.floats_if("the weights' partial sums", weights.map(|w| w.partials), slabs * len)
+            .writes_if("the gradient of the weights", weights.map(|w| w.out), len)
+            .sizes([slabs])
+            .value(long(len))
+            .launch([blocks + len.div_ceil(SLAB_COLUMNS), 1, 1]);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Convolutions and fully connected layers: `pointwise.cu`, `dense.cu`, `conv_reduce.cu`.
 
-use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialGradientSums, PartialMoments};
+use super::batch_norm::{
+    GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialGradientSums, PartialMoments, PartialWeights,
+};
 use super::{Call, Floats, configured, dense_direct, depthwise, int, long};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
@@ -132,7 +134,7 @@ pub fn input_gradient_on_load(
     let call = GpuBefore::onto(before.as_ref(), call, sums);
     call.sizes([pixels, p.input.c, p.output.c]).launch_of(config.threads(), grid);
     if let Some((before, sums)) = before.zip(sums) {
-        before.finish(stored.gpu(), sums);
+        before.finish(stored.gpu(), sums, None);
     }
 }
 
@@ -213,10 +215,16 @@ impl GradientParts {
         before: Option<GpuBefore<'_>>,
         kernel: impl FnOnce(Floats, Option<&GpuBefore<'_>>, Option<PartialGradientSums>),
     ) {
-        self.weights.sum_in(gpu, self.weight_partials, dw, |partials| kernel(partials, before.as_ref(), self.before));
-        if let Some((before, sums)) = before.zip(self.before) {
-            before.finish(gpu, sums);
+        let Some((before, sums)) = before.zip(self.before) else {
+            return self.weights.sum_in(gpu, self.weight_partials, dw, |partials| kernel(partials, None, None));
+        };
+        if self.weights.workspace == 0 {
+            kernel(dw.into(), Some(&before), Some(sums));
+            return before.finish(gpu, sums, None);
         }
+        kernel(self.weight_partials.into(), Some(&before), Some(sums));
+        let weights = PartialWeights { partials: self.weight_partials, slabs: self.weights.slabs, out: dw };
+        before.finish(gpu, sums, Some(weights));
     }
 }
 
@@ -394,12 +402,12 @@ impl Slabs {
     }
 }
 
-/// Sums that a warp forms side by side in a block of `sum_slabs`.
-const SUMS_OF_BLOCK: usize = 32;
+/// Sums that a block forms which adds slabs (`SLAB_COLUMNS` of `slab.cuh`).
+pub(super) const SLAB_COLUMNS: usize = 32;
 
 /// Adds the slabs that a call of `sum_slabs` was given.
 fn sum_slabs(call: Call<'_>, slabs: usize, len: usize, out: &GpuViewMut<'_>) {
-    call.writes("the sum", out, len).value(int(slabs)).value(long(len)).launch([len.div_ceil(SUMS_OF_BLOCK), 1, 1]);
+    call.writes("the sum", out, len).value(int(slabs)).value(long(len)).launch([len.div_ceil(SLAB_COLUMNS), 1, 1]);
 }
 
 pub(in crate::ops) fn geometry(p: &ConvProblem) -> ConvGeometry {
