@@ -93,6 +93,8 @@ pub struct CompareConfig {
     pub seeds: Vec<u64>,
     /// Masks of the method `random`, the same ones for every seed of finetuning.
     pub random_masks: u64,
+    /// Steps of finetuning after which accuracy and loss are taken, beside those after its epochs; 0 is before the first.
+    pub recovery_steps: Vec<u64>,
 }
 
 impl Default for CompareConfig {
@@ -102,6 +104,7 @@ impl Default for CompareConfig {
             budgets: vec![Budget::LatencyFraction(0.8)],
             seeds: vec![0, 1, 2],
             random_masks: 8,
+            recovery_steps: vec![0, 30, 100, 300, 1000],
         }
     }
 }
@@ -121,9 +124,10 @@ impl CompareConfig {
             ("methods", self.methods.iter().map(|method| method.to_string()).collect::<Vec<_>>()),
             ("budgets", self.budgets.iter().map(Budget::to_string).collect()),
             ("seeds", self.seeds.iter().map(u64::to_string).collect()),
+            ("recovery_steps", self.recovery_steps.iter().map(u64::to_string).collect()),
         ];
         for (key, values) in lists {
-            if values.is_empty() {
+            if values.is_empty() && key != "recovery_steps" {
                 return refuse(format!("{key} is empty; name one or more"));
             }
             let twice = values.iter().enumerate().find(|(index, value)| values[..*index].contains(value));
@@ -189,6 +193,10 @@ pub struct SearchConfig {
     /// explores; that of the run if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
+    /// Moves the budget, a time, until the merged network takes the asked share of the original's time by the clock, to within
+    /// this share of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub match_latency: Option<f64>,
     /// How scores are learned, and which blocks are never freed.
     pub scores: ScoreConfig,
     /// How scores are learned as DepthShrinker published it.
@@ -330,6 +338,7 @@ impl Default for SearchConfig {
         Self {
             method: SearchMethod::Learned,
             seed: None,
+            match_latency: None,
             scores: ScoreConfig::default(),
             published: PublishedConfig::default(),
             sensitivity: SensitivityConfig::default(),
@@ -465,6 +474,9 @@ impl Config {
         self.search.published.check()?;
         self.search.sensitivity.check()?;
         self.budget.check_time()?;
+        if let Some(tolerance) = self.search.match_latency.filter(|tolerance| !(1e-4..=0.5).contains(tolerance)) {
+            return Err(Error::Config(format!("search.match_latency = {tolerance}; give 0.0001 to 0.5")));
+        }
         if self.search.method.provider().is_some() && self.finetune.start == FinetuneStart::Searched {
             let problem = "finetune.start = \"searched\" needs weights that a search trained";
             return Err(Error::Config(format!("{problem}; give search.method = \"learned\" or start at the original")));

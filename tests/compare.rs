@@ -15,7 +15,8 @@ use serde_json::Value;
 const SETTINGS: &str = "device = \"cpu\"\n[data]\ntrain_limit = 120\ntest_limit = 40\n\
     [search.sensitivity]\nimages = 40\nrecalibration = 1\nbatch = 40\n[search.train]\nepochs = 1\nbatch = 40\n\
     [finetune.train]\nepochs = 2\nbatch = 40\n[measure]\nseconds = 0\n\
-    [compare]\nmethods = [\"entropy\", \"random\"]\nbudgets = [{ latency_fraction = 0.85 }]\nseeds = [4, 7]\nrandom_masks = 2\n";
+    [compare]\nmethods = [\"entropy\", \"random\"]\nbudgets = [{ latency_fraction = 0.85 }]\nseeds = [4, 7]\nrandom_masks = 2\n\
+    recovery_steps = [0, 2, 3, 5, 100]\n";
 
 /// A folder with a network for the embedded images and settings that are done in no time.
 fn folder() -> tempfile::TempDir {
@@ -104,6 +105,7 @@ fn what_cannot_be_compared_is_refused() {
         ("seeds = [1, 2, 1]", ["compare.seeds", "1 twice"]),
         ("budgets = [{ latency_fraction = 1.5 }]", ["latency_fraction 1.5", "below 1"]),
         ("random_masks = 0", ["compare.random_masks = 0", "give 1"]),
+        ("recovery_steps = [3, 0, 3]", ["compare.recovery_steps", "3 twice"]),
         ("methods = [\"taylor\"]", ["line 2", "taylor"]),
         ("method = \"random\"", ["line 2", "method"]),
     ] {
@@ -115,7 +117,13 @@ fn what_cannot_be_compared_is_refused() {
     let mut without = Command::cargo_bin("depthshrinker").unwrap();
     without.current_dir(dir.path()).args(["compare", "--list"]);
     fails(without, &["compare needs a trained model"]);
-    fails(compare(dir.path(), &["--list", "--latency", "measured"]), &["one latency table", "--latency FILE.csv"]);
+    let of_size = SETTINGS.replace("latency_fraction = 0.85", "keep = 9");
+    write("size.toml", &of_size);
+    let matched = ["compare", "m.safetensors", "--config", "size.toml", "--list", "--match-latency"];
+    let mut command = Command::cargo_bin("depthshrinker").unwrap();
+    command.current_dir(dir.path()).args(matched);
+    fails(command, &["--match-latency", "keep 9", "--latency-fractions"]);
+    fails(compare(dir.path(), &["--list", "--match-latency=0.9"]), &["search.match_latency = 0.9", "0.5"]);
     fails(compare(dir.path(), &["--job", "6"]), &["there is no job 6", "0 to 5"]);
     fails(compare(dir.path(), &["--merge"]), &["no job in c is finished"]);
     let mut array = compare(dir.path(), &[]);
@@ -202,17 +210,40 @@ fn what_was_put_together(dir: &Path, all: &Value) {
         assert!(share <= 0.85 && (trial["method"] != "random" || share >= 0.95 * 0.85), "{share}");
         let steps: Vec<u64> =
             trial["recovery"].as_array().unwrap().iter().map(|point| point["step"].as_u64().unwrap()).collect();
-        assert_eq!(steps, [3, 6], "two epochs of three steps");
+        assert_eq!(steps, [0, 2, 3, 5, 6], "two epochs of three steps, and what was asked for");
     }
-    let last = |job: usize| trials[job]["recovery"][1]["loss"].as_f64().unwrap();
-    close(&entropy["recovery"][1]["loss"], (last(0) + last(1)) / 2.0);
+    let last = |job: usize| trials[job]["recovery"][4]["loss"].as_f64().unwrap();
+    close(&entropy["recovery"][4]["loss"], (last(0) + last(1)) / 2.0);
+    // Before the first step nothing depends on the seed but the mask; what is merged is what the last step left.
+    assert_eq!(trials[2]["recovery"][0], trials[3]["recovery"][0]);
+    close(&trials[0]["recovery"][4]["top1"], top1(0));
+    let kept = |job: usize, block: usize| trials[job]["kept"][block].as_f64().unwrap();
+    for block in 0..17 {
+        close(&entropy["kept"][block], (kept(0, block) + kept(1, block)) / 2.0);
+    }
+    // Of two points in time and accuracy one may beat the other; then it alone is on the front.
+    let point = |row: &Value| (row["latency_share"]["mean"].as_f64().unwrap(), row["top1"]["mean"].as_f64().unwrap());
+    let methods = all["methods"].as_array().unwrap();
+    for row in methods {
+        let own = point(row);
+        let beaten = methods.iter().map(point).any(|other| other.0 <= own.0 && other.1 >= own.1 && other != own);
+        assert_eq!(row["on_front"], !beaten);
+    }
 
     let read = |file: &str| fs::read_to_string(dir.join("c").join(file)).unwrap();
     assert_eq!(&serde_json::from_str::<Value>(&read("methods.json")).unwrap(), all);
     let rows = read("methods.csv");
     assert_eq!(rows.lines().count(), 7);
     assert!(rows.lines().next().unwrap().split(',').any(|column| column == "top1"), "{rows}");
+    let curves = read("recovery.csv");
+    assert_eq!(curves.lines().count(), 1 + 6 * 5);
+    assert!(curves.starts_with("budget,job,loss,method,seed,step,top1,mask\n"), "{curves}");
     let page = read("methods.html");
+    for drawn in
+        ["Accuracy over time", "top-1 % on the test images", "test loss", "block 16: kept in", "class=\"front\""]
+    {
+        assert!(page.contains(drawn), "{drawn}");
+    }
     assert!(page.contains("entropy") && page.contains("6 of 6 jobs are finished") && page.contains("<svg"));
 }
 
@@ -229,4 +260,43 @@ fn a_job_that_fails_stops_no_other() {
     assert!(told.contains("job 0") && told.contains("or more"), "{told}");
     assert!(told.lines().last().unwrap().contains("1 of 2 jobs failed"), "{told}");
     assert!(table.contains("keep 12") && table.contains("1 of 2 jobs are finished"), "{table}");
+}
+
+/// One table is measured for all jobs, and budgets are matched by the clock: within the tolerance, or told how far they are.
+#[test]
+fn budgets_are_matched_by_the_clock() {
+    let dir = folder();
+    let args = ["--methods", "no-residual,random", "--random-masks", "1", "--seeds", "4", "--latency", "measured"];
+    let matched = [&args[..], &["--match-latency=0.3"]].concat();
+    let found = json(compare(dir.path(), &matched));
+    let table = fs::read(dir.path().join("c/latency.csv")).unwrap();
+    for trial in found["trials"].as_array().unwrap() {
+        let number = |key: &str| trial[key].as_f64().unwrap();
+        let error = number("measured_share") / 0.85 - 1.0;
+        assert!((number("budget_error") - error).abs() < 1e-9, "{trial}");
+        assert_eq!(trial["matches"], error.abs() <= 0.3, "{trial}");
+        let job = dir.path().join("c").join(format!(
+            "latency-fraction-0.85-{}-seed-4",
+            if trial["mask"].is_null() { "no-residual".to_owned() } else { "random-0".to_owned() }
+        ));
+        assert_eq!(fs::read(job.join("latency.csv")).unwrap(), table);
+        let plan: Value = serde_json::from_str(&fs::read_to_string(job.join("plan.json")).unwrap()).unwrap();
+        assert_eq!(plan["kept"], trial["kept"]);
+        assert!((plan["matched"]["target"].as_f64().unwrap() - 0.85).abs() < 1e-12);
+        assert_eq!(plan["matched"]["share"], trial["measured_share"]);
+    }
+    for row in found["methods"].as_array().unwrap() {
+        assert_eq!(row["measured_share"]["deviation"], Value::Null);
+        assert!(row["matching"].as_u64().unwrap() <= 1 && row["largest_budget_error"].is_number());
+    }
+    // What is measured already is not measured again, and jobs of it are known.
+    assert_eq!(json(compare(dir.path(), &[&matched[..], &["--merge"]].concat())), found);
+    // Nothing comes so near, which is told.
+    let far = [&args[..], &["--match-latency=0.0001", "--out", "far"]].concat();
+    let mut command = Command::cargo_bin("depthshrinker").unwrap();
+    command.current_dir(dir.path()).args(["compare", "m.safetensors", "--config", "c.toml"]).args(&far);
+    let output = command.assert().success().get_output().clone();
+    let (told, table) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(told.contains("the nearest of") && table.contains("the farthest of them"), "{told}{table}");
+    assert!(told.contains(" done, about ") && table.contains("matched"), "{told}");
 }

@@ -236,6 +236,7 @@ fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
     });
     let trial = |seed, top1| MaskTrial { seed, kept: kept.clone(), top1 };
     let result = RunResult {
+        matched: None,
         latency_share: Some(0.8),
         schema: SCHEMA,
         device: "cpu".into(),
@@ -468,6 +469,7 @@ fn opened(html: &str, tag: &str) -> usize {
 fn a_bare_run_makes_a_page_too() {
     let (result, _, before, _) = example();
     let result = RunResult {
+        matched: None,
         latency_share: None,
         networks: Vec::new(),
         ratio: None,

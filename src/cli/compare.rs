@@ -1,15 +1,15 @@
 //! `compare`: methods × budgets × seeds from one model, as a list of jobs that any process may take from.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::settings::{DataArgs, set_some};
+use super::settings::{DataArgs, MatchArgs, set_some};
 use super::shrink::Schedule;
 use super::{Common, print};
-use crate::measure::LatencySource;
+use crate::measure::{LatencySource, mean};
 use crate::pipeline::{Entry, Jobs, RunFolder};
 use crate::report::{TrialFile, csv, json_text};
 use crate::shrink::padding::PaddingMode;
@@ -49,9 +49,16 @@ pub struct Args {
     /// Masks of the method random, each finetuned with every seed [default: 8]
     #[arg(long, value_name = "N")]
     random_masks: Option<u64>,
-    /// Price blocks by: auto, macs, bytes, roofline:v100-sxm2 (or another GPU), or a table FILE.csv that `table` measured
+    /// Steps of finetuning after which accuracy and test loss are taken too, with commas; what finetuning does not reach is left
+    /// out [default: 0,30,100,300,1000]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    recovery_steps: Option<Vec<u64>>,
+    /// Price blocks by: auto, measured (a table of this device, which the first job measures and all read: latency.csv in
+    /// --out), macs, bytes, roofline:v100-sxm2 (or another GPU), or a table FILE.csv that `table` measured
     #[arg(long, value_name = "SOURCE")]
     latency: Option<LatencySource>,
+    #[command(flatten)]
+    matching: MatchArgs,
     /// How merged borders stay exact: reorder or border-bias
     #[arg(long, value_name = "MODE")]
     padding: Option<PaddingMode>,
@@ -70,12 +77,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let mut config = common.base_config(Entry::New, None)?;
     args.data.apply(&mut config, Entry::New);
     args.schedule.apply(&mut config);
+    args.matching.apply(&mut config);
     set_some(&mut config.model, &args.model);
     config.latency = args.latency.clone().unwrap_or(config.latency);
     config.merge.padding = args.padding.unwrap_or(config.merge.padding);
     let compare = &mut config.compare;
     compare.methods = args.methods.clone().unwrap_or_else(|| compare.methods.clone());
     compare.seeds = args.seeds.clone().unwrap_or_else(|| compare.seeds.clone());
+    compare.recovery_steps = args.recovery_steps.clone().unwrap_or_else(|| compare.recovery_steps.clone());
     compare.random_masks = args.random_masks.unwrap_or(compare.random_masks);
     if let Some(shares) = &args.latency_fractions {
         compare.budgets = shares.iter().map(|&share| Budget::LatencyFraction(share)).collect();
@@ -139,18 +148,17 @@ fn one(jobs: &Jobs, index: usize, common: &Common) -> Result<()> {
 fn all(jobs: &Jobs, common: &Common) -> Result<usize> {
     let reporter = if common.quiet { Reporter::quiet() } else { Reporter::new() };
     let open: Vec<usize> = (0..jobs.jobs().len()).filter(|&index| !jobs.jobs()[index].is_finished()).collect();
-    let (start, mut failed) = (Instant::now(), 0);
+    let method = |index: usize| jobs.jobs()[index].name.method.as_str();
+    let mut times: Vec<(&str, f64)> = jobs.finished()?.iter().map(|trial| (method(trial.job), trial.seconds)).collect();
+    let mut failed = 0;
     for (done, &index) in open.iter().enumerate() {
         let name = &jobs.jobs()[index].name;
-        let seconds = start.elapsed().as_secs_f64();
-        let left = if done == 0 {
-            String::new()
-        } else {
-            format!(", {seconds:.0} s, about {:.0} s left", seconds / done as f64 * (open.len() - done) as f64)
-        };
+        let left = time_left(open[done..].iter().map(|&index| method(index)), &times)
+            .map_or_else(String::new, |left| format!(", about {} left", words(left)));
         reporter.line(&format!("compare: job {index}, {name} ({done} of {} done{left})", open.len()));
+        let start = Instant::now();
         match jobs.run(index, common.stance()) {
-            Ok(_) => {}
+            Ok(_) => times.push((method(index), start.elapsed().as_secs_f64())),
             Err(error @ Error::Interrupted(_)) => return Err(error.into()),
             // The others are worth having without it.
             Err(error) => {
@@ -162,19 +170,48 @@ fn all(jobs: &Jobs, common: &Common) -> Result<usize> {
     Ok(failed)
 }
 
-/// Writes methods.json, methods.csv and methods.html, and prints the table.
+/// How long the jobs of some methods will take, by the seconds that finished ones took: of the same method where there are
+/// any. `None` where none is finished.
+fn time_left<'a>(open: impl Iterator<Item = &'a str>, times: &[(&str, f64)]) -> Option<Duration> {
+    let mean_of = |method: Option<&str>| {
+        let own = times.iter().filter(|(name, _)| method.is_none_or(|method| method == *name)).map(|(_, s)| *s);
+        mean(&own.collect::<Vec<_>>())
+    };
+    let all = mean_of(None)?;
+    Some(Duration::from_secs_f64(open.map(|method| mean_of(Some(method)).unwrap_or(all)).sum()))
+}
+
+/// A time in its two largest units.
+fn words(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        seconds => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Writes methods.json, methods.csv, recovery.csv and methods.html, and prints the table.
 fn put_together(jobs: &Jobs, folder: &RunFolder, common: &Common) -> Result<()> {
     let trials = jobs.finished()?;
     if trials.is_empty() {
         anyhow::bail!("no job in {} is finished; run some first", folder.dir().display());
     }
-    let found = TrialFile::new(jobs.jobs().len(), &trials);
+    let found = TrialFile::new(jobs.jobs().len(), jobs.recovery_steps(), &trials);
     let text = json_text(&found);
-    let files = [("methods.json", text.clone()), ("methods.csv", csv(&trials)), ("methods.html", found.page())];
+    let files = [
+        ("methods.json", text.clone()),
+        ("methods.csv", csv(&trials)),
+        ("recovery.csv", csv(&found.recovery_rows())),
+        ("methods.html", found.page()),
+    ];
     for (file, text) in files {
         folder.write(file, &text).with_context(|| format!("{file} cannot be written"))?;
     }
     let page = folder.path("methods.html");
-    let plain = format!("{}\n{}\n{}\n", found.table().text(), found.notes().join("\n"), terminal::path(&page));
+    let mut plain = format!("{}\n", found.table().text());
+    for (name, table) in found.recovery_tables() {
+        plain.push_str(&format!("{name}\n\n{}\n", table.text()));
+    }
+    plain.push_str(&format!("{}\n{}\n", found.notes().join("\n"), terminal::path(&page)));
     print(&format!("the table of {}", page.display()), if common.json { &text } else { &plain })
 }

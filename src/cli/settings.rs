@@ -98,6 +98,17 @@ pub struct MethodArgs {
     /// table of the device, kept as latency.csv), macs, bytes, roofline:v100-sxm2 (or another GPU), or a table FILE.csv
     #[arg(long, value_name = "SOURCE")]
     pub latency: Option<LatencySource>,
+    #[command(flatten)]
+    pub matching: MatchArgs,
+}
+
+/// Whether the clock has the last word on a budget.
+#[derive(Debug, Clone, Args)]
+pub struct MatchArgs {
+    /// Move the budget, a time, until the merged network takes the asked share of the original's time as measured, the two in
+    /// alternation, to within TOLERANCE of it [0.02]; the nearest is taken, and told, where nothing comes so near
+    #[arg(long, value_name = "TOLERANCE", num_args = 0..=1, require_equals = true, default_missing_value = "0.02")]
+    pub match_latency: Option<f64>,
 }
 
 /// The schedule of one stage.
@@ -205,6 +216,14 @@ impl MethodArgs {
     pub fn apply(&self, config: &mut Config) {
         set(&mut config.search.method, &self.method);
         set(&mut config.latency, &self.latency);
+        self.matching.apply(config);
+    }
+}
+
+impl MatchArgs {
+    /// Overrides the configuration by the flag.
+    pub fn apply(&self, config: &mut Config) {
+        set_some(&mut config.search.match_latency, &self.match_latency);
     }
 }
 

@@ -29,6 +29,24 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     outcome.map_err(|e| Error::file(path, explain(&e, path)))
 }
 
+/// As [`write_atomic`], but leaves a file that is there, or that another process puts there meanwhile, as it is: whoever is
+/// first is read by all.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_first(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let put = || {
+        let mut file = temporary(path)?;
+        write(file.as_file_mut())?;
+        file.as_file().sync_all()?;
+        match file.persist_noclobber(path) {
+            Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map(drop).map_err(|e| e.error),
+        }
+    };
+    put().map_err(|e| Error::file(path, explain(&e, path)))
+}
+
 /// Refuses a path that [`write_atomic`] could not write, as far as that can be told before there is anything to write.
 ///
 /// # Errors

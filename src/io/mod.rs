@@ -12,7 +12,7 @@ pub mod rows;
 pub mod tensors;
 pub mod torch;
 
-pub use atomic::{check_writable, write_atomic};
+pub use atomic::{check_writable, write_atomic, write_first};
 pub use checkpoint::{Checkpoint, Position, Sums};
 pub use lock::FolderLock;
 pub use model::{DataInfo, ModelInfo, read_model, write_model};

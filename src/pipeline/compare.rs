@@ -1,16 +1,20 @@
 //! `compare`: methods × budgets × seeds as a plain list of jobs. A job is a `shrink` in a folder of its own, which starts from
 //! the model that all share; so any job can run in any process, at any time and on any machine, goes on where it was killed, and is
-//! not done again. Whatever jobs are finished are put together.
+//! not done again. Whatever jobs are finished are put together. Where times are measured, the first job measures one latency
+//! table for all.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::folder::{Entry, RunFolder, settings_fingerprint};
+use super::latency::{TABLE, measured};
 use super::shrink::{LAST, Stance, shrink_in};
 use crate::config::{CompareConfig, Config};
 use crate::io::checkpoint::file_fingerprint;
+use crate::io::{read_model, write_first};
 use crate::measure::LatencySource;
 use crate::report::{MetricsLine, RunResult, Trial, TrialName};
 use crate::shrink::SearchMethod;
+use crate::train::Reporter;
 use crate::{Error, Result, files};
 
 /// One job.
@@ -29,24 +33,31 @@ pub struct Jobs {
     jobs: Vec<Job>,
     /// Content of the model that all start from.
     model: String,
+    /// Steps of finetuning after which scores are taken.
+    recovery_steps: Vec<u64>,
+    /// The table that all jobs read, where it is measured here.
+    measured: Option<PathBuf>,
 }
 
 impl Jobs {
     /// The jobs of `config.compare`, with a folder each below `dir`. Everything else is the same for all of them.
     ///
     /// # Errors
-    /// No model to start from, one that cannot be read, or times that every job would measure for itself.
+    /// No model to start from, one that cannot be read, or budgets that are no times where they are to be matched by the clock.
     pub fn new(config: &Config, dir: &Path) -> Result<Self> {
         let model = config.model.as_deref().ok_or_else(|| {
             Error::Config("compare needs a trained model that all jobs start from; give its file".into())
         })?;
-        if config.latency == LatencySource::Measured {
-            // Each job would measure its own, and one random mask would be another in each.
-            return Err(Error::Config(
-                "compare needs one latency table for all jobs; measure it once with `table`, and give --latency FILE.csv".into(),
-            ));
+        let CompareConfig { methods, budgets, seeds, random_masks, recovery_steps } = &config.compare;
+        let counts = budgets.iter().find(|budget| config.search.match_latency.is_some() && !budget.is_time());
+        if let Some(count) = counts {
+            return Err(Error::Config(format!(
+                "--match-latency needs budgets that are times, not {count}; give --latency-fractions"
+            )));
         }
-        let CompareConfig { methods, budgets, seeds, random_masks } = &config.compare;
+        // With a table each, one random mask would be another in every job.
+        let measured = (config.latency == LatencySource::Measured).then(|| dir.join(TABLE));
+        let latency = measured.clone().map_or_else(|| config.latency.clone(), LatencySource::Table);
         let mut jobs = Vec::new();
         for &budget in budgets {
             for &method in methods {
@@ -57,20 +68,28 @@ impl Jobs {
                         let name = TrialName { method: method.to_string(), budget: budget.to_string(), seed, mask };
                         let mut config = Config { seed, budget, compare_random: 0, ..config.clone() };
                         config.compare = CompareConfig::default();
+                        config.latency.clone_from(&latency);
                         config.search.method = method;
                         config.search.seed = mask.or(config.search.seed);
+                        config.finetune.train.evaluate_after.clone_from(recovery_steps);
                         let folder = RunFolder::new(dir.join(name.to_string()));
                         jobs.push(Job { name, config, folder });
                     }
                 }
             }
         }
-        Ok(Self { jobs, model: file_fingerprint(model)? })
+        let recovery_steps = recovery_steps.clone();
+        Ok(Self { jobs, model: file_fingerprint(model)?, recovery_steps, measured })
     }
 
     /// The jobs in order.
     pub fn jobs(&self) -> &[Job] {
         &self.jobs
+    }
+
+    /// Steps of finetuning after which scores are taken, beside its epochs.
+    pub fn recovery_steps(&self) -> &[u64] {
+        &self.recovery_steps
     }
 
     /// Runs a job, or goes on with it; one that is finished is only read.
@@ -85,8 +104,24 @@ impl Jobs {
         if let Some(result) = self.result(job)? {
             return Ok(result);
         }
+        self.measure_table(&job.config, stance)?;
         let entry = if job.folder.has_run() { Entry::Resume } else { Entry::New };
         shrink_in(&job.folder, &job.config, entry, stance)
+    }
+
+    /// Measures the table that all jobs read, where there is none yet. Of several processes that measure at once the first one's is
+    /// taken.
+    fn measure_table(&self, config: &Config, stance: Stance) -> Result<()> {
+        let (Some(path), Some(model)) = (&self.measured, config.model.as_deref()) else { return Ok(()) };
+        if path.is_file() {
+            return Ok(());
+        }
+        let model = read_model(model)?.0;
+        let mut reporter = if stance.quiet { Reporter::quiet() } else { Reporter::new() };
+        let table = measured(config, &model, &config.device()?, &mut reporter, path)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        write_first(path, |out| out.write_all(table.to_csv().as_bytes()))
     }
 
     /// What the finished jobs found.

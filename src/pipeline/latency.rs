@@ -7,10 +7,13 @@ use super::folder::RunFolder;
 use super::run::Run;
 use super::table::{TableSettings, measure_table};
 use crate::Result;
+use crate::config::Config;
+use crate::device::Device;
 use crate::measure::{LatencyTable, TableOptions, TableWork, block_costs};
 use crate::model::Model;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::select::BlockOptions;
+use crate::train::Reporter;
 
 /// Images per pass that rooflines price blocks for.
 const COST_BATCH: usize = 128;
@@ -50,7 +53,7 @@ pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Re
             let work = TableWork::new(&model.graph, options, run.device.backend())?;
             work.priced(&path, COST_BATCH, &roofline)?
         }
-        (None, None) => measured(run, model, &path)?,
+        (None, None) => measured(run.config, model, &run.device, &mut run.session.reporter, &path)?,
     };
     table.check(&model.graph.positions()?)?;
     folder.write(TABLE, &table.to_csv())?;
@@ -66,14 +69,24 @@ pub fn kept_table(folder: &RunFolder) -> Result<LatencyTable> {
     LatencyTable::read(&folder.path(TABLE))
 }
 
-fn measured(run: &mut Run<'_>, model: &Model, path: &Path) -> Result<LatencyTable> {
+/// A table that is measured on a device by the settings of a run; `path` is what messages name.
+///
+/// # Errors
+/// As [`measure_table`].
+pub(super) fn measured(
+    config: &Config,
+    model: &Model,
+    device: &Device,
+    reporter: &mut Reporter,
+    path: &Path,
+) -> Result<LatencyTable> {
     let settings = TableSettings {
-        batch: run.config.measure.batch,
-        budget: Duration::from_secs_f64(run.config.measure.seconds),
+        batch: config.measure.batch,
+        budget: Duration::from_secs_f64(config.measure.seconds),
         keys: false,
-        padding: run.config.merge.padding,
+        padding: config.merge.padding,
     };
-    let source = run.config.latency.describe(&run.device);
-    run.session.reporter.line(&format!("latency: {source}, batch {}", settings.batch));
-    Ok(measure_table(path, model, &run.device, &settings, &mut run.session.reporter)?.table)
+    let (name, precision) = (device.name(), device.precision());
+    reporter.line(&format!("latency: measured on {name} in {precision}, batch {}", settings.batch));
+    Ok(measure_table(path, model, device, &settings, reporter)?.table)
 }

@@ -216,8 +216,8 @@ impl<'a> Run<'a> {
         self.stage("train", model, &self.config.train, &mut hook, None)
     }
 
-    /// Learns which blocks keep their activations; also returns the weights that were trained along. `keep` gets both results
-    /// before anything else can fail.
+    /// Learns which blocks keep their activations; also returns what ranks them and the weights that were trained along. `keep`
+    /// gets selection and weights before anything else can fail.
     ///
     /// # Errors
     /// An impossible budget, or as [`train`], or of `keep`.
@@ -226,7 +226,7 @@ impl<'a> Run<'a> {
         original: &Model,
         goal: Goal<'_>,
         keep: &mut dyn FnMut(&Selection, &Model) -> Result<()>,
-    ) -> Result<(Selection, Model)> {
+    ) -> Result<(Selection, Vec<f32>, Model)> {
         let config = &self.config.search;
         let savings = relative_savings(goal.times);
         let rule = self.config.score_rule();
@@ -251,7 +251,7 @@ impl<'a> Run<'a> {
             mask.count(),
             mask.blocks()
         ));
-        Ok((found, searched))
+        Ok((found, search.ranked(), searched))
     }
 
     /// Finetunes a network without the activations that are freed; returns it without them, not merged yet. `keep`, if
@@ -357,6 +357,12 @@ pub fn check_batches<'a>(stages: impl IntoIterator<Item = &'a TrainConfig>, data
 /// An impossible budget, or a network with blocks that have no activations any more.
 pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
     let blocks = graph.blocks.len();
+    if config.search.match_latency.is_some() && !config.budget.is_time() {
+        return Err(Error::Config(format!(
+            "--match-latency needs a budget that is a time, not {}; give --latency-fraction or --budget-ms",
+            config.budget
+        )));
+    }
     let candidates = config.search.scores.candidates(blocks)?;
     // Whether a time can be kept is told by the table.
     let count = if config.budget.is_time() { Budget::Remove(1) } else { config.budget };

@@ -1,16 +1,22 @@
 //! Which blocks are freed: by scores that are trained, or without training by what a provider reckons and the time of blocks.
 
+use std::time::Duration;
+
+use super::benchmark::fully_merged;
 use super::folder::RunFolder;
 use super::latency::{TABLE, block_times, kept_table, latency_table};
 use super::run::{Goal, Run, nested_masks, without_losses};
+use crate::measure::compare;
 use crate::model::Model;
 use crate::shrink::providers::{Asked, BlockCosts, Judge, Provider, TOLERANCE};
 use crate::shrink::select::BlockOptions;
-use crate::shrink::{Mask, Selection, random_masks, relative_savings};
+use crate::shrink::{Mask, Matched, Selection, Target, match_share, random_masks, relative_savings};
 use crate::{Error, Result};
 
 /// What providers found for a run, in its folder.
 const FILE: &str = "importance.csv";
+/// Part of the measuring time that each network gets which is tried to match a budget.
+const MATCH_SHARE: f64 = 0.25;
 
 /// Gets a selection, and the weights that were trained along with it, before anything else can fail.
 pub type KeepSelection<'a> = dyn FnMut(&Selection, Option<&Model>) -> Result<()> + 'a;
@@ -49,18 +55,69 @@ fn trained(
     let keep = &mut |selection: &Selection, model: &Model| keep(selection, Some(model));
     if !config.budget.is_time() {
         let goal = Goal { times: &times, budget: config.budget, mask: &|search| Ok(search.mask()) };
-        return run.search(original, goal, keep).map(|(selection, model)| (selection, Some(model)));
+        return run.search(original, goal, keep).map(|(selection, _, model)| (selection, Some(model)));
     }
     let candidates = config.search.scores.candidates(blocks)?;
     let (positions, table) = (original.graph.positions()?, latency_table(run, original, folder)?);
     let options = BlockOptions::with_kept(&positions, &table, None, &kept(&candidates))?;
     let whole_ms = options.time_ms(&Mask::all(blocks));
     let ms = config.budget.time_ms(whole_ms).unwrap_or(whole_ms);
-    let mask = |scores: &[f32]| Ok(options.ranked(scores, ms)?.kept.expect("a ranking of blocks gives a mask"));
     // Told before hours of training: what no ranking can keep.
-    mask(&vec![0.0; blocks])?;
-    let goal = Goal { times: &times, budget: options.expected_size(ms), mask: &|search| mask(&search.ranked()) };
-    run.search(original, goal, keep).map(|(selection, model)| (selection, Some(model)))
+    let ms = if config.search.match_latency.is_some() { ms.max(options.least_ms()) } else { ms };
+    let mask = |scores: &[f32], ms| Ok(options.ranked(scores, ms)?.kept.expect("a ranking of blocks gives a mask"));
+    mask(&vec![0.0; blocks], ms)?;
+    let goal = Goal { times: &times, budget: options.expected_size(ms), mask: &|search| mask(&search.ranked(), ms) };
+    let (selection, ranked, model) = run.search(original, goal, keep)?;
+    if config.search.match_latency.is_none() {
+        return Ok((selection, Some(model)));
+    }
+    let (keep_mask, matched) = within_time(run, original, &options, &|ms| mask(&ranked, ms))?;
+    let selection = Selection { keep: keep_mask, matched, ..selection };
+    keep(&selection, &model)?;
+    Ok((selection, Some(model)))
+}
+
+/// The mask that takes the time of the budget: by the table, or where the settings say so by the clock. `select` gives the mask
+/// within modelled milliseconds.
+fn within_time(
+    run: &mut Run<'_>,
+    original: &Model,
+    options: &BlockOptions<'_>,
+    select: &dyn Fn(f64) -> Result<Mask>,
+) -> Result<(Mask, Option<Matched>)> {
+    let whole_ms = options.time_ms(&Mask::all(options.blocks().len()));
+    let ms = run.config.budget.time_ms(whole_ms).unwrap_or(whole_ms);
+    let Some(tolerance) = run.config.search.match_latency else { return Ok((select(ms)?, None)) };
+    let share = ms / whole_ms.max(f64::MIN_POSITIVE);
+    let target = Target { share, tolerance, whole_ms, least_ms: options.least_ms() };
+    let some = |ms: f64| match select(ms) {
+        // Nothing takes so little time.
+        Err(Error::Config(_)) => Ok(None),
+        other => other.map(Some),
+    };
+    let (config, device, session) = (run.config, &run.device, &run.session);
+    let seconds = Duration::from_secs_f64(MATCH_SHARE * config.measure.seconds);
+    let mut measure = |mask: &Mask| {
+        session.check_interrupt()?;
+        let Some(merged) = fully_merged(original, Some(&mask.clone().into()), config)? else { return Ok(1.0) };
+        let networks = [("original", original), ("merged", &merged)];
+        let medians = compare(device, &networks, config.measure.batch, seconds)?.networks;
+        let share = medians[1].1.median_ms / medians[0].1.median_ms.max(f64::MIN_POSITIVE);
+        session.reporter.line(&format!("search: {:.1} % of the original's time measured: {mask}", 100.0 * share));
+        Ok(share)
+    };
+    let found = match_share(target, &mut |ms| some(ms), &|mask| options.time_ms(mask), &mut measure)?;
+    let Some((mask, matched)) = found else { return Ok((select(ms)?, None)) };
+    if !matched.is_met() {
+        tracing::warn!(
+            "search: {:.1} % of the original's time were asked for; the nearest of {} networks that were measured takes \
+             {:.1} %",
+            100.0 * matched.target,
+            matched.networks,
+            100.0 * matched.share
+        );
+    }
+    Ok((mask, Some(matched)))
 }
 
 /// Frees the blocks that a provider chooses: within the time where the budget is one, else as many as it says, of which blocks
@@ -88,13 +145,14 @@ fn without_training(
     let options = BlockOptions::with_kept(&positions, &table, importance.as_ref(), &kept(&candidates))?;
     let whole_ms = options.time_ms(&Mask::all(blocks));
     let scores = costs.as_ref().map(BlockCosts::scores).unwrap_or_default();
-    let mask = match budget.time_ms(whole_ms) {
-        Some(ms) => provider.within(&options, ms, seed)?.kept.expect("a choice of blocks gives a mask"),
-        None => {
+    let within = |ms| Ok(provider.within(&options, ms, seed)?.kept.expect("a choice of blocks gives a mask"));
+    let (mask, matched) = match budget.is_time() {
+        true => within_time(run, original, &options, &within)?,
+        false => {
             let times: Vec<_> = options.blocks().iter().map(|block| (block.kept_ms, block.merged_ms)).collect();
             let fewer = without_losses(&config.search.scores, budget, &relative_savings(&times))?;
             let candidates = fewer.candidates(blocks)?;
-            provider.of_size(&scores, &candidates, budget.kept(&candidates)?, seed)
+            (provider.of_size(&scores, &candidates, budget.kept(&candidates)?, seed), None)
         }
     };
     let share = 100.0 * options.time_ms(&mask) / whole_ms.max(f64::MIN_POSITIVE);
@@ -104,7 +162,7 @@ fn without_training(
         config.latency.describe(&run.device)
     ));
     let nested = if scores.is_empty() { Vec::new() } else { nested_masks(&scores, &candidates)? };
-    Ok(Selection { scores, nested, ..mask.into() })
+    Ok(Selection { scores, nested, matched, ..mask.into() })
 }
 
 fn costs(

@@ -135,7 +135,8 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     };
     let clock = Instant::now();
     let latency_share = latency_share(run, &original, folder, &mask)?;
-    let facts = Facts { mask, map: &map, latency_share, segments, error, learned, random, stages: Vec::new() };
+    let matched = plan.matched;
+    let facts = Facts { mask, map: &map, latency_share, matched, segments, error, learned, random, stages: Vec::new() };
     let mut result = summarise(run, &networks, facts)?;
     finish(&mut job, run, "measure", clock);
     result.stages = job.done;

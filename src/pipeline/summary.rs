@@ -11,8 +11,8 @@ use crate::report::{
     BlockResult, DataResult, LatencyResult, MachineResult, MaskTrial, MergeResult, NetworkResult, NetworkStage,
     RunResult, SCHEMA, StageTime,
 };
-use crate::shrink::Mask;
 use crate::shrink::merge::MergeError;
+use crate::shrink::{Mask, Matched};
 use crate::train::Evaluation;
 
 /// Shares of the measuring time: the networks in alternation, their blocks alone, the machine's peaks.
@@ -36,6 +36,8 @@ pub(super) struct Facts<'a> {
     pub map: &'a [Option<NodeId>],
     /// Time of the merged network by the latency table, as a share of the original's.
     pub latency_share: Option<f64>,
+    /// How near the budget is by the clock.
+    pub matched: Option<Matched>,
     /// Number of merged segments.
     pub segments: usize,
     pub error: MergeError,
@@ -79,6 +81,7 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>
         kept: facts.mask.bits()[..original.graph.blocks.len()].to_vec(),
         latency: Some(config.latency.describe(&run.device)),
         latency_share: facts.latency_share,
+        matched: facts.matched,
         merge: Some(MergeResult {
             segments: facts.segments,
             max_abs_error: facts.error.max_abs_error,

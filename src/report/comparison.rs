@@ -192,7 +192,11 @@ impl ComparisonPage<'_> {
         let marks: Vec<Mark> = names(self.records).into_iter().filter_map(mark).collect();
         let labels = ("ms per image here, deployed, f32", "top-1 % on ImageNet, as published");
         let entries = [("c-kept", "built by name"), ("c-merged", "merged here")].into_iter();
-        format!("{}{}", legend(entries), Scatter { title: "Accuracy over time", labels, marks }.svg())
+        format!(
+            "{}{}",
+            legend(entries),
+            Scatter { title: "Accuracy over time", labels, marks, front: Vec::new() }.svg()
+        )
     }
 }
 

@@ -136,7 +136,15 @@ impl Page<'_> {
         let Some(band) = curves.score_band() else { return String::new() };
         let bands = [band];
         let height = (series.len() as f64 * 14.0 + 90.0).max(300.0);
-        let chart = LineChart { title: "Scores", x_label: "step", height, series, bands: &bands, names_at_end: true };
+        let chart = LineChart {
+            title: "Scores",
+            x_label: "step",
+            height,
+            series,
+            bands: &bands,
+            names_at_end: true,
+            ticks: None,
+        };
         let entries = [("c-kept", "activations kept"), ("c-merged", "activations removed")];
         format!("{}{}", legend(entries.into_iter()), chart.svg())
     }
@@ -256,7 +264,8 @@ pub(super) fn section(title: &str, body: &str) -> String {
 
 fn training(curves: &Curves<'_>) -> String {
     let chart = |title, x_label, series: Vec<Series>| {
-        LineChart { title, x_label, height: 270.0, series, bands: &curves.bands, names_at_end: false }.svg()
+        LineChart { title, x_label, height: 270.0, series, bands: &curves.bands, names_at_end: false, ticks: None }
+            .svg()
     };
     let accuracy = vec![
         curves.series(|line| line.train_top1, "train top-1 %", "c-train"),

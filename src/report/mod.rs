@@ -11,7 +11,7 @@
 //! | `comparison` | networks side by side: tables, and [`ComparisonPage`] |
 //! | `html` | [`Page`]: one self-contained page about a run |
 //! | `result` | [`RunResult`]: the numbers of a run |
-//! | `trials` | [`TrialFile`]: methods side by side |
+//! | `trials`, `trial_page` | [`TrialFile`]: methods side by side, and their page |
 //! | `solution` | [`solution_table`]: what a solver selected; [`selection_times`] |
 
 mod bar_plot;
@@ -28,6 +28,7 @@ mod scatter;
 mod solution;
 mod table;
 mod text;
+mod trial_page;
 mod trials;
 
 pub use bar_plot::network_bars;
@@ -44,4 +45,6 @@ pub use roofline_plot::{Point, RooflinePlot};
 pub use solution::{SelectionTime, selection_times, solution_table};
 pub use table::{Align, Table};
 pub use text::{layer_table, layer_totals, limits_text, network_bench_table, network_table, plan_text, runtime_table};
-pub use trials::{BudgetSummary, MethodSummary, RecoveryPoint, Spread, TRIAL_SCHEMA, Trial, TrialFile, TrialName};
+pub use trials::{
+    BudgetSummary, MethodSummary, RecoveryPoint, RecoveryRow, Spread, TRIAL_SCHEMA, Trial, TrialFile, TrialName,
+};

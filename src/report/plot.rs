@@ -58,6 +58,8 @@ pub(super) struct LineChart<'a> {
     pub bands: &'a [Band],
     /// Whether names stand at the ends of the lines instead of in a legend.
     pub names_at_end: bool,
+    /// Places of the horizontal ticks and their names; round numbers where there are none.
+    pub ticks: Option<Vec<(f64, String)>>,
 }
 
 /// From data to drawing.
@@ -114,7 +116,9 @@ impl LineChart<'_> {
             (low - share * span, high + share * span)
         };
         let x = if x.1 > x.0 { x } else { widen(x, 0.5) };
-        let right = WIDTH - if self.names_at_end { 52.0 } else { 12.0 };
+        let longest = self.series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
+        // Names of blocks are short.
+        let right = WIDTH - if self.names_at_end { (7.0 * longest as f64 + 14.0).max(52.0) } else { 12.0 };
         Some(Frame { x, y: widen(y, 0.05), right, bottom: self.height - BOTTOM })
     }
 
@@ -136,8 +140,9 @@ impl LineChart<'_> {
             let _ = write!(svg, "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\"/>");
             text(svg, "tick", (LEFT - 7.0, y + 4.0), "end", &tick_name(tick));
         }
-        for tick in ticks(frame.x.0, frame.x.1, 8) {
-            text(svg, "tick", (frame.x(tick), frame.bottom + 16.0), "middle", &tick_name(tick));
+        let round = || ticks(frame.x.0, frame.x.1, 8).into_iter().map(|tick| (tick, tick_name(tick))).collect();
+        for (place, name) in self.ticks.clone().unwrap_or_else(round) {
+            text(svg, "tick", (frame.x(place), frame.bottom + 16.0), "middle", &name);
         }
         text(svg, "tick", ((LEFT + frame.right) / 2.0, self.height - 5.0), "middle", self.x_label);
     }
@@ -296,7 +301,15 @@ mod tests {
             class: "c-train",
             pieces: vec![vec![(0.0, 2.0), (1.0, f64::NAN), (2.0, f64::INFINITY), (3.0, 1.0)]],
         }];
-        let chart = LineChart { title: "t", x_label: "step", height: 200.0, series, bands: &[], names_at_end: false };
+        let chart = LineChart {
+            title: "t",
+            x_label: "step",
+            height: 200.0,
+            series,
+            bands: &[],
+            names_at_end: false,
+            ticks: None,
+        };
         let svg = chart.svg();
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         assert_eq!(svg.matches("<circle").count(), 2);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Comparison, Latency, Utilization};
+use crate::shrink::Matched;
 
 /// Version of the file's layout; it rises when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;
@@ -39,6 +40,9 @@ pub struct RunResult {
     /// Time of the merged network by the run's latency table, as a share of the original's; absent where none was needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_share: Option<f64>,
+    /// How near the budget is by the clock, where the clock decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched: Option<Matched>,
     /// The merge; absent when nothing was merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<MergeResult>,

@@ -37,6 +37,8 @@ pub(super) struct Scatter<'a> {
     pub labels: (&'a str, &'a str),
     /// The points. One without a positive x or a finite y is left out.
     pub marks: Vec<Mark>,
+    /// Points that a line joins, in any order.
+    pub front: Vec<(f64, f64)>,
 }
 
 impl Scatter<'_> {
@@ -69,6 +71,7 @@ impl Scatter<'_> {
         }
         text(&mut svg, "tick", ((LEFT + right) / 2.0, HEIGHT - 6.0), "middle", self.labels.0);
         text(&mut svg, "tick", (LEFT, TOP - 4.0), "start", self.labels.1);
+        self.draw_front(|at| (at_x(at.0), at_y(at.1)), &mut svg);
         let mut places: Vec<(f64, f64)> = Vec::new();
         for mark in marks {
             let (x, y) = (at_x(mark.at.0), at_y(mark.at.1));
@@ -82,6 +85,16 @@ impl Scatter<'_> {
         }
         svg.push_str("</svg>");
         format!("<div class=\"scroll\">{svg}</div>")
+    }
+
+    fn draw_front(&self, place: impl Fn((f64, f64)) -> (f64, f64), svg: &mut String) {
+        let mut front: Vec<(f64, f64)> =
+            self.front.iter().copied().filter(|at| at.0 > 0.0 && at.1.is_finite()).collect();
+        front.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let points: Vec<String> = front.into_iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        if points.len() > 1 {
+            let _ = write!(svg, "<polyline class=\"front\" points=\"{}\"/>", points.join(" "));
+        }
     }
 }
 
@@ -110,10 +123,14 @@ mod tests {
     fn draws_what_can_be_drawn() {
         let mark = |name: &str, at| Mark { name: name.into(), at, class: "c-kept" };
         let marks = vec![mark("a<b", (0.5, 70.0)), mark("c", (20.0, 75.0)), mark("never", (0.0, 1.0))];
-        let svg = Scatter { title: "t", labels: ("ms", "%"), marks }.svg();
-        assert_eq!(svg.matches("<circle").count(), 2);
+        let svg = Scatter { title: "t", labels: ("ms", "%"), marks, front: vec![(20.0, 75.0), (0.5, 70.0)] }.svg();
+        assert_eq!((svg.matches("<circle").count(), svg.matches("<polyline").count()), (2, 1));
         assert!(svg.contains("a&lt;b") && !svg.contains("never") && !svg.contains("NaN"), "{svg}");
-        assert!(Scatter { title: "t", labels: ("ms", "%"), marks: Vec::new() }.svg().contains("nothing was timed"));
+        assert!(
+            Scatter { title: "t", labels: ("ms", "%"), marks: Vec::new(), front: Vec::new() }
+                .svg()
+                .contains("nothing was timed")
+        );
         let mut places = Vec::new();
         let names = [(0.0, 50.0), (10.0, 52.0), (20.0, 60.0), (200.0, 52.0)].map(|at| free_place(&mut places, at));
         assert_eq!(names, [50.0, 61.0, 72.0, 52.0]);

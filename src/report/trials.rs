@@ -7,17 +7,16 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::curves::MetricsLine;
-use super::html::{document, section};
 use super::result::{NetworkStage, RunResult};
-use super::scatter::{Mark, Scatter};
-use super::table::{Align, Table, escape};
+use super::table::{Align, Table};
 use super::text::MISSING;
+use super::trial_page::page;
 use crate::measure::{Difference, deviation, mean, variance_share};
 
 /// Version of the layout of [`TrialFile`]; it rises when a field changes its meaning or goes.
 pub const TRIAL_SCHEMA: u32 = 1;
 /// The method that others are compared with.
-const RANDOM: &str = "random";
+pub(super) const RANDOM: &str = "random";
 
 /// What a trial is of. Written, it is the name of its folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +67,12 @@ pub struct Trial {
     pub original_top1: f64,
     /// Time by the latency table, as a share of the original's.
     pub latency_share: Option<f64>,
+    /// Measured time as a share of the original's, where a budget was matched by the clock.
+    pub measured_share: Option<f64>,
+    /// How much more than the budget that is, as a share of the budget.
+    pub budget_error: Option<f64>,
+    /// Whether it is within the tolerance that was asked for.
+    pub matches: Option<bool>,
     /// Measured milliseconds of one pass; 0 where nothing was measured.
     pub latency_ms: f64,
     /// Measured images/s over those of the original.
@@ -80,9 +85,11 @@ pub struct Trial {
     pub search_seconds: f64,
     /// Seconds of finetuning.
     pub finetune_seconds: f64,
+    /// Seconds of all its stages.
+    pub seconds: f64,
     /// One entry per block, 1 = its activations stayed.
     pub kept: Vec<u8>,
-    /// Scores after the epochs of finetuning.
+    /// Scores after steps and epochs of finetuning.
     pub recovery: Vec<RecoveryPoint>,
 }
 
@@ -108,12 +115,16 @@ impl Trial {
             loss: merged.and_then(|network| network.loss),
             original_top1: result.network(NetworkStage::Original).map_or(f64::NAN, |network| network.top1),
             latency_share: result.latency_share,
+            measured_share: result.matched.map(|matched| matched.share),
+            budget_error: result.matched.map(|matched| matched.error()),
+            matches: result.matched.map(|matched| matched.is_met()),
             latency_ms: merged.map_or(0.0, |network| network.latency_ms.median),
             speed_up: result.speed_up(NetworkStage::Merged),
             macs: merged.map_or(0, |network| network.macs),
             merge_error: result.merge.as_ref().map(|merge| merge.max_rel_error),
             search_seconds: seconds("search"),
             finetune_seconds: seconds("finetune"),
+            seconds: result.stages.iter().map(|stage| stage.seconds).sum(),
             kept: result.kept.clone(),
             recovery,
         }
@@ -151,14 +162,40 @@ pub struct MethodSummary {
     pub loss: Option<Spread>,
     /// Time by the latency table as a share of the original's.
     pub latency_share: Option<Spread>,
+    /// Measured time likewise, where budgets were matched by the clock.
+    pub measured_share: Option<Spread>,
+    /// Trials that match their budget within the tolerance; null where no budget was matched.
+    pub matching: Option<usize>,
+    /// The largest difference of a trial to its budget, as a share of the budget.
+    pub largest_budget_error: Option<f64>,
     /// Measured speed-up.
     pub speed_up: Option<Spread>,
     /// Accuracy over that of random masks with the same seed, points.
     pub top1_over_random: Option<Difference>,
     /// Test loss below that of random masks with the same seed.
     pub loss_under_random: Option<Difference>,
-    /// Mean scores after the epochs of finetuning.
+    /// Mean scores after steps of finetuning that all trials have.
     pub recovery: Vec<RecoveryPoint>,
+    /// Share of the trials that kept each block.
+    pub kept: Vec<f64>,
+    /// Whether no other row of any budget is as fast or faster, and better.
+    pub on_front: bool,
+}
+
+impl MethodSummary {
+    /// Time as a share of the original's: measured where budgets were matched by the clock, else by the latency table.
+    pub fn share(&self) -> Option<Spread> {
+        self.measured_share.or(self.latency_share)
+    }
+
+    /// How many trials match their budget by the clock, and how far the farthest is where not all do.
+    fn matched_text(&self) -> String {
+        match (self.matching, self.largest_budget_error) {
+            (Some(matching), Some(_)) if matching == self.trials => format!("{matching} of {matching}"),
+            (Some(matching), Some(error)) => format!("{matching} of {}, {:+.1} %", self.trials, 100.0 * error),
+            _ => MISSING.to_owned(),
+        }
+    }
 }
 
 /// What random masks at a budget say of the experiment.
@@ -176,6 +213,19 @@ pub struct BudgetSummary {
     pub loss_mask_share: Option<f64>,
 }
 
+/// A row of `recovery.csv`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RecoveryRow<'a> {
+    /// The trial's number in the list of jobs.
+    pub job: usize,
+    /// What it is of.
+    #[serde(flatten)]
+    pub name: &'a TrialName,
+    /// What it had reached.
+    #[serde(flatten)]
+    pub point: RecoveryPoint,
+}
+
 /// `methods.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrialFile<'a> {
@@ -185,6 +235,8 @@ pub struct TrialFile<'a> {
     pub version: &'static str,
     /// Jobs of the comparison, finished or not.
     pub jobs: usize,
+    /// Steps of finetuning after which scores were asked for.
+    pub recovery_steps: &'a [u64],
     /// Methods by budget, in the order of the jobs.
     pub methods: Vec<MethodSummary>,
     /// Budgets.
@@ -194,15 +246,16 @@ pub struct TrialFile<'a> {
 }
 
 impl<'a> TrialFile<'a> {
-    /// Puts trials together, `jobs` being how many there will be.
-    pub fn new(jobs: usize, trials: &'a [Trial]) -> Self {
+    /// Puts trials together, `jobs` being how many there will be, whose scores were asked for after some steps.
+    pub fn new(jobs: usize, recovery_steps: &'a [u64], trials: &'a [Trial]) -> Self {
         let budgets = distinct(trials.iter().map(|trial| trial.name.budget.as_str()));
         let groups: Vec<Group<'_>> = budgets.into_iter().map(|budget| Group::new(trials, budget)).collect();
         Self {
             schema: TRIAL_SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
             jobs,
-            methods: groups.iter().flat_map(Group::methods).collect(),
+            recovery_steps,
+            methods: with_front(groups.iter().flat_map(Group::methods).collect()),
             budgets: groups.iter().map(Group::summary).collect(),
             trials,
         }
@@ -212,7 +265,10 @@ impl<'a> TrialFile<'a> {
     pub fn table(&self) -> Table {
         use Align::{Left, Right};
         let mut header = vec![("budget", Left), ("method", Left)];
-        header.extend(["trials", "top-1 %", "±", "loss", "±", "time %", "×"].map(|name| (name, Right)));
+        let matched = self.methods.iter().any(|row| row.matching.is_some());
+        header.extend(["trials", "top-1 %", "±", "loss", "±", "time %"].map(|name| (name, Right)));
+        header.extend(if matched { &[("measured %", Right), ("matched", Right)][..] } else { &[] });
+        header.push(("×", Right));
         header.extend(["over random", "95 %", "better"].map(|name| (name, Right)));
         let mut table = Table::new(&header);
         for row in &self.methods {
@@ -221,10 +277,14 @@ impl<'a> TrialFile<'a> {
             };
             let middle = |spread: Option<Spread>, digits| number(spread.map(|spread| spread.mean), digits);
             let around = |spread: Option<Spread>, digits| number(spread.and_then(|spread| spread.deviation), digits);
-            let share = row.latency_share.map(|share| Spread { mean: 100.0 * share.mean, ..share });
+            let percent = |share: Option<Spread>| share.map(|share| Spread { mean: 100.0 * share.mean, ..share });
             let mut cells = vec![row.budget.clone(), row.method.clone(), row.trials.to_string()];
             cells.extend([middle(row.top1, 2), around(row.top1, 2), middle(row.loss, 4), around(row.loss, 4)]);
-            cells.extend([middle(share, 1), middle(row.speed_up, 2)]);
+            cells.push(middle(percent(row.latency_share), 1));
+            if matched {
+                cells.extend([middle(percent(row.measured_share), 1), row.matched_text()]);
+            }
+            cells.push(middle(row.speed_up, 2));
             cells.extend(match row.top1_over_random {
                 None => [MISSING; 3].map(str::to_owned),
                 Some(difference) => [
@@ -257,22 +317,64 @@ impl<'a> TrialFile<'a> {
                 ));
             }
         }
+        for row in self.methods.iter().filter(|row| row.matching.is_some_and(|matching| matching < row.trials)) {
+            notes.push(format!(
+                "{}: nothing that {} selects comes near enough to the budget by the clock in {} of {} trials; the nearest \
+                 were taken, the farthest of them {:+.1} % off",
+                row.budget,
+                row.method,
+                row.trials - row.matching.unwrap_or(0),
+                row.trials,
+                100.0 * row.largest_budget_error.unwrap_or(0.0)
+            ));
+        }
         notes
     }
 
-    /// `methods.html`: the table, the notes, and accuracy over time.
+    /// `methods.html`: tables, notes, accuracy over time, recovery, and what was kept.
     pub fn page(&self) -> String {
-        let title = "Methods side by side";
-        let notes: String = self.notes().iter().map(|note| format!("<p>{}</p>\n", escape(note))).collect();
-        let head = format!("<h1>{title}</h1>\n{notes}<div class=\"scroll\">{}</div>", self.table().html());
-        let mark = |row: &MethodSummary| {
-            let class = if row.method == RANDOM { "c-kept" } else { "c-merged" };
-            Some(Mark { name: row.method.clone(), at: (100.0 * row.latency_share?.mean, row.top1?.mean), class })
+        page(self)
+    }
+
+    /// The steps that tables of recovery have a column for: those that were asked for, as far as all trials reach them, and the
+    /// last.
+    pub fn shown_steps(&self) -> Vec<u64> {
+        let all: BTreeSet<u64> = self.methods.iter().flat_map(|row| &row.recovery).map(|point| point.step).collect();
+        let last = all.last().copied();
+        all.into_iter().filter(|step| self.recovery_steps.contains(step) || Some(*step) == last).collect()
+    }
+
+    /// Mean accuracies and losses after steps of finetuning, one row for each method and budget; each table with its name.
+    pub fn recovery_tables(&self) -> [(&'static str, Table); 2] {
+        let steps = self.shown_steps();
+        let names: Vec<String> = steps.iter().map(u64::to_string).collect();
+        let mut header = vec![("budget", Align::Left), ("method", Align::Left)];
+        header.extend(names.iter().map(|name| (name.as_str(), Align::Right)));
+        let table = |of: fn(&RecoveryPoint) -> f64, digits: usize| {
+            let mut table = Table::new(&header);
+            for row in &self.methods {
+                let at = |step: &u64| row.recovery.iter().find(|point| point.step == *step);
+                let cell =
+                    |step| at(step).map_or_else(|| MISSING.to_owned(), |point| format!("{:.digits$}", of(point)));
+                let cells: Vec<String> =
+                    [row.budget.clone(), row.method.clone()].into_iter().chain(steps.iter().map(cell)).collect();
+                table.row(&cells);
+            }
+            table
         };
-        let marks = self.methods.iter().filter_map(mark).collect();
-        let labels = ("time of the merged network by the latency table, % of the original's", "top-1 %, mean");
-        let plot = Scatter { title: "Accuracy over time", labels, marks }.svg();
-        document(title, &format!("{head}\n{}", section("Accuracy over time", &plot)))
+        [
+            ("top-1 % of the unmerged network after steps of finetuning", table(|point| point.top1, 2)),
+            ("test loss of the unmerged network after steps of finetuning", table(|point| point.loss, 4)),
+        ]
+    }
+
+    /// The rows of `recovery.csv`: one for each trial and step.
+    pub fn recovery_rows(&self) -> Vec<RecoveryRow<'a>> {
+        let rows = |trial: &'a Trial| {
+            let row = |&point: &RecoveryPoint| RecoveryRow { job: trial.job, name: &trial.name, point };
+            trial.recovery.iter().map(row)
+        };
+        self.trials.iter().flat_map(rows).collect()
     }
 }
 
@@ -320,10 +422,21 @@ impl<'a> Group<'a> {
                 top1: spread(|trial| Some(trial.top1)),
                 loss: spread(|trial| trial.loss),
                 latency_share: spread(|trial| trial.latency_share),
+                measured_share: spread(|trial| trial.measured_share),
+                matching: own
+                    .iter()
+                    .any(|trial| trial.matches.is_some())
+                    .then(|| own.iter().filter(|trial| trial.matches == Some(true)).count()),
+                largest_budget_error: own
+                    .iter()
+                    .filter_map(|trial| trial.budget_error)
+                    .max_by(|a, b| a.abs().total_cmp(&b.abs())),
                 speed_up: spread(|trial| trial.speed_up),
                 top1_over_random: self.over_random(method, |trial| Some(trial.top1)),
                 loss_under_random: self.over_random(method, |trial| trial.loss.map(|loss| -loss)),
                 recovery: recovery(&own),
+                kept: kept_shares(&own),
+                on_front: false,
             }
         };
         distinct(self.trials.iter().map(|trial| trial.name.method.as_str())).into_iter().map(summary).collect()
@@ -356,6 +469,27 @@ fn recovery(trials: &[&Trial]) -> Vec<RecoveryPoint> {
     };
     let common = |point: &&RecoveryPoint| others.iter().all(|trial| at(trial, point.step).is_some());
     first.recovery.iter().filter(common).map(|shared| point(shared.step)).collect()
+}
+
+/// The share of trials that kept each block.
+fn kept_shares(trials: &[&Trial]) -> Vec<f64> {
+    let blocks = trials.iter().map(|trial| trial.kept.len()).min().unwrap_or(0);
+    let share = |block: usize| {
+        let kept = trials.iter().filter(|trial| trial.kept[block] != 0).count();
+        kept as f64 / trials.len() as f64
+    };
+    (0..blocks).map(share).collect()
+}
+
+/// Marks the rows that no other one beats in time and accuracy.
+fn with_front(mut rows: Vec<MethodSummary>) -> Vec<MethodSummary> {
+    let points: Vec<Option<(f64, f64)>> =
+        rows.iter().map(|row| Some((row.share()?.mean, row.top1?.mean)).filter(|at| at.1.is_finite())).collect();
+    for (row, point) in rows.iter_mut().zip(&points) {
+        let beats = |other: (f64, f64), own: (f64, f64)| other.0 <= own.0 && other.1 >= own.1 && other != own;
+        row.on_front = point.is_some_and(|own| !points.iter().flatten().any(|other| beats(*other, own)));
+    }
+    rows
 }
 
 /// Every value once, in the order of their first places.

@@ -14,6 +14,7 @@
 //! | `importance` | [`Importance`]: what a segment costs in accuracy |
 //! | [`providers`] | what freeing each block alone is reckoned to cost, without training |
 //! | `method` | [`SearchMethod`]: all ways to choose blocks, by name |
+//! | `matching` | [`match_share`]: a budget matched by the clock |
 //! | `selection` | [`Selection`]: what is decided, the content of `plan.json`, and [`linear_segments`] |
 //! | [`surgery`] | activations and padding of freed blocks |
 //! | [`padding`] | where the padding of a linear segment sits |
@@ -22,6 +23,7 @@
 mod finetune;
 mod importance;
 mod mask;
+mod matching;
 pub mod merge;
 mod method;
 pub mod padding;
@@ -39,6 +41,7 @@ pub mod surgery;
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use importance::{Importance, ImportanceRow};
 pub use mask::{Budget, Mask, nested, ranking};
+pub use matching::{Matched, Target, match_share};
 pub use method::SearchMethod;
 pub use providers::{Judge, Sensitivities, SensitivityConfig};
 pub use published_masks::{named_mask, published_mask, published_names};

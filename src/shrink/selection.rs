@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::mask::Mask;
+use super::matching::Matched;
 use super::merge::check;
 use super::padding::{PaddingMode, reordered};
 use crate::graph::{BlockId, BlockState, Conv, Graph, NodeId, Op, Segment, SegmentEnds};
@@ -32,6 +33,9 @@ pub struct Selection {
     /// Masks of other sizes from the same ranking, by the number of kept blocks.
     #[serde(default)]
     pub nested: Vec<NestedMask>,
+    /// How near to its budget the selection is by the clock, where the clock was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched: Option<Matched>,
 }
 
 /// A mask of another size.
@@ -45,7 +49,7 @@ pub struct NestedMask {
 
 impl From<Mask> for Selection {
     fn from(keep: Mask) -> Self {
-        Self { keep, segments: Vec::new(), padding: None, scores: Vec::new(), nested: Vec::new() }
+        Self { keep, segments: Vec::new(), padding: None, scores: Vec::new(), nested: Vec::new(), matched: None }
     }
 }
 

@@ -31,6 +31,10 @@ pub struct TrainConfig {
     pub label_smoothing: f32,
     /// Epochs from one evaluation on the test images to the next; the last epoch always has one.
     pub evaluate_every: u64,
+    /// Steps after which the test images are evaluated too; 0 is before the first, and what the stage does not reach is left
+    /// out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evaluate_after: Vec<u64>,
     /// Seed of the data's order and augmentation and of dropout.
     pub seed: u64,
     /// The rule that turns gradients into new weights.
@@ -52,6 +56,7 @@ impl Default for TrainConfig {
             clip_norm: 5.0,
             label_smoothing: 0.1,
             evaluate_every: 1,
+            evaluate_after: Vec::new(),
             seed: 0,
             optimizer: Optimizer::default(),
             augment: Augment::default(),

@@ -40,6 +40,19 @@ pub struct EpochRecord {
     pub hook: Option<HookRecord>,
 }
 
+/// The line of an evaluation within an epoch ([`TrainConfig::evaluate_after`](super::TrainConfig::evaluate_after)).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvaluationRecord {
+    /// The stage.
+    pub stage: String,
+    /// Steps of the stage taken.
+    pub step: u64,
+    /// Mean loss of the test images.
+    pub test_loss: f64,
+    /// Accuracy on the test images, percent.
+    pub test_top1: f64,
+}
+
 /// What a stage adds to an epoch's line.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -135,7 +148,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// Appends a line: an [`EpochRecord`] or a [`ScoreRecord`]. Keys are sorted, and an `f32` has the digits of the `f64`
+    /// Appends a line: an [`EpochRecord`], an [`EvaluationRecord`] or a [`ScoreRecord`]. Keys are sorted, and an `f32` has the digits of the `f64`
     /// that equals it.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ pub use evaluate::{Evaluation, evaluate, evaluate_until};
 pub use feed::{StepBatch, StepImages};
 pub use hook::{Hook, NoHook, Progress};
 pub use interrupt::Interrupt;
-pub use metrics::{EpochRecord, HookRecord, Metrics, ScoreRecord};
+pub use metrics::{EpochRecord, EvaluationRecord, HookRecord, Metrics, ScoreRecord};
 pub use observe::observe;
 pub use recalibrate::recalibrate;
 pub use reporter::Reporter;

@@ -10,7 +10,7 @@ use super::config::TrainConfig;
 use super::evaluate::{Evaluation, check_data, evaluate_until};
 use super::feed::StepBatch;
 use super::hook::{Hook, Progress};
-use super::metrics::EpochRecord;
+use super::metrics::{EpochRecord, EvaluationRecord};
 use super::session::Session;
 use super::step::{StepOptions, StepSettings, TrainStep};
 use super::teacher::Distillation;
@@ -192,6 +192,7 @@ impl<'a> Run<'a> {
                 Err(Error::Interrupted(_)) => return Err(self.interrupted(session)),
                 other => other?,
             };
+            self.evaluate_between(session)?;
             self.take_step(&batch.batch())?;
             self.position.step_in_epoch += 1;
             self.position.step += 1;
@@ -202,6 +203,29 @@ impl<'a> Run<'a> {
             }
             self.save_if_due(session, session.save_every)?;
         }
+        Ok(())
+    }
+
+    /// Evaluates where the settings ask for it at this step, and the last epoch has not ended with an evaluation. Nothing is
+    /// saved between this and the step that follows, so that a run which goes on repeats both or neither.
+    fn evaluate_between(&mut self, session: &mut Session) -> Result<()> {
+        let config = self.stage.config;
+        let Position { step, step_in_epoch, epoch, .. } = self.position;
+        let is_done = step > 0 && step_in_epoch == 0 && epoch.is_multiple_of(config.evaluate_every);
+        if is_done || !config.evaluate_after.contains(&step) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let evaluation = match self.evaluate(session) {
+            Err(Error::Interrupted(_)) => return Err(self.interrupted(session)),
+            other => other?,
+        };
+        let Evaluation { top1, loss, .. } = evaluation;
+        let record = EvaluationRecord { stage: self.stage.name.to_owned(), step, test_loss: loss, test_top1: top1 };
+        told(session.metrics.append(&record), "the run goes on, and the line is tried again")?;
+        session.reporter.line(&format!("{} step {step}: test top-1 {top1:.2} %, loss {loss:.4}", record.stage));
+        // The speed of the epoch is that of its steps.
+        self.epoch_start += start.elapsed();
         Ok(())
     }
 

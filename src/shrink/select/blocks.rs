@@ -107,6 +107,11 @@ impl<'a> BlockOptions<'a> {
         self.blocks.iter().zip(mask.kept()).map(state).fold(self.fixed_ms, |sum, ms| sum + ms)
     }
 
+    /// Milliseconds below which no mask is.
+    pub fn least_ms(&self) -> f64 {
+        self.time_ms(&Mask::new(self.candidates().iter().map(|candidate| !candidate).collect()))
+    }
+
     /// The blocks that become faster when they are freed. Methods that rank blocks free no others: it would cost
     /// accuracy and time.
     pub fn candidates(&self) -> Vec<bool> {
@@ -204,7 +209,7 @@ impl<'a> BlockOptions<'a> {
         const DRAWS: usize = 1 << 20;
         check_budget(budget_ms)?;
         let candidates = self.candidates();
-        let fastest = self.time_ms(&Mask::new(candidates.iter().map(|candidate| !candidate).collect()));
+        let fastest = self.least_ms();
         if fastest > budget_ms {
             return Err(too_small(budget_ms, fastest));
         }
