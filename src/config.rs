@@ -18,6 +18,7 @@ use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{
     Budget, DistillConfig, Mask, PublishedConfig, Removal, Rule, ScoreConfig, SearchMethod, SensitivityConfig,
+    SlopeConfig, SlopeRule,
 };
 use crate::terminal::start;
 use crate::train::TrainConfig;
@@ -201,6 +202,8 @@ pub struct SearchConfig {
     pub scores: ScoreConfig,
     /// How scores are learned as DepthShrinker published it.
     pub published: PublishedConfig,
+    /// How slopes of activations are learned.
+    pub slopes: SlopeConfig,
     /// How networks are judged without training.
     pub sensitivity: SensitivityConfig,
     /// How the weights are trained along with the scores.
@@ -341,6 +344,7 @@ impl Default for SearchConfig {
             match_latency: None,
             scores: ScoreConfig::default(),
             published: PublishedConfig::default(),
+            slopes: SlopeConfig::default(),
             sensitivity: SensitivityConfig::default(),
             train: quick_start::search(),
         }
@@ -472,6 +476,12 @@ impl Config {
         }
         self.search.scores.check()?;
         self.search.published.check()?;
+        self.search.slopes.check()?;
+        if self.search.slopes.threshold.is_some() && self.search.match_latency.is_some() {
+            let problem =
+                "search.slopes.threshold frees blocks whatever the budget, and --match-latency is about the budget";
+            return Err(Error::Config(format!("{problem}; leave one out")));
+        }
         self.search.sensitivity.check()?;
         self.budget.check_time()?;
         if let Some(tolerance) = self.search.match_latency.filter(|tolerance| !(1e-4..=0.5).contains(tolerance)) {
@@ -501,9 +511,12 @@ impl Config {
 
     /// How a search that trains scores learns them.
     pub fn score_rule(&self) -> Rule {
-        let SearchConfig { method, scores, published, train, .. } = &self.search;
+        let SearchConfig { method, scores, published, slopes, train, .. } = &self.search;
+        let of_slopes = |rule| Rule::Slopes(rule, slopes.clone(), train.clone());
         match method {
             SearchMethod::DepthShrinker => Rule::Published(published.clone(), train.clone()),
+            SearchMethod::LayerCollapse => of_slopes(SlopeRule::Collapse),
+            SearchMethod::LayerFolding => of_slopes(SlopeRule::Folding),
             _ => Rule::Ours(scores.clone()),
         }
     }

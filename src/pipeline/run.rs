@@ -231,7 +231,7 @@ impl<'a> Run<'a> {
         let savings = relative_savings(goal.times);
         let rule = self.config.score_rule();
         let scores = match &rule {
-            Rule::Ours(scores) => without_losses(scores, goal.budget, &savings)?,
+            Rule::Ours(_) | Rule::Slopes(..) => without_losses(&config.scores, goal.budget, &savings)?,
             // Published is a choice among all blocks.
             Rule::Published(..) => config.scores.clone(),
         };
@@ -394,7 +394,8 @@ pub fn evaluate_model(device: &Device, model: &Model, test: &Loader, interrupt: 
 /// What a search has found so far.
 fn found(search: &Search, goal: &Goal<'_>) -> Result<Selection> {
     let nested = nested_masks(&search.ranked(), search.candidates())?;
-    Ok(Selection { scores: search.scores(), nested, ..(goal.mask)(search)?.into() })
+    let mask = search.beyond_threshold((goal.mask)(search)?);
+    Ok(Selection { scores: search.scores(), nested, ..mask.into() })
 }
 
 /// The masks of other sizes that a ranking gives.

@@ -175,7 +175,8 @@ fn costs(
     let (session, images) = (&mut run.session, &run.data.train);
     let seed = config.search_seed();
     let judge = Judge::new(&run.device, images, &config.search.sensitivity, seed, &session.interrupt)?;
-    let asked = Asked { judge: &judge, model: original, candidates, linearise: &config.linearise(), options };
+    let (linearise, train) = (&config.linearise(), &config.search.train);
+    let asked = Asked { judge: &judge, model: original, candidates, linearise, options, train };
     let (reporter, mut begun) = (&mut session.reporter, false);
     let mut done = |done: usize, total: usize| {
         if !std::mem::replace(&mut begun, true) {

@@ -1,5 +1,5 @@
 //! Matching a budget by the clock: a method's modelled budget is moved until the network that it selects takes the asked share
-//! of the original's time, measured (`docs/methods.md` 1.10).
+//! of the original's time, measured (`docs/methods.md` 1.11).
 
 use serde::{Deserialize, Serialize};
 

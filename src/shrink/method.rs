@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::providers::{Entropy, Gradient, InputStatistics, NoResidual, Provider, RandomMasks, Sensitivity};
+use super::providers::{
+    Consensus, Entropy, FewSteps, Gradient, InputStatistics, NnMass, NoResidual, Provider, RandomMasks, Sensitivity,
+};
 
 /// How a search chooses blocks. Names are the same on the command line and in settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -14,6 +16,17 @@ pub enum SearchMethod {
     #[serde(rename = "depthshrinker")]
     #[value(name = "depthshrinker")]
     DepthShrinker,
+    /// Slopes of activations are trained together with the weights, and a penalty λ(1 − α)² pulls them to the identity; those
+    /// that come nearest go (LayerCollapse, arXiv 2311.17943)
+    LayerCollapse,
+    /// The same with the penalty λ|1 − α²| (Layer Folding, BMVC 2022)
+    LayerFolding,
+    /// A copy of the network is trained for a few steps for each block, without its activations: the fall of the held-out
+    /// accuracy, and an exact knapsack (importances of the two-stage dynamic programme, ICML 2023, and LayerMerge, ICML 2024)
+    FewSteps,
+    /// Without training: ranks by three measures of how much what the classifier reads changes when a block alone is freed, added
+    /// up, and an exact knapsack (after Layer Pruning with Consensus, arXiv 2411.14345)
+    Consensus,
     /// Without training: the rise of the held-out loss when a block alone is freed, and an exact knapsack (ours)
     Sensitivity,
     /// Without training: the magnitude of the loss's derivative by the slope of a block's activations, and an exact knapsack
@@ -24,6 +37,9 @@ pub enum SearchMethod {
     /// Without training: the share of inputs that a block's activations change, and an exact knapsack (after Importance
     /// Resides in Activations)
     Ira,
+    /// Without images: as much NN-Mass as possible stays, 2·channels for each block, by an exact knapsack (Restructurable
+    /// Activation Networks, arXiv 2208.08562)
+    NnMass,
     /// Without images: blocks with a residual go first, those that save most before others (ours)
     NoResidual,
     /// A random mask that takes nearly the whole budget: what others have to beat
@@ -32,13 +48,18 @@ pub enum SearchMethod {
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::Learned,
         Self::DepthShrinker,
+        Self::LayerCollapse,
+        Self::LayerFolding,
+        Self::FewSteps,
+        Self::Consensus,
         Self::Sensitivity,
         Self::Gradient,
         Self::Entropy,
         Self::Ira,
+        Self::NnMass,
         Self::NoResidual,
         Self::Random,
     ];
@@ -46,11 +67,14 @@ impl SearchMethod {
     /// What chooses without training; `None` for methods that train scores.
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
-            Self::Learned | Self::DepthShrinker => None,
+            Self::Learned | Self::DepthShrinker | Self::LayerCollapse | Self::LayerFolding => None,
+            Self::FewSteps => Some(&FewSteps),
+            Self::Consensus => Some(&Consensus),
             Self::Sensitivity => Some(&Sensitivity),
             Self::Gradient => Some(&Gradient),
             Self::Entropy => Some(&Entropy),
             Self::Ira => Some(&InputStatistics),
+            Self::NnMass => Some(&NnMass),
             Self::NoResidual => Some(&NoResidual),
             Self::Random => Some(&RandomMasks),
         }

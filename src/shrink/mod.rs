@@ -5,6 +5,7 @@
 //! | `mask` | [`Mask`], [`Budget`], the hard top-k and nested masks |
 //! | `scores` | [`Scores`]: the straight-through gradient, the latency term, the update |
 //! | `published_scores` | [`PublishedScores`]: the same as DepthShrinker published it |
+//! | `slopes` | [`Slopes`]: activations whose slopes are learned (LayerCollapse, Layer Folding) |
 //! | `search` | [`Search`]: stage 1 as a hook of the training loop |
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
 //! | `simulated_merge` | what DepthShrinker's repository times in place of a merged network |
@@ -36,6 +37,7 @@ mod search;
 pub mod select;
 mod selection;
 mod simulated_merge;
+mod slopes;
 pub mod surgery;
 
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
@@ -51,3 +53,4 @@ pub use scores::{ScoreConfig, Scores, SearchStep, latency_gradient, ste_gradient
 pub use search::{Rule, Search, relative_savings};
 pub use selection::{NestedMask, Selection, linear_segments};
 pub use simulated_merge::{counted_operations, simulated_merge};
+pub use slopes::{SlopeConfig, SlopeRule, Slopes};

@@ -1,7 +1,8 @@
 //! Stage 1, the mask search: weights and keep scores are trained together. Before every pass the mask is drawn at random
 //! while the search explores, then it is the hard top-k of the scores (`docs/methods.md` 1.2).
 //!
-//! What the scores learn from a step is ours ([`Scores`]) or as published ([`PublishedScores`]).
+//! What the scores learn from a step is ours ([`Scores`]) or as published ([`PublishedScores`]). Or there are no masks while it
+//! searches, but slopes that are learned ([`Slopes`]).
 //!
 //! The search runs on a copy of the model. DepthShrinker finetunes from the original weights and throws the searched
 //! ones away; keeping them instead is an option of the job.
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use super::mask::{Budget, Mask};
 use super::published_scores::{PublishedConfig, PublishedScores, WeightStep};
 use super::scores::{ScoreConfig, Scores, SearchStep};
+use super::slopes::{SlopeConfig, SlopeRule, Slopes};
 use crate::engine::Engine;
 use crate::graph::{BlockId, BlockState, Graph};
 use crate::train::{Hook, HookRecord, Progress, ScoreRecord, TrainConfig, TrainStep};
@@ -27,6 +29,8 @@ pub enum Rule {
     Ours(ScoreConfig),
     /// As DepthShrinker published it: with the learning rate, the weight decay and the clipping of the weights.
     Published(PublishedConfig, TrainConfig),
+    /// Slopes with a penalty, with the learning rate and the clipping of the weights.
+    Slopes(SlopeRule, SlopeConfig, TrainConfig),
 }
 
 impl Rule {
@@ -34,23 +38,27 @@ impl Rule {
         match self {
             Self::Ours(config) => config.check(),
             Self::Published(config, _) => config.check(),
+            Self::Slopes(_, config, _) => config.check(),
         }
     }
 }
 
-/// Scores by either rule. Their fields tell them apart in a checkpoint.
+/// Scores by any rule. Their fields tell them apart in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum LearnedScores {
     Ours(Scores),
     Published(PublishedScores),
+    Slopes(Slopes),
 }
 
 impl LearnedScores {
-    fn new(rule: &Rule, blocks: usize) -> Self {
+    fn new(rule: &Rule, candidates: &[bool]) -> Self {
+        let blocks = candidates.len();
         match rule {
             Rule::Ours(_) => Self::Ours(Scores::new(blocks)),
             Rule::Published(..) => Self::Published(PublishedScores::new(blocks)),
+            Rule::Slopes(rule, ..) => Self::Slopes(Slopes::new(*rule, candidates)),
         }
     }
 
@@ -58,6 +66,7 @@ impl LearnedScores {
         match self {
             Self::Ours(scores) => scores.values().to_vec(),
             Self::Published(scores) => scores.keep_scores(),
+            Self::Slopes(slopes) => slopes.keep_scores(),
         }
     }
 
@@ -65,6 +74,7 @@ impl LearnedScores {
         match self {
             Self::Ours(scores) => scores.values().to_vec(),
             Self::Published(scores) => scores.ranked(),
+            Self::Slopes(slopes) => slopes.values().iter().map(|slope| -slope).collect(),
         }
     }
 
@@ -72,11 +82,17 @@ impl LearnedScores {
         match self {
             Self::Ours(scores) => scores.values().len(),
             Self::Published(scores) => scores.removal().len(),
+            Self::Slopes(slopes) => slopes.values().len(),
         }
     }
 
     fn is_of(&self, rule: &Rule) -> bool {
-        matches!((self, rule), (Self::Ours(_), Rule::Ours(_)) | (Self::Published(_), Rule::Published(..)))
+        matches!(
+            (self, rule),
+            (Self::Ours(_), Rule::Ours(_))
+                | (Self::Published(_), Rule::Published(..))
+                | (Self::Slopes(_), Rule::Slopes(..))
+        )
     }
 }
 
@@ -134,7 +150,7 @@ impl Search {
             ));
         }
         let keep = budget.kept(&candidates)?;
-        let scores = LearnedScores::new(&rule, blocks);
+        let scores = LearnedScores::new(&rule, &candidates);
         let kept = Mask::top_k(&scores.ranked(), &candidates, keep).bits();
         let state = State { scores, kept, changes: 0, history: Vec::new() };
         Ok(Self { rule, candidates, keep, savings, seed, sites: graph.sites(), state })
@@ -143,6 +159,17 @@ impl Search {
     /// The mask that the scores give now, without noise.
     pub fn mask(&self) -> Mask {
         Mask::top_k(&self.ranked(), &self.candidates, self.keep)
+    }
+
+    /// A mask without the blocks whose slope has reached the threshold, where one was given.
+    pub fn beyond_threshold(&self, mask: Mask) -> Mask {
+        let (LearnedScores::Slopes(slopes), Rule::Slopes(_, SlopeConfig { threshold: Some(threshold), .. }, _)) =
+            (&self.state.scores, &self.rule)
+        else {
+            return mask;
+        };
+        let goes = |block: usize| self.candidates[block] && slopes.values()[block] >= *threshold;
+        Mask::new(mask.kept().iter().enumerate().map(|(block, kept)| *kept && !goes(block)).collect())
     }
 
     /// Keep scores, one per block; the highest keep their activations. By our rule they are in [0, 1], as published they may
@@ -193,7 +220,14 @@ impl Hook for Search {
         self.state.changes += self.state.kept.iter().zip(&bits).filter(|(old, new)| old != new).count() as u64;
         self.state.kept = bits;
         step.collect_score_gradients(true);
-        step.set_slopes(&mask.over(self.sites).slopes(1.0))
+        match &self.state.scores {
+            LearnedScores::Slopes(slopes) => {
+                let mut slopes = slopes.values().to_vec();
+                slopes.resize(self.sites, 0.0);
+                step.set_slopes(&slopes)
+            }
+            _ => step.set_slopes(&mask.over(self.sites).slopes(1.0)),
+        }
     }
 
     fn after_step(&mut self, step: &TrainStep<'_>, at: Progress<'_>) -> Result<()> {
@@ -210,6 +244,11 @@ impl Hook for Search {
                 let lr = train.learning_rate(at.step, at.total_steps / at.epochs.max(1));
                 let step = WeightStep { lr, weight_decay: train.weight_decay, clip_norm: train.clip_norm };
                 scores.update(config, &self.candidates, gradients, step)?;
+            }
+            (LearnedScores::Slopes(slopes), Rule::Slopes(rule, config, train)) => {
+                let lr = train.learning_rate(at.step, at.total_steps / at.epochs.max(1));
+                let step = WeightStep { lr, weight_decay: 0.0, clip_norm: train.clip_norm };
+                slopes.update((*rule, config), &self.candidates, gradients, step)?;
             }
             _ => unreachable!("scores are made, and read from checkpoints, for the rule"),
         }
@@ -266,8 +305,12 @@ mod tests {
     #[test]
     fn a_state_is_read_by_its_own_rule_alone() {
         let graph = build("mobilenetv2-0.1", &NetworkOptions::new(Shape::new(32, 32, 3), 4)).unwrap();
-        let rules =
-            [Rule::Ours(ScoreConfig::default()), Rule::Published(PublishedConfig::default(), TrainConfig::default())];
+        let train = TrainConfig::default;
+        let rules = [
+            Rule::Ours(ScoreConfig::default()),
+            Rule::Published(PublishedConfig::default(), train()),
+            Rule::Slopes(SlopeRule::Collapse, SlopeConfig::default(), train()),
+        ];
         let search =
             |rule: &Rule| Search::new(&graph, rule.clone(), vec![true; 17], Budget::Keep(8), vec![0.0; 17], 3).unwrap();
         let states = rules.each_ref().map(|rule| {
@@ -278,7 +321,9 @@ mod tests {
             let mut own = search(rule);
             own.restore(&states[index]).unwrap();
             assert_eq!(own.state, search(rule).state);
-            assert!(search(rule).restore(&states[1 - index]).is_err());
+            for other in (0..rules.len()).filter(|other| *other != index) {
+                assert!(search(rule).restore(&states[other]).is_err());
+            }
         }
     }
 }

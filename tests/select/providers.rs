@@ -12,13 +12,17 @@ use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::graph::{Graph, NodeId, Op, SiteId};
 use depthshrinker::io::read_model;
+use depthshrinker::measure::{LatencyRow, LatencyTable};
 use depthshrinker::model::Model;
+use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::providers::{
-    ActivationInputs, BlockCosts, InputCounts, Judge, SensitivityConfig, clamped_shares, entropies, slope_gradients,
+    ActivationInputs, Asked, BlockCosts, Features, FewSteps, InputCounts, Judge, Measures, NnMass, Provider,
+    SensitivityConfig, clamped_shares, entropies, rank_sums, slope_gradients,
 };
 use depthshrinker::shrink::select::BlockOptions;
+use depthshrinker::shrink::surgery::{Linearise, linearise};
 use depthshrinker::shrink::{Mask, SearchMethod, Selection};
-use depthshrinker::train::Interrupt;
+use depthshrinker::train::{Interrupt, TrainConfig};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -27,13 +31,18 @@ use crate::sensitivity::{folder, images, model};
 use crate::trial;
 
 /// What every way to choose blocks is known by, and whether it leaves `importance.csv` and ranks blocks.
-const METHODS: [(&str, bool, bool); 8] = [
+const METHODS: [(&str, bool, bool); 13] = [
     ("learned", false, true),
     ("depthshrinker", false, true),
+    ("layer-collapse", false, true),
+    ("layer-folding", false, true),
+    ("few-steps", true, true),
+    ("consensus", true, true),
     ("sensitivity", true, true),
     ("gradient", true, true),
     ("entropy", true, true),
     ("ira", true, true),
+    ("nn-mass", false, true),
     ("no-residual", false, true),
     ("random", false, false),
 ];
@@ -82,7 +91,7 @@ fn whole_job() {
         let plan = Selection::read(&at.join("plan.json")).unwrap();
         assert_eq!(serde_json::to_value(&plan.keep).unwrap(), result["kept"], "{name}");
         assert_eq!((!plan.scores.is_empty(), at.join("importance.csv").is_file()), (ranks, measures), "{name}");
-        let table = depthshrinker::measure::LatencyTable::read(&at.join("latency.csv")).unwrap();
+        let table = LatencyTable::read(&at.join("latency.csv")).unwrap();
         let positions = read_model(&dir.path().join("m.safetensors")).unwrap().0.graph.positions().unwrap();
         let options = BlockOptions::new(&positions, &table, None).unwrap();
         let share = options.time_ms(&plan.keep) / options.time_ms(&Mask::all(positions.blocks().len()));
@@ -149,7 +158,7 @@ fn by_hand() {
     assert_eq!(costs.scores(), [0.0, 1.0, 1.0, 0.5]);
 }
 
-const CONFIG: SensitivityConfig = SensitivityConfig { images: 40, recalibration: 0, batch: 16 };
+const CONFIG: SensitivityConfig = SensitivityConfig { images: 40, recalibration: 0, batch: 16, steps: 3 };
 
 /// The images that are set apart, normalised.
 fn held_out() -> Vec<f32> {
@@ -234,6 +243,124 @@ fn finite_differences() {
     }
 }
 
+/// Two images with two features: what each measure is by hand, and that equal features are 0 from one another.
+fn similarities() {
+    let features = |values: [[f32; 2]; 3]| Features::new(&values.map(|image| image.to_vec()));
+    let own = features([[0.0, 1.0], [1.0, 3.0], [2.0, 2.0]]);
+    let other = features([[2.0, 1.0], [0.0, 2.0], [1.0, 6.0]]);
+    let found = own.measures(&other);
+    // Centred: (−1, −1), (0, 1), (1, 0) and (1, −2), (−1, −1), (0, 3).
+    let (x, y) = ([[-1.0, -1.0], [0.0, 1.0], [1.0, 0.0]], [[1.0, -2.0], [-1.0, -1.0], [0.0, 3.0f64]]);
+    let pair = |a: [f64; 2], b: [f64; 2]| a[0] * b[0] + a[1] * b[1];
+    let (mut both, mut of_x, mut of_y) = (0.0, 0.0, 0.0);
+    for i in 0..3 {
+        for j in 0..3 {
+            let (k, l) = (pair(x[i], x[j]), pair(y[i], y[j]));
+            (both, of_x, of_y) = (both + k * l, of_x + k * k, of_y + l * l);
+        }
+    }
+    let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-9, "{got} and {expected}");
+    close(found.cka, 1.0 - both / (of_x * of_y).sqrt());
+    // Sorted: 0, 1, 2 both times, and 1, 2, 3 beside 1, 2, 6.
+    close(found.wasserstein, 0.5 * 1.0);
+    let inner: f64 = (0..3).map(|i| pair(x[i], y[i])).sum();
+    close(found.angle, (inner / (4.0f64 * 16.0).sqrt()).acos());
+    let none = own.measures(&own);
+    assert!(none.cka.abs() < 1e-12 && none.wasserstein == 0.0 && none.angle < 1e-7, "{none:?}");
+    let of = |cka, wasserstein, angle| Measures { cka, wasserstein, angle };
+    assert_eq!(rank_sums(&[of(0.1, 5.0, 0.3), of(0.4, 5.0, 0.2), of(0.2, 1.0, 0.3)]), [2.0, 3.0, 2.0]);
+}
+
+/// Features are what the classifier reads: with its weights they give the logits. A short training leaves the network itself
+/// alone, repeats, and is what the cost of a block is taken after.
+fn features_and_few_steps() {
+    let (model, set, interrupt) = (model(), images(120), Interrupt::new());
+    let judge = Judge::new(&Device::Cpu, &set, &CONFIG, 3, &interrupt).unwrap();
+    let features = judge.features(&model, 10).unwrap();
+    assert_eq!(features.len(), 10);
+    let held_out = Arc::new(set.subset(&set.shuffled(3, 0)[..10]).unwrap());
+    let pixels = Loader::eval(held_out, 10).unwrap().epoch(0, 0).next().unwrap().unwrap().images;
+    let expected = logits(&model, &pixels);
+    let last = &model.graph.nodes[model.graph.output()].name;
+    let tensor = |name: &str| &model.weights[&format!("{last}.{name}")].data;
+    let classes = model.graph.classes();
+    for (image, features) in features.iter().enumerate() {
+        for class in 0..classes {
+            let row = &tensor("weight")[class * features.len()..(class + 1) * features.len()];
+            let logit = row.iter().zip(features).map(|(w, x)| w * x).sum::<f32>() + tensor("bias")[class];
+            assert!((logit - expected[image * classes + class]).abs() < 1e-4);
+        }
+    }
+
+    let train = TrainConfig { batch: 16, lr: 0.05, augment: Augment::none(), ..TrainConfig::default() };
+    let positions = model.graph.positions().unwrap();
+    let table = plain_times_of(&model);
+    let options = BlockOptions::new(&positions, &table, None).unwrap();
+    let surgery = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
+    let mut candidates = vec![false; 17];
+    (candidates[2], candidates[9]) = (true, true);
+    let asked = Asked {
+        judge: &judge,
+        model: &model,
+        candidates: &candidates,
+        linearise: &surgery,
+        options: &options,
+        train: &train,
+    };
+    let mut passes = Vec::new();
+    let costs = FewSteps.costs(&asked, &mut |done, total| passes.push((done, total))).unwrap().unwrap();
+    assert_eq!(passes, [(0, 3), (1, 3), (2, 3), (3, 3)]);
+    let whole = judge.evaluate(&model).unwrap().top1;
+    for (block, &candidate) in candidates.iter().enumerate() {
+        let cost = candidate.then(|| {
+            let kept: Vec<bool> = (0..17).map(|b| b != block).collect();
+            let freed = linearise(&model, &kept, &surgery).unwrap();
+            let trained = judge.trained(&freed, &train).unwrap();
+            assert_ne!(trained.weights, freed.weights);
+            whole - judge.evaluate(&trained).unwrap().top1
+        });
+        assert_eq!(costs.costs()[block], cost, "{block}");
+    }
+    let mass = NnMass.costs(&asked, &mut |_, _| {}).unwrap().unwrap();
+    let shapes = model.graph.shapes().unwrap();
+    let channels = |block: usize| shapes[model.graph.blocks[block].output()].c as f64;
+    assert_eq!((mass.costs()[2], mass.costs()[9]), (Some(2.0 * channels(2)), Some(2.0 * channels(9))));
+}
+
+/// A table of a network in which every convolution takes 1 ms.
+fn plain_times_of(model: &Model) -> LatencyTable {
+    let positions = model.graph.positions().unwrap();
+    let mut segments: Vec<_> = positions.segments().collect();
+    segments.extend(positions.blocks().iter().map(|block| block.at));
+    segments.sort();
+    segments.dedup();
+    let rows = segments.into_iter().map(|at| LatencyRow::new(at, 1.0)).collect();
+    LatencyTable::new(Path::new("t.csv"), rows).unwrap()
+}
+
+/// With a threshold blocks go whose slope has reached it, whatever the budget; the order of slopes is that of the scores.
+fn thresholds() {
+    let dir = folder();
+    let few = fs::read_to_string(dir.path().join("few.toml")).unwrap();
+    let write = |name: &str, lines: &str| {
+        fs::write(dir.path().join(name), format!("{few}\n[search.slopes]\nweight = 50.0\n{lines}\n")).unwrap();
+    };
+    write("plain.toml", "");
+    write("threshold.toml", "threshold = 0.15");
+    let plan = |config: &str| {
+        let args =
+            ["search", "m.safetensors", "--method", "layer-collapse", "--remove", "2", "--epochs", "3", "--batch"];
+        json(depthshrinker(dir.path(), &[&args[..], &["40", "--config", config, "--out", &config[..4]]].concat()))
+    };
+    let (plain, beyond) = (plan("plain.toml"), plan("threshold.toml"));
+    assert_eq!(plain["scores"], beyond["scores"]);
+    for (block, score) in plain["scores"].as_array().unwrap().iter().enumerate() {
+        let (score, kept) = (score.as_f64().unwrap(), |plan: &Value| plan["kept"][block].as_u64().unwrap() == 1);
+        assert_eq!(kept(&beyond), kept(&plain) && score > 0.85, "block {block}: {score}");
+    }
+    assert!(beyond["kept"] != plain["kept"], "{}", plain["scores"]);
+}
+
 /// The size that a trained search keeps for a time, and the ranking that it is read by.
 fn times_of_rankings() {
     let positions = plain_network(&[true; 4]).positions().unwrap();
@@ -265,6 +392,9 @@ pub fn trials() -> Vec<Trial> {
         trial("providers/by hand", by_hand),
         trial("providers/counted inputs", counted_inputs),
         trial("providers/finite differences", finite_differences),
+        trial("providers/similarities", similarities),
+        trial("providers/features and few steps", features_and_few_steps),
+        trial("providers/thresholds", thresholds),
         trial("providers/times of rankings", times_of_rankings),
     ]
 }

@@ -102,7 +102,7 @@ fn statistics_need_images() {
 /// Without recalibration a rise is the difference of two evaluations on the images set apart, which the seed decides.
 fn rises() {
     let (model, set, interrupt) = (model(), images(80), Interrupt::new());
-    let config = SensitivityConfig { images: 40, recalibration: 0, batch: 16 };
+    let config = SensitivityConfig { images: 40, recalibration: 0, batch: 16, steps: 3 };
     let options = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
     let blocks = model.graph.blocks.len();
     let candidates: Vec<bool> = (0..blocks).map(|b| b != 2).collect();
@@ -142,7 +142,7 @@ fn rises() {
 /// With recalibration, statistics that a network came with say nothing.
 fn recalibrated_rises() {
     let (model, set, interrupt) = (model(), images(80), Interrupt::new());
-    let config = SensitivityConfig { images: 40, recalibration: 2, batch: 20 };
+    let config = SensitivityConfig { images: 40, recalibration: 2, batch: 20, steps: 3 };
     let options = Linearise { final_activation: true, padding: PaddingMode::Reorder };
     let candidates: Vec<bool> = (0..model.graph.blocks.len()).map(|b| b == 4).collect();
     let measure = |model: &Model| {
@@ -160,6 +160,7 @@ fn refusals() {
     for (config, key) in [
         (SensitivityConfig { images: 0, ..config.clone() }, "images"),
         (SensitivityConfig { batch: 0, ..config.clone() }, "batch"),
+        (SensitivityConfig { steps: 0, ..config.clone() }, "steps"),
         (SensitivityConfig { recalibration: 1 << 30, ..config.clone() }, "recalibration"),
     ] {
         assert!(config.check().unwrap_err().to_string().contains(key));
@@ -206,7 +207,7 @@ pub fn folder() -> tempfile::TempDir {
     write_model(&dir.path().join("m.safetensors"), &model, &ModelInfo::default()).unwrap();
     fs::write(
         dir.path().join("few.toml"),
-        "[search.sensitivity]\nimages = 40\nrecalibration = 1\nbatch = 40\n[measure]\nseconds = 0\n",
+        "[search.sensitivity]\nimages = 40\nrecalibration = 1\nbatch = 40\nsteps = 2\n[measure]\nseconds = 0\n",
     )
     .unwrap();
     dir

@@ -9,11 +9,12 @@ use super::{Done, check_active};
 use crate::data::{Augment, Dataset, Loader};
 use crate::device::Device;
 use crate::engine::{Engine, EngineOptions, Fusion};
+use crate::graph::Op;
 use crate::model::Model;
 use crate::ops::optimizer::{Optimizer, Update};
 use crate::train::{
-    Evaluation, Interrupt, StepBatch, StepImages, StepOptions, StepSettings, TrainStep, evaluate_until, observe,
-    recalibrate,
+    Evaluation, Interrupt, NoHook, Session, Stage, StepBatch, StepImages, StepOptions, StepSettings, TrainConfig,
+    TrainStep, evaluate_until, observe, recalibrate, train,
 };
 use crate::{Error, Result};
 
@@ -32,11 +33,13 @@ pub struct SensitivityConfig {
     pub recalibration: usize,
     /// Images per pass.
     pub batch: usize,
+    /// Steps for which few-steps trains a network with one freed block.
+    pub steps: usize,
 }
 
 impl Default for SensitivityConfig {
     fn default() -> Self {
-        Self { images: 2000, recalibration: 8, batch: 125 }
+        Self { images: 2000, recalibration: 8, batch: 125, steps: 30 }
     }
 }
 
@@ -50,6 +53,7 @@ impl SensitivityConfig {
             ("images", self.images, 1, 1 << 30),
             ("recalibration", self.recalibration, 0, 1 << 20),
             ("batch", self.batch, 1, 1 << 16),
+            ("steps", self.steps, 1, 1 << 20),
         ];
         match rules.iter().find(|(_, got, low, high)| !(low..=high).contains(&got)) {
             Some((key, got, low, high)) => {
@@ -69,6 +73,10 @@ pub struct Judge<'a> {
     others: Loader,
     batches: usize,
     seed: u64,
+    /// All training images, those that are not set apart, and the steps of a short training on them.
+    images: &'a Dataset,
+    rest: Vec<usize>,
+    steps: usize,
 }
 
 impl<'a> Judge<'a> {
@@ -78,7 +86,7 @@ impl<'a> Judge<'a> {
     /// Fewer than two images.
     pub fn new(
         device: &'a Device,
-        images: &Dataset,
+        images: &'a Dataset,
         config: &SensitivityConfig,
         seed: u64,
         interrupt: &'a Interrupt,
@@ -92,14 +100,17 @@ impl<'a> Judge<'a> {
         }
         let (held_out, rest) = order.split_at(count);
         let batch = config.batch.min(rest.len());
-        let rest = &rest[..rest.len().min(batch * config.recalibration.max(1))];
+        let few = &rest[..rest.len().min(batch * config.recalibration.max(1))];
         Ok(Self {
             device,
             interrupt,
             held_out: Loader::eval(Arc::new(images.subset(held_out)?), config.batch)?,
-            others: Loader::train(Arc::new(images.subset(rest)?), batch, Augment::none(), seed)?,
+            others: Loader::train(Arc::new(images.subset(few)?), batch, Augment::none(), seed)?,
             batches: config.recalibration,
             seed,
+            images,
+            rest: rest.to_vec(),
+            steps: config.steps,
         })
     }
 
@@ -108,14 +119,75 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// Images that do not fit the network, a failing device, or [`Error::Interrupted`].
     pub fn evaluate(&self, model: &Model) -> Result<Evaluation> {
-        let renewed = match self.batches {
-            0 => None,
-            batches => Some(recalibrate(self.device, model, &self.others, batches, self.interrupt)?),
-        };
         let batch = self.held_out.batch_size();
         let options = EngineOptions { batch, fusion: Fusion::OnLoad, training: false, taps: Vec::new() };
-        let mut engine = Engine::new(self.device, renewed.as_ref().unwrap_or(model), &options)?;
+        let mut engine = Engine::new(self.device, &self.renewed(model)?, &options)?;
         evaluate_until(&mut engine, &self.held_out, self.interrupt)
+    }
+
+    /// The network with batch-norm statistics of its own.
+    fn renewed(&self, model: &Model) -> Result<Model> {
+        match self.batches {
+            0 => Ok(model.clone()),
+            batches => recalibrate(self.device, model, &self.others, batches, self.interrupt),
+        }
+    }
+
+    /// What the classifier of a network with batch-norm statistics of its own reads of the images that are set apart, so many at
+    /// most: one list for each.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate), and values that are not finite.
+    pub fn features(&self, model: &Model, images: usize) -> Result<Vec<Vec<f32>>> {
+        let graph = &model.graph;
+        let last = &graph.nodes[graph.output()];
+        let node = if matches!(last.op, Op::Linear(_)) { last.inputs[0] } else { graph.output() };
+        let length = graph.shapes()?[node].len();
+        let set = self.held_out.dataset();
+        let first: Vec<usize> = (0..set.len().min(images)).collect();
+        let images = Loader::eval(Arc::new(set.subset(&first)?), self.held_out.batch_size().min(first.len()))?;
+        let mut features: Vec<Vec<f32>> = Vec::new();
+        observe(self.device, &self.renewed(model)?, &[node], &images, self.interrupt, &mut |_, values| {
+            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                let problem = "what its classifier reads is";
+                return Err(Error::NotFinite(format!("{}: {problem} {value}; train it with a lower --lr", graph.name)));
+            }
+            features.extend(values.chunks_exact(length).map(<[f32]>::to_vec));
+            Ok(())
+        })?;
+        features.truncate(first.len());
+        Ok(features)
+    }
+
+    /// The network after the few steps of training that the settings ask for, on images that are not set apart: the same ones
+    /// for every network.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate), and a loss that is not finite.
+    pub fn trained(&self, model: &Model, config: &TrainConfig) -> Result<Model> {
+        let batch = config.batch.min(self.rest.len());
+        let few = &self.rest[..self.rest.len().min(self.steps.saturating_mul(batch))];
+        let images = Arc::new(self.images.subset(few)?);
+        let loader = Loader::train(images, batch, config.augment.clone(), self.seed)?;
+        let epochs = self.steps.div_ceil(loader.steps_per_epoch()) as u64;
+        let (seed, none) = (self.seed, Vec::new());
+        let config =
+            TrainConfig { epochs, batch, seed, evaluate_every: epochs, evaluate_after: none, ..config.clone() };
+        // The loop ends with an evaluation, of which nothing is asked here.
+        let test = Loader::eval(Arc::new(self.held_out.dataset().subset(&[0])?), 1)?;
+        let mut session = Session::silent();
+        session.interrupt = self.interrupt.clone();
+        let stage = Stage {
+            name: "few steps",
+            devices: std::slice::from_ref(self.device),
+            model: model.clone(),
+            train: &loader,
+            test: &test,
+            config: &config,
+            hook: &mut NoHook,
+            distillation: None,
+        };
+        train(stage, &mut session)
     }
 
     /// Where the inputs of a network's activations lie on the images that are set apart, with the statistics that it has.

@@ -9,28 +9,37 @@
 //! | `inputs` | [`ActivationInputs`]: how often an activation's input lies where, channel by channel |
 //! | `entropy` | [`entropies`]: how undecided an activation is (EASIER) |
 //! | `ira` | [`clamped_shares`]: how often an activation changes its input (IRA-like) |
+//! | `few_steps` | [`FewSteps`]: the accuracy after a few steps of training (two-stage DP, LayerMerge) |
+//! | `consensus` | [`Consensus`]: ranks by how much the classifier's features change (Layer Pruning with Consensus) |
+//! | `nn_mass` | [`NnMass`]: a measure of the graph alone (Restructurable Activation Networks) |
 //! | `no_residual` | a rule that looks at the graph and at times alone (ours) |
 //! | `random` | random masks, which others have to beat (ours) |
 //!
 //! A provider is one file with a type that is a [`Provider`], a name of [`SearchMethod`](super::SearchMethod), and a row of the
 //! table in `tests/select/providers.rs`.
 
+mod consensus;
 mod entropy;
+mod few_steps;
 mod gradient;
 mod inputs;
 mod ira;
 mod judge;
+mod nn_mass;
 mod no_residual;
 mod random;
 mod sensitivity;
 
 use std::path::Path;
 
+pub use consensus::{Consensus, Features, Measures, rank_sums};
 pub use entropy::{Entropy, entropies};
+pub use few_steps::FewSteps;
 pub use gradient::{Gradient, slope_gradients};
 pub use inputs::{ActivationInputs, InputCounts};
 pub use ira::{InputStatistics, clamped_shares};
 pub use judge::{Judge, SensitivityConfig};
+pub use nn_mass::NnMass;
 pub use no_residual::NoResidual;
 pub use random::RandomMasks;
 pub(crate) use random::TOLERANCE;
@@ -42,6 +51,7 @@ use super::select::{BlockOptions, Solution};
 use super::surgery::Linearise;
 use crate::graph::{BlockId, BlockState, Positions, SiteId};
 use crate::model::Model;
+use crate::train::TrainConfig;
 use crate::{Error, Result};
 
 /// What a provider may ask.
@@ -57,12 +67,14 @@ pub struct Asked<'a> {
     pub linearise: &'a Linearise,
     /// The blocks with the times of both states, without importances.
     pub options: &'a BlockOptions<'a>,
+    /// How networks are trained for a few steps, where they are.
+    pub train: &'a TrainConfig,
 }
 
 /// Called with how many passes of how many are done.
 pub type Done<'a> = &'a mut dyn FnMut(usize, usize);
 
-/// A way to choose blocks without training.
+/// A way to choose blocks by a cost of each, found without training a network that is kept.
 pub trait Provider: Sync {
     /// What freeing each block is reckoned to cost; `None` from a way that ranks no blocks.
     ///
