@@ -17,8 +17,8 @@ use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{
-    Budget, DistillConfig, Mask, PublishedConfig, Removal, Rule, ScoreConfig, SearchMethod, SensitivityConfig,
-    SlopeConfig, SlopeRule,
+    Budget, DistillConfig, Mask, PublishedConfig, Removal, Rule, ScoreConfig, SearchMethod, Selection,
+    SensitivityConfig, SlopeConfig, SlopeRule,
 };
 use crate::terminal::start;
 use crate::train::TrainConfig;
@@ -220,6 +220,9 @@ pub struct FinetuneConfig {
     /// Segments to merge that are more than blocks, by their first and last node; for `finetune` alone, from its plan.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<SegmentEnds>,
+    /// Bypasses freed blocks, so that only their shortcuts are left; for `finetune` alone, from its plan.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bypass: bool,
     /// The model file that teaches; for `finetune` alone, where it is the model itself if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<PathBuf>,
@@ -351,11 +354,24 @@ impl Default for SearchConfig {
     }
 }
 
+impl FinetuneConfig {
+    /// Takes over what a plan frees.
+    pub fn select(&mut self, selection: Selection) {
+        (self.kept, self.segments, self.bypass) = (Some(selection.keep), selection.segments, selection.bypass);
+    }
+
+    /// What `finetune` frees, by a mask.
+    pub fn selection(&self, mask: &Mask) -> Selection {
+        Selection { segments: self.segments.clone(), bypass: self.bypass, ..mask.clone().into() }
+    }
+}
+
 impl Default for FinetuneConfig {
     fn default() -> Self {
         Self {
             kept: None,
             segments: Vec::new(),
+            bypass: false,
             teacher: None,
             start: FinetuneStart::Original,
             final_activation: true,

@@ -10,7 +10,6 @@ use super::{Common, print};
 use crate::io::{read_model, write_model};
 use crate::model::Model;
 use crate::pipeline::{Datasets, Doubts, Finetuning, Run, RunSpec, Space, check_batches};
-use crate::shrink::Selection;
 use crate::shrink::padding::PaddingMode;
 use crate::{Error, terminal};
 
@@ -57,8 +56,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     set_some(&mut config.model, &args.model);
     if let Some(selection) = args.mask.selection()? {
         config.merge.padding = selection.padding.unwrap_or(config.merge.padding);
-        config.finetune.kept = Some(selection.keep);
-        config.finetune.segments = selection.segments;
+        config.finetune.select(selection);
     }
     set_some(&mut config.finetune.teacher, &args.teacher);
     config.merge.padding = args.padding.unwrap_or(config.merge.padding);
@@ -93,7 +91,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     };
     let session = common.enter(&folder, &spec, entry)?;
     let mut run = Run::new(&config, &data, session)?;
-    let selection = Selection { segments: config.finetune.segments.clone(), ..mask.clone().into() };
+    let selection = config.finetune.selection(mask);
     let mut keep = |model: &Model| paths.iter().try_for_each(|path| write_model(path, model, &data.info()));
     let finetuning = Finetuning { name: NAME, seed: 0, start: &model, original: &teacher, selection: &selection };
     let shrunk = run.finetune(finetuning, Some(&mut keep))?;

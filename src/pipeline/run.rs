@@ -267,7 +267,7 @@ impl<'a> Run<'a> {
         let surgery = self.config.linearise();
         let surgery = Linearise { padding: selection.padding.unwrap_or(surgery.padding), ..surgery };
         let prepared = prepare_finetune(start, selection, &surgery)?;
-        let pairs = mask.removed().into_iter().filter(|&b| b < blocks).map(|b| {
+        let pairs = mask.removed().into_iter().filter(|&b| b < blocks && !selection.bypass).map(|b| {
             let output = |model: &Model| model.graph.blocks[b].output();
             (output(&prepared), output(original))
         });
@@ -363,7 +363,7 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
             config.budget
         )));
     }
-    let candidates = config.search.scores.candidates(blocks)?;
+    let candidates = candidates(config, graph)?;
     // Whether a time can be kept is told by the table.
     let count = if config.budget.is_time() { Budget::Remove(1) } else { config.budget };
     if config.search.method.provider().is_some() {
@@ -372,11 +372,30 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
     Search::new(graph, config.score_rule(), candidates, count, vec![0.0; blocks], config.search_seed()).map(drop)
 }
 
+/// One flag per block: whether the method of the settings may free it. One that bypasses blocks frees those alone whose input is
+/// added to their output.
+///
+/// # Errors
+/// An excluded index that is no block, or a malformed graph.
+pub(super) fn candidates(config: &Config, graph: &Graph) -> Result<Vec<bool>> {
+    let mut candidates = config.search.scores.candidates(graph.blocks.len())?;
+    if config.search.method.bypasses() {
+        let positions = graph.positions()?;
+        for block in positions.blocks().iter().filter(|block| !block.has_residual) {
+            candidates[block.block.index()] = false;
+        }
+    }
+    Ok(candidates)
+}
+
 /// Refuses a network of which a block that may be freed could not be merged, before anything is trained.
 ///
 /// # Errors
 /// Names the block, and what to do: another padding, or to exclude it.
 pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
+    if config.search.method.bypasses() {
+        return Ok(());
+    }
     let candidates = config.search.scores.candidates(graph.blocks.len())?;
     let kept: Vec<bool> = candidates.iter().map(|candidate| !candidate).collect();
     check_linearise(graph, &kept, &config.linearise())

@@ -5,12 +5,14 @@ use std::time::Duration;
 use super::benchmark::fully_merged;
 use super::folder::RunFolder;
 use super::latency::{TABLE, block_times, kept_table, latency_table};
-use super::run::{Goal, Run, nested_masks, without_losses};
-use crate::measure::compare;
+use super::run::{Goal, Run, candidates, nested_masks, without_losses};
+use crate::config::Config;
+use crate::graph::Positions;
+use crate::measure::{LatencyTable, compare};
 use crate::model::Model;
 use crate::shrink::providers::{Asked, BlockCosts, Judge, Provider, TOLERANCE};
 use crate::shrink::select::BlockOptions;
-use crate::shrink::{Mask, Matched, Selection, Target, match_share, random_masks, relative_savings};
+use crate::shrink::{Importance, Mask, Matched, Selection, Target, match_share, random_masks, relative_savings};
 use crate::{Error, Result};
 
 /// What providers found for a run, in its folder.
@@ -99,7 +101,8 @@ fn within_time(
     let seconds = Duration::from_secs_f64(MATCH_SHARE * config.measure.seconds);
     let mut measure = |mask: &Mask| {
         session.check_interrupt()?;
-        let Some(merged) = fully_merged(original, Some(&mask.clone().into()), config)? else { return Ok(1.0) };
+        let selection = Selection { bypass: config.search.method.bypasses(), ..mask.clone().into() };
+        let Some(merged) = fully_merged(original, Some(&selection), config)? else { return Ok(1.0) };
         let networks = [("original", original), ("merged", &merged)];
         let medians = compare(device, &networks, config.measure.batch, seconds)?.networks;
         let share = medians[1].1.median_ms / medians[0].1.median_ms.max(f64::MIN_POSITIVE);
@@ -130,10 +133,10 @@ fn without_training(
 ) -> Result<Selection> {
     let (config, budget, seed) = (run.config, run.config.budget, run.config.search_seed());
     let blocks = original.graph.blocks.len();
-    let candidates = config.search.scores.candidates(blocks)?;
+    let candidates = candidates(config, &original.graph)?;
     let positions = original.graph.positions()?;
     let table = latency_table(run, original, folder)?;
-    let plain = BlockOptions::with_kept(&positions, &table, None, &kept(&candidates))?;
+    let plain = block_options(config, &positions, &table, None, &candidates)?;
     let costs = costs(run, original, &plain, (provider, &candidates))?;
     let importance = match &costs {
         Some(costs) => Some(costs.importance(&folder.path(FILE), &positions)?),
@@ -142,7 +145,7 @@ fn without_training(
     if let Some(importance) = importance.as_ref().filter(|_| provider.is_measured()) {
         folder.write(FILE, &importance.to_csv())?;
     }
-    let options = BlockOptions::with_kept(&positions, &table, importance.as_ref(), &kept(&candidates))?;
+    let options = block_options(config, &positions, &table, importance.as_ref(), &candidates)?;
     let whole_ms = options.time_ms(&Mask::all(blocks));
     let scores = costs.as_ref().map(BlockCosts::scores).unwrap_or_default();
     let within = |ms| Ok(provider.within(&options, ms, seed)?.kept.expect("a choice of blocks gives a mask"));
@@ -162,7 +165,7 @@ fn without_training(
         config.latency.describe(&run.device)
     ));
     let nested = if scores.is_empty() { Vec::new() } else { nested_masks(&scores, &candidates)? };
-    Ok(Selection { scores, nested, matched, ..mask.into() })
+    Ok(Selection { scores, nested, matched, bypass: provider.bypasses(), ..mask.into() })
 }
 
 fn costs(
@@ -175,8 +178,8 @@ fn costs(
     let (session, images) = (&mut run.session, &run.data.train);
     let seed = config.search_seed();
     let judge = Judge::new(&run.device, images, &config.search.sensitivity, seed, &session.interrupt)?;
-    let (linearise, train) = (&config.linearise(), &config.search.train);
-    let asked = Asked { judge: &judge, model: original, candidates, linearise, options, train };
+    let (linearise, train, distill) = (&config.linearise(), &config.search.train, &config.finetune.distill);
+    let asked = Asked { judge: &judge, model: original, candidates, linearise, options, train, distill };
     let (reporter, mut begun) = (&mut session.reporter, false);
     let mut done = |done: usize, total: usize| {
         if !std::mem::replace(&mut begun, true) {
@@ -204,10 +207,13 @@ fn random_of_equal_time(
     count: usize,
 ) -> Result<Vec<(u64, Mask)>> {
     let blocks = original.graph.blocks.len();
-    let candidates = run.config.search.scores.candidates(blocks)?;
+    let table = kept_table(folder)?;
     let positions = original.graph.positions()?;
-    let options = BlockOptions::with_kept(&positions, &kept_table(folder)?, None, &kept(&candidates))?;
-    let solutions = options.random(options.time_ms(selected), TOLERANCE, run.config.seed, count + 1)?;
+    let own = block_options(run.config, &positions, &table, None, &candidates(run.config, &original.graph)?)?;
+    // Random masks merge, whatever the selected one does.
+    let all = run.config.search.scores.candidates(blocks)?;
+    let options = BlockOptions::with_kept(&positions, &table, None, &kept(&all))?;
+    let solutions = options.random(own.time_ms(selected), TOLERANCE, run.config.seed, count + 1)?;
     let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(|mask| mask != selected);
     Ok((0..).zip(masks).take(count).collect())
 }
@@ -222,10 +228,23 @@ pub fn latency_share(run: &Run<'_>, original: &Model, folder: &RunFolder, mask: 
         return Ok(None);
     }
     let blocks = original.graph.blocks.len();
-    let candidates = run.config.search.scores.candidates(blocks)?;
+    let candidates = candidates(run.config, &original.graph)?;
     let positions = original.graph.positions()?;
-    let options = BlockOptions::with_kept(&positions, &kept_table(folder)?, None, &kept(&candidates))?;
+    let table = kept_table(folder)?;
+    let options = block_options(run.config, &positions, &table, None, &candidates)?;
     Ok(Some(options.time_ms(mask) / options.time_ms(&Mask::all(blocks)).max(f64::MIN_POSITIVE)))
+}
+
+/// The blocks with their times, freed as the method of the settings frees them.
+fn block_options<'a>(
+    config: &Config,
+    positions: &'a Positions,
+    table: &LatencyTable,
+    importance: Option<&Importance>,
+    candidates: &[bool],
+) -> Result<BlockOptions<'a>> {
+    let options = BlockOptions::with_kept(positions, table, importance, &kept(candidates))?;
+    Ok(if config.search.method.bypasses() { options.bypassed() } else { options })
 }
 
 fn kept(candidates: &[bool]) -> Vec<bool> {

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::providers::{
-    Consensus, Entropy, FewSteps, Gradient, InputStatistics, NnMass, NoResidual, Provider, RandomMasks, Sensitivity,
+    BlockDrop, Consensus, Entropy, FewSteps, Gradient, InputStatistics, NnMass, NoResidual, Provider, RandomMasks,
+    RemoveBlock, Sensitivity,
 };
 
 /// How a search chooses blocks. Names are the same on the command line and in settings.
@@ -37,6 +38,12 @@ pub enum SearchMethod {
     /// Without training: the share of inputs that a block's activations change, and an exact knapsack (after Importance
     /// Resides in Activations)
     Ira,
+    /// Without training: blocks are bypassed, not merged; the rise of the held-out loss when each alone is, and an exact knapsack
+    /// (the baseline REMOVE_BLOCK of DepthShrinker's code; which blocks go: ours)
+    RemoveBlock,
+    /// Blocks are bypassed, not merged: again and again the one that is missed least, with a few steps of training in between
+    /// (after Progressive Block Drop, arXiv 2503.16916)
+    BlockDrop,
     /// Without images: as much NN-Mass as possible stays, 2·channels for each block, by an exact knapsack (Restructurable
     /// Activation Networks, arXiv 2208.08562)
     NnMass,
@@ -48,7 +55,7 @@ pub enum SearchMethod {
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Learned,
         Self::DepthShrinker,
         Self::LayerCollapse,
@@ -59,6 +66,8 @@ impl SearchMethod {
         Self::Gradient,
         Self::Entropy,
         Self::Ira,
+        Self::RemoveBlock,
+        Self::BlockDrop,
         Self::NnMass,
         Self::NoResidual,
         Self::Random,
@@ -74,10 +83,19 @@ impl SearchMethod {
             Self::Gradient => Some(&Gradient),
             Self::Entropy => Some(&Entropy),
             Self::Ira => Some(&InputStatistics),
+            Self::RemoveBlock => Some(&RemoveBlock),
+            Self::BlockDrop => Some(&BlockDrop),
             Self::NnMass => Some(&NnMass),
             Self::NoResidual => Some(&NoResidual),
             Self::Random => Some(&RandomMasks),
         }
+    }
+}
+
+impl SearchMethod {
+    /// Whether what it frees is bypassed rather than made linear and merged.
+    pub fn bypasses(self) -> bool {
+        self.provider().is_some_and(Provider::bypasses)
     }
 }
 

@@ -24,6 +24,9 @@ pub struct Selection {
     /// Segments to merge where they are more than what the mask implies ([`linear_segments`]), in network order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<SegmentEnds>,
+    /// Whether freed blocks are bypassed, so that only their shortcuts are left, rather than made linear and merged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bypass: bool,
     /// How borders are made exact, where the selection was made for one way; else the settings decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<PaddingMode>,
@@ -49,7 +52,15 @@ pub struct NestedMask {
 
 impl From<Mask> for Selection {
     fn from(keep: Mask) -> Self {
-        Self { keep, segments: Vec::new(), padding: None, scores: Vec::new(), nested: Vec::new(), matched: None }
+        Self {
+            keep,
+            segments: Vec::new(),
+            bypass: false,
+            padding: None,
+            scores: Vec::new(),
+            nested: Vec::new(),
+            matched: None,
+        }
     }
 }
 

@@ -33,11 +33,13 @@ pub struct Freed<'a> {
     pub kept: &'a [bool],
     /// As in [`Selection::segments`].
     pub segments: &'a [SegmentEnds],
+    /// Whether freed blocks are bypassed ([`bypass`]) rather than made linear.
+    pub bypass: bool,
 }
 
 impl<'a> From<&'a [bool]> for Freed<'a> {
     fn from(kept: &'a [bool]) -> Self {
-        Self { kept, segments: &[] }
+        Self { kept, segments: &[], bypass: false }
     }
 }
 
@@ -61,7 +63,7 @@ impl<'a> From<&'a Mask> for Freed<'a> {
 
 impl<'a> From<&'a Selection> for Freed<'a> {
     fn from(selection: &'a Selection) -> Self {
-        Self { kept: selection.keep.kept(), segments: &selection.segments }
+        Self { kept: selection.keep.kept(), segments: &selection.segments, bypass: selection.bypass }
     }
 }
 
@@ -102,8 +104,47 @@ pub fn check_linearise<'a>(graph: &Graph, freed: impl Into<Freed<'a>>, options: 
     prepared(graph, freed.into(), options).map(drop)
 }
 
+/// The network with the shortcut alone of every block that is not kept: its value is the block's input. A block that is gone
+/// already stays gone.
+///
+/// # Errors
+/// A mask of the wrong length, or a block whose input is not added to its output.
+pub fn bypass(model: &Model, kept: &[bool]) -> Result<Model> {
+    with_weights(bypassed(&model.graph, kept)?, model)
+}
+
+fn bypassed(graph: &Graph, kept: &[bool]) -> Result<Graph> {
+    check_length(graph, kept)?;
+    let gone: Vec<&Block> = graph
+        .blocks
+        .iter()
+        .zip(kept)
+        .filter(|(block, kept)| !**kept && !block.nodes.is_empty())
+        .map(|(b, _)| b)
+        .collect();
+    let shapes = graph.shapes()?;
+    let is_bypassed = |block: &&Block| {
+        let adds = |node: &Node| matches!(node.op, Op::Add) && node.inputs.contains(&block.input);
+        shapes[block.input] == shapes[block.output()] && graph.nodes[block.nodes].iter().any(adds)
+    };
+    if let Some(block) = gone.iter().find(|block| !is_bypassed(block)) {
+        return Err(Error::Merge(format!(
+            "block {} has no shortcut from its input to its output, so it cannot be bypassed; keep it",
+            block.name
+        )));
+    }
+    graph.rewrite(|id, node, out| match gone.iter().find(|block| block.nodes.contains(&id)) {
+        // Nothing outside of a block reads its inner values.
+        Some(block) => Ok(out.value(block.input)),
+        None => Ok(out.copy(node)),
+    })
+}
+
 /// The graph that finetuning starts with.
 fn prepared(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Graph> {
+    if freed.bypass {
+        return bypassed(graph, freed.kept);
+    }
     check_mask(graph, freed.kept)?;
     let blocks: Vec<BlockId> = BlockId::all(graph.blocks.len())
         .filter(|&b| freed.frees(b.site()) && graph.state(b) == BlockState::Active)

@@ -16,12 +16,12 @@ use depthshrinker::measure::{LatencyRow, LatencyTable};
 use depthshrinker::model::Model;
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::providers::{
-    ActivationInputs, Asked, BlockCosts, Features, FewSteps, InputCounts, Judge, Measures, NnMass, Provider,
-    SensitivityConfig, clamped_shares, entropies, rank_sums, slope_gradients,
+    ActivationInputs, Asked, BlockCosts, BlockDrop, Features, FewSteps, InputCounts, Judge, Measures, NnMass, Provider,
+    RemoveBlock, SensitivityConfig, clamped_shares, entropies, rank_sums, slope_gradients,
 };
 use depthshrinker::shrink::select::BlockOptions;
-use depthshrinker::shrink::surgery::{Linearise, linearise};
-use depthshrinker::shrink::{Mask, SearchMethod, Selection};
+use depthshrinker::shrink::surgery::{Linearise, bypass, linearise};
+use depthshrinker::shrink::{DistillConfig, Mask, SearchMethod, Selection};
 use depthshrinker::train::{Interrupt, TrainConfig};
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -31,7 +31,7 @@ use crate::sensitivity::{folder, images, model};
 use crate::trial;
 
 /// What every way to choose blocks is known by, and whether it leaves `importance.csv` and ranks blocks.
-const METHODS: [(&str, bool, bool); 13] = [
+const METHODS: [(&str, bool, bool); 15] = [
     ("learned", false, true),
     ("depthshrinker", false, true),
     ("layer-collapse", false, true),
@@ -42,6 +42,8 @@ const METHODS: [(&str, bool, bool); 13] = [
     ("gradient", true, true),
     ("entropy", true, true),
     ("ira", true, true),
+    ("remove-block", false, true),
+    ("block-drop", false, true),
     ("nn-mass", false, true),
     ("no-residual", false, true),
     ("random", false, false),
@@ -82,7 +84,12 @@ fn whole_job() {
         let [unmerged, merged] =
             ["shrunk.safetensors", "merged.safetensors"].map(|file| read_model(&at.join(file)).unwrap().0);
         let freed = result["kept"].as_array().unwrap().iter().filter(|kept| **kept == 0).count();
-        assert!(freed > 0 && merged.graph.nodes.len() < unmerged.graph.nodes.len(), "{name}");
+        let original = read_model(&dir.path().join("m.safetensors")).unwrap().0;
+        let bypasses = ["remove-block", "block-drop"].contains(&name);
+        // What is bypassed is gone before the merge, which finds nothing to do.
+        let before = if bypasses { &original } else { &unmerged };
+        assert!(freed > 0 && merged.graph.nodes.len() < before.graph.nodes.len(), "{name}");
+        assert_eq!((unmerged.graph == merged.graph, result["merge"]["segments"] == 0), (bypasses, bypasses), "{name}");
         let (a, b) = (logits(&unmerged, &noise), logits(&merged, &noise));
         let scale = a.iter().fold(0.0f32, |most, v| most.max(v.abs()));
         let error = a.iter().zip(&b).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
@@ -92,8 +99,9 @@ fn whole_job() {
         assert_eq!(serde_json::to_value(&plan.keep).unwrap(), result["kept"], "{name}");
         assert_eq!((!plan.scores.is_empty(), at.join("importance.csv").is_file()), (ranks, measures), "{name}");
         let table = LatencyTable::read(&at.join("latency.csv")).unwrap();
-        let positions = read_model(&dir.path().join("m.safetensors")).unwrap().0.graph.positions().unwrap();
+        let positions = original.graph.positions().unwrap();
         let options = BlockOptions::new(&positions, &table, None).unwrap();
+        let options = if bypasses { options.bypassed() } else { options };
         let share = options.time_ms(&plan.keep) / options.time_ms(&Mask::all(positions.blocks().len()));
         assert!(share <= 0.85 * (1.0 + 1e-12), "{name}: {share}");
         let config = fs::read_to_string(at.join("config.toml")).unwrap();
@@ -306,6 +314,7 @@ fn features_and_few_steps() {
         linearise: &surgery,
         options: &options,
         train: &train,
+        distill: &DistillConfig::default(),
     };
     let mut passes = Vec::new();
     let costs = FewSteps.costs(&asked, &mut |done, total| passes.push((done, total))).unwrap().unwrap();
@@ -361,6 +370,62 @@ fn thresholds() {
     assert!(beyond["kept"] != plain["kept"], "{}", plain["scores"]);
 }
 
+/// Without a block the network computes what it does where the block's output is its input; a block that changes the shape
+/// cannot go. The first to be dropped is the one of the least loss.
+fn bypassed_blocks() {
+    let (model, set, interrupt) = (model(), images(120), Interrupt::new());
+    let graph = &model.graph;
+    let positions = graph.positions().unwrap();
+    let residual: Vec<usize> = (0..17).filter(|&block| positions.blocks()[block].has_residual).collect();
+    let other = (0..17).find(|block| !residual.contains(block)).expect("a block that changes the shape");
+    let kept = |gone: &[usize]| (0..17).map(|block| !gone.contains(&block)).collect::<Vec<bool>>();
+    let refused = bypass(&model, &kept(&[other])).unwrap_err().to_string();
+    assert!(refused.contains("no shortcut") && refused.contains(&graph.blocks[other].name), "{refused}");
+
+    // A block whose last batch-norm gives nothing adds nothing: the network without it is the same.
+    let block = &graph.blocks[residual[3]];
+    let last = graph.nodes[block.nodes].iter().rev().find(|node| matches!(node.op, Op::BatchNorm(_))).unwrap();
+    let mut weights = model.weights.clone();
+    for name in ["weight", "bias"] {
+        weights.get_mut(&format!("{}.{name}", last.name)).unwrap().data.fill(0.0);
+    }
+    let silent = Model::new(graph.clone(), weights).unwrap();
+    let gone = bypass(&silent, &kept(&residual[3..4])).unwrap();
+    assert_eq!(gone.graph.nodes.len(), graph.nodes.len() - block.nodes.len());
+    let pixels = held_out();
+    let (a, b) = (logits(&silent, &pixels), logits(&gone, &pixels));
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6));
+    assert_eq!(bypass(&gone, &kept(&residual[3..4])).unwrap(), gone);
+
+    let judge = Judge::new(&Device::Cpu, &set, &CONFIG, 3, &interrupt).unwrap();
+    let candidates: Vec<bool> = (0..17).map(|block| residual[..2].contains(&block)).collect();
+    let table = plain_times_of(&model);
+    let options = BlockOptions::new(&positions, &table, None).unwrap().bypassed();
+    let surgery = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
+    let (train, distill) = (TrainConfig::default(), DistillConfig::default());
+    let asked = Asked {
+        judge: &judge,
+        model: &model,
+        candidates: &candidates,
+        linearise: &surgery,
+        options: &options,
+        train: &train,
+        distill: &distill,
+    };
+    let loss = |gone: &[usize]| judge.evaluate(&bypass(&model, &kept(gone)).unwrap()).unwrap().loss;
+    let [a, b] = [residual[0], residual[1]];
+    let removed = RemoveBlock.costs(&asked, &mut |_, _| {}).unwrap().unwrap();
+    assert_eq!(removed.costs()[a], Some(loss(&[a]) - judge.evaluate(&model).unwrap().loss));
+    let dropped = BlockDrop.costs(&asked, &mut |_, _| {}).unwrap().unwrap();
+    let order = if loss(&[a]) <= loss(&[b]) { (1.0, 2.0) } else { (2.0, 1.0) };
+    assert_eq!((dropped.costs()[a], dropped.costs()[b]), (Some(order.0), Some(order.1)));
+    // Freed blocks take no time, and only those with a shortcut can be freed.
+    for (block, option) in options.blocks().iter().enumerate() {
+        assert_eq!(option.stays, !residual.contains(&block));
+        assert_eq!(option.merged_ms, if option.stays { option.kept_ms } else { 0.0 });
+    }
+}
+
 /// The size that a trained search keeps for a time, and the ranking that it is read by.
 fn times_of_rankings() {
     let positions = plain_network(&[true; 4]).positions().unwrap();
@@ -394,6 +459,7 @@ pub fn trials() -> Vec<Trial> {
         trial("providers/finite differences", finite_differences),
         trial("providers/similarities", similarities),
         trial("providers/features and few steps", features_and_few_steps),
+        trial("providers/bypassed blocks", bypassed_blocks),
         trial("providers/thresholds", thresholds),
         trial("providers/times of rankings", times_of_rankings),
     ]

@@ -12,9 +12,10 @@ use crate::engine::{Engine, EngineOptions, Fusion};
 use crate::graph::Op;
 use crate::model::Model;
 use crate::ops::optimizer::{Optimizer, Update};
+use crate::shrink::finetune::DistillConfig;
 use crate::train::{
-    Evaluation, Interrupt, NoHook, Session, Stage, StepBatch, StepImages, StepOptions, StepSettings, TrainConfig,
-    TrainStep, evaluate_until, observe, recalibrate, train,
+    Distillation, Evaluation, Interrupt, NoHook, Session, Stage, StepBatch, StepImages, StepOptions, StepSettings,
+    TrainConfig, TrainStep, evaluate_until, observe, recalibrate, train,
 };
 use crate::{Error, Result};
 
@@ -165,6 +166,32 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// As [`evaluate`](Self::evaluate), and a loss that is not finite.
     pub fn trained(&self, model: &Model, config: &TrainConfig) -> Result<Model> {
+        self.few_steps(model, config, None)
+    }
+
+    /// As [`trained`](Self::trained), with a teacher from which it was made, whose blocks are those of the network or more.
+    ///
+    /// # Errors
+    /// As [`trained`](Self::trained).
+    pub fn aligned(
+        &self,
+        model: &Model,
+        teacher: &Model,
+        config: &TrainConfig,
+        distill: &DistillConfig,
+    ) -> Result<Model> {
+        let pairs = model.graph.blocks.iter().zip(&teacher.graph.blocks).filter(|(own, _)| !own.nodes.is_empty());
+        let distillation = Distillation {
+            teacher: teacher.clone(),
+            alpha: distill.alpha,
+            temperature: distill.temperature,
+            feature_weight: distill.feature_weight,
+            feature_pairs: pairs.map(|(own, theirs)| (own.output(), theirs.output())).collect(),
+        };
+        self.few_steps(model, config, distill.is_on().then_some(&distillation))
+    }
+
+    fn few_steps(&self, model: &Model, config: &TrainConfig, distillation: Option<&Distillation>) -> Result<Model> {
         let batch = config.batch.min(self.rest.len());
         let few = &self.rest[..self.rest.len().min(self.steps.saturating_mul(batch))];
         let images = Arc::new(self.images.subset(few)?);
@@ -185,7 +212,7 @@ impl<'a> Judge<'a> {
             test: &test,
             config: &config,
             hook: &mut NoHook,
-            distillation: None,
+            distillation,
         };
         train(stage, &mut session)
     }

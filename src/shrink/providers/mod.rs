@@ -12,12 +12,14 @@
 //! | `few_steps` | [`FewSteps`]: the accuracy after a few steps of training (two-stage DP, LayerMerge) |
 //! | `consensus` | [`Consensus`]: ranks by how much the classifier's features change (Layer Pruning with Consensus) |
 //! | `nn_mass` | [`NnMass`]: a measure of the graph alone (Restructurable Activation Networks) |
+//! | `block_drop` | [`RemoveBlock`], [`BlockDrop`]: blocks that are bypassed (REMOVE_BLOCK, Progressive Block Drop) |
 //! | `no_residual` | a rule that looks at the graph and at times alone (ours) |
 //! | `random` | random masks, which others have to beat (ours) |
 //!
 //! A provider is one file with a type that is a [`Provider`], a name of [`SearchMethod`](super::SearchMethod), and a row of the
 //! table in `tests/select/providers.rs`.
 
+mod block_drop;
 mod consensus;
 mod entropy;
 mod few_steps;
@@ -32,6 +34,7 @@ mod sensitivity;
 
 use std::path::Path;
 
+pub use block_drop::{BlockDrop, RemoveBlock};
 pub use consensus::{Consensus, Features, Measures, rank_sums};
 pub use entropy::{Entropy, entropies};
 pub use few_steps::FewSteps;
@@ -45,6 +48,7 @@ pub use random::RandomMasks;
 pub(crate) use random::TOLERANCE;
 pub use sensitivity::{Sensitivities, Sensitivity};
 
+use super::finetune::DistillConfig;
 use super::importance::{Importance, ImportanceRow};
 use super::mask::Mask;
 use super::select::{BlockOptions, Solution};
@@ -69,6 +73,8 @@ pub struct Asked<'a> {
     pub options: &'a BlockOptions<'a>,
     /// How networks are trained for a few steps, where they are.
     pub train: &'a TrainConfig,
+    /// What the network as it was teaches those, where it does.
+    pub distill: &'a DistillConfig,
 }
 
 /// Called with how many passes of how many are done.
@@ -85,6 +91,11 @@ pub trait Provider: Sync {
     /// Whether the costs are measured, so that they are of use to other solvers; else they only give an order.
     fn is_measured(&self) -> bool {
         true
+    }
+
+    /// Whether what it frees is bypassed ([`Selection::bypass`](super::Selection::bypass)) rather than made linear and merged.
+    fn bypasses(&self) -> bool {
+        false
     }
 
     /// The mask within a budget of milliseconds. The options have the costs, with the other sign, as importances.

@@ -96,6 +96,16 @@ impl<'a> BlockOptions<'a> {
         Ok(Self { positions, blocks, fixed_ms, has_importance })
     }
 
+    /// The same where a freed block is bypassed and takes no time; blocks without a shortcut from input to output stay.
+    #[must_use]
+    pub fn bypassed(mut self) -> Self {
+        for block in &mut self.blocks {
+            block.stays |= !block.has_residual;
+            block.merged_ms = if block.stays { block.kept_ms } else { 0.0 };
+        }
+        self
+    }
+
     /// The blocks in order.
     pub fn blocks(&self) -> &[BlockOption] {
         &self.blocks
