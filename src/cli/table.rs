@@ -68,7 +68,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         padding: config.merge.padding,
     };
     let mut reporter = if common.quiet { Reporter::quiet() } else { Reporter::new() };
-    let measured = measure_table(&args.output, &model, &device, &settings, &mut reporter)?;
+    let measured = measure_table(&args.output, &model, &device, (&settings, &config), &mut reporter)?;
     let csv = measured.table.to_csv();
     write_atomic(&args.output, |out| out.write_all(csv.as_bytes()))?;
     let checked = match args.check {
@@ -120,7 +120,7 @@ fn summary(args: &Args, device: &Device, measured: &MeasuredTable, checked: &[Se
         device.precision()
     );
     text.push_str(&format!(
-        "the whole network takes {:.3} ms (standard deviation {:.3}), its rows add up to {:.3} ms: {:+.1} %\n",
+        "the whole network takes {:.3} ms (standard deviation {:.3}), its steps one by one add up to {:.3} ms: {:+.1} %\n",
         network.median,
         network.stdev,
         measured.sum_ms,

@@ -45,6 +45,6 @@ pub use roofline::{
     DATA_SHEETS, DataSheet, KernelCost, Roofline, Utilization, kernel_costs, network_time, plan_costs, utilization,
 };
 pub use statistics::{Difference, deviation, mean, student_quantile, variance_share};
-pub use table_bench::{MeasuredTable, Milliseconds, TableBench, TableProgress};
+pub use table_bench::{MeasuredTable, MergedNetwork, Milliseconds, TableBench, TableProgress};
 pub use table_work::{Piece, RowWork, TableOptions, TableWork};
 pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};

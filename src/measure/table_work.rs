@@ -47,6 +47,15 @@ pub struct RowWork {
     pub pieces: Vec<usize>,
 }
 
+/// A step of the network as it is that stands for several convolutions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedWork {
+    /// The convolutions.
+    pub at: Interval,
+    /// Index of the piece.
+    pub piece: usize,
+}
+
 /// A latency table before it is measured.
 ///
 /// A row holds whatever runs in its segment's place: the convolution with what is fused behind it, the sum of a residual
@@ -61,6 +70,9 @@ pub struct TableWork {
     pub rows: Vec<RowWork>,
     /// The distinct pieces.
     pub pieces: Vec<Piece>,
+    /// Where the network as it is runs several convolutions as one step: an inverted residual. It takes less than
+    /// the rows of its convolutions add up to, and what is measured is divided among them.
+    pub shared: Vec<SharedWork>,
 }
 
 impl TableWork {
@@ -71,8 +83,10 @@ impl TableWork {
     pub fn new(graph: &Graph, options: TableOptions, backend: Backend) -> Result<Self> {
         let folded = graph.without_batch_norm()?.0;
         let network = Network { positions: folded.positions()?, shapes: folded.shapes()?, graph: folded, backend };
-        let mut work = Self { positions: network.positions.clone(), rows: Vec::new(), pieces: Vec::new() };
+        let positions = network.positions.clone();
+        let mut work = Self { positions, rows: Vec::new(), pieces: Vec::new(), shared: Vec::new() };
         work.as_it_is(&network, options)?;
+        work.as_it_runs(&network)?;
         let mut merged: BTreeSet<Interval> = work.positions.segments().collect();
         if !options.keys {
             // Blocks that go on behind their stride are no segments of published tables, but can be freed.
@@ -125,16 +139,34 @@ impl TableWork {
         Ok(())
     }
 
+    /// The steps that stand for several convolutions.
+    fn as_it_runs(&mut self, network: &Network) -> Result<()> {
+        let plan = Plan::new(&network.graph, &Target::inference(network.backend))?;
+        let values = Arc::new(plan.values);
+        for step in plan.steps {
+            let convs = network.positions.convs().iter().enumerate();
+            let own: Vec<usize> =
+                convs.filter(|(_, conv)| step.nodes.contains(&conv.node)).map(|(index, _)| index).collect();
+            if let [first, .., last] = own[..] {
+                let piece = self.piece(TimedStep::new(&network.graph, step, &values));
+                self.shared.push(SharedWork { at: Interval { st: first, end: last + 1 }, piece });
+            }
+        }
+        Ok(())
+    }
+
     fn row(&mut self, at: Interval, key: Option<MergeKey>, steps: Vec<TimedStep>) {
-        let pieces = steps.into_iter().map(|TimedStep(piece)| {
-            let known = self.pieces.iter().position(|known| known.work == piece.work);
-            known.unwrap_or_else(|| {
-                self.pieces.push(piece);
-                self.pieces.len() - 1
-            })
-        });
-        let pieces = pieces.collect();
+        let pieces = steps.into_iter().map(|step| self.piece(step)).collect();
         self.rows.push(RowWork { at, key, pieces });
+    }
+
+    /// The index of a piece, which is known already or new.
+    fn piece(&mut self, TimedStep(piece): TimedStep) -> usize {
+        let known = self.pieces.iter().position(|known| known.work == piece.work);
+        known.unwrap_or_else(|| {
+            self.pieces.push(piece);
+            self.pieces.len() - 1
+        })
     }
 
     /// The table by a roofline, for a batch; no clock is read. `path` is what messages name.
@@ -182,8 +214,7 @@ struct Network {
 }
 
 impl Network {
-    /// One step a convolution, so that each has its row. The host runs blocks of which nothing is merged in less than their
-    /// rows add up to.
+    /// One step a convolution, so that each has its row.
     fn target(&self) -> Target {
         Target { fusion: Fusion::Epilogue, ..Target::inference(self.backend) }
     }

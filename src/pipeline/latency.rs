@@ -88,5 +88,5 @@ pub(super) fn measured(
     };
     let (name, precision) = (device.name(), device.precision());
     reporter.line(&format!("latency: measured on {name} in {precision}, batch {}", settings.batch));
-    Ok(measure_table(path, model, device, &settings, reporter)?.table)
+    Ok(measure_table(path, model, device, (&settings, config), reporter)?.table)
 }

@@ -10,7 +10,7 @@ use super::benchmark::{fully_merged, unmergeable_blocks};
 use crate::config::Config;
 use crate::device::Device;
 use crate::measure::{
-    LatencyTable, MeasuredTable, TableBench, TableOptions, TableProgress, TableWork, network_latency,
+    LatencyTable, MeasuredTable, MergedNetwork, TableBench, TableOptions, TableProgress, TableWork, compare,
 };
 use crate::model::Model;
 use crate::report::SelectionTime;
@@ -44,7 +44,7 @@ pub fn measure_table(
     path: &Path,
     model: &Model,
     device: &Device,
-    settings: &TableSettings,
+    (settings, config): (&TableSettings, &Config),
     reporter: &mut Reporter,
 ) -> Result<MeasuredTable> {
     let &TableSettings { batch, budget, keys, padding } = settings;
@@ -67,12 +67,24 @@ pub fn measure_table(
         }
         Ok(())
     };
-    let measured = TableBench { device, batch, budget }.measure(path, model, &work, &mut progress);
+    let merged = if keys { None } else { merged_network(model, config)? };
+    let measured =
+        TableBench { device, batch, budget, merged: merged.as_ref() }.measure(path, model, &work, &mut progress);
     reporter.end();
     measured
 }
 
-/// Merges random selections of whole blocks, times the merged networks, and compares with what a table says of them.
+/// The network with every block merged that can be; `None` where none can.
+fn merged_network(model: &Model, config: &Config) -> Result<Option<MergedNetwork>> {
+    let positions = model.graph.positions()?;
+    let stays = unmergeable_blocks(model, &config.linearise());
+    let blocks = positions.blocks().iter().filter(|block| stays.get(block.block.index()) == Some(&false));
+    let merged = blocks.map(|block| block.at).collect();
+    Ok(fully_merged(model, None, config)?.map(|model| MergedNetwork { model, merged }))
+}
+
+/// Merges random selections of whole blocks, times the merged networks in alternation with the original, and compares the share of
+/// its time that each takes with what a table says of it.
 /// Each selection frees every block with one probability, which is uniform over \[0, 1\). The selections are a function of
 /// the seed.
 ///
@@ -92,6 +104,7 @@ pub fn check_table(
         let problem = "has no block that merges; give another --padding";
         return Err(Error::Config(format!("{} {problem}", model.graph.name)));
     }
+    let whole_ms = options.time_ms(&Mask::all(stays.len()));
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     let share = settings.budget / count.max(1) as u32;
     let mut times: Vec<SelectionTime> = Vec::new();
@@ -101,8 +114,11 @@ pub fn check_table(
         let mask = Mask::new(kept);
         let selection: Selection = mask.clone().into();
         let Some(merged) = fully_merged(model, Some(&selection), config)? else { continue };
-        let measured_ms = network_latency(device, &merged, settings.batch, share)?.median_ms;
-        times.push(SelectionTime { predicted_ms: options.time_ms(&mask), kept: mask, measured_ms });
+        let pair = [("original", model), ("merged", &merged)];
+        let timed = compare(device, &pair, settings.batch, share)?.networks;
+        let [original_ms, measured_ms] = [&timed[0], &timed[1]].map(|(_, latency)| latency.median_ms);
+        let predicted_ms = original_ms * options.time_ms(&mask) / whole_ms.max(f64::MIN_POSITIVE);
+        times.push(SelectionTime { kept: mask, original_ms, predicted_ms, measured_ms });
         device.release_idle();
     }
     Ok(times)

@@ -60,7 +60,9 @@ pub fn solution_table(
 pub struct SelectionTime {
     /// Which blocks keep their activations; the others are merged.
     pub kept: Mask,
-    /// By the table, in milliseconds.
+    /// The original, timed in alternation with the merged network, in milliseconds.
+    pub original_ms: f64,
+    /// What the merged network takes by the table: its share of the original there, in milliseconds of the original here.
     pub predicted_ms: f64,
     /// The merged network, in milliseconds.
     pub measured_ms: f64,
@@ -76,11 +78,17 @@ impl SelectionTime {
 /// One line for each selection: its mask, both times, and how far they are apart.
 pub fn selection_times(times: &[SelectionTime]) -> Table {
     use Align::{Left, Right};
-    let mut table =
-        Table::new(&[("kept", Left), ("predicted ms", Right), ("measured ms", Right), ("difference %", Right)]);
+    let mut table = Table::new(&[
+        ("kept", Left),
+        ("original ms", Right),
+        ("predicted ms", Right),
+        ("measured ms", Right),
+        ("difference %", Right),
+    ]);
     for time in times {
         table.row(&[
             time.kept.to_string(),
+            significant(time.original_ms),
             significant(time.predicted_ms),
             significant(time.measured_ms),
             format!("{:+.1}", 100.0 * time.relative_error()),
