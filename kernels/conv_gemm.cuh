@@ -471,27 +471,28 @@ __device__ __forceinline__ void write_slices(const Sums& sums, Writer& writer, O
     }
 }
 
+/// Floats between the rows of sums over rows: two that are stored at a time lie in distinct banks.
+constexpr __device__ int sums_stride(int tile_n) { return tile_n + 4; }
+
 /// Adds two sums per column over the threads that have the column, and hands them to `take(column, first, second)` for every
 /// column of the tile. A thread has COLUMNS neighbours from `column` on, as one of ROW_GROUPS. All threads of the block take
-/// part; the last call of `write` is over. `shared` is `[2 · ROW_GROUPS · TILE_N]`.
+/// part; the last call of `write` is over. `shared` is `[2 · ROW_GROUPS, sums_stride]`.
 template <int TILE_N, int ROW_GROUPS, int COLUMNS, class Take>
 __device__ __forceinline__ void sum_columns(const float (&first)[COLUMNS], const float (&second)[COLUMNS], int group,
                                             int column, float* shared, Take take) {
+    constexpr int STRIDE = sums_stride(TILE_N);
     __syncthreads();
-    float* const to = shared + group * TILE_N + column;
-#pragma unroll
-    for (int i = 0; i < COLUMNS; i++) {
-        to[i] = first[i];
-        to[ROW_GROUPS * TILE_N + i] = second[i];
-    }
+    float* const to = shared + group * STRIDE + column;
+    store_floats<COLUMNS>(to, first);
+    store_floats<COLUMNS>(to + ROW_GROUPS * STRIDE, second);
     __syncthreads();
     const int mine = thread_index();
     if (mine >= TILE_N) return;
     float sums[2] = {};
 #pragma unroll 4
     for (int from = 0; from < ROW_GROUPS; from++) {
-        sums[0] += shared[from * TILE_N + mine];
-        sums[1] += shared[(ROW_GROUPS + from) * TILE_N + mine];
+        sums[0] += shared[from * STRIDE + mine];
+        sums[1] += shared[(ROW_GROUPS + from) * STRIDE + mine];
     }
     take(mine, sums[0], sums[1]);
 }
@@ -645,7 +646,7 @@ struct Gemm {
 
     // A writer of T has the same columns in all its rows, and with it as many threads as fit the block.
     static constexpr int COLUMNS = VECTOR ? VECTOR_LEN<T> : 1, ROW_GROUPS = THREADS * COLUMNS / TILE_N;
-    static_assert((TILE_N + 2 * ROW_GROUPS * TILE_N) * 4 <= SHARED_BYTES, "sums over rows pass through the tiles");
+    static_assert((TILE_N + 2 * ROW_GROUPS * sums_stride(TILE_N)) * 4 <= SHARED_BYTES, "sums over rows pass through the tiles");
 
     /// The first column of the tile that a thread writes, and its place among those that write it, the first row's first.
     __device__ __forceinline__ static int written_column() {

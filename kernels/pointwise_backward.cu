@@ -58,7 +58,7 @@ struct GradientTiles {
     static constexpr int COLUMNS = VECTOR_LEN<T>, ROW_GROUPS = THREADS * COLUMNS / TILE_N;
     static_assert(slice_bytes<InputSums, TILE_N> <= W * static_cast<int>(sizeof(T)), "dx passes through the tiles");
     static_assert(slice_bytes<WeightSums, TILE_N> <= TILE_BYTES, "dw passes through the tiles");
-    static_assert(2 * ROW_GROUPS * TILE_N * 4 <= TILE_BYTES, "sums over rows pass through the tiles");
+    static_assert(2 * ROW_GROUPS * sums_stride(TILE_N) * 4 <= TILE_BYTES, "sums over rows pass through the tiles");
     static_assert(TILE_BYTES <= 48 * 1024, "static shared memory");
 };
 

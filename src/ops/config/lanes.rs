@@ -13,6 +13,10 @@ use crate::{Error, Result};
 
 /// Vectors of channels that a block has at most: with 64 it still has four rows of threads.
 const BLOCK_VECTORS: usize = 64;
+/// Vectors of channels of a tile that is one of several, at least.
+const LEAST_LANES: usize = 16;
+/// Elements of 16 bits in a sector, the 32 bytes that memory is moved by; those of f32 are two sectors.
+const SECTOR_ELEMENTS: usize = 16;
 /// Pixels of a slab of a bias gradient at least.
 const BIAS_SLAB: usize = 256;
 
@@ -28,12 +32,18 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// For `c` channels, `n` to a thread.
+    /// For `c` channels, `n` to a thread. Channels that need several tiles are cut at whole sectors of memory, so that most
+    /// threads have work and, of such cuts, tiles are widest.
     pub fn new(c: usize, n: usize) -> Self {
         let vectors = c.div_ceil(n);
-        let tiles = vectors.div_ceil(BLOCK_VECTORS);
-        let lanes = vectors.div_ceil(tiles);
-        Self { lanes, tiles, rows: THREADS / lanes }
+        let of = |lanes: usize| Self { lanes, tiles: vectors.div_ceil(lanes), rows: THREADS / lanes };
+        if vectors <= BLOCK_VECTORS {
+            return of(vectors);
+        }
+        // Threads with work are vectors · rows of each of the tiles.
+        let busier = |a: &Self, b: &Self| (a.rows * b.tiles).cmp(&(b.rows * a.tiles));
+        let cuts = (LEAST_LANES..=BLOCK_VECTORS).step_by((SECTOR_ELEMENTS / n).max(1)).map(of);
+        cuts.max_by(busier).expect("there are such lanes")
     }
 }
 
@@ -245,5 +255,37 @@ impl FromStr for BiasConfig {
         let lane = LaneConfig { vector: parts.vector()? };
         let slab = parts.numbered("slab")?;
         parts.end(Self { lane, slab })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_all_channels_in_whole_sectors() {
+        // Channels, channels of a thread; lanes and tiles.
+        for (c, n, lanes, tiles) in [
+            (24, 2, 12, 1),
+            (128, 2, 64, 1),
+            (144, 2, 24, 3),
+            (192, 2, 32, 3),
+            (384, 2, 64, 3),
+            (576, 2, 32, 9),
+            (960, 2, 32, 15),
+            (576, 8, 36, 2),
+            (960, 8, 64, 2),
+            (1280, 8, 32, 5),
+            (70, 1, 16, 5),
+        ] {
+            let got = Lanes::new(c, n);
+            assert_eq!(
+                (got.lanes, got.tiles, got.rows),
+                (lanes, tiles, THREADS / lanes),
+                "{c} channels, {n} to a thread"
+            );
+            assert!(got.lanes * got.tiles * n >= c);
+            assert!(tiles == 1 || lanes * n % SECTOR_ELEMENTS == 0, "{c} channels, {n} to a thread");
+        }
     }
 }
