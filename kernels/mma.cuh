@@ -14,6 +14,7 @@
 #pragma once
 
 #include "reduce.cuh"
+#include "vector.cuh"
 
 /// The order of a tile in shared memory: element (i, j) lies at i·ld + j (Row) or at j·ld + i (Column).
 enum class Major { Row, Column };
@@ -155,7 +156,7 @@ __device__ __forceinline__ void store(float* shared, int ld, const Accumulator& 
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
         float* to = shared + (row + (i / 2 % 2) * 8) * ld + column + i / 4 * 8;
-        *reinterpret_cast<float2*>(to) = make_float2(acc.v[i], acc.v[i + 1]);
+        store_vector<float, 2>(to, {{acc.v[i], acc.v[i + 1]}});
     }
 }
 

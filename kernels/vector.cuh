@@ -58,8 +58,7 @@ __device__ __forceinline__ Vector<T, N> load_vector(const T* from) {
 #pragma unroll
     for (int i = 0; i < BYTES / WIDTH; i++) reinterpret_cast<W*>(&out)[i] = reinterpret_cast<const W*>(from)[i];
 #else
-    emulator::check_alignment(from, WIDTH);
-    __builtin_memcpy(&out, from, BYTES);
+    emulator::load_bytes<BYTES, WIDTH>(&out, from);
 #endif
     return out;
 }
@@ -73,8 +72,7 @@ __device__ __forceinline__ void store_vector(T* to, const Vector<T, N>& value) {
 #pragma unroll
     for (int i = 0; i < BYTES / WIDTH; i++) reinterpret_cast<W*>(to)[i] = reinterpret_cast<const W*>(&value)[i];
 #else
-    emulator::check_alignment(to, WIDTH);
-    __builtin_memcpy(to, &value, BYTES);
+    emulator::store_bytes<BYTES, WIDTH>(to, &value);
 #endif
 }
 

@@ -152,15 +152,17 @@ fn a_lost_device_costs_no_more_than_the_steps_since_the_checkpoint() {
 fn a_check_tells_of_every_case_whatever_becomes_of_one() {
     // Room for the small cases, not for the large activation.
     let narrow = EmulatorOptions { memory: 400 << 10, ..EmulatorOptions::default() };
-    let rows = compare_all(&emulator(narrow, Dtype::F32).unwrap(), |case| {
-        ["activation/", "cross_entropy/"].iter().any(|start| case.name.starts_with(start))
-    });
+    let rows = compare_all(
+        &emulator(narrow, Dtype::F32).unwrap(),
+        |case| ["activation/", "cross_entropy/"].iter().any(|start| case.name.starts_with(start)),
+        None,
+    );
     let failed: Vec<&Row> = rows.iter().filter(|row| row.difference.is_some()).collect();
     assert!(rows.len() > 2 && failed.len() == 1 && failed[0].name == "activation/leaky", "{rows:?}");
     assert!(failed[0].difference.as_ref().unwrap().contains("out of memory"), "{rows:?}");
 
     let failing = EmulatorOptions { lost_after: 2, ..EmulatorOptions::default() };
-    let rows = compare_all(&emulator(failing, Dtype::F32).unwrap(), |case| case.name.starts_with("pool/"));
+    let rows = compare_all(&emulator(failing, Dtype::F32).unwrap(), |case| case.name.starts_with("pool/"), None);
     let [first, second] = &rows[..] else { panic!("{rows:?}") };
     assert!(first.difference.as_ref().unwrap().contains("global_pool"), "the kernel is named: {rows:?}");
     assert_eq!(second.difference.as_deref(), Some("not run: pool/3x20x24 lost the device"));

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "counters.h"
 #include "fiber.h"
 
 struct uint3 {
@@ -64,6 +65,9 @@ struct Thread {
     Request request;
     Copy* copies;
     unsigned copy_count, copy_capacity, groups;
+#ifdef EMULATOR_COUNTS
+    Accesses accesses;
+#endif
 };
 
 struct Warp {
@@ -104,6 +108,9 @@ struct Machine {
     char* error;
     int error_len;
     bool failed;
+#ifdef EMULATOR_COUNTS
+    Recorder recorder;
+#endif
 };
 
 static thread_local Machine* machine = nullptr;
@@ -111,9 +118,14 @@ static thread_local Machine* machine = nullptr;
 /// Gives the machine's memory back when its host thread ends.
 struct MachineOwner {
     Machine* owned = nullptr;
-    ~MachineOwner() {
+    UNCOUNTED ~MachineOwner() {
         if (owned == nullptr) return;
+        machine = nullptr;
         for (Thread& thread : owned->threads) free(thread.copies);
+#ifdef EMULATOR_COUNTS
+        for (Thread& thread : owned->threads) free(thread.accesses.data);
+        release(owned->recorder);
+#endif
 #ifdef EMULATOR_ASAN
         __asan_unpoison_memory_region(owned->arena - ARENA_PADDING, ARENA_PADDING + ARENA_BYTES);
         __asan_unpoison_memory_region(owned->stacks, STACKS_BYTES);
@@ -121,7 +133,6 @@ struct MachineOwner {
         munmap(owned->stacks, STACKS_BYTES);
         munmap(owned->arena - ARENA_PADDING, ARENA_PADDING + ARENA_BYTES);
         munmap(owned, sizeof(Machine));
-        machine = nullptr;
     }
 };
 
@@ -179,6 +190,67 @@ __attribute__((format(printf, 1, 2))) inline void block_error(const char* format
     switch_fiber(*machine->running, machine->scheduler);
     __builtin_unreachable();
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Counting.
+
+#ifdef EMULATOR_COUNTS
+
+/// Notes an access of the running thread, if it is one to the device's memory.
+UNCOUNTED inline void note_access(const void* pointer, size_t bytes, bool write, const void* site) {
+    if (machine == nullptr || machine->recorder.counters == nullptr) return;
+    Machine& m = *machine;
+    const unsigned char* const at = static_cast<const unsigned char*>(pointer);
+    const bool shared = at >= m.arena && at < m.arena + ARENA_BYTES;
+    const uint64_t address = reinterpret_cast<uint64_t>(pointer);
+    if (!shared) {
+        if (at >= m.stacks && at < m.stacks + STACKS_BYTES) return;
+        if (allocation_of(m.recorder, address) == nullptr) return;
+    }
+    Accesses& to = m.thread->accesses;
+    ensure_room(to.data, to.count, to.capacity);
+    const unsigned place = static_cast<unsigned>(reinterpret_cast<uint64_t>(site));
+    to.data[to.count++] = Access{shared ? static_cast<uint64_t>(at - m.arena) : address, place,
+                                 static_cast<unsigned char>(bytes), write, shared};
+}
+
+/// Notes an access to a vector, as so many of the width of a word as it takes.
+UNCOUNTED inline void note_vector(const void* pointer, size_t bytes, size_t width, bool write, const void* site) {
+    for (size_t at = 0; at < bytes; at += width) {
+        const char* const place = static_cast<const char*>(site) + at / width;
+        note_access(static_cast<const char*>(pointer) + at, width, write, place);
+    }
+}
+
+/// Counts what the block's threads did since the last barrier.
+UNCOUNTED inline void count_block() {
+    Machine& m = *machine;
+    if (m.recorder.counters == nullptr) return;
+    for (unsigned first = 0; first < m.count; first += WARP_LANES) {
+        count_warp(m.recorder, m.threads + first, m.count - first < WARP_LANES ? m.count - first : WARP_LANES);
+    }
+}
+
+UNCOUNTED inline void count_barrier() {
+    count_block();
+    if (machine->recorder.counters != nullptr) machine->recorder.counters->barriers++;
+}
+
+UNCOUNTED inline void count_tensor_macs(unsigned macs) {
+    if (machine->recorder.counters != nullptr) machine->recorder.counters->tensor_macs += macs;
+}
+
+#else
+
+inline void note_vector(const void*, size_t, size_t, bool, const void*) {}
+inline void count_block() {}
+inline void count_barrier() {}
+inline void count_tensor_macs(unsigned) {}
+
+#endif
+
+/// The place of the call of an uncounted function.
+#define PLACE __builtin_return_address(0)
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Waiting.
@@ -395,12 +467,16 @@ inline bool run_block(uint64_t linear_block) {
         while (run_pass()) {
         }
         if (m.failed) break;
-        if (m.live == 0) return true;
+        if (m.live == 0) {
+            count_block();
+            return true;
+        }
         if (m.at_barrier != m.live) {
             deadlock();
             break;
         }
         m.at_barrier = 0;
+        count_barrier();
         for (unsigned i = 0; i < m.count; i++) {
             if (m.status[i] == Status::AtBarrier) m.status[i] = Status::Ready;
         }
@@ -443,9 +519,25 @@ inline void check_alignment(const void* pointer, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail("%p is not aligned to %zu bytes", pointer, bytes);
 }
 
+/// Reads a vector, which the hardware does in words of WIDTH bytes.
+template <int BYTES, int WIDTH>
+COUNTED_CALL inline void load_bytes(void* to, const void* from) {
+    check_alignment(from, WIDTH);
+    note_vector(from, BYTES, WIDTH, false, PLACE);
+    __builtin_memcpy(to, from, BYTES);
+}
+
+/// Writes one.
+template <int BYTES, int WIDTH>
+COUNTED_CALL inline void store_bytes(void* to, const void* from) {
+    check_alignment(to, WIDTH);
+    note_vector(to, BYTES, WIDTH, true, PLACE);
+    __builtin_memcpy(to, from, BYTES);
+}
+
 /// Notes a copy of 16 bytes (of zeros where not `valid`) and destroys what the destination holds, since the hardware
 /// may write there at any time from now on.
-inline void copy_async_16(void* shared, const void* global, bool valid) {
+COUNTED_CALL inline void copy_async_16(void* shared, const void* global, bool valid) {
     Thread& thread = *machine->thread;
     check_alignment(shared, 16);
     if (valid) {
@@ -453,7 +545,9 @@ inline void copy_async_16(void* shared, const void* global, bool valid) {
         // Read now so that the address sanitizer names this place rather than the wait.
         static_cast<void>(*static_cast<const volatile uint64_t*>(global));
         static_cast<void>(static_cast<const volatile uint64_t*>(global)[1]);
+        note_vector(global, 16, 16, false, PLACE);
     }
+    note_vector(shared, 16, 16, true, PLACE);
     if (thread.copy_count == thread.copy_capacity) {
         thread.copy_capacity = thread.copy_capacity == 0 ? 32 : 2 * thread.copy_capacity;
         thread.copies = static_cast<Copy*>(realloc(thread.copies, thread.copy_capacity * sizeof(Copy)));
@@ -466,7 +560,7 @@ inline void copy_async_16(void* shared, const void* global, bool valid) {
 inline void copy_async_commit() { machine->thread->groups++; }
 
 /// Does the copies of all groups but the youngest `pending`.
-inline void copy_async_wait(unsigned pending) {
+UNCOUNTED inline void copy_async_wait(unsigned pending) {
     Thread& thread = *machine->thread;
     unsigned kept = 0;
     for (unsigned i = 0; i < thread.copy_count; i++) {
@@ -483,3 +577,31 @@ inline void copy_async_wait(unsigned pending) {
 }
 
 }  // namespace emulator
+
+#ifdef EMULATOR_COUNTS
+
+// What the compiler calls. Where it knows less of the alignment it calls another name.
+extern "C" {
+#define EMULATOR_HOOK(name, bytes, write)                                                              \
+    __attribute__((no_sanitize("thread"), noinline)) void __tsan_##name(void* address) {              \
+        emulator::note_access(address, bytes, write, PLACE);                                           \
+    }
+#define EMULATOR_HOOKS(bytes)                                                                          \
+    EMULATOR_HOOK(read##bytes, bytes, false)                                                           \
+    EMULATOR_HOOK(write##bytes, bytes, true)                                                           \
+    EMULATOR_HOOK(unaligned_read##bytes, bytes, false)                                                 \
+    EMULATOR_HOOK(unaligned_write##bytes, bytes, true)
+EMULATOR_HOOKS(1)
+EMULATOR_HOOKS(2)
+EMULATOR_HOOKS(4)
+EMULATOR_HOOKS(8)
+EMULATOR_HOOKS(16)
+void __tsan_read_range(void*, size_t) {}
+void __tsan_write_range(void*, size_t) {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_init() {}
+#undef EMULATOR_HOOKS
+#undef EMULATOR_HOOK
+}
+
+#endif

@@ -22,7 +22,11 @@ struct EmulatorOptions {
     unsigned long long size;
     /// 0: threads run in index order. Otherwise the seed of shuffled orders.
     unsigned long long order_seed;
-    unsigned long long reserved[6];
+    /// In the counting flavour where counts go, and the device's memory in order of address. Null counts nothing.
+    EmulatorCounters* counters;
+    const EmulatorAllocation* allocations;
+    unsigned long long allocation_count;
+    unsigned long long reserved[3];
 };
 
 namespace emulator {
@@ -143,6 +147,13 @@ inline int launch(const Kernel& kernel, const unsigned (&grid)[3], const unsigne
     m.error = error;
     m.error_len = error_len;
     m.failed = false;
+#ifdef EMULATOR_COUNTS
+    m.recorder.counters = options->counters;
+    m.recorder.allocations = options->allocations;
+    m.recorder.allocation_count = options->allocation_count;
+    m.recorder.latest = 0;
+    for (Thread& thread : m.threads) thread.accesses.count = 0;
+#endif
     for (unsigned i = 0; i < m.count; i++) {
         m.threads[i].index = uint3{i % block[0], i / block[0] % block[1], i / block[0] / block[1]};
         m.threads[i].rank = i;
@@ -156,6 +167,9 @@ inline int launch(const Kernel& kernel, const unsigned (&grid)[3], const unsigne
         good = run_block(b);
     }
     m.kernel = nullptr;
+#ifdef EMULATOR_COUNTS
+    m.recorder.counters = nullptr;
+#endif
     return good ? 0 : 1;
 }
 

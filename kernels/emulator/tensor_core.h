@@ -27,7 +27,7 @@ struct MatrixLoad {
 };
 
 template <bool TRANSPOSE>
-inline void combine_ldmatrix(void* const (&data)[WARP_LANES]) {
+UNCOUNTED inline void combine_ldmatrix(void* const (&data)[WARP_LANES]) {
     need_whole_warp<MatrixLoad>(data, "ldmatrix");
     for (unsigned i = 0; i < 4; i++) {
         for (unsigned lane = 0; lane < WARP_LANES; lane++) {
@@ -42,8 +42,9 @@ inline void combine_ldmatrix(void* const (&data)[WARP_LANES]) {
     }
 }
 
-inline void ldmatrix_x4(unsigned (&words)[4], const void* row, bool transpose) {
+COUNTED_CALL inline void ldmatrix_x4(unsigned (&words)[4], const void* row, bool transpose) {
     check_alignment(row, 16);
+    note_vector(row, 16, 16, false, PLACE);
     MatrixLoad mine{words, static_cast<const unsigned short*>(row)};
     warp_operation(0xffffffffu, transpose ? combine_ldmatrix<true> : combine_ldmatrix<false>, &mine);
 }
@@ -60,6 +61,7 @@ struct MatrixMultiply {
 template <typename T>
 inline void combine_mma(void* const (&data)[WARP_LANES]) {
     need_whole_warp<MatrixMultiply>(data, "mma");
+    count_tensor_macs(16 * 8 * 16);
     float a[16][16];
     Four b[16][2];
     for (unsigned lane = 0; lane < WARP_LANES; lane++) {
@@ -130,23 +132,38 @@ inline void meet_at_tile(const void* base, int ld, int ld_multiple) {
 
 /// Loads 16 elements that lie `step` apart.
 template <typename T>
-inline void load_line(unsigned (&words)[8], const T* from, long step) {
+UNCOUNTED inline void load_line(unsigned (&words)[8], const T* from, long step) {
     for (int i = 0; i < 8; i++) {
         words[i] = from[2 * i * step].bits | static_cast<unsigned>(from[(2 * i + 1) * step].bits) << 16;
     }
 }
 
+/// Notes how the hardware fetches a fragment. Where a lane's 16 elements lie side by side it takes two words of 16
+/// bytes; else, since two lanes hold each element, the lane exchanges rows with three others: four words of 8 bytes, which
+/// are four neighbours of every fourth line.
 template <typename T>
-inline void wmma_load_a(unsigned (&words)[8], const T* tile, int ld, bool rows) {
+UNCOUNTED inline void note_fragment(const T* tile, int ld, unsigned line, bool along, const void* place) {
+    const unsigned first = line / 4 * 4, quarter = line % 4;
+    for (unsigned i = 0; i < (along ? 2u : 4u); i++) {
+        const T* const from = along ? tile + line * static_cast<unsigned>(ld) + 8 * i
+                                    : tile + (quarter + 4 * i) * static_cast<unsigned>(ld) + first;
+        note_vector(from, along ? 16 : 8, along ? 16 : 8, false, static_cast<const char*>(place) + i);
+    }
+}
+
+template <typename T>
+COUNTED_CALL inline void wmma_load_a(unsigned (&words)[8], const T* tile, int ld, bool rows) {
     meet_at_tile(tile, ld, 8);
     const long row = wmma_a_row(static_cast<unsigned>(lane()));
+    note_fragment(tile, ld, static_cast<unsigned>(row), rows, PLACE);
     load_line(words, tile + (rows ? row * ld : row), rows ? 1 : ld);
 }
 
 template <typename T>
-inline void wmma_load_b(unsigned (&words)[8], const T* tile, int ld, bool rows) {
+COUNTED_CALL inline void wmma_load_b(unsigned (&words)[8], const T* tile, int ld, bool rows) {
     meet_at_tile(tile, ld, 8);
     const long column = wmma_b_column(static_cast<unsigned>(lane()));
+    note_fragment(tile, ld, static_cast<unsigned>(column), !rows, PLACE);
     load_line(words, tile + (rows ? column : column * ld), rows ? ld : 1);
 }
 
@@ -158,6 +175,7 @@ struct WarpMultiply {
 template <typename T>
 inline void combine_wmma(void* const (&data)[WARP_LANES]) {
     need_whole_warp<WarpMultiply>(data, "wmma");
+    count_tensor_macs(16 * 16 * 16);
     float a[16][16];
     Four b[16][4], d[16][4];
     for (unsigned lane = 0; lane < WARP_LANES; lane++) {
@@ -190,9 +208,13 @@ inline void wmma_mma(float* d, const unsigned (&a)[8], const unsigned (&b)[8]) {
     warp_operation(0xffffffffu, combine_wmma<T>, &mine);
 }
 
-inline void wmma_store(float* tile, int ld, const float (&d)[8]) {
+COUNTED_CALL inline void wmma_store(float* tile, int ld, const float (&d)[8]) {
     meet_at_tile(tile, ld, 4);
     const unsigned mine = static_cast<unsigned>(lane());
+    for (unsigned i = 0; i < 8; i += 2) {
+        const float* const to = tile + wmma_row(mine, i) * static_cast<unsigned>(ld) + wmma_column(mine, i);
+        note_vector(to, 8, 8, true, static_cast<const char*>(PLACE) + i / 2);
+    }
     for (unsigned i = 0; i < 8; i++) {
         tile[wmma_row(mine, i) * static_cast<unsigned>(ld) + wmma_column(mine, i)] = d[i];
     }

@@ -17,6 +17,7 @@ pub use norm::{NORMS, NormRow};
 
 use serde::Serialize;
 
+use crate::device::counters::{CounterLog, Counters, DistinctBytes, LaunchCounters};
 use crate::device::{Buffer, Device};
 use crate::dtype::Dtype;
 use crate::engine::SequenceRun;
@@ -225,17 +226,62 @@ pub struct Row {
     pub name: String,
     /// What differs from the host, or how the device failed.
     pub difference: Option<String>,
+    /// What the launches of one run did, where the device counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counters: Option<CaseCounters>,
+}
+
+/// What all launches of a case did, together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CaseCounters {
+    /// Launches.
+    pub launches: usize,
+    /// What was counted.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// Bytes that they touched, each launch for itself.
+    pub distinct: DistinctBytes,
+    /// Bytes that they moved, in sectors.
+    pub moved_bytes: u64,
+    /// Fewest sectors over those moved; null where nothing was.
+    pub sector_efficiency: Option<f64>,
+    /// Wavefronts over those without conflicts; null without shared memory.
+    pub wavefront_ratio: Option<f64>,
+    /// Mean lanes of a request.
+    pub active_lanes: Option<f64>,
+}
+
+impl CaseCounters {
+    fn new(launches: &[LaunchCounters]) -> Self {
+        let (mut counters, mut distinct) = (Counters::default(), DistinctBytes::default());
+        for launch in launches {
+            counters.add(&launch.counters, 1);
+            let touched = launch.touched.unwrap_or_default();
+            distinct.read += touched.operands.read + touched.workspace.read;
+            distinct.written += touched.operands.written + touched.workspace.written;
+        }
+        Self {
+            launches: launches.len(),
+            counters,
+            distinct,
+            moved_bytes: counters.moved_bytes(),
+            sector_efficiency: counters.sector_efficiency(),
+            wavefront_ratio: counters.wavefront_ratio(),
+            active_lanes: counters.active_lanes(),
+        }
+    }
 }
 
 /// Compares all `wanted` cases, and reports differences as it goes. A case on which the device fails is one that differs,
-/// and the rest goes on; after one that loses the device nothing can.
-pub fn compare_all(device: &Device, wanted: impl Fn(&Case) -> bool) -> Vec<Row> {
+/// and the rest goes on; after one that loses the device nothing can. Where the device counts into `log`, each case runs once
+/// and has its counts.
+pub fn compare_all(device: &Device, wanted: impl Fn(&Case) -> bool, log: Option<&CounterLog>) -> Vec<Row> {
     let precision = device.precision();
     let mut lost = None;
     let compared = cases().into_iter().filter(wanted).map(|case| {
         let difference = match &lost {
             Some(by) => Some(format!("not run: {by} lost the device")),
-            None => match case.compare_twice(device) {
+            None => match if log.is_some() { case.compare(device) } else { case.compare_twice(device) } {
                 Ok(outcome) => outcome.err(),
                 Err(error) => {
                     if matches!(error, Error::DeviceLost(_)) {
@@ -248,7 +294,8 @@ pub fn compare_all(device: &Device, wanted: impl Fn(&Case) -> bool) -> Vec<Row> 
         if let Some(difference) = &difference {
             tracing::error!("{precision}/{}: {difference}", case.name);
         }
-        Row { precision, name: case.name, difference }
+        let counters = log.map(|log| CaseCounters::new(&log.take()));
+        Row { precision, name: case.name, difference, counters }
     });
     compared.collect()
 }

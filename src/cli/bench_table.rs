@@ -133,7 +133,7 @@ impl Args {
     }
 }
 
-fn projection(name: &str) -> crate::Result<Projection> {
+pub(super) fn projection(name: &str) -> crate::Result<Projection> {
     Projection::named(name).ok_or_else(|| {
         let known: Vec<&str> = DATA_SHEETS.iter().map(|sheet| sheet.name).collect();
         Error::Config(format!("--project {name:?}; known are {}", known.join(", ")))

@@ -7,7 +7,12 @@ use super::{Common, print};
 use crate::Error;
 use crate::check::{Case, Row, cases, compare_all};
 use crate::device::Device;
+use crate::device::cache::Cache;
+use crate::device::counters::CounterLog;
+use crate::device::emulator::{Emulator, EmulatorOptions};
+use crate::device::gpu::Gpu;
 use crate::dtype::Dtype;
+use crate::report::case_table;
 
 /// Options of `check`.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,6 +23,10 @@ pub struct Args {
     /// Print the names of the cases and run none
     #[arg(long)]
     list: bool,
+    /// Count what the launches of each case do: sectors, bank conflicts, barriers, tensor-core operations. Needs --device
+    /// emulator
+    #[arg(long)]
+    counters: bool,
 }
 
 /// Runs the table and prints what differs. In every precision that the device has, where none is given.
@@ -35,7 +44,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let given: Option<Dtype> = common.precision.as_deref().map(str::parse).transpose()?;
     let precisions = given.map_or_else(|| Dtype::ALL.to_vec(), |precision| vec![precision]);
     let mut rows: Vec<Row> = Vec::new();
-    let mut device = Device::open(name, if name == "cpu" || name == "auto" { Dtype::F32 } else { precisions[0] })?;
+    let log = args.counters.then(CounterLog::default);
+    let mut device = match &log {
+        Some(log) => counting(name, precisions[0], log.clone())?,
+        None => Device::open(name, if name == "cpu" || name == "auto" { Dtype::F32 } else { precisions[0] })?,
+    };
     let Device::Gpu(gpu, _) = &device else {
         return Err(
             Error::Device("the host is what devices are compared with; use --device cuda or emulator".into()).into()
@@ -52,11 +65,11 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         match Device::on(gpu.clone(), precision) {
             Ok(opened) => {
                 device = opened;
-                rows.extend(compare_all(&device, wanted));
+                rows.extend(compare_all(&device, wanted, log.as_ref()));
             }
             // What came of the cases before the one that lost it is told all the same.
             Err(error @ Error::DeviceLost(_)) if !rows.is_empty() => {
-                rows.push(Row { precision, name: "open".into(), difference: Some(error.to_string()) });
+                rows.push(Row { precision, name: "open".into(), difference: Some(error.to_string()), counters: None });
             }
             Err(error) => return Err(error.into()),
         }
@@ -70,11 +83,21 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         let value = json!({ "device": device.name(), "cases": rows.len(), "failed": failed, "results": rows });
         format!("{value:#}\n")
     } else {
-        format!("{}: {} cases, {failed} differ from the host\n", device.name(), rows.len())
+        let table = if args.counters { format!("{}\n", case_table(&rows).text()) } else { String::new() };
+        format!("{table}{}: {} cases, {failed} differ from the host\n", device.name(), rows.len())
     };
     print("the outcome", &text)?;
     match failed {
         0 => Ok(()),
         _ => Err(Error::Device(format!("{failed} of {} cases differ from the host", rows.len())).into()),
     }
+}
+
+/// The emulator, counting.
+fn counting(name: &str, precision: Dtype, log: CounterLog) -> Result<Device> {
+    if name != "emulator" {
+        return Err(Error::Config("--counters are the emulator's; use --device emulator".into()).into());
+    }
+    let options = EmulatorOptions { counters: Some(log), ..EmulatorOptions::default() };
+    Ok(Device::on(Gpu::new(Box::new(Emulator::new(options, Cache::of_user())?)), precision)?)
 }

@@ -6,12 +6,16 @@ use anyhow::Result;
 use rayon::prelude::*;
 use serde_json::json;
 
+use super::network::NetArgs;
 use super::{Common, print};
 use crate::device::cache::Cache;
 use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};
 use crate::device::source::Unit;
+use crate::dtype::Dtype;
+use crate::io::write_atomic;
+use crate::measure::{CounterSetting, count_network};
 use crate::networks::image_size;
-use crate::report::{Align, Table};
+use crate::report::{Align, Table, counter_notes, counter_page, counter_table, json_text};
 use crate::{Error, terminal};
 
 /// Options of `kernels`.
@@ -25,8 +29,8 @@ pub struct Args {
 enum Command {
     /// Compiles all kernels into the cache, or into --out DIR to be brought along in DEPTHSHRINKER_KERNELS
     Build(Which),
-    /// Registers, shared memory, stack and spills of every kernel
-    Report(Which),
+    /// Registers, shared memory, stack and spills of every kernel; or with --counters what a network's launches do
+    Report(ReportArgs),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -39,6 +43,28 @@ struct Which {
     net: Option<String>,
 }
 
+#[derive(Debug, Clone, clap::Args)]
+struct ReportArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Run the launches of NET's plan on the emulator and count what they do: sectors, bank conflicts, barriers, tensor-core
+    /// operations, beside what the plan says they must move. With --out also as counters.json and counters.html
+    #[arg(long, requires = "net")]
+    counters: bool,
+    /// Images per pass
+    #[arg(long, default_value_t = 128, requires = "counters", value_parser = clap::value_parser!(u32).range(1..=65535))]
+    batch: u32,
+    /// Height and width of the image; if not given those the network was published for
+    #[arg(long, requires = "counters", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    size: Option<u32>,
+    /// A training step instead of inference
+    #[arg(long, requires = "counters")]
+    training: bool,
+    /// Blocks of a launch that run, and stand for all; 0 runs all, which the bytes that a launch touches need
+    #[arg(long, default_value_t = 32, requires = "counters")]
+    blocks: u64,
+}
+
 fn parse_arch(text: &str) -> std::result::Result<u32, String> {
     let number = text.trim().trim_start_matches("sm_").parse().map_err(|_| format!("expected sm_70, got {text:?}"))?;
     if number < 70 { Err(format!("sm_{number} is too old; sm_70 is the oldest")) } else { Ok(number) }
@@ -49,7 +75,11 @@ fn parse_arch(text: &str) -> std::result::Result<u32, String> {
 /// # Errors
 /// No compiler, a kernel that does not compile, or a folder that cannot be written.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
-    let (Command::Build(which) | Command::Report(which)) = &args.command;
+    let which = match &args.command {
+        Command::Report(args) if args.counters => return counters(args, common),
+        Command::Report(args) => &args.which,
+        Command::Build(which) => which,
+    };
     if let Some(net) = &which.net {
         image_size(net)?;
     }
@@ -74,6 +104,31 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         Command::Report(_) => resources(&compiled, common.json),
     };
     print("the list of kernels", &text)
+}
+
+/// Counts what the launches of a network's plan do.
+fn counters(args: &ReportArgs, common: &Common) -> Result<()> {
+    let arch = match args.which.arch[..] {
+        [] => 80,
+        [arch] => arch,
+        _ => return Err(Error::Config("--counters takes one architecture, such as --arch sm_70".into()).into()),
+    };
+    let net = args.which.net.as_deref().unwrap_or_default();
+    let precision = common.precision.as_deref().map_or(Ok(Dtype::F16), str::parse::<Dtype>)?;
+    let model = NetArgs::of(net, args.size).model(common.seed.unwrap_or(0))?;
+    let (batch, sample) = (args.batch as usize, Some(args.blocks).filter(|&blocks| blocks > 0));
+    let report = count_network(&model, CounterSetting { batch, training: args.training, precision, arch, sample })?;
+    if let Some(folder) = &common.out {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        for (name, text) in [("counters.json", json_text(&report)), ("counters.html", counter_page(&report))] {
+            write_atomic(&folder.join(name), |out| out.write_all(text.as_bytes()))?;
+        }
+    }
+    let text = match common.json {
+        true => json_text(&report),
+        false => format!("{}\n{}\n", counter_table(&report).text(), counter_notes(&report).join("\n")),
+    };
+    print("the counts", &text)
 }
 
 fn built(compiled: &[(u32, Unit, Compiled)], cache: &Cache, seconds: f64, as_json: bool) -> String {

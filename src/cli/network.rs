@@ -40,6 +40,13 @@ pub struct NetArgs {
 }
 
 impl NetArgs {
+    /// A network by name or as a model file, with images of a size, or of that which it was published for.
+    pub fn of(net: &str, size: Option<u32>) -> Self {
+        let (image, input_stride, stage_strides, head_channels) = Default::default();
+        let net = net.to_owned();
+        Self { net, image, size, channels: 3, classes: 1000, input_stride, stage_strides, head_channels }
+    }
+
     /// The network with its weights; fresh ones where it is only named.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 use std::alloc::Layout;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use libloading::{Library, Symbol};
 use rayon::prelude::*;
 
 use super::cache::Cache;
+use super::counters::{AllocationMap, CountedBlocks, CounterLog, Counters, LaunchCounters, TouchedMaps};
 use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
 use super::float_mode::flush_subnormals;
 use super::source::{Unit, write_all};
@@ -25,8 +27,13 @@ const POISON: u8 = 0xff;
 /// Threads in a launch below which spreading its blocks costs more than it gains.
 const SPREAD_THREADS: u64 = 1 << 9;
 
+/// The counting flavour: hooks at every load and store, which `kernels/emulator/block.h` has; the runtime that usually has
+/// them is not linked, nor is any other library that is not named.
+const COUNTING: [&str; 5] =
+    ["-DEMULATOR_COUNTS", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-nodefaultlibs"];
+
 /// How to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct EmulatorOptions {
     /// The architecture to be: decides which paths of a kernel run.
     pub arch: u32,
@@ -40,6 +47,8 @@ pub struct EmulatorOptions {
     pub lost_after: u64,
     /// Whether freed memory is used again, as on a GPU. Without, every read of what is not written yet shows.
     pub keep_freed_memory: bool,
+    /// Where launches are counted, if they are.
+    pub counters: Option<CounterLog>,
 }
 
 impl Default for EmulatorOptions {
@@ -51,6 +60,7 @@ impl Default for EmulatorOptions {
             memory: u64::MAX,
             lost_after: u64::MAX,
             keep_freed_memory: false,
+            counters: None,
         }
     }
 }
@@ -62,9 +72,16 @@ pub struct Emulator {
     cache: Cache,
     compiler: String,
     loaded: Mutex<Loaded>,
-    allocations: Mutex<HashMap<Address, Layout>>,
+    allocations: Mutex<HashMap<Address, Allocation>>,
     launches: AtomicU64,
     recordings: Mutex<Recordings>,
+}
+
+/// Memory that was allocated, and how often counted work had begun by then.
+#[derive(Debug, Clone, Copy)]
+struct Allocation {
+    layout: Layout,
+    begun: u64,
 }
 
 /// Launches and clearings that were recorded, by number of the graph, and those being recorded.
@@ -92,7 +109,10 @@ struct Loaded {
 struct RunOptions {
     size: u64,
     order_seed: u64,
-    reserved: [u64; 6],
+    counters: *mut Counters,
+    allocations: *const AllocationMap,
+    allocation_count: u64,
+    reserved: [u64; 3],
 }
 
 type Launch = unsafe extern "C" fn(
@@ -128,8 +148,18 @@ impl Emulator {
                 candidates.join(" or ")
             ))
         })?;
+        if options.counters.is_some() && compiler.starts_with("clang") {
+            return Err(Error::Device(
+                "counters need g++, whose hooks tell loads before they are joined; set CXX".into(),
+            ));
+        }
         let (loaded, allocations, launches, recordings) = Default::default();
         Ok(Self { options, cache, compiler, loaded, allocations, launches, recordings })
+    }
+
+    /// Whether only some blocks of a launch run, so that nobody wants their results. Memory is then not touched but by them.
+    fn samples(&self) -> bool {
+        self.options.counters.as_ref().is_some_and(|log| log.blocks != CountedBlocks::All)
     }
 
     /// Fails once the device is lost.
@@ -169,6 +199,9 @@ impl Emulator {
         }
         flags.extend(host_instructions().map(String::from));
         flags.push(format!("-DARCH={}0", self.options.arch));
+        if self.options.counters.is_some() {
+            flags.extend(COUNTING.map(String::from));
+        }
         match &self.options.sanitize {
             None => flags.push("-O2".into()),
             Some(sanitizer) => {
@@ -195,6 +228,37 @@ impl Emulator {
         self.open(&path)
     }
 
+    /// Runs a launch, or a sample of its blocks, and notes what it did.
+    fn count(&self, launch: &Launched<'_>, log: &CounterLog) -> Result<()> {
+        let mut allocations: Vec<(Address, Allocation)> = {
+            let allocations = self.allocations.lock().unwrap_or_else(|e| e.into_inner());
+            allocations.iter().map(|(&begin, &allocation)| (begin, allocation)).collect()
+        };
+        allocations.sort_by_key(|&(begin, _)| begin);
+        let ranges: Vec<Range<u64>> =
+            allocations.iter().map(|(begin, of)| *begin..*begin + of.layout.size() as u64).collect();
+        let sample = log.sample(launch.blocks());
+        let touched = TouchedMaps::new(&ranges, sample.is_none());
+        let all = Mutex::new(Counters::default());
+        let run = |first: u64, count: u64, weight: u64| -> Result<()> {
+            let mut counters = Counters::default();
+            launch.run(first, count, Some((&mut counters, &touched)))?;
+            all.lock().unwrap_or_else(|e| e.into_inner()).add(&counters, weight);
+            Ok(())
+        };
+        match &sample {
+            None => launch.all(|first, count| run(first, count, 1))?,
+            Some(blocks) => blocks.par_iter().try_for_each(|&(block, weight)| run(block, 1, weight))?,
+        }
+        let (blocks, counters) = (launch.blocks(), all.into_inner().unwrap_or_else(|e| e.into_inner()));
+        let counted = sample.map_or(blocks, |sample| sample.len() as u64);
+        // Without a beginning all memory is that of operands.
+        let is_workspace = |at: usize| log.begun() > 0 && allocations[at].1.begun == log.begun();
+        let touched = touched.touched(is_workspace);
+        log.push(LaunchCounters { blocks, counted, counters, touched });
+        Ok(())
+    }
+
     /// Compiles a file of `kernels/`, or a text of that name, into a shared library.
     fn compile(&self, name: &str, text: Option<&str>, instances: &[&str], to: &Path) -> Result<()> {
         let folder = to.with_extension("source");
@@ -214,6 +278,9 @@ impl Emulator {
         let compiler = self.compiler.split(' ').next().expect("split gives at least one part");
         let mut command = Command::new(compiler);
         command.args(self.flags()).arg("-I").arg(&folder).arg(&main).arg("-o").arg(to);
+        if self.options.counters.is_some() {
+            command.args(["-lstdc++", "-lm", "-lc", "-lgcc"]);
+        }
         let output = command.output().map_err(|e| Error::Device(format!("{compiler}: {e}")))?;
         if !output.status.success() {
             let log = String::from_utf8_lossy(&output.stderr);
@@ -244,6 +311,75 @@ impl Emulator {
             loaded.libraries.push(library);
             Ok(functions)
         }
+    }
+}
+
+/// A launch with all it takes.
+struct Launched<'a> {
+    launch: Launch,
+    index: c_int,
+    shape: LaunchShape,
+    arguments: &'a [Argument],
+    order_seed: u64,
+}
+
+impl Launched<'_> {
+    fn blocks(&self) -> u64 {
+        self.shape.grid.iter().map(|&n| u64::from(n)).product()
+    }
+
+    /// Runs `count` blocks from `first` on, and counts what they do.
+    fn run(&self, first: u64, count: u64, counted: Option<(&mut Counters, &TouchedMaps)>) -> Result<()> {
+        let mut pointers = pointers(self.arguments);
+        let codes: Vec<u32> = self.arguments.iter().map(|argument| argument.kind().code()).collect();
+        let mut text = [0u8; 512];
+        let (counters, maps): (*mut Counters, &[AllocationMap]) =
+            counted.map_or((std::ptr::null_mut(), &[]), |(counters, touched)| (counters, &touched.maps));
+        let options = RunOptions {
+            size: size_of::<RunOptions>() as u64,
+            order_seed: self.order_seed,
+            counters,
+            allocations: maps.as_ptr(),
+            allocation_count: maps.len() as u64,
+            reserved: [0; 3],
+        };
+        // SAFETY: the function is loaded as long as the emulator lives; arguments and memory are promised by the caller of
+        // `launch`; counters and maps live through the call.
+        let code = flush_subnormals(|| unsafe {
+            (self.launch)(
+                self.index,
+                &self.shape.grid,
+                &self.shape.block,
+                self.shape.shared,
+                pointers.as_mut_ptr(),
+                codes.as_ptr(),
+                codes.len() as c_int,
+                first,
+                count,
+                &options,
+                text.as_mut_ptr().cast(),
+                text.len() as c_int,
+            )
+        });
+        if code == 0 {
+            return Ok(());
+        }
+        let text = CStr::from_bytes_until_nul(&text).map_or_else(|_| "?".into(), CStr::to_string_lossy);
+        Err(Error::Device(format!("emulator: {text}")))
+    }
+
+    /// Runs all blocks, in pieces where that is worth it.
+    fn all(&self, run: impl Fn(u64, u64) -> Result<()> + Sync) -> Result<()> {
+        let blocks = self.blocks();
+        let threads: u64 = self.shape.block.iter().map(|&n| u64::from(n)).product();
+        if blocks * threads < SPREAD_THREADS || blocks == 1 {
+            return run(0, blocks);
+        }
+        let pieces = blocks.min(4 * rayon::current_num_threads() as u64);
+        (0..pieces).into_par_iter().try_for_each(|piece| {
+            let (first, end) = (piece * blocks / pieces, (piece + 1) * blocks / pieces);
+            run(first, end - first)
+        })
     }
 }
 
@@ -289,7 +425,7 @@ impl Driver for Emulator {
     fn allocate(&self, bytes: usize) -> Result<Address> {
         let out_of_memory = || Error::Device(format!("cannot allocate {bytes} bytes: out of memory; {OUT_OF_MEMORY}"));
         let mut allocations = self.allocations.lock().unwrap_or_else(|e| e.into_inner());
-        let used: u64 = allocations.values().map(|layout| layout.size() as u64).sum();
+        let used: u64 = allocations.values().map(|allocation| allocation.layout.size() as u64).sum();
         if used.saturating_add(bytes as u64) > self.options.memory {
             return Err(out_of_memory());
         }
@@ -300,16 +436,19 @@ impl Driver for Emulator {
             if memory.is_null() {
                 return Err(out_of_memory());
             }
-            memory.write_bytes(POISON, bytes);
+            if !self.samples() {
+                memory.write_bytes(POISON, bytes);
+            }
             memory as Address
         };
-        allocations.insert(address, layout);
+        let begun = self.options.counters.as_ref().map_or(0, CounterLog::begun);
+        allocations.insert(address, Allocation { layout, begun });
         Ok(address)
     }
 
     unsafe fn free(&self, address: Address) {
-        let layout = self.allocations.lock().unwrap_or_else(|e| e.into_inner()).remove(&address);
-        if let Some(layout) = layout {
+        let allocation = self.allocations.lock().unwrap_or_else(|e| e.into_inner()).remove(&address);
+        if let Some(Allocation { layout, .. }) = allocation {
             // SAFETY: the address came from `allocate` with this layout, and is no longer in the table.
             unsafe { std::alloc::dealloc(address as *mut u8, layout) }
         }
@@ -334,8 +473,10 @@ impl Driver for Emulator {
             recorded.push(Recorded::Zero(at, bytes));
             return Ok(());
         }
-        // SAFETY: promised by the caller.
-        unsafe { (at as *mut u8).write_bytes(0, bytes) };
+        if !self.samples() {
+            // SAFETY: promised by the caller.
+            unsafe { (at as *mut u8).write_bytes(0, bytes) };
+        }
         Ok(())
     }
 
@@ -357,45 +498,11 @@ impl Driver for Emulator {
         self.launches.fetch_add(1, Ordering::Relaxed);
         self.require_device("launch a kernel")?;
         let (launch, index) = self.loaded.lock().unwrap_or_else(|e| e.into_inner()).functions[function.0];
-        let blocks: u64 = shape.grid.iter().map(|&n| u64::from(n)).product();
-        let threads: u64 = shape.block.iter().map(|&n| u64::from(n)).product();
-        let options =
-            RunOptions { size: size_of::<RunOptions>() as u64, order_seed: self.options.order_seed, reserved: [0; 6] };
-        let codes: Vec<u32> = arguments.iter().map(|argument| argument.kind().code()).collect();
-        let run = |first: u64, count: u64| -> Result<()> {
-            let mut pointers = pointers(arguments);
-            let mut text = [0u8; 512];
-            // SAFETY: the function is loaded as long as `self` lives; arguments and memory are promised by the caller.
-            let code = flush_subnormals(|| unsafe {
-                launch(
-                    index,
-                    &shape.grid,
-                    &shape.block,
-                    shape.shared,
-                    pointers.as_mut_ptr(),
-                    codes.as_ptr(),
-                    codes.len() as c_int,
-                    first,
-                    count,
-                    &options,
-                    text.as_mut_ptr().cast(),
-                    text.len() as c_int,
-                )
-            });
-            if code == 0 {
-                return Ok(());
-            }
-            let text = CStr::from_bytes_until_nul(&text).map_or_else(|_| "?".into(), CStr::to_string_lossy);
-            Err(Error::Device(format!("emulator: {text}")))
-        };
-        if blocks * threads < SPREAD_THREADS || blocks == 1 {
-            return run(0, blocks);
+        let launch = Launched { launch, index, shape, arguments, order_seed: self.options.order_seed };
+        match &self.options.counters {
+            None => launch.all(|first, count| launch.run(first, count, None)),
+            Some(log) => self.count(&launch, log),
         }
-        let pieces = blocks.min(4 * rayon::current_num_threads() as u64);
-        (0..pieces).into_par_iter().try_for_each(|piece| {
-            let (first, end) = (piece * blocks / pieces, (piece + 1) * blocks / pieces);
-            run(first, end - first)
-        })
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -33,10 +33,21 @@ pub struct Gpu {
     any_forced: AtomicBool,
     /// Configurations of launches, while somebody watches them.
     watched: Mutex<Option<Vec<String>>>,
+    /// Launches, while somebody watches them.
+    launches: Mutex<Option<Vec<Launch>>>,
     /// Whether launches are recorded instead of done.
     recording: AtomicBool,
     /// Whether every launch is waited for.
     blocking: AtomicBool,
+}
+
+/// What was launched, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Name expression of the kernel.
+    pub instance: String,
+    /// Grid and block.
+    pub shape: LaunchShape,
 }
 
 /// Freed memory by size, and what is in use.
@@ -67,8 +78,20 @@ impl Gpu {
     /// A device over a driver.
     pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
         let (functions, launched, pool, failure, forced) = Default::default();
-        let (any_forced, watched, recording, blocking) = Default::default();
-        Arc::new(Self { driver, functions, launched, pool, failure, forced, any_forced, watched, recording, blocking })
+        let (any_forced, watched, launches, recording, blocking) = Default::default();
+        Arc::new(Self {
+            driver,
+            functions,
+            launched,
+            pool,
+            failure,
+            forced,
+            any_forced,
+            watched,
+            launches,
+            recording,
+            blocking,
+        })
     }
 
     /// The driver.
@@ -112,6 +135,9 @@ impl Gpu {
         let mut outcome = self.function(instance).and_then(|(function, signature)| {
             signature.check(arguments)?;
             self.count(instance);
+            if let Some(launches) = &mut *lock(&self.launches) {
+                launches.push(Launch { instance: instance.to_owned(), shape });
+            }
             // SAFETY: number and types were checked; the rest is promised by the caller.
             unsafe { self.driver.launch(function, shape, arguments) }
         });
@@ -152,6 +178,17 @@ impl Gpu {
         *lock(&self.watched) = Some(Vec::new());
         let outcome = work();
         let seen = lock(&self.watched).take().unwrap_or_default();
+        outcome.map(|()| seen)
+    }
+
+    /// Runs `work` and returns its launches, in order.
+    ///
+    /// # Errors
+    /// What the work returns, and the first failure of a launch.
+    pub fn watch_launches(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<Launch>> {
+        *lock(&self.launches) = Some(Vec::new());
+        let outcome = work().and_then(|()| self.check());
+        let seen = lock(&self.launches).take().unwrap_or_default();
         outcome.map(|()| seen)
     }
 

@@ -6,6 +6,7 @@
 pub mod argument;
 pub mod cache;
 pub mod compiler;
+pub mod counters;
 pub mod cuda;
 pub mod driver;
 pub mod dry_run;

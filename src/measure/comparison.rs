@@ -5,17 +5,6 @@ use serde_json::Value;
 
 use super::network_run::Series;
 use super::record::{Headline, Measured, Used};
-use super::roofline::{DataSheet, Roofline, plan_costs};
-use crate::Result;
-use crate::dtype::Dtype;
-use crate::engine::{Fusion, Plan, Target};
-use crate::graph::Graph;
-use crate::ops::step::Backend;
-
-/// Share of a data sheet's bandwidth and rates that a large copy and a large matrix product reach (`docs/kernels.md`).
-const REACHED: f64 = 0.85;
-/// Least seconds of a kernel on a GPU, from its start to that of the next one in a graph.
-const LEAST_SECONDS: f64 = 3e-6;
 
 /// How a network is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +73,7 @@ pub struct ComparisonWork {
     /// What was published of it.
     #[serde(flatten)]
     pub published: Published,
-    /// Images per second that [`Projection`] says of another device; null without one.
+    /// Images per second that [`super::Projection`] says of another device; null without one.
     pub projected_images_per_s: Option<f64>,
     /// The same of what was published: f32, 128 images of 224 pixels, as DepthShrinker's repository times a network.
     pub projected_as_published: Option<f64>,
@@ -160,41 +149,5 @@ impl ComparisonRecord {
     /// Throughput, where it was measured.
     pub fn images_per_s(&self) -> Option<f64> {
         self.own.value().map(|own| own.images_per_s)
-    }
-}
-
-/// What a device would make of a network, from the counts of its steps alone: of each step the longest of its least bytes
-/// over the bandwidth, its operations over the peak rate of their unit, both as far as large ones reach them, and what any
-/// kernel takes. It knows no cache, no partly filled wave and no kernel's own losses, so it is what a network could reach
-/// there, not what it does.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Projection {
-    /// The device.
-    pub sheet: &'static DataSheet,
-}
-
-impl Projection {
-    /// The device whose name begins so, in any case: `v100` is the first of its forms.
-    pub fn named(name: &str) -> Option<Self> {
-        DataSheet::starting(name).map(|sheet| Self { sheet })
-    }
-
-    /// Images per second of inference at a level of fusion; batch-norm is folded but at one step a node.
-    ///
-    /// # Errors
-    /// As [`Graph::shapes`].
-    pub fn images_per_s(&self, graph: &Graph, fusion: Fusion, batch: usize, precision: Dtype) -> Result<f64> {
-        let limits = self.sheet.roofline(precision);
-        let limits = Roofline {
-            bandwidth: REACHED * limits.bandwidth,
-            matrix_flops: REACHED * limits.matrix_flops,
-            vector_flops: REACHED * limits.vector_flops,
-            ..limits
-        };
-        let folded = if fusion == Fusion::PerNode { None } else { Some(graph.without_batch_norm()?.0) };
-        let graph = folded.as_ref().unwrap_or(graph);
-        let costs = plan_costs(graph, &Plan::new(graph, &Target { fusion, ..Target::inference(Backend::Cuda) })?);
-        let seconds: f64 = costs.iter().map(|cost| limits.time(cost, batch).max(LEAST_SECONDS)).sum();
-        Ok(batch as f64 / seconds)
     }
 }

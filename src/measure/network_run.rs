@@ -12,6 +12,7 @@ use crate::device::gpu::Gpu;
 use crate::device::{Backend, Buffer, Device};
 use crate::dtype::Dtype;
 use crate::engine::{Engine, EngineOptions, Fusion, Plan, Target};
+use crate::graph::Graph;
 use crate::model::Model;
 use crate::ops::optimizer::{Optimizer, Update};
 use crate::train::{StepBatch, StepImages, StepOptions, StepSettings, TrainStep};
@@ -43,6 +44,23 @@ impl NetworkCase {
             false => kernel_costs(graph),
         }
     }
+
+    /// The plan that a GPU runs, and the graph that it is of: fused inference runs with batch-norm folded.
+    ///
+    /// # Errors
+    /// As [`crate::graph::Graph::shapes`].
+    pub fn planned(&self) -> Result<(Graph, Plan)> {
+        gpu_plan(&self.model.graph, self.fusion, self.training)
+    }
+}
+
+/// The plan of [`NetworkCase::planned`], for a graph.
+pub(super) fn gpu_plan(graph: &Graph, fusion: Fusion, training: bool) -> Result<(Graph, Plan)> {
+    let folds = !training && fusion > Fusion::PerNode;
+    let graph = if folds { graph.without_batch_norm()?.0 } else { graph.clone() };
+    let target = Target { backend: Backend::Cuda, fusion, training, taps: Vec::new() };
+    let plan = Plan::new(&graph, &target)?;
+    Ok((graph, plan))
 }
 
 /// Passes that were timed.

@@ -17,6 +17,7 @@ use super::roofline::{KernelCost, Utilization};
 use super::timer::{Summary, WARM_UP};
 use crate::Result;
 use crate::device::Device;
+use crate::dtype::Dtype;
 
 /// One timed thing: `W` says what it is, `T` how long it took, `P` how long a peer took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -215,6 +216,22 @@ pub struct NetworkWork {
     pub flops: u64,
     /// Least bytes that the batch moves, fused as far as the planner can.
     pub bytes: u64,
+    /// What the counts of its steps would allow on other devices; absent where it is not projected.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub projected: Vec<ProjectedRate>,
+}
+
+/// A network as it is projected to a GPU, which is no measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ProjectedRate {
+    /// The GPU by whose data sheet it is projected.
+    pub projected_to: &'static str,
+    /// Precision of activations and weights.
+    pub precision: Dtype,
+    /// Images per second.
+    pub projected_images_per_s: f64,
+    /// Images per second that were published of it there; null where none were.
+    pub published_images_per_s: Option<f64>,
 }
 
 impl NetworkWork {
@@ -233,6 +250,7 @@ impl NetworkWork {
             batch,
             flops: costs.iter().map(|k| k.flops * batch as u64).sum(),
             bytes: costs.iter().map(|k| k.bytes(batch, element)).sum(),
+            projected: Vec::new(),
         })
     }
 }

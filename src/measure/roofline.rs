@@ -78,6 +78,10 @@ pub struct Roofline {
 pub struct DataSheet {
     /// The GPU and its form.
     pub name: &'static str,
+    /// Its architecture: compute capability times ten.
+    pub arch: u32,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
     /// Words that the driver's name for it holds.
     words: &'static [&'static str],
     /// Memory bandwidth, bytes per second.
@@ -91,25 +95,26 @@ pub struct DataSheet {
 /// GPUs with their data sheets. No kernel reaches these figures: a large copy or matrix product gets to 80 to 95 % of
 /// them, and rooflines that were made with such measured rates are lower accordingly.
 pub const DATA_SHEETS: [DataSheet; 8] = [
-    sheet("V100 SXM2", &["v100", "sxm2"], [900e9, 125e12, 15.7e12]),
-    sheet("V100 PCIe", &["v100", "pcie"], [900e9, 112e12, 14e12]),
+    sheet("V100 SXM2", [70, 80], &["v100", "sxm2"], [900e9, 125e12, 15.7e12]),
+    sheet("V100 PCIe", [70, 80], &["v100", "pcie"], [900e9, 112e12, 14e12]),
     // One memory for SXM and PCIe.
-    sheet("A100 40GB", &["a100", "40gb"], [1555e9, 312e12, 19.5e12]),
-    sheet("A100 SXM 80GB", &["a100", "sxm4", "80gb"], [2039e9, 312e12, 19.5e12]),
-    sheet("A100 PCIe 80GB", &["a100", "pcie", "80gb"], [1935e9, 312e12, 19.5e12]),
+    sheet("A100 40GB", [80, 108], &["a100", "40gb"], [1555e9, 312e12, 19.5e12]),
+    sheet("A100 SXM 80GB", [80, 108], &["a100", "sxm4", "80gb"], [2039e9, 312e12, 19.5e12]),
+    sheet("A100 PCIe 80GB", [80, 108], &["a100", "pcie", "80gb"], [1935e9, 312e12, 19.5e12]),
     // The SXM form calls itself `NVIDIA H100 80GB HBM3`.
-    sheet("H100 SXM", &["h100", "hbm3"], [3350e9, 989.4e12, 66.9e12]),
-    sheet("H100 PCIe", &["h100", "pcie"], [2000e9, 756e12, 51.2e12]),
-    sheet("H200 SXM", &["h200"], [4800e9, 989.4e12, 66.9e12]),
+    sheet("H100 SXM", [90, 132], &["h100", "hbm3"], [3350e9, 989.4e12, 66.9e12]),
+    sheet("H100 PCIe", [90, 114], &["h100", "pcie"], [2000e9, 756e12, 51.2e12]),
+    sheet("H200 SXM", [90, 132], &["h200"], [4800e9, 989.4e12, 66.9e12]),
 ];
 
 /// Words of forms that have limits of their own and no entry: two boards joined at lower clocks, and parts of a GPU.
 const OTHER_FORMS: [&str; 2] = ["nvl", "mig"];
 
-/// A row of the table; `limits` are bytes per second of the memory, FLOP per second of the matrix and of the vector units.
-const fn sheet(name: &'static str, words: &'static [&'static str], limits: [f64; 3]) -> DataSheet {
-    let [bandwidth, matrix_flops, vector_flops] = limits;
-    DataSheet { name, words, bandwidth, matrix_flops, vector_flops }
+/// A row of the table: architecture and multiprocessors; bytes per second of the memory, FLOP per second of the matrix and of
+/// the vector units.
+const fn sheet(name: &'static str, chip: [u32; 2], words: &'static [&'static str], limits: [f64; 3]) -> DataSheet {
+    let ([arch, multiprocessors], [bandwidth, matrix_flops, vector_flops]) = (chip, limits);
+    DataSheet { name, arch, multiprocessors, words, bandwidth, matrix_flops, vector_flops }
 }
 
 impl DataSheet {
@@ -123,10 +128,22 @@ impl DataSheet {
         DATA_SHEETS.iter().find(|sheet| sheet.words.iter().all(|word| words.contains(word)))
     }
 
+    /// The first entry of an architecture.
+    pub fn of_arch(arch: u32) -> Option<&'static Self> {
+        DATA_SHEETS.iter().find(|sheet| sheet.arch == arch)
+    }
+
     /// The first entry whose name begins so, in any case, such as `v100`.
     pub fn starting(name: &str) -> Option<&'static Self> {
         let name = name.to_ascii_lowercase();
         DATA_SHEETS.iter().find(|sheet| !name.is_empty() && sheet.name.to_ascii_lowercase().starts_with(&name))
+    }
+
+    /// Clock cycles of all multiprocessors in a second, at the clock of the other rates: a multiprocessor does an f32
+    /// multiply-add in each of its lanes, 64 up to compute capability 8.0 and 128 from 8.6 on.
+    pub fn cycles_per_s(&self) -> f64 {
+        let lanes = if self.arch <= 80 { 64.0 } else { 128.0 };
+        self.vector_flops / (2.0 * lanes)
     }
 
     /// The roofline in a precision. The kernels' f32 is that of the vector units, on the matrix units' work too.

@@ -92,7 +92,7 @@ fn published_networks_stand_side_by_side_on_the_emulator() {
     assert_eq!(beside.len(), 9);
     // How far what was published is from what counts say, as `docs/v100.md` tells.
     let shares: Vec<f64> = beside.iter().map(|(published, projected)| published / projected).collect();
-    assert!(shares.iter().all(|share| (0.57..1.04).contains(share)), "{shares:?}");
+    assert!(shares.iter().all(|share| (0.57..1.05).contains(share)), "{shares:?}");
 }
 
 #[test]
