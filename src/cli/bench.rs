@@ -7,19 +7,22 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::bench_table::projection;
 use super::network::NetArgs;
 use super::settings::{MaskArgs, parse_seconds};
 use super::{Common, print};
 use crate::Error;
 use crate::config::Config;
 use crate::device::Device;
+use crate::device::cache::Cache;
+use crate::dtype::Dtype;
 use crate::io::write_atomic;
-use crate::measure::{Findings, LayerPass, Limits, TimedLayer};
+use crate::measure::{Findings, LayerPass, Limits, NetworkCase, ProjectedNetwork, Projection, TimedLayer};
 use crate::ops::config::force;
-use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged};
+use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged, network_cases, published_on_v100};
 use crate::report::{
-    BENCH_SCHEMA, BenchFile, RooflinePlot, csv, json_text, layer_table, layer_totals, limits_text, network_bars,
-    network_bench_table, runtime_table,
+    BENCH_SCHEMA, BenchFile, PROJECTION_NOTE, RooflinePlot, csv, json_text, layer_table, layer_totals, limits_text,
+    network_bars, network_bench_table, projected_steps_table, projection_page, projection_table, runtime_table,
 };
 
 /// Seconds that a peer may take beyond the measurement, for a layer and for a network, which it may compile.
@@ -90,6 +93,13 @@ struct KernelBenchArgs {
 struct NetworkBenchArgs {
     #[command(flatten)]
     bench: BenchArgs,
+    /// Also project each network to GPUs by their data sheets, in f32 and f16: what the counts of its steps would allow. With
+    /// --out step by step as projection.json and projection.html
+    #[arg(long, value_name = "GPUS", value_delimiter = ',')]
+    project: Vec<String>,
+    /// Project only, and time nothing
+    #[arg(long, requires = "project")]
+    untimed: bool,
 }
 
 /// Setup common to both kinds of bench.
@@ -116,7 +126,7 @@ struct Shown {
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     match &args.command {
         BenchCommand::Kernels(args) => kernels(args, common),
-        BenchCommand::Network(args) => network(&args.bench, common),
+        BenchCommand::Network(args) => network(args, common),
         BenchCommand::Table(args) => super::bench_table::run(args, common),
     }
 }
@@ -196,10 +206,14 @@ impl<'a> Setting<'a> {
 
     /// Writes a file as a whole, where a folder is given.
     fn write(&self, name: &str, text: &str) -> crate::Result<()> {
-        let Some(folder) = &self.common.out else { return Ok(()) };
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        write_atomic(&folder.join(name), |out| out.write_all(text.as_bytes()))
+        write(self.common, name, text)
     }
+}
+
+fn write(common: &Common, name: &str, text: &str) -> crate::Result<()> {
+    let Some(folder) = &common.out else { return Ok(()) };
+    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    write_atomic(&folder.join(name), |out| out.write_all(text.as_bytes()))
 }
 
 /// Forces each `kernels=configuration` on a GPU.
@@ -251,18 +265,74 @@ fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
     setting.finish("kernels", &found, &Shown { tables, plot_file: "roofline.svg", plot })
 }
 
-fn network(args: &BenchArgs, common: &Common) -> Result<()> {
-    let selection = args.mask.selection()?;
-    let model = args.net.model(0)?;
-    let setting = Setting::new(args, common)?;
+fn network(args: &NetworkBenchArgs, common: &Common) -> Result<()> {
+    let projections: Vec<Projection> = args.project.iter().map(|gpu| projection(gpu)).collect::<crate::Result<_>>()?;
+    let selection = args.bench.mask.selection()?;
+    let model = args.bench.net.model(0)?;
+    if args.untimed {
+        let merged = fully_merged(&model, selection.as_ref(), &common.base_config(Entry::New, None)?)?;
+        let cases = network_cases(&model, merged.as_ref())?;
+        let all = project(&args.bench, common, &projections, &cases)?;
+        let text = if common.json { json_text(&all) } else { projected_text(&args.bench, cases.len(), &all) };
+        return print("the projection", &text);
+    }
+    let setting = Setting::new(&args.bench, common)?;
     let merged = fully_merged(&model, selection.as_ref(), &setting.config)?;
     let batch = setting.batch();
     let peer = setting.peer(0, NETWORK_LEEWAY);
-    let found = setting.bench("network", peer, |bench, keep| bench.networks(&model, merged.as_ref(), batch, keep))?;
+    let mut found =
+        setting.bench("network", peer, |bench, keep| bench.networks(&model, merged.as_ref(), batch, keep))?;
     let mut tables = format!("{}\n\n{}", setting.title("passes"), network_bench_table(&found.records).text());
+    if !projections.is_empty() {
+        let cases = network_cases(&model, merged.as_ref())?;
+        let all = project(&args.bench, common, &projections, &cases)?;
+        for (at, record) in found.records.iter_mut().enumerate() {
+            record.work.projected = all.iter().skip(at).step_by(cases.len()).map(ProjectedNetwork::rate).collect();
+        }
+        tables += &format!("\n{}", projected_text(&args.bench, cases.len(), &all));
+    }
     if let Some(table) = runtime_table(&found.records) {
         tables += &format!("\nruntimes on the exported ONNX file, in turns\n\n{}", table.text());
     }
     let plot = network_bars(setting.title("images per second"), &found.records);
     setting.finish("network", &found, &Shown { tables, plot_file: "network.svg", plot })
+}
+
+/// Projects each case to each GPU in f32 and in f16, and writes `projection.json` and `projection.html`.
+fn project(
+    args: &BenchArgs,
+    common: &Common,
+    projections: &[Projection],
+    cases: &[NetworkCase],
+) -> Result<Vec<ProjectedNetwork>> {
+    let (cache, batch) = (Cache::of_user(), args.batch as usize);
+    let mask = args.mask.selection()?.map(|selection| selection.keep);
+    let mut all = Vec::new();
+    for (projection, precision) in projections.iter().flat_map(|p| [Dtype::F32, Dtype::F16].map(|of| (p, of))) {
+        let there = projection.sheet.arch == 70 && precision == Dtype::F32;
+        for case in cases {
+            let published = published_on_v100(&args.net.net, case, mask.as_ref(), batch).filter(|_| there);
+            let network = projection.network(case, batch, precision, &cache)?;
+            all.push(ProjectedNetwork { published_images_per_s: published, ..network });
+        }
+    }
+    write(common, "projection.json", &json_text(&all))?;
+    write(common, "projection.html", &projection_page(&projected_title(args), &all))?;
+    Ok(all)
+}
+
+fn projected_title(args: &BenchArgs) -> String {
+    format!("{}, batch {}: projected, not measured", args.net.net, args.batch)
+}
+
+/// Tables of what was projected: of all, and of the steps of the last inference case on the first GPU, which is the merged
+/// network where there is one.
+fn projected_text(args: &BenchArgs, cases: usize, all: &[ProjectedNetwork]) -> String {
+    let shown = all.iter().take(cases).rfind(|network| network.pass == "inference");
+    let steps = shown.map_or_else(String::new, |network| {
+        let ProjectedNetwork { name, projected_to, precision, .. } = network;
+        let table = projected_steps_table(network).text();
+        format!("\nsteps of {name}, projected to {projected_to} in {precision}\n\n{table}")
+    });
+    format!("{}\n\n{}{PROJECTION_NOTE}\n{steps}", projected_title(args), projection_table(all).text())
 }

@@ -51,7 +51,7 @@ pub use import::{Imported, import};
 pub use infer::{Top, logits, picture_logits, read_images, top_classes, write_logits};
 pub use keeping::KeepModel;
 pub use latency::block_times;
-pub use published::published_networks;
+pub use published::{published_networks, published_on_v100};
 pub use run::{
     Datasets, Finetuning, Goal, Run, check_batches, check_mergeable, check_search, configured_graph, evaluate_model,
 };

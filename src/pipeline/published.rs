@@ -2,7 +2,8 @@
 //! (`docs/methods.md` 1.5 and 2.5). Accuracies are on ImageNet, throughputs f32.
 
 use super::comparison::Contestant;
-use crate::measure::Published;
+use crate::measure::{NetworkCase, Published};
+use crate::shrink::{Mask, named_mask};
 
 /// The rows of `bench table --preset published`, in the order of DepthShrinker's table, then those of others.
 pub fn published_networks() -> Vec<Contestant> {
@@ -16,6 +17,24 @@ pub fn published_networks() -> Vec<Contestant> {
         Contestant { published, ..contestant(name, Some(network), selection) }
     });
     depthshrinker.chain(others).collect()
+}
+
+/// Images per second on a V100 that were published of a case of `bench network`: of the network as it is, or merged by a
+/// published mask. They are of 128 images of 224 pixels.
+pub fn published_on_v100(network: &str, case: &NetworkCase, mask: Option<&Mask>, batch: usize) -> Option<f64> {
+    let input = case.model.graph.input_shape();
+    if (batch, input.h, input.w) != (128, 224, 224) || case.training {
+        return None;
+    }
+    let is_meant = |selection: Option<&str>| match (case.name, selection) {
+        ("original", None) => true,
+        ("merged", Some(name)) => mask.is_some_and(|mask| named_mask(name).is_ok_and(|named| named == *mask)),
+        _ => false,
+    };
+    let of = |(_, known, selection, [_, _, v100, ..]): &Row| {
+        (*known == Some(network) && is_meant(*selection)).then_some(*v100)
+    };
+    DEPTHSHRINKER.iter().find_map(of)
 }
 
 fn contestant(name: &str, network: Option<&str>, selection: Option<&str>) -> Contestant {
