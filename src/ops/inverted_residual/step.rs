@@ -51,7 +51,9 @@ impl Step for InvertedResidualStep {
 
     fn uses(&self) -> Uses {
         let convs = self.expand.iter().chain([&self.depthwise, &self.project]);
-        let reads = [self.x].into_iter().chain(convs.flat_map(|conv| [conv.w, conv.b])).chain(self.residual);
+        // A shortcut around the block adds what is read anyway.
+        let residual = self.residual.filter(|&residual| residual != self.x);
+        let reads = [self.x].into_iter().chain(convs.flat_map(|conv| [conv.w, conv.b])).chain(residual);
         Uses::new(reads, [self.y])
     }
 
