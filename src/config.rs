@@ -17,7 +17,7 @@ use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{
-    Budget, DistillConfig, Mask, PublishedConfig, Removal, Rule, ScoreConfig, SearchMethod, Selection,
+    Budget, DistillConfig, EvolutionConfig, Mask, PublishedConfig, Removal, Rule, ScoreConfig, SearchMethod, Selection,
     SensitivityConfig, SlopeConfig, SlopeRule,
 };
 use crate::terminal::start;
@@ -204,6 +204,8 @@ pub struct SearchConfig {
     pub published: PublishedConfig,
     /// How slopes of activations are learned.
     pub slopes: SlopeConfig,
+    /// How masks are searched that one set of weights was trained for.
+    pub evolution: EvolutionConfig,
     /// How networks are judged without training.
     pub sensitivity: SensitivityConfig,
     /// How the weights are trained along with the scores.
@@ -348,6 +350,7 @@ impl Default for SearchConfig {
             scores: ScoreConfig::default(),
             published: PublishedConfig::default(),
             slopes: SlopeConfig::default(),
+            evolution: EvolutionConfig::default(),
             sensitivity: SensitivityConfig::default(),
             train: quick_start::search(),
         }
@@ -493,6 +496,7 @@ impl Config {
         self.search.scores.check()?;
         self.search.published.check()?;
         self.search.slopes.check()?;
+        self.search.evolution.check()?;
         if self.search.slopes.threshold.is_some() && self.search.match_latency.is_some() {
             let problem =
                 "search.slopes.threshold frees blocks whatever the budget, and --match-latency is about the budget";
@@ -533,6 +537,8 @@ impl Config {
             SearchMethod::DepthShrinker => Rule::Published(published.clone(), train.clone()),
             SearchMethod::LayerCollapse => of_slopes(SlopeRule::Collapse),
             SearchMethod::LayerFolding => of_slopes(SlopeRule::Folding),
+            // All of its masks are random.
+            SearchMethod::Updp => Rule::Ours(ScoreConfig { explore: 1.0, ..scores.clone() }),
             _ => Rule::Ours(scores.clone()),
         }
     }

@@ -1,5 +1,7 @@
 //! Which blocks are freed: by scores that are trained, or without training by what a provider reckons and the time of blocks.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::benchmark::fully_merged;
@@ -12,7 +14,11 @@ use crate::measure::{LatencyTable, compare};
 use crate::model::Model;
 use crate::shrink::providers::{Asked, BlockCosts, Judge, Provider, TOLERANCE};
 use crate::shrink::select::BlockOptions;
-use crate::shrink::{Importance, Mask, Matched, Selection, Target, match_share, random_masks, relative_savings};
+use crate::shrink::surgery::linearise;
+use crate::shrink::{
+    EvolutionConfig, Importance, Mask, Matched, SearchMethod, Selection, Target, evolve, match_share, random_mask,
+    random_masks, relative_savings,
+};
 use crate::{Error, Result};
 
 /// What providers found for a run, in its folder.
@@ -52,14 +58,24 @@ fn trained(
     folder: &RunFolder,
     keep: &mut KeepSelection<'_>,
 ) -> Result<(Selection, Option<Model>)> {
-    let (config, blocks) = (run.config, original.graph.blocks.len());
+    let config = run.config;
+    let (blocks, evolves) = (original.graph.blocks.len(), config.search.method == SearchMethod::Updp);
     let times = block_times(run, original, folder)?;
     let keep = &mut |selection: &Selection, model: &Model| keep(selection, Some(model));
+    let candidates = config.search.scores.candidates(blocks)?;
     if !config.budget.is_time() {
         let goal = Goal { times: &times, budget: config.budget, mask: &|search| Ok(search.mask()) };
-        return run.search(original, goal, keep).map(|(selection, _, model)| (selection, Some(model)));
+        let (selection, _, model) = run.search(original, goal, keep)?;
+        if !evolves {
+            return Ok((selection, Some(model)));
+        }
+        let (size, seed) = (config.budget.kept(&candidates)?, config.search_seed());
+        let random = (0..config.search.evolution.population as u64).map(|i| random_mask(&candidates, size, seed, i));
+        let evolution = Evolution::new(run, &model, &candidates)?;
+        let selection = evolution.best(random.collect(), &|mask| mask.count() == size)?.into();
+        keep(&selection, &model)?;
+        return Ok((selection, Some(model)));
     }
-    let candidates = config.search.scores.candidates(blocks)?;
     let (positions, table) = (original.graph.positions()?, latency_table(run, original, folder)?);
     let options = BlockOptions::with_kept(&positions, &table, None, &kept(&candidates))?;
     let whole_ms = options.time_ms(&Mask::all(blocks));
@@ -70,19 +86,79 @@ fn trained(
     mask(&vec![0.0; blocks], ms)?;
     let goal = Goal { times: &times, budget: options.expected_size(ms), mask: &|search| mask(&search.ranked(), ms) };
     let (selection, ranked, model) = run.search(original, goal, keep)?;
-    if config.search.match_latency.is_none() {
+    if config.search.match_latency.is_none() && !evolves {
         return Ok((selection, Some(model)));
     }
-    let (keep_mask, matched) = within_time(run, original, &options, &|ms| mask(&ranked, ms))?;
-    let selection = Selection { keep: keep_mask, matched, ..selection };
+    let (best, matched) = match evolves {
+        false => within_time(run, original, &options, &|ms| mask(&ranked, ms))?,
+        true => {
+            let evolution = Evolution::new(run, &model, &candidates)?;
+            within_time(run, original, &options, &|ms| evolution.within(&options, ms))?
+        }
+    };
+    // What ranked the masks of a search that explored to its end says nothing.
+    let selection =
+        if evolves { Selection { matched, ..best.into() } } else { Selection { keep: best, matched, ..selection } };
     keep(&selection, &model)?;
     Ok((selection, Some(model)))
+}
+
+/// The search of UPDP: masks are judged with weights that were trained under all of them.
+struct Evolution<'a> {
+    judge: Judge<'a>,
+    model: &'a Model,
+    config: &'a Config,
+    candidates: &'a [bool],
+    /// Losses of masks that were judged already.
+    losses: RefCell<HashMap<Vec<u8>, f64>>,
+}
+
+impl<'a> Evolution<'a> {
+    fn new(run: &'a Run<'_>, model: &'a Model, candidates: &'a [bool]) -> Result<Self> {
+        let config = run.config;
+        let (settings, seed) = (&config.search.sensitivity, config.search_seed());
+        let judge = Judge::new(&run.device, &run.data.train, settings, seed, &run.session.interrupt)?;
+        Ok(Self { judge, model, config, candidates, losses: RefCell::default() })
+    }
+
+    /// The mask of the least loss that is found within a time, from random ones that take nearly all of it.
+    fn within(&self, options: &BlockOptions<'_>, ms: f64) -> Result<Mask> {
+        let EvolutionConfig { population, .. } = self.config.search.evolution;
+        let (seed, mut first) = (self.config.search_seed(), Vec::new());
+        // Near the least time there are few masks.
+        for tolerance in [TOLERANCE, 1.0] {
+            for count in [population, population.div_ceil(4), 1] {
+                if first.is_empty() {
+                    first = options.random(ms, tolerance, seed, count).unwrap_or_default();
+                }
+            }
+        }
+        if first.is_empty() {
+            return options.no_residual(ms).map(|solution| solution.kept.expect("a rule over blocks gives a mask"));
+        }
+        let first = first.into_iter().filter_map(|solution| solution.kept).collect();
+        self.best(first, &|mask| options.time_ms(mask) <= ms)
+    }
+
+    fn best(&self, first: Vec<Mask>, fits: &dyn Fn(&Mask) -> bool) -> Result<Mask> {
+        let mut loss = |mask: &Mask| {
+            if let Some(&known) = self.losses.borrow().get(&mask.bits()) {
+                return Ok(known);
+            }
+            let loss = self.judge.evaluate(&linearise(self.model, mask, &self.config.linearise())?)?.loss;
+            self.losses.borrow_mut().insert(mask.bits(), loss);
+            Ok(loss)
+        };
+        let of = (self.candidates, self.config.search_seed());
+        let found = evolve(&self.config.search.evolution, of, first, fits, &mut loss)?;
+        Ok(found.expect("a search from masks finds one"))
+    }
 }
 
 /// The mask that takes the time of the budget: by the table, or where the settings say so by the clock. `select` gives the mask
 /// within modelled milliseconds.
 fn within_time(
-    run: &mut Run<'_>,
+    run: &Run<'_>,
     original: &Model,
     options: &BlockOptions<'_>,
     select: &dyn Fn(f64) -> Result<Mask>,

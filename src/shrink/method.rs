@@ -22,6 +22,9 @@ pub enum SearchMethod {
     LayerCollapse,
     /// The same with the penalty λ|1 − α²| (Layer Folding, BMVC 2022)
     LayerFolding,
+    /// One set of weights is trained under random masks; then masks within the budget are searched by the held-out loss, with
+    /// batch-norm statistics of their own (after UPDP, AAAI 2024)
+    Updp,
     /// A copy of the network is trained for a few steps for each block, without its activations: the fall of the held-out
     /// accuracy, and an exact knapsack (importances of the two-stage dynamic programme, ICML 2023, and LayerMerge, ICML 2024)
     FewSteps,
@@ -55,11 +58,12 @@ pub enum SearchMethod {
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Learned,
         Self::DepthShrinker,
         Self::LayerCollapse,
         Self::LayerFolding,
+        Self::Updp,
         Self::FewSteps,
         Self::Consensus,
         Self::Sensitivity,
@@ -76,7 +80,7 @@ impl SearchMethod {
     /// What chooses without training; `None` for methods that train scores.
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
-            Self::Learned | Self::DepthShrinker | Self::LayerCollapse | Self::LayerFolding => None,
+            Self::Learned | Self::DepthShrinker | Self::LayerCollapse | Self::LayerFolding | Self::Updp => None,
             Self::FewSteps => Some(&FewSteps),
             Self::Consensus => Some(&Consensus),
             Self::Sensitivity => Some(&Sensitivity),

@@ -5,6 +5,7 @@
 //! | `mask` | [`Mask`], [`Budget`], the hard top-k and nested masks |
 //! | `scores` | [`Scores`]: the straight-through gradient, the latency term, the update |
 //! | `published_scores` | [`PublishedScores`]: the same as DepthShrinker published it |
+//! | `evolution` | [`evolve`]: masks by what networks do under them (UPDP's block search) |
 //! | `slopes` | [`Slopes`]: activations whose slopes are learned (LayerCollapse, Layer Folding) |
 //! | `search` | [`Search`]: stage 1 as a hook of the training loop |
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
@@ -21,6 +22,7 @@
 //! | [`padding`] | where the padding of a linear segment sits |
 //! | [`merge`] | stage 3: every linear segment becomes one convolution |
 
+mod evolution;
 mod finetune;
 mod importance;
 mod mask;
@@ -40,6 +42,7 @@ mod simulated_merge;
 mod slopes;
 pub mod surgery;
 
+pub use evolution::{EvolutionConfig, evolve};
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use importance::{Importance, ImportanceRow};
 pub use mask::{Budget, Mask, nested, ranking};

@@ -31,11 +31,12 @@ use crate::sensitivity::{folder, images, model};
 use crate::trial;
 
 /// What every way to choose blocks is known by, and whether it leaves `importance.csv` and ranks blocks.
-const METHODS: [(&str, bool, bool); 15] = [
+const METHODS: [(&str, bool, bool); 16] = [
     ("learned", false, true),
     ("depthshrinker", false, true),
     ("layer-collapse", false, true),
     ("layer-folding", false, true),
+    ("updp", false, false),
     ("few-steps", true, true),
     ("consensus", true, true),
     ("sensitivity", true, true),

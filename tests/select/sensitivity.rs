@@ -207,7 +207,7 @@ pub fn folder() -> tempfile::TempDir {
     write_model(&dir.path().join("m.safetensors"), &model, &ModelInfo::default()).unwrap();
     fs::write(
         dir.path().join("few.toml"),
-        "[search.sensitivity]\nimages = 40\nrecalibration = 1\nbatch = 40\nsteps = 2\n[measure]\nseconds = 0\n",
+        "[search.sensitivity]\nimages = 40\nrecalibration = 1\nbatch = 40\nsteps = 2\n[search.evolution]\npopulation = 4\ngenerations = 1\nparents = 2\n[measure]\nseconds = 0\n",
     )
     .unwrap();
     dir
