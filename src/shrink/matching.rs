@@ -12,6 +12,10 @@ const MAX_NETWORKS: usize = 10;
 const MAX_BUDGETS: usize = 40;
 /// Budgets nearer to one another than this share of the whole time are one.
 const SAME: f64 = 5e-4;
+/// Budgets to either side that are tried in the end, and the share of the budget between them: their masks may take other times than
+/// the table says.
+const NEIGHBOURS: u32 = 10;
+const NEIGHBOUR: f64 = 5e-3;
 
 /// How near to its budget a selection is by the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -68,28 +72,16 @@ pub fn match_share(
     measure: &mut dyn FnMut(&Mask) -> Result<f64>,
 ) -> Result<Option<(Mask, Matched)>> {
     let Target { share: wanted, tolerance, whole_ms, least_ms } = target;
+    let mut trials = Trials { select, measure, measured: Vec::new() };
     // Masks of `low` take too little time or are none, those of `high` too much.
     let (mut low, mut high) = (least_ms, whole_ms);
     let mut budget = (wanted * whole_ms).clamp(low, high);
-    let mut measured: Vec<(Mask, f64)> = Vec::new();
     for turn in 0..MAX_BUDGETS {
         let mut guess = None;
-        match select(budget)? {
+        match trials.share(budget)? {
             None => low = budget,
-            Some(mask) => {
-                let known = measured.iter().find(|(known, _)| *known == mask).map(|(_, share)| *share);
-                let share = match known {
-                    Some(share) => share,
-                    None if measured.len() == MAX_NETWORKS => break,
-                    None => {
-                        let share = measure(&mask)?;
-                        measured.push((mask.clone(), share));
-                        share
-                    }
-                };
-                if (share / wanted - 1.0).abs() <= tolerance {
-                    break;
-                }
+            Some((_, share)) if (share / wanted - 1.0).abs() <= tolerance => break,
+            Some((mask, share)) => {
                 // A budget between the mask's own time and this one selects the same mask again.
                 if share > wanted {
                     high = budget.min(time_ms(&mask));
@@ -99,19 +91,55 @@ pub fn match_share(
                 guess = Some(budget * wanted / share);
             }
         }
-        if high - low <= SAME * whole_ms {
+        if high - low <= SAME * whole_ms || trials.is_full() {
             break;
         }
         // Where the table is wrong by a factor the first guess is right; halving ends what it does not.
         let inside = |guess: &f64| turn % 2 == 0 && *guess > low + SAME * whole_ms && *guess < high - SAME * whole_ms;
         budget = guess.filter(inside).unwrap_or(0.5 * (low + high));
     }
-    let networks = measured.len();
-    let nearest = measured.into_iter().min_by(|a, b| (a.1 - wanted).abs().total_cmp(&(b.1 - wanted).abs()));
+    let mut nearest = trials.nearest(wanted);
+    let offsets = (1..=NEIGHBOURS).flat_map(|step| [-1.0, 1.0].map(|sign| 1.0 + sign * NEIGHBOUR * f64::from(step)));
+    for offset in offsets {
+        let Some((mask, share)) = &nearest else { break };
+        if (share / wanted - 1.0).abs() <= tolerance || trials.is_full() {
+            break;
+        }
+        trials.share((offset * time_ms(mask) * wanted / share).clamp(least_ms, whole_ms))?;
+        nearest = trials.nearest(wanted);
+    }
     Ok(nearest.map(|(mask, share)| {
         let modelled = time_ms(&mask) / whole_ms.max(f64::MIN_POSITIVE);
-        (mask, Matched { target: wanted, share, tolerance, modelled, networks })
+        (mask, Matched { target: wanted, share, tolerance, modelled, networks: trials.measured.len() })
     }))
+}
+
+/// Masks and what they were measured to take.
+struct Trials<'a> {
+    select: &'a mut dyn FnMut(f64) -> Result<Option<Mask>>,
+    measure: &'a mut dyn FnMut(&Mask) -> Result<f64>,
+    measured: Vec<(Mask, f64)>,
+}
+
+impl Trials<'_> {
+    /// The mask within a budget and its share of the original's time; `None` where there is none.
+    fn share(&mut self, budget_ms: f64) -> Result<Option<(Mask, f64)>> {
+        let Some(mask) = (self.select)(budget_ms)? else { return Ok(None) };
+        if let Some(known) = self.measured.iter().find(|(known, _)| *known == mask) {
+            return Ok(Some(known.clone()));
+        }
+        let share = (self.measure)(&mask)?;
+        self.measured.push((mask.clone(), share));
+        Ok(Some((mask, share)))
+    }
+
+    fn is_full(&self) -> bool {
+        self.measured.len() >= MAX_NETWORKS
+    }
+
+    fn nearest(&self, wanted: f64) -> Option<(Mask, f64)> {
+        self.measured.iter().min_by(|a, b| (a.1 - wanted).abs().total_cmp(&(b.1 - wanted).abs())).cloned()
+    }
 }
 
 #[cfg(test)]
