@@ -158,7 +158,6 @@ impl LaunchRecord {
         let (counters, shape) = (counted.counters, launch.shape);
         let threads = shape.block.iter().product();
         let occupancy = kernel.and_then(|kernel| Occupancy::of(kernel, threads, arch));
-        let at_once = occupancy.zip(sheet).map(|(o, sheet)| o.blocks_per_multiprocessor * sheet.multiprocessors);
         Self {
             kernel: launch.instance.clone(),
             grid: shape.grid,
@@ -174,7 +173,7 @@ impl LaunchRecord {
             shared_bytes: kernel.map(|kernel| kernel.shared),
             blocks_per_multiprocessor: occupancy.map(|o| o.blocks_per_multiprocessor),
             occupancy: occupancy.map(|o| o.occupancy),
-            waves: at_once.filter(|&n| n > 0).map(|n| counted.blocks as f64 / f64::from(n)),
+            waves: occupancy.zip(sheet).and_then(|(o, sheet)| o.waves(counted.blocks, sheet.multiprocessors)),
         }
     }
 }

@@ -32,8 +32,8 @@ pub struct NetworkCase {
 }
 
 impl NetworkCase {
-    /// Least bytes and FLOPs of an image at the highest level of fusion that a backend has, whatever fusion the case uses:
-    /// missing fusion then shows as lost utilization.
+    /// Least bytes and FLOPs of an image at the highest level of fusion that a backend has in training, and of one kernel a
+    /// convolution in inference ([`kernel_costs`]), whatever fusion the case uses: missing fusion then shows as lost utilization.
     ///
     /// # Errors
     /// As [`crate::graph::Graph::shapes`].

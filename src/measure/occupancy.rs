@@ -65,6 +65,12 @@ impl Occupancy {
         let occupancy = f64::from(blocks * warps) / f64::from(limits.warps);
         Some(Self { blocks_per_multiprocessor: blocks, occupancy })
     }
+
+    /// So many blocks over those that all multiprocessors of a GPU hold at once; `None` where they hold none.
+    pub fn waves(&self, blocks: u64, multiprocessors: u32) -> Option<f64> {
+        let at_once = self.blocks_per_multiprocessor * multiprocessors;
+        (at_once > 0).then(|| blocks as f64 / f64::from(at_once))
+    }
 }
 
 #[cfg(test)]

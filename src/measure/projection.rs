@@ -248,7 +248,6 @@ impl Projection {
             .zip(kernel)
             .and_then(|(launch, kernel)| Occupancy::of(kernel, launch.shape.block.iter().product(), self.sheet.arch));
         let blocks = launch.map_or(0, blocks);
-        let at_once = occupancy.map(|o| f64::from(o.blocks_per_multiprocessor * self.sheet.multiprocessors));
         ProjectedStep {
             name: cost.name.clone(),
             kind: cost.kind.clone(),
@@ -260,7 +259,7 @@ impl Projection {
             kernel: launch.map_or_else(String::new, |launch| launch.instance.clone()),
             blocks,
             occupancy: occupancy.map(|o| o.occupancy),
-            waves: at_once.map(|n| blocks as f64 / n),
+            waves: occupancy.and_then(|o| o.waves(blocks, self.sheet.multiprocessors)),
             time: self.time((cost, launches), batch, precision, None),
         }
     }

@@ -109,8 +109,10 @@ fn rises() {
     let measure = |seed| {
         let judge = Judge::new(&Device::Cpu, &set, &config, seed, &interrupt).unwrap();
         let mut judged = Vec::new();
-        let found = Sensitivities::measure(&judge, &model, &candidates, &options, &mut |n| judged.push(n)).unwrap();
-        assert_eq!(judged.last(), Some(&blocks));
+        let found =
+            Sensitivities::measure(&judge, &model, &candidates, &options, &mut |n, total| judged.push((n, total)))
+                .unwrap();
+        assert_eq!(judged, (0..=blocks).map(|n| (n, blocks)).collect::<Vec<_>>());
         found
     };
     let found = measure(3);
@@ -147,7 +149,7 @@ fn recalibrated_rises() {
     let candidates: Vec<bool> = (0..model.graph.blocks.len()).map(|b| b == 4).collect();
     let measure = |model: &Model| {
         let judge = Judge::new(&Device::Cpu, &set, &config, 1, &interrupt).unwrap();
-        Sensitivities::measure(&judge, model, &candidates, &options, &mut |_| {}).unwrap()
+        Sensitivities::measure(&judge, model, &candidates, &options, &mut |_, _| {}).unwrap()
     };
     assert_eq!(measure(&model), measure(&with_foreign_statistics(&model)));
 }
@@ -170,10 +172,10 @@ fn refusals() {
     let options = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
     let kept: Vec<bool> = (0..17).map(|b| b != 3).collect();
     let freed = linearise(&model, &kept, &options).unwrap();
-    let error = Sensitivities::measure(&judge, &freed, &[true; 17], &options, &mut |_| {}).unwrap_err().to_string();
+    let error = Sensitivities::measure(&judge, &freed, &[true; 17], &options, &mut |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("blocks.2.0") && error.contains("lost its activations"), "{error}");
     interrupt.set();
-    let stopped = Sensitivities::measure(&judge, &model, &[true; 17], &options, &mut |_| {});
+    let stopped = Sensitivities::measure(&judge, &model, &[true; 17], &options, &mut |_, _| {});
     assert!(matches!(stopped, Err(depthshrinker::Error::Interrupted(_))));
 }
 

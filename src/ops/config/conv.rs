@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::direct::is_of_image;
+use super::direct::is_direct;
 use super::{
     DepthwiseConfig, DirectConfig, GemmConfig, GemmProblem, KernelFamily, KernelPass, KernelTarget,
     PointwiseBackwardConfig, Problem, refused,
@@ -22,11 +22,6 @@ pub enum ConvConfig {
     PointwiseBackward(PointwiseBackwardConfig),
     /// For dense ones of an image.
     Direct(DirectConfig),
-}
-
-/// Whether a pass has a direct kernel beside the matrix product.
-fn is_direct(p: &ConvProblem, pass: KernelPass) -> bool {
-    is_of_image(p) && matches!(pass, KernelPass::Forward | KernelPass::WeightGradient)
 }
 
 impl Problem for ConvProblem {

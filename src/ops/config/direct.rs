@@ -24,12 +24,14 @@ pub struct DirectConfig {
     pub slab: usize,
 }
 
-/// Whether a convolution is one of an image: 3×3 over one or three channels, stride 1 or 2.
-pub(super) fn is_of_image(p: &ConvProblem) -> bool {
+/// Whether a pass has a direct kernel beside the matrix product: all but the gradient of the image, of a 3×3 convolution over one
+/// or three channels with stride 1 or 2.
+pub(super) fn is_direct(p: &ConvProblem, pass: KernelPass) -> bool {
     let w = p.window;
     let made = (w.k_h, w.k_w) == (3, 3) && w.stride_h == w.stride_w && [1, 2].contains(&w.stride_h);
     let channels = [1, 3].contains(&p.input.c) && p.output.c.is_multiple_of(CHANNELS);
-    p.family() == ConvFamily::Dense && p.groups == 1 && made && channels
+    let has_kernel = matches!(pass, KernelPass::Forward | KernelPass::WeightGradient);
+    has_kernel && p.family() == ConvFamily::Dense && p.groups == 1 && made && channels
 }
 
 impl DirectConfig {
@@ -84,7 +86,7 @@ impl DirectConfig {
     }
 
     pub(super) fn check(self, p: &ConvProblem, pass: KernelPass) -> Result<()> {
-        if !is_of_image(p) || !matches!(pass, KernelPass::Forward | KernelPass::WeightGradient) {
+        if !is_direct(p, pass) {
             return Err(refused(self, "it is for 3x3 convolutions of images, but for the gradient of the image"));
         }
         if self.slabs(p, pass) > GRID_LIMIT {

@@ -218,13 +218,10 @@ impl GradientParts {
         let Some((before, sums)) = before.zip(self.before) else {
             return self.weights.sum_in(gpu, self.weight_partials, dw, |partials| kernel(partials, None, None));
         };
-        if self.weights.workspace == 0 {
-            kernel(dw.into(), Some(&before), Some(sums));
-            return before.finish(gpu, sums, None);
-        }
-        kernel(self.weight_partials.into(), Some(&before), Some(sums));
-        let weights = PartialWeights { partials: self.weight_partials, slabs: self.weights.slabs, out: dw };
-        before.finish(gpu, sums, Some(weights));
+        let partials = (self.weights.workspace > 0).then_some(self.weight_partials);
+        kernel(partials.map_or_else(|| dw.into(), Floats::from), Some(&before), Some(sums));
+        let weights = partials.map(|partials| PartialWeights { partials, slabs: self.weights.slabs, out: dw });
+        before.finish(gpu, sums, weights);
     }
 }
 

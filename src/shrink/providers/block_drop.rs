@@ -13,7 +13,7 @@
 //! rank; its features, if they are asked for, are the outputs of the blocks that are left; finetuning starts from the original all the
 //! same, as for every method here; the order is taken to its end once, so that a budget is a part of it.
 
-use super::{Asked, BlockCosts, Done, Judge, Provider, check_active};
+use super::{Asked, BlockCosts, Done, Judge, Provider, check_active, each_candidate};
 use crate::Result;
 use crate::model::Model;
 use crate::shrink::select::{BlockOptions, Solution};
@@ -28,19 +28,8 @@ impl Provider for RemoveBlock {
     fn costs(&self, asked: &Asked<'_>, done: Done<'_>) -> Result<Option<BlockCosts>> {
         let Asked { judge, model, candidates, .. } = *asked;
         check_active(model)?;
-        let total = 1 + candidates.iter().filter(|candidate| **candidate).count();
-        done(0, total);
-        let original = judge.evaluate(model)?.loss;
-        let (mut costs, mut judged) = (Vec::with_capacity(candidates.len()), 1);
-        for (block, &candidate) in candidates.iter().enumerate() {
-            done(judged, total);
-            costs.push(match candidate {
-                true => Some(without(judge, model, &[block])?.loss - original),
-                false => None,
-            });
-            judged += usize::from(candidate);
-        }
-        done(judged, total);
+        let rise = |original: &f64, block| Ok(without(judge, model, block)?.loss - original);
+        let (_, costs) = each_candidate(candidates, done, || Ok(judge.evaluate(model)?.loss), rise)?;
         Ok(Some(BlockCosts::new(costs)))
     }
 
@@ -69,7 +58,7 @@ impl Provider for BlockDrop {
         while !left.is_empty() {
             let mut least: Option<(usize, f64)> = None;
             for (place, &block) in left.iter().enumerate() {
-                let loss = without(judge, &network, &[block])?.loss;
+                let loss = without(judge, &network, block)?.loss;
                 // Of equal ones the shallower block goes.
                 if least.is_none_or(|(_, least)| loss < least) {
                     least = Some((place, loss));
@@ -79,7 +68,7 @@ impl Provider for BlockDrop {
             }
             let block = left.remove(least.expect("a block is left").0);
             costs[block] = Some((candidates.iter().filter(|candidate| **candidate).count() - left.len()) as f64);
-            network = bypass(&network, &kept_without(&network, &[block]))?;
+            network = bypass(&network, &kept_without(&network, block))?;
             if left.len() > 1 {
                 network = judge.aligned(&network, model, asked.train, asked.distill)?;
             }
@@ -100,12 +89,12 @@ impl Provider for BlockDrop {
     }
 }
 
-fn kept_without(model: &Model, gone: &[usize]) -> Vec<bool> {
-    let is_left = |(block, segment): (usize, &crate::graph::Block)| !segment.nodes.is_empty() && !gone.contains(&block);
-    model.graph.blocks.iter().enumerate().map(is_left).collect()
+/// The blocks that are left of a network when another goes.
+fn kept_without(model: &Model, gone: usize) -> Vec<bool> {
+    model.graph.blocks.iter().enumerate().map(|(block, of)| !of.nodes.is_empty() && block != gone).collect()
 }
 
-/// What a network does without some of its blocks.
-fn without(judge: &Judge<'_>, model: &Model, gone: &[usize]) -> Result<Evaluation> {
+/// What a network does without another of its blocks.
+fn without(judge: &Judge<'_>, model: &Model, gone: usize) -> Result<Evaluation> {
     judge.evaluate(&bypass(model, &kept_without(model, gone))?)
 }

@@ -9,8 +9,9 @@
 
 use rayon::prelude::*;
 
-use super::{Asked, BlockCosts, Done, Provider, check_active};
+use super::{Asked, BlockCosts, Done, Provider, all_but, check_active, each_candidate};
 use crate::Result;
+use crate::model::Model;
 use crate::shrink::surgery::linearise;
 
 /// Images whose features are compared at most: those of all pairs of images are.
@@ -24,22 +25,14 @@ impl Provider for Consensus {
     fn costs(&self, asked: &Asked<'_>, done: Done<'_>) -> Result<Option<BlockCosts>> {
         let Asked { judge, model, candidates, linearise: surgery, .. } = *asked;
         check_active(model)?;
-        let total = 1 + candidates.iter().filter(|candidate| **candidate).count();
-        done(0, total);
-        let original = Features::new(&judge.features(model, MAX_IMAGES)?);
-        let (mut found, mut judged) = (Vec::new(), 1);
-        done(judged, total);
-        for block in (0..candidates.len()).filter(|&block| candidates[block]) {
-            let kept: Vec<bool> = (0..candidates.len()).map(|b| b != block).collect();
-            let freed = judge.features(&linearise(model, &kept, surgery)?, MAX_IMAGES)?;
-            found.push(original.measures(&Features::new(&freed)));
-            judged += 1;
-            done(judged, total);
-        }
-        let mut ranks = rank_sums(&found).into_iter();
-        Ok(Some(BlockCosts::new(
-            candidates.iter().map(|candidate| if *candidate { ranks.next() } else { None }).collect(),
-        )))
+        let features = |model: &Model| Ok(Features::new(&judge.features(model, MAX_IMAGES)?));
+        let change = |original: &Features, block| {
+            let freed = linearise(model, &all_but(candidates.len(), block), surgery)?;
+            Ok(original.measures(&features(&freed)?))
+        };
+        let (_, found) = each_candidate(candidates, done, || features(model), change)?;
+        let mut ranks = rank_sums(&found.iter().copied().flatten().collect::<Vec<_>>()).into_iter();
+        Ok(Some(BlockCosts::new(found.iter().map(|measures| measures.and_then(|_| ranks.next())).collect())))
     }
 }
 

@@ -6,7 +6,7 @@
 //! Decided here: the segments are blocks; `search.sensitivity.steps` steps by the settings of `search.train`, on the same images
 //! for every copy; batch-norm statistics are renewed before the accuracy is taken; costs add up.
 
-use super::{Asked, BlockCosts, Done, Provider, check_active};
+use super::{Asked, BlockCosts, Done, Provider, all_but, check_active, each_candidate};
 use crate::Result;
 use crate::shrink::surgery::linearise;
 
@@ -18,22 +18,11 @@ impl Provider for FewSteps {
     fn costs(&self, asked: &Asked<'_>, done: Done<'_>) -> Result<Option<BlockCosts>> {
         let Asked { judge, model, candidates, linearise: surgery, train, .. } = *asked;
         check_active(model)?;
-        let total = 1 + candidates.iter().filter(|candidate| **candidate).count();
-        done(0, total);
-        let original = judge.evaluate(model)?.top1;
-        let (mut costs, mut judged) = (Vec::with_capacity(candidates.len()), 1);
-        done(judged, total);
-        for (block, &candidate) in candidates.iter().enumerate() {
-            if !candidate {
-                costs.push(None);
-                continue;
-            }
-            let kept: Vec<bool> = (0..candidates.len()).map(|b| b != block).collect();
-            let trained = judge.trained(&linearise(model, &kept, surgery)?, train)?;
-            costs.push(Some(original - judge.evaluate(&trained)?.top1));
-            judged += 1;
-            done(judged, total);
-        }
+        let fall = |original: &f64, block| {
+            let freed = linearise(model, &all_but(candidates.len(), block), surgery)?;
+            Ok(original - judge.evaluate(&judge.trained(&freed, train)?)?.top1)
+        };
+        let (_, costs) = each_candidate(candidates, done, || Ok(judge.evaluate(model)?.top1), fall)?;
         Ok(Some(BlockCosts::new(costs)))
     }
 }

@@ -155,6 +155,35 @@ impl BlockCosts {
     }
 }
 
+/// What is found of the network as it is, by `whole`, and then beside that of each candidate alone.
+pub(super) fn each_candidate<W, T>(
+    candidates: &[bool],
+    done: Done<'_>,
+    whole: impl FnOnce() -> Result<W>,
+    mut alone: impl FnMut(&W, usize) -> Result<T>,
+) -> Result<(W, Vec<Option<T>>)> {
+    let (total, mut passes) = (1 + candidates.iter().filter(|candidate| **candidate).count(), 1);
+    done(0, total);
+    let whole = whole()?;
+    done(passes, total);
+    let mut found = Vec::with_capacity(candidates.len());
+    for (block, &candidate) in candidates.iter().enumerate() {
+        if !candidate {
+            found.push(None);
+            continue;
+        }
+        found.push(Some(alone(&whole, block)?));
+        passes += 1;
+        done(passes, total);
+    }
+    Ok((whole, found))
+}
+
+/// All of so many blocks but one.
+pub(super) fn all_but(blocks: usize, block: usize) -> Vec<bool> {
+    (0..blocks).map(|other| other != block).collect()
+}
+
 /// Refuses a network with a block whose activations are gone already.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Asked, BlockCosts, Done, Judge, Provider, check_active};
+use super::{Asked, BlockCosts, Done, Judge, Provider, all_but, check_active, each_candidate};
 use crate::Result;
 use crate::graph::Positions;
 use crate::model::Model;
@@ -17,11 +17,8 @@ pub struct Sensitivity;
 
 impl Provider for Sensitivity {
     fn costs(&self, asked: &Asked<'_>, done: Done<'_>) -> Result<Option<BlockCosts>> {
-        let total = 1 + asked.candidates.iter().filter(|candidate| **candidate).count();
-        done(0, total);
-        let mut judged = |networks| done(networks, total);
         let Asked { judge, model, candidates, linearise, .. } = *asked;
-        Ok(Some(Sensitivities::measure(judge, model, candidates, linearise, &mut judged)?.costs()))
+        Ok(Some(Sensitivities::measure(judge, model, candidates, linearise, done)?.costs()))
     }
 }
 
@@ -35,8 +32,7 @@ pub struct Sensitivities {
 }
 
 impl Sensitivities {
-    /// Judges a network once as it is and once for each candidate. `progress` is called with the number of networks that
-    /// are judged.
+    /// Judges a network once as it is and once for each candidate.
     ///
     /// # Errors
     /// A network with a block whose activations are gone, a candidate that could not be merged, or as
@@ -46,22 +42,12 @@ impl Sensitivities {
         model: &Model,
         candidates: &[bool],
         options: &Linearise,
-        progress: &mut dyn FnMut(usize),
+        done: Done<'_>,
     ) -> Result<Self> {
         check_active(model)?;
-        let blocks = model.graph.blocks.len();
-        let original = judge.evaluate(model)?;
-        progress(1);
-        let (mut freed, mut done) = (Vec::with_capacity(blocks), 1);
-        for (block, &candidate) in candidates.iter().enumerate() {
-            let kept: Vec<bool> = (0..blocks).map(|b| b != block).collect();
-            freed.push(match candidate {
-                true => Some(judge.evaluate(&linearise(model, &kept, options)?)?),
-                false => None,
-            });
-            done += usize::from(candidate);
-            progress(done);
-        }
+        let freed =
+            |_: &Evaluation, block| judge.evaluate(&linearise(model, &all_but(candidates.len(), block), options)?);
+        let (original, freed) = each_candidate(candidates, done, || judge.evaluate(model), freed)?;
         Ok(Self { original, freed })
     }
 
