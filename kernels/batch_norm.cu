@@ -9,10 +9,9 @@
 // y and `saved` is kept for the backward pass: v is formed again, by the same operations, so that φ' is that of the
 // forward pass to the last bit.
 //
-// A training step is statistics → statistics_finish → normalise, and backward backward_sums → backward_finish →
-// backward_apply. The statistics of a slab are its mean and its centred second moment, summed as differences to the
+// A training step is statistics → normalise, and backward backward_sums → backward_finish → backward_apply. The statistics of a slab are its mean and its centred second moment, summed as differences to the
 // slab's first pixel, so that a large mean does not swallow the variance; slabs are merged in double, likewise about the
-// first one's mean. Gradients may carry a loss scale; then so do dγ, dβ and the score.
+// first one's mean (statistics.cuh). Gradients may carry a loss scale; then so do dγ, dβ and the score.
 //
 // Launches. Blocks have 256 threads, no dynamic shared memory. With VECTOR, N = 16 / sizeof(T), c is a multiple of N
 // and tensors are aligned to 16 bytes; without, N = 1. `lanes` and tiles are as slab.cuh says. `slab` is in pixels, one
@@ -22,11 +21,10 @@
 // under slope 1 need not be given to the backward pass.
 //
 // batch_norm_statistics<T, VECTOR>        grid (tiles, slabs)                                             6 instances
-//     (const T* y, float* partials [slabs, 2, c], long long pixels, int slab, int c, int lanes)
-// batch_norm_statistics_finish            grid (⌈c / 8⌉)                                                   1 instance
-//     (const float* partials, const float* counts [slabs] or null, float* running_mean [c], float* running_var [c],
-//      float* saved [2, c], float eps, float momentum, long long pixels, int slab, int slabs, int c)
-//     without counts a slab has `slab` pixels, the last one fewer; with them, as a convolution's kernel says
+//     (const T* y, float* partials [slabs, 2, c], float* groups, u32* tickets, int group, float* running_mean [c],
+//      float* running_var [c], float* saved [2, c], float eps, float momentum, long long pixels, int slab, int c,
+//      int lanes)
+//     groups, tickets and group are those of StatisticsOut in statistics.cuh
 // batch_norm_running_statistics           grid (⌈c / 256⌉)                                                 1 instance
 //     (const float* running_mean, const float* running_var, float* saved [2, c], float eps, int c)
 //     for inference: normalise then takes this `saved`
@@ -50,25 +48,34 @@
 //      const float* slope_at or null, T* dy, int accumulate, long long pixels, int slab, int c, int lanes)
 //
 // instances: batch_norm_{statistics,normalise,backward_sums,backward_apply}<{float,f16,bf16}, {true,false}>
-// instances: batch_norm_{statistics_finish,running_statistics,backward_finish}
+// instances: batch_norm_{running_statistics,backward_finish}
 
 #include "on_load.cuh"
 #include "reduce.cuh"
 #include "slab.cuh"
+#include "statistics.cuh"
 
-/// Channels of a block of the second stages. They read little and wait much: few columns make many threads to a column,
+/// Channels of a block of the second stage of the gradient's sums. They read little and wait much: few columns make many threads to a column,
 /// and many blocks.
 constexpr int FINISH_COLUMNS = 8;
 
 template <typename T, bool VECTOR>
-__global__ void __launch_bounds__(256, 4) batch_norm_statistics(
+__global__ void __launch_bounds__(256, 2) batch_norm_statistics(
     const T* __restrict__ y,         // [pixels, c]
-    float* __restrict__ partials,    // [slabs, 2, c]: mean, Σ (y − mean)²
+    float* partials,                 // [slabs, 2, c]: mean, Σ (y − mean)²
+    float* groups,                   // as StatisticsOut
+    u32* tickets, int group,
+    float* __restrict__ running_mean,     // [c]
+    float* __restrict__ running_var,      // [c]
+    float* __restrict__ saved,            // [2, c]
+    float eps, float momentum,
     long long pixels, int slab, int c, int lanes) {
     constexpr int N = LANE_CHANNELS<T, VECTOR>;
-    SHARED_ARRAY(float, shared, N * BLOCK_THREADS);
+    SHARED_ARRAY(double, shared, N * BLOCK_THREADS);
+    float* const memory = reinterpret_cast<float*>(shared);
+    const int index = static_cast<int>(blockIdx.y);
     const ChannelTile tile = channel_tile<N>(c, lanes, static_cast<int>(blockIdx.x));
-    const Range range = slab_range(pixels, slab, static_cast<int>(blockIdx.y));
+    const Range range = slab_range(pixels, slab, index);
     float origin[N] = {}, sums[N] = {}, squares[N] = {};
     if (tile.active) {
         load_floats(y + range.begin * c + tile.channel, origin);
@@ -84,52 +91,19 @@ __global__ void __launch_bounds__(256, 4) batch_norm_statistics(
             }
         }
     }
-    sum_rows(tile, sums, shared);
-    sum_rows(tile, squares, shared);
-    if (!tile.active || tile.row > 0) return;
-    float* const mean = partials + static_cast<i64>(blockIdx.y) * 2 * c + tile.channel;
-    const float share = 1.0f / static_cast<float>(range.end - range.begin);
+    sum_rows(tile, sums, memory);
+    sum_rows(tile, squares, memory);
+    if (tile.active && tile.row == 0) {
+        float* const to = partials + static_cast<i64>(index) * 2 * c + tile.channel;
+        const float count = static_cast<float>(range.end - range.begin);
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        mean[i] = origin[i] + sums[i] * share;
-        // Rounding may leave it a little below zero; not-a-number stays.
-        const float moment = squares[i] - sums[i] * sums[i] * share;
-        mean[c + i] = moment < 0.0f ? 0.0f : moment;
+        for (int i = 0; i < N; i++) store_moments(origin[i], sums[i], squares[i], count, to + i, c);
     }
-}
-
-__global__ void __launch_bounds__(256) batch_norm_statistics_finish(
-    const float* __restrict__ partials,   // [slabs, 2, c]
-    const float* __restrict__ counts,     // [slabs], or null where a slab has `slab` pixels
-    float* __restrict__ running_mean,     // [c]
-    float* __restrict__ running_var,      // [c]
-    float* __restrict__ saved,            // [2, c]
-    float eps, float momentum, long long pixels, int slab, int slabs, int c) {
-    SHARED_ARRAY(double, shared, 2 * BLOCK_THREADS);
-    const int channel = static_cast<int>(blockIdx.x) * FINISH_COLUMNS + static_cast<int>(threadIdx.x) % FINISH_COLUMNS;
-    // Threads without a channel follow the last one, for the barriers.
-    const float* const column = partials + min_of(channel, c - 1);
-    const double count = static_cast<double>(pixels);
-    // Distances from the first slab's mean, so that one reading of the slabs gives the moment about the whole mean too.
-    const double origin = column[0];
-    double sums[2];
-    sum_over_slabs<FINISH_COLUMNS>(slabs, shared, sums, [&](int index, double (&term)[2]) {
-        const Range range = slab_range(pixels, slab, index);
-        const double length = counts != nullptr ? counts[index] : static_cast<double>(range.end - range.begin);
-        const float* const of_slab = column + 2LL * index * c;
-        const double distance = of_slab[0] - origin;
-        term[0] = length * distance;
-        term[1] = of_slab[c] + length * distance * distance;
-    });
-    const double shift = sums[0] / count, mean = origin + shift;
-    // No comparison that not-a-number would pass unseen.
-    const double left = sums[1] - sums[0] * shift, moment = left < 0.0 ? 0.0 : left;
-    if (channel >= c || threadIdx.x >= FINISH_COLUMNS) return;
-    const double keep = 1.0 - static_cast<double>(momentum), unbiased = moment / max_of(count - 1.0, 1.0);
-    running_mean[channel] = static_cast<float>(keep * running_mean[channel] + momentum * mean);
-    running_var[channel] = static_cast<float>(keep * running_var[channel] + momentum * unbiased);
-    saved[channel] = static_cast<float>(mean);
-    saved[c + channel] = 1.0f / sqrt_f(static_cast<float>(moment / count + eps));
+    const StatisticsOut out{partials, groups, tickets, group, running_mean, running_var, saved, eps, momentum};
+    finish_statistics<BLOCK_THREADS, N>(out, tile, static_cast<int>(blockIdx.x), index, static_cast<int>(gridDim.y), c, [&](int other) {
+        const Range there = slab_range(pixels, slab, other);
+        return static_cast<double>(there.end - there.begin);
+    }, shared);
 }
 
 __global__ void __launch_bounds__(256) batch_norm_running_statistics(

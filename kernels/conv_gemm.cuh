@@ -28,6 +28,7 @@
 #include "async_copy.cuh"
 #include "mma.cuh"
 #include "on_load.cuh"
+#include "statistics.cuh"
 
 template <typename T>
 constexpr bool IS_FLOAT = false;
@@ -658,10 +659,11 @@ struct Gemm {
         return thread_index() / (TILE_N / COLUMNS);
     }
 
-    /// Writes mean and centred second moment of every column of the tile to `partials` `[tiles of m, 2, c]`, of whose
-    /// columns this product's begin at `first_column`.
-    __device__ __forceinline__ static void write_moments(Moments<COLUMNS>& moments, Origin at, int m_end, int n_end,
-                                                         float* partials, int c, int first_column, void* shared) {
+    /// Statistics of the columns of the result, of which a tile of m is a slab. This product's columns begin at `first_column` of
+    /// the `c` that there are.
+    __device__ __forceinline__ static void finish_moments(Moments<COLUMNS>& moments, Origin at, int m_end, int n_end,
+                                                          const StatisticsOut& out, int c, int first_column,
+                                                          void* shared) {
         float* const origins = static_cast<float*>(shared);
         __syncthreads();
         if (row_group() == 0) {
@@ -674,11 +676,19 @@ struct Gemm {
         for (int i = 0; i < COLUMNS; i++) origin[i] = origins[written_column() + i];
         moments.move_to(origin);
         const float count = static_cast<float>(min_of(m_end - at.m, TILE_M));
-        float* const to = partials + static_cast<i64>(at.m / TILE_M) * 2 * c + first_column + at.n;
+        float* const to = out.partials + static_cast<i64>(at.m / TILE_M) * 2 * c + first_column + at.n;
         sum_columns<TILE_N, ROW_GROUPS>(moments.sums, moments.squares, row_group(), written_column(), origins + TILE_N,
                                         [&](int column, float sum, float squares) {
             if (at.n + column < n_end) store_moments(origins[column], sum, squares, count, to + column, c);
         });
+        static_assert(COLUMNS * THREADS * 8 <= SHARED_BYTES, "sums over rows pass through the tiles");
+        constexpr int LANES = TILE_N / COLUMNS;
+        const int column = at.n + thread_index() % LANES * COLUMNS, tiles = divide_up(n_end, TILE_N);
+        const ChannelTile tile{LANES, THREADS / LANES, thread_index() / LANES, first_column + column, column < n_end};
+        const int index = static_cast<int>(blockIdx.z) * tiles + at.n / TILE_N;
+        finish_statistics<THREADS, COLUMNS>(out, tile, index, at.m / TILE_M, divide_up(m_end, TILE_M), c, [&](int slab) {
+            return static_cast<double>(min_of(m_end - slab * TILE_M, TILE_M));
+        }, shared);
     }
 
     /// Writes the gradient sums of every column of the tile to `partials` `[tiles of m, 2, c]`, and where there is

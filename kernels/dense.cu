@@ -19,7 +19,9 @@
 //     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
 //      ConvGeometry g)
 //   dense_bn_forward<T, TILE_M, TILE_N, VECTOR>   as dense_forward, in front of a batch-norm: with moments of y
-//     (const T* x, const T* w, T* y, float* partials [tiles of M, 2, c_out]: mean, Σ (y − mean)², ConvGeometry g)
+//     (const T* x, const T* w, T* y, float* partials [tiles of M, 2, c_out]: mean, Σ (y − mean)², float* groups,
+//      u32* tickets, int group_size, float* running_mean [c_out], float* running_var [c_out], float* saved [2, c_out],
+//      float eps, float momentum, ConvGeometry g)      partials to momentum: StatisticsOut of statistics.cuh
 //   dense_dgrad<T, TILE_M, TILE_N, VECTOR>     n·ceil(h_in / s_h)   c_in / groups           s_h·s_w
 //     (const T* dy, const T* w, T* dx,         ·ceil(w_in / s_w)
 //      int accumulate, ConvGeometry g)
@@ -207,7 +209,13 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_bn_forward(
     const T* __restrict__ x,        // [n, h_in, w_in, c_in]
     const T* __restrict__ w,        // [c_out, k_h, k_w, c_in / groups]
     T* __restrict__ y,              // [n, h_out, w_out, c_out]
-    float* __restrict__ partials,   // [tiles of pixels, 2, c_out]: mean, Σ (y − mean)²
+    float* partials,                // [tiles of pixels, 2, c_out]: mean, Σ (y − mean)²
+    float* groups,                  // as StatisticsOut of statistics.cuh
+    u32* tickets, int group_size,
+    float* __restrict__ running_mean,   // [c_out]
+    float* __restrict__ running_var,    // [c_out]
+    float* __restrict__ saved,          // [2, c_out]
+    float eps, float momentum,
     ConvGeometry g) {
     using Product = Gemm<T, TILE_M, TILE_N, Major::Row, Major::Column, VECTOR>;
     SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
@@ -219,7 +227,8 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_bn_forward(
     product.multiply(input_patches(x + group * c_in, g, pixels), weights, at, 0, filter, shared);
     MomentsWriter<T, Product::COLUMNS> writer{y + channel, g.c_out, {}};
     product.write(writer, at, pixels, c_out, shared);
-    Product::write_moments(writer.moments, at, pixels, c_out, partials, g.c_out, channel, shared);
+    const StatisticsOut out{partials, groups, tickets, group_size, running_mean, running_var, saved, eps, momentum};
+    Product::finish_moments(writer.moments, at, pixels, c_out, out, g.c_out, channel, shared);
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>

@@ -10,8 +10,10 @@
 //     (const T* x, const T* w, const float* bias, int bias_pixels, const T* residual, float limit, float slope, T* y,
 //      ConvGeometry g, int slab, int lanes)
 //   dense_direct_bn_forward<T, C_IN, STRIDE>   the same in front of a batch-norm: with moments of y
-//     (const T* x, const T* w, T* y, float* partials [slabs, 2, c_out]: mean, Σ (y − mean)², float* counts [slabs],
-//      ConvGeometry g, int slab, int lanes)
+//     (const T* x, const T* w, T* y, float* partials [slabs, 2, c_out]: mean, Σ (y − mean)², float* counts [tiles, slabs],
+//      float* groups, u32* tickets, int group, float* running_mean [c_out], float* running_var [c_out],
+//      float* saved [2, c_out], float eps, float momentum, ConvGeometry g, int slab, int lanes)
+//     partials and groups to momentum are StatisticsOut of statistics.cuh
 //   dense_direct_wgrad<T, C_IN, STRIDE>        strips of 2 columns of dy; a thread has one row of the kernel
 //     (const T* x, const T* dy, float* partials [slabs, c_out, 3, 3, C_IN], ConvGeometry g, int slab, int lanes)
 //
@@ -26,6 +28,7 @@
 #include "epilogue.cuh"
 #include "geometry.cuh"
 #include "slab.cuh"
+#include "statistics.cuh"
 
 /// Channels of y of a thread, and of a block at most.
 constexpr int CHANNELS = 8, BLOCK_CHANNELS = 64;
@@ -123,8 +126,14 @@ __global__ void __launch_bounds__(256, 2) dense_direct_bn_forward(
     const T* __restrict__ x,        // [n, h_in, w_in, C_IN]
     const T* __restrict__ w,        // [c_out, 3, 3, C_IN]
     T* __restrict__ y,              // [n, h_out, w_out, c_out]
-    float* __restrict__ partials,   // [slabs, 2, c_out]: mean, Σ (y − mean)²
-    float* __restrict__ counts,     // [slabs]: pixels
+    float* partials,                // [slabs, 2, c_out]: mean, Σ (y − mean)²
+    float* counts,                  // [tiles, slabs]: pixels
+    float* groups,                  // as StatisticsOut of statistics.cuh
+    u32* tickets, int group,
+    float* __restrict__ running_mean,   // [c_out]
+    float* __restrict__ running_var,    // [c_out]
+    float* __restrict__ saved,          // [2, c_out]
+    float eps, float momentum,
     ConvGeometry g, int slab, int lanes) {
     SHARED_ARRAY(float, memory, (2 * CHANNELS + 1) * BLOCK_THREADS);
     static_assert(K * K * C_IN * BLOCK_CHANNELS <= (2 * CHANNELS + 1) * BLOCK_THREADS, "weights lie where sums do later");
@@ -133,7 +142,9 @@ __global__ void __launch_bounds__(256, 2) dense_direct_bn_forward(
     const ChannelTile tile = channel_tile<CHANNELS>(g.c_out, lanes, static_cast<int>(blockIdx.x));
     convolve<T, C_IN, STRIDE>(x, memory, writer, g, tile, slab);
     __syncthreads();
-    write_slab_moments(tile, writer.moments, partials, counts, static_cast<int>(blockIdx.y), g.c_out, memory);
+    const StatisticsOut out{partials, groups, tickets, group, running_mean, running_var, saved, eps, momentum};
+    const SlabPlace place{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y)};
+    finish_slab_moments(tile, writer.moments, out, counts, place, g.c_out, memory);
 }
 
 template <typename T, int C_IN, int STRIDE>

@@ -7,8 +7,10 @@
 //
 // depthwise_bn_forward<T, K, STRIDE>    grid as depthwise_forward                                        12 instances
 //     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
-//      const float* x_slope_at, const T* w, T* y, float* partials [slabs, 2, c], float* counts [slabs], ConvGeometry,
-//      int rows, int lanes)
+//      const float* x_slope_at, const T* w, T* y, float* partials [slabs, 2, c], float* counts [tiles, slabs],
+//      float* groups, u32* tickets, int group, float* running_mean [c], float* running_var [c], float* saved [2, c],
+//      float eps, float momentum, ConvGeometry, int rows, int lanes)
+//     partials and groups to momentum are StatisticsOut of statistics.cuh
 // depthwise_bn_backward<T, K, STRIDE>   grid (tiles, slabs), a slab being of strips, or pairs, of dx     12 instances
 //     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
 //      const float* x_slope_at, const T* dz, const T* y, const float* coefficients [4, c], float limit, float slope,
@@ -19,6 +21,7 @@
 
 #include "depthwise.cuh"
 #include "on_load.cuh"
+#include "statistics.cuh"
 
 /// Blocks that shall fit a multiprocessor between batch-norms, where a thread keeps coefficients too. The backward pass
 /// keeps weights in the type of activations, and so has room for two in 16 bits only.
@@ -85,8 +88,14 @@ __global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_forwa
     const float* __restrict__ x_slope_at,   // [1] or null
     const T* __restrict__ w,                // [K, K, c]
     T* __restrict__ y,                      // [n, h_out, w_out, c]
-    float* __restrict__ partials,           // [slabs, 2, c]: mean, Σ (y − mean)²
-    float* __restrict__ counts,             // [slabs]: pixels
+    float* partials,                        // [slabs, 2, c]: mean, Σ (y − mean)²
+    float* counts,                          // [tiles, slabs]: pixels
+    float* groups,                          // as StatisticsOut of statistics.cuh
+    u32* tickets, int group,
+    float* __restrict__ running_mean,       // [c]
+    float* __restrict__ running_var,        // [c]
+    float* __restrict__ saved,              // [2, c]
+    float eps, float momentum,
     ConvGeometry g, int rows, int lanes) {
     SHARED_ARRAY(float, memory, (2 * CHANNELS + 1) * BLOCK_THREADS);
     const int c = g.c_out, tiles = divide_up(c, lanes * CHANNELS);
@@ -108,7 +117,9 @@ __global__ void __launch_bounds__(256, resident_bn_blocks(K)) depthwise_bn_forwa
             }
         }, NothingElse{});
     }
-    write_slab_moments(tile, moments, partials, counts, slab, c, memory);
+    const StatisticsOut out{partials, groups, tickets, group, running_mean, running_var, saved, eps, momentum};
+    const SlabPlace place{first, slab, static_cast<int>(gridDim.x) / tiles};
+    finish_slab_moments(tile, moments, out, counts, place, c, memory);
 }
 
 /// The same as they are stored, which in 16 bits takes half the registers and a conversion at each use.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "on_load.cuh"
+#include "statistics.cuh"
 
 /// y = φ(sum + bias + residual), rounded once.
 template <typename T>

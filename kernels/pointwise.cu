@@ -29,7 +29,9 @@
 //   pointwise_bn_forward<T, TILE_M, TILE_N, VECTOR>
 //     (const T* x, const float* x_gamma, const float* x_beta, const float* x_saved, float x_limit, float x_slope,
 //      const float* x_slope_at, const T* w, T* y, float* partials [slabs, 2, c_out]: mean, Σ (y − mean)²,
-//      int pixels, int c_in, int c_out)
+//      float* groups, u32* tickets, int group, float* running_mean [c_out], float* running_var [c_out],
+//      float* saved [2, c_out], float eps, float momentum, int pixels, int c_in, int c_out)
+//     partials to momentum are StatisticsOut of statistics.cuh: the kernel also has the second stage of the statistics
 //   pointwise_bn_dgrad<T, TILE_M, TILE_N, VECTOR>
 //     (const T* dz, const T* y, const float* coefficients [4, c_out], float limit, float slope, const float* slope_at,
 //      const T* w, T* dx, int accumulate, const T* x, const float* x_gamma, const float* x_beta, const float* x_saved,
@@ -117,7 +119,13 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_forward(
     const float* __restrict__ x_slope_at, // [1] or null
     const T* __restrict__ w,              // [c_out, c_in]
     T* __restrict__ y,                    // [pixels, c_out]
-    float* __restrict__ partials,         // [slabs, 2, c_out]
+    float* partials,                      // [slabs, 2, c_out]
+    float* groups,                        // as StatisticsOut of statistics.cuh
+    u32* tickets, int group,
+    float* __restrict__ running_mean,     // [c_out]
+    float* __restrict__ running_var,      // [c_out]
+    float* __restrict__ saved,            // [2, c_out]
+    float eps, float momentum,
     int pixels, int c_in, int c_out) {
     using Product = Gemm<T, TILE_M, TILE_N, Major::Row, Major::Column, VECTOR>;
     SHARED_ARRAY(u8, shared, Product::SHARED_BYTES);
@@ -128,7 +136,8 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_forward(
                      0, c_in, shared);
     MomentsWriter<T, Product::COLUMNS> writer{y, c_out, {}};
     product.write(writer, at, pixels, c_out, shared);
-    Product::write_moments(writer.moments, at, pixels, c_out, partials, c_out, 0, shared);
+    const StatisticsOut out{partials, groups, tickets, group, running_mean, running_var, saved, eps, momentum};
+    Product::finish_moments(writer.moments, at, pixels, c_out, out, c_out, 0, shared);
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>

@@ -167,7 +167,6 @@ fn plan_and_devices_print_json() {
     // weights, up to the projections of the 14x14 maps, have both gradients at once.
     for (kernel, expected) in [
         ("batch_norm_statistics<", 0),
-        ("batch_norm_statistics_finish", 52),
         ("batch_norm_normalise", 16),
         ("batch_norm_backward_sums", 16),
         ("batch_norm_backward_finish", 52),

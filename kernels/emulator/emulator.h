@@ -93,6 +93,8 @@ inline T __ldg(const T* from) {
     return *from;
 }
 inline void __threadfence() {}
+/// Blocks run on several threads of the host, and what one wrote before is seen by those that come after it.
+UNCOUNTED inline unsigned atomicAdd(unsigned* to, unsigned by) { return __atomic_fetch_add(to, by, __ATOMIC_ACQ_REL); }
 inline void __threadfence_block() {}
 
 // Barriers, votes and shuffles. A lane whose source takes no part gets bits that are all set.

@@ -60,6 +60,8 @@ struct Pool {
     workspaces: Vec<Lent>,
     /// Most bytes that one operation has asked of them.
     workspace_peak: u64,
+    /// Counters that are zero between launches. Outgrown ones stay, for recordings hold their addresses.
+    tickets: Vec<Tickets>,
 }
 
 /// Memory that workspaces are lent from.
@@ -73,6 +75,8 @@ struct Lent {
 
 /// Bytes to which allocations are rounded, so that freed ones fit others.
 const GRANULE: usize = 512;
+/// Tickets that are allocated at once, at least: enough for the statistics of most networks.
+const FEWEST_TICKETS: usize = 4096;
 
 impl Gpu {
     /// A device over a driver.
@@ -323,7 +327,9 @@ impl Gpu {
     /// Bytes of all buffers, workspaces left out: those are as large as any operation so far wanted them.
     pub fn buffer_bytes(&self) -> u64 {
         let pool = lock(&self.pool);
-        pool.used - pool.workspaces.iter().map(|w| self.rounded(w.bytes) as u64).sum::<u64>()
+        let workspaces = pool.workspaces.iter().map(|w| w.bytes);
+        let tickets = pool.tickets.iter().map(|t| t.len * size_of::<u32>());
+        pool.used - workspaces.chain(tickets).map(|bytes| self.rounded(bytes) as u64).sum::<u64>()
     }
 
     /// Most bytes of workspace that one operation asked for since this was last called.
@@ -386,6 +392,30 @@ impl Gpu {
         Workspace { address: self.lend(len), len }
     }
 
+    /// At least `len` counters that are zero, and that whoever counts with them leaves zero. A failure shows at the next
+    /// [`check`](Self::check).
+    pub fn tickets(&self, len: usize) -> Tickets {
+        let last = lock(&self.pool).tickets.last().copied();
+        if let Some(tickets) = last.filter(|tickets| tickets.len >= len) {
+            return tickets;
+        }
+        let len = len.next_power_of_two().max(FEWEST_TICKETS);
+        let bytes = len * size_of::<u32>();
+        let zeroed = self.allocate(bytes).and_then(|address| {
+            // SAFETY: the memory was just allocated, and nobody else has its address.
+            unsafe { self.driver.zero(address, bytes) }.map(|()| address)
+        });
+        let tickets = Tickets {
+            address: zeroed.unwrap_or_else(|error| {
+                self.fail(error);
+                0
+            }),
+            len,
+        };
+        lock(&self.pool).tickets.push(tickets);
+        tickets
+    }
+
     fn lend(&self, len: usize) -> Address {
         let bytes = len * size_of::<f32>();
         let recorded = self.recording.load(Ordering::Relaxed);
@@ -423,7 +453,8 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         let pool = std::mem::take(&mut *lock(&self.pool));
         let workspaces = pool.workspaces.into_iter().map(|w| w.address);
-        for address in pool.free.into_values().flatten().chain(workspaces) {
+        let tickets = pool.tickets.into_iter().map(|t| t.address);
+        for address in pool.free.into_values().flatten().chain(workspaces).chain(tickets) {
             // SAFETY: buffers hold the device alive, so nothing but the pool is left.
             unsafe { self.driver.free(address) };
         }
@@ -645,6 +676,19 @@ impl Workspace {
     pub fn part(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "a part past the end of a workspace");
         Self { address: self.address + (range.start * size_of::<f32>()) as Address, len: range.len() }
+    }
+}
+
+/// Counters that are zero between launches ([`Gpu::tickets`]): by them the blocks of a launch find out which of them is last.
+#[derive(Debug, Clone, Copy)]
+pub struct Tickets {
+    address: Address,
+    len: usize,
+}
+
+impl From<Tickets> for Argument {
+    fn from(of: Tickets) -> Self {
+        Self::pointer(of.address, Element::U32, true)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::activation::add_scores;
 use super::conv::SLAB_COLUMNS;
 use super::{Call, configured, long};
-use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
+use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Tickets, Workspace};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::BatchNormProblem;
@@ -165,52 +165,67 @@ pub struct GpuStatisticsOut<'a> {
     pub running: [GpuViewMut<'a>; 2],
 }
 
-/// Partial moments `[slabs, 2, c]`, which the second stage merges.
+/// Slabs up to which one block merges all of them.
+const ONE_GROUP: usize = 32;
+
+/// What a kernel needs that takes statistics of a batch (`StatisticsOut` of `statistics.cuh`): memory for the moments of its
+/// slabs, for those of groups of slabs, and tickets by which its blocks find the last.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct PartialMoments {
-    /// The moments.
-    pub partials: Workspace,
-    /// Pixels of each slab where they differ.
-    pub counts: Option<Workspace>,
-    /// Pixels of a slab where they are alike, but for the last.
-    pub slab: usize,
-    /// Slabs.
-    pub slabs: usize,
+pub(super) struct Moments {
+    partials: Workspace,
+    groups: Workspace,
+    counts: Workspace,
+    tickets: Tickets,
+    /// Slabs of a group: about as many as there are groups.
+    group: usize,
 }
 
-impl PartialMoments {
-    /// Memory for the moments of so many slabs of `c` channels, and for their pixels.
-    pub(super) fn memory(gpu: &Gpu, slabs: usize, c: usize) -> (Workspace, Workspace) {
-        let (len, workspace) = (slabs * 2 * c, gpu.workspace(slabs * (2 * c + 1)));
-        (workspace.part(0..len), workspace.part(len..len + slabs))
+impl Moments {
+    /// For so many slabs of so many tiles of `c` channels together.
+    pub(super) fn new(gpu: &Gpu, [tiles, slabs]: [usize; 2], c: usize) -> Self {
+        let group = if slabs <= ONE_GROUP { slabs } else { slabs.isqrt() };
+        let groups = slabs.div_ceil(group.max(1));
+        let (partials, merged) = (slabs * 2 * c, groups * 3 * c);
+        let all = gpu.workspace(partials + merged + tiles * slabs);
+        Self {
+            partials: all.part(0..partials),
+            groups: all.part(partials..partials + merged),
+            counts: all.part(partials + merged..all.len()),
+            tickets: gpu.tickets(tiles * (groups + 1)),
+            group,
+        }
     }
 
-    /// Writes the batch's statistics and updates the running ones.
-    pub(super) fn finish(self, gpu: &Gpu, p: &BatchNormProblem, out: &GpuStatisticsOut<'_>) {
+    /// Adds memory and results to a call; `counted` where the kernel counts the pixels of each slab.
+    pub(super) fn onto<'a>(
+        &self,
+        call: Call<'a>,
+        p: &BatchNormProblem,
+        out: &GpuStatisticsOut<'_>,
+        counted: bool,
+    ) -> Call<'a> {
         let (c, [mean, var]) = (p.shape.c, &out.running);
-        Call::new(gpu, "batch_norm_statistics_finish")
-            .floats("the partial sums", self.partials, self.slabs * 2 * c)
-            .floats_if("the counts", self.counts, self.slabs)
+        let call = call.floats("the partial sums", self.partials, self.partials.len());
+        let call = if counted { call.floats("the counts", self.counts, self.counts.len()) } else { call };
+        call.floats("the merged sums", self.groups, self.groups.len())
+            .value(self.tickets)
+            .sizes([self.group])
             .writes("the running mean", mean, c)
             .writes("the running variance", var, c)
             .writes("the statistics", &out.statistics, 2 * c)
             .value(p.eps)
             .value(p.momentum)
-            .value(long(p.shape.pixels()))
-            .sizes([self.slab, self.slabs, c])
-            .launch(NormConfig::finish_grid(c));
     }
 }
 
 /// Statistics of a stored batch.
 pub fn statistics(p: &BatchNormProblem, y: GpuView<'_>, out: &GpuStatisticsOut<'_>) {
     let Some(config) = configured(p, KernelPass::Forward, y) else { return };
-    let t = y.dtype();
-    let partials = y.gpu().workspace(config.workspace(p, KernelPass::Forward, t));
-    let call = Call::new(y.gpu(), config.lane.instance("batch_norm_statistics", t));
-    let call = call.reads("y", y, p.shape.len()).floats("the partial sums", partials, config.partials(p));
-    sizes(call, p, config, config.sum, t).launch(config.sum_grid(p, t));
-    PartialMoments { partials, counts: None, slab: config.sum, slabs: config.sum_slabs(p) }.finish(y.gpu(), p, out);
+    let (t, c) = (y.dtype(), p.shape.c);
+    let grid @ [tiles, slabs, _] = config.sum_grid(p, t);
+    let call = Call::new(y.gpu(), config.lane.instance("batch_norm_statistics", t)).reads("y", y, p.shape.len());
+    let call = Moments::new(y.gpu(), [tiles, slabs], c).onto(call, p, out, false);
+    sizes(call, p, config, config.sum, t).launch(grid);
 }
 
 /// `out` from the running statistics, for inference.

@@ -1,7 +1,7 @@
 //! Convolutions and fully connected layers: `pointwise.cu`, `dense.cu`, `conv_reduce.cu`.
 
 use super::batch_norm::{
-    GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialGradientSums, PartialMoments, PartialWeights,
+    GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, Moments, PartialGradientSums, PartialWeights,
 };
 use super::{Call, Floats, configured, dense_direct, depthwise, int, long};
 use crate::device::driver::ConvGeometry;
@@ -85,7 +85,8 @@ pub fn forward_with_statistics(
         _ => return,
     };
     let (gpu, slabs, len) = (stored.gpu(), config.row_tiles(&of, KernelPass::Forward), p.n * p.input.len());
-    let partials = gpu.workspace(slabs * 2 * p.output.c);
+    let grid @ [blocks, ..] = config.grid(&of, KernelPass::Forward);
+    let moments = Moments::new(gpu, [blocks / slabs.max(1) * p.groups, slabs], p.output.c);
     let is_pointwise = p.family() == ConvFamily::Pointwise;
     let call = match x {
         _ if is_pointwise => {
@@ -94,14 +95,10 @@ pub fn forward_with_statistics(
         GpuInput::Stored(x) => Call::new(gpu, config.instance("dense_bn_forward", stored.dtype())).reads("x", x, len),
         GpuInput::Normalised(_) => panic!("dense kernels form nothing on load; no rule plans it"),
     };
-    let call = call.reads("w", w, of.weights()).writes("y", y, pixels * p.output.c).floats(
-        "the partial sums",
-        partials,
-        slabs * 2 * p.output.c,
-    );
+    let call = call.reads("w", w, of.weights()).writes("y", y, pixels * p.output.c);
+    let call = moments.onto(call, bn, out, false);
     let call = if is_pointwise { call.sizes([pixels, p.input.c, p.output.c]) } else { call.value(geometry(p)) };
-    call.launch_of(config.threads(), config.grid(&of, KernelPass::Forward));
-    PartialMoments { partials, counts: None, slab: config.tile_m, slabs }.finish(gpu, bn, out);
+    call.launch_of(config.threads(), grid);
 }
 
 /// dx (+)= the input gradient, where dy may be formed on load and the batch-norm in front may want its sums.

@@ -1,7 +1,7 @@
 //! A network's first layer: `dense_direct.cu`.
 
 use super::Call;
-use super::batch_norm::{GpuStatisticsOut, PartialMoments};
+use super::batch_norm::{GpuStatisticsOut, Moments};
 use super::conv::{GpuEpilogue, Slabs, geometry};
 use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::ops::batch_norm::BatchNormProblem;
@@ -39,16 +39,13 @@ pub(super) fn forward_with_statistics(
     bn: &BatchNormProblem,
     out: &GpuStatisticsOut<'_>,
 ) {
-    let (gpu, slabs) = (x.gpu(), config.slabs(p, KernelPass::Forward));
-    let (partials, counts) = PartialMoments::memory(gpu, slabs, p.output.c);
+    let (gpu, [tiles, slabs, _]) = (x.gpu(), config.grid(p, KernelPass::Forward));
     let call = Call::new(gpu, DirectConfig::instance("dense_direct_bn_forward", p, x.dtype()))
         .reads("x", x, p.n * p.input.len())
         .reads("w", w, p.weight_len())
-        .writes("y", y, p.n * p.output.len())
-        .floats("the partial sums", partials, slabs * 2 * p.output.c)
-        .floats("the counts", counts, slabs);
+        .writes("y", y, p.n * p.output.len());
+    let call = Moments::new(gpu, [tiles, slabs], p.output.c).onto(call, bn, out, true);
     launch(call, p, config, KernelPass::Forward);
-    PartialMoments { partials, counts: Some(counts), slab: 0, slabs }.finish(gpu, bn, out);
 }
 
 /// dw = the weight gradient, in `f32`.

@@ -1,6 +1,6 @@
 //! Depthwise convolutions: `depthwise.cu`, and between batch-norms `depthwise_bn.cu`.
 
-use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, PartialMoments};
+use super::batch_norm::{GpuBefore, GpuGradient, GpuInput, GpuStatisticsOut, Moments};
 use super::conv::{GpuEpilogue, GradientParts, Slabs, geometry};
 use super::{Call, configured};
 use crate::device::driver::ConvGeometry;
@@ -174,17 +174,11 @@ pub(super) fn forward_with_statistics(
     let (gpu, c) = (w.gpu(), p.output.c);
     let Some((config, instance)) = on_load(p, KernelPass::Forward, x.stored()) else { return };
     let grid = config.grid(p, KernelPass::Forward);
-    let slabs = grid[0] / config.lanes(p).tiles;
-    let (partials, counts) = PartialMoments::memory(gpu, slabs, c);
+    let tiles = config.lanes(p).tiles;
     let call = x.onto(Call::new(gpu, format!("depthwise_bn_forward{instance}")), p.n * p.input.len(), c);
-    let call = call
-        .reads("w", w, p.weight_len())
-        .writes("y", y, p.n * p.output.len())
-        .floats("the partial sums", partials, slabs * 2 * c)
-        .floats("the counts", counts, slabs)
-        .value(geometry(p));
+    let call = call.reads("w", w, p.weight_len()).writes("y", y, p.n * p.output.len());
+    let call = Moments::new(gpu, [tiles, grid[0] / tiles], c).onto(call, bn, out, true).value(geometry(p));
     marching(call, p, config).launch(grid);
-    PartialMoments { partials, counts: Some(counts), slab: 0, slabs }.finish(gpu, bn, out);
 }
 
 /// Both gradients of one walk over dy, where x and dy may be formed on load and the batch-norm in front may want its sums.
