@@ -1,8 +1,7 @@
 // Tensor-core instructions as the PTX manual lays them out over the lanes of a warp.
 //
-// ldmatrix and mma.m16n8k16 follow the manual's figures. The fragments of wmma are opaque there; the ones here are
-// those of compute capability 7.0, where two lanes hold each element of an operand. Products are summed in `float` in
-// the order of k, while the hardware sums a few at a time with more bits, so results agree to rounding.
+// Products are summed in `float` in the order of k, while the hardware sums a few at a time with more bits, so results agree
+// to rounding.
 
 #pragma once
 
@@ -97,127 +96,50 @@ inline void mma_m16n8k16(float* d, const unsigned (&a)[4], unsigned b0, unsigned
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// wmma.m16n16k16. A lane holds a whole row of A and a whole column of B, and eight elements of the product.
+// mma.m8n8k4: the lanes 4q .. 4q + 3 and those 16 further on multiply 8x4 by 4x8, for q of 0..4.
 
-inline unsigned wmma_a_row(unsigned lane) { return lane % 4 + lane / 16 * 4 + lane / 4 % 2 * 8; }
-inline unsigned wmma_b_column(unsigned lane) { return lane % 4 + lane / 16 * 4 + lane / 8 % 2 * 8; }
-inline unsigned wmma_row(unsigned lane, unsigned i) {
-    return lane % 2 + i / 2 % 2 * 2 + lane / 16 * 4 + lane / 4 % 2 * 8;
-}
-inline unsigned wmma_column(unsigned lane, unsigned i) {
-    return i % 2 + lane / 2 % 2 * 2 + i / 4 * 4 + lane / 8 % 2 * 8;
-}
-
-/// A tile's address, which all lanes must give alike.
-struct Tile {
-    const void* base;
-    int ld;
-};
-
-inline void combine_tiles(void* const (&data)[WARP_LANES]) {
-    need_whole_warp<Tile>(data, "wmma");
-    const Tile& first = *static_cast<const Tile*>(data[0]);
-    for (unsigned i = 1; i < WARP_LANES; i++) {
-        const Tile& other = *static_cast<const Tile*>(data[i]);
-        if (other.base != first.base || other.ld != first.ld) fail("lane %u gives wmma another tile than lane 0", i);
-    }
-}
-
-inline void meet_at_tile(const void* base, int ld, int ld_multiple) {
-    check_alignment(base, 32);
-    if (ld % ld_multiple != 0) fail("wmma with a leading dimension of %d, not a multiple of %d", ld, ld_multiple);
-    Tile mine{base, ld};
-    warp_operation(0xffffffffu, combine_tiles, &mine);
-}
-
-/// Loads 16 elements that lie `step` apart.
-template <typename T>
-UNCOUNTED inline void load_line(unsigned (&words)[8], const T* from, long step) {
-    for (int i = 0; i < 8; i++) {
-        words[i] = from[2 * i * step].bits | static_cast<unsigned>(from[(2 * i + 1) * step].bits) << 16;
-    }
-}
-
-/// Notes how the hardware fetches a fragment. Where a lane's 16 elements lie side by side it takes two words of 16
-/// bytes; else, since two lanes hold each element, the lane exchanges rows with three others: four words of 8 bytes, which
-/// are four neighbours of every fourth line.
-template <typename T>
-UNCOUNTED inline void note_fragment(const T* tile, int ld, unsigned line, bool along, const void* place) {
-    const unsigned first = line / 4 * 4, quarter = line % 4;
-    for (unsigned i = 0; i < (along ? 2u : 4u); i++) {
-        const T* const from = along ? tile + line * static_cast<unsigned>(ld) + 8 * i
-                                    : tile + (quarter + 4 * i) * static_cast<unsigned>(ld) + first;
-        note_vector(from, along ? 16 : 8, along ? 16 : 8, false, static_cast<const char*>(place) + i);
-    }
-}
-
-template <typename T>
-COUNTED_CALL inline void wmma_load_a(unsigned (&words)[8], const T* tile, int ld, bool rows) {
-    meet_at_tile(tile, ld, 8);
-    const long row = wmma_a_row(static_cast<unsigned>(lane()));
-    note_fragment(tile, ld, static_cast<unsigned>(row), rows, PLACE);
-    load_line(words, tile + (rows ? row * ld : row), rows ? 1 : ld);
-}
-
-template <typename T>
-COUNTED_CALL inline void wmma_load_b(unsigned (&words)[8], const T* tile, int ld, bool rows) {
-    meet_at_tile(tile, ld, 8);
-    const long column = wmma_b_column(static_cast<unsigned>(lane()));
-    note_fragment(tile, ld, static_cast<unsigned>(column), !rows, PLACE);
-    load_line(words, tile + (rows ? column : column * ld), rows ? ld : 1);
-}
-
-struct WarpMultiply {
+struct GroupMultiply {
     float* d;
-    const unsigned *a, *b;
+    unsigned a[2], b[2];
 };
 
-template <typename T>
-inline void combine_wmma(void* const (&data)[WARP_LANES]) {
-    need_whole_warp<WarpMultiply>(data, "wmma");
-    count_tensor_macs(16 * 16 * 16);
-    float a[16][16];
-    Four b[16][4], d[16][4];
-    for (unsigned lane = 0; lane < WARP_LANES; lane++) {
-        const WarpMultiply& mine = *static_cast<const WarpMultiply*>(data[lane]);
-        const unsigned row = wmma_a_row(lane), column = wmma_b_column(lane);
-        for (unsigned k = 0; k < 16; k++) {
-            a[row][k] = element_of<T>(mine.a[k / 2], k % 2);
-            b[k][column / 4][column % 4] = element_of<T>(mine.b[k / 2], k % 2);
+template <typename T, bool ROWS_A, bool ROWS_B>
+inline void combine_groups(void* const (&data)[WARP_LANES]) {
+    need_whole_warp<GroupMultiply>(data, "mma");
+    count_tensor_macs(4 * 8 * 8 * 4);
+    for (unsigned group = 0; group < 4; group++) {
+        GroupMultiply* lanes[8];
+        float a[8][4], b[4][8], d[8][8];
+        for (unsigned l = 0; l < 8; l++) {
+            lanes[l] = static_cast<GroupMultiply*>(data[group * 4 + l % 4 + l / 4 * 16]);
+            for (unsigned i = 0; i < 4; i++) {
+                const unsigned across = l / 4 * 4 + i;
+                const float left = element_of<T>(lanes[l]->a[i / 2], i % 2), right = element_of<T>(lanes[l]->b[i / 2], i % 2);
+                (ROWS_A ? a[l][i] : a[across][l % 4]) = left;
+                (ROWS_B ? b[l % 4][across] : b[i][l]) = right;
+            }
         }
-        for (unsigned i = 0; i < 8; i++) {
-            d[wmma_row(lane, i)][wmma_column(lane, i) / 4][wmma_column(lane, i) % 4] = mine.d[i];
+        const auto at = [&](unsigned l, unsigned i) -> float& {
+            return d[l % 2 + i / 2 % 2 * 2 + l / 4 * 4][i / 4 * 4 + l / 2 % 2 * 2 + i % 2];
+        };
+        for (unsigned l = 0; l < 8; l++) {
+            for (unsigned i = 0; i < 8; i++) at(l, i) = lanes[l]->d[i];
         }
-    }
-    for (unsigned row = 0; row < 16; row++) {
-        for (unsigned k = 0; k < 16; k++) {
-            for (unsigned i = 0; i < 4; i++) d[row][i] += a[row][k] * b[k][i];
+        for (unsigned row = 0; row < 8; row++) {
+            for (unsigned k = 0; k < 4; k++) {
+                for (unsigned column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
+            }
         }
-    }
-    for (unsigned lane = 0; lane < WARP_LANES; lane++) {
-        for (unsigned i = 0; i < 8; i++) {
-            static_cast<WarpMultiply*>(data[lane])->d[i] =
-                d[wmma_row(lane, i)][wmma_column(lane, i) / 4][wmma_column(lane, i) % 4];
+        for (unsigned l = 0; l < 8; l++) {
+            for (unsigned i = 0; i < 8; i++) lanes[l]->d[i] = at(l, i);
         }
     }
 }
 
-template <typename T>
-inline void wmma_mma(float* d, const unsigned (&a)[8], const unsigned (&b)[8]) {
-    WarpMultiply mine{d, a, b};
-    warp_operation(0xffffffffu, combine_wmma<T>, &mine);
-}
-
-COUNTED_CALL inline void wmma_store(float* tile, int ld, const float (&d)[8]) {
-    meet_at_tile(tile, ld, 4);
-    const unsigned mine = static_cast<unsigned>(lane());
-    for (unsigned i = 0; i < 8; i += 2) {
-        const float* const to = tile + wmma_row(mine, i) * static_cast<unsigned>(ld) + wmma_column(mine, i);
-        note_vector(to, 8, 8, true, static_cast<const char*>(PLACE) + i / 2);
-    }
-    for (unsigned i = 0; i < 8; i++) {
-        tile[wmma_row(mine, i) * static_cast<unsigned>(ld) + wmma_column(mine, i)] = d[i];
-    }
+template <typename T, bool ROWS_A, bool ROWS_B>
+inline void mma_m8n8k4(float* d, const unsigned (&a)[2], const unsigned (&b)[2]) {
+    GroupMultiply mine{d, {a[0], a[1]}, {b[0], b[1]}};
+    warp_operation(0xffffffffu, combine_groups<T, ROWS_A, ROWS_B>, &mine);
 }
 
 }  // namespace emulator
