@@ -3,7 +3,9 @@
 
 use depthshrinker::check::{BLOCKS, BlockData, BlockRow};
 use depthshrinker::device::{View, ViewMut};
+use depthshrinker::dtype::Dtype;
 use depthshrinker::ops::activation::Clamp;
+use depthshrinker::ops::config::KernelTarget;
 use depthshrinker::ops::conv::{self, ConvProblem};
 use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
 use depthshrinker::ops::inverted_residual::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem, forward};
@@ -111,8 +113,13 @@ fn its_cost_is_that_of_its_convolutions_without_what_they_move_between_them() {
     assert_eq!(p.macs(), 2 * (35 * 4 * 24 + 12 * 9 * 24 + 12 * 24 * 6));
     assert_eq!(p.flops(), 2 * p.macs());
     assert_eq!(p.min_elements(), 2 * (35 * 4 + 12 * 6) + 4 * 24 + 9 * 24 + 24 * 6);
-    assert!(p.has_step(Backend::Cuda) && p.pays(Backend::Cuda));
-    assert!(!InvertedResidualProblem { hidden: 384, ..p }.pays(Backend::Cuda));
+    let on = KernelTarget { dtype: Dtype::F32, arch: 70 };
+    assert!(p.has_step(Backend::Cuda) && p.pays(Backend::Cuda, on));
+    let wide = InvertedResidualProblem { hidden: 384, ..p };
+    assert!(!wide.pays(Backend::Cuda, on) && wide.pays(Backend::Host, on));
+    // In bands, which are of vectors of 16 bits.
+    let vectors = InvertedResidualProblem { input: Shape::new(7, 5, 8), output: Shape::new(4, 3, 8), ..wide };
+    assert!(!vectors.pays(Backend::Cuda, on) && vectors.pays(Backend::Cuda, KernelTarget { dtype: Dtype::F16, ..on }));
     let uneven = Window { stride_w: 1, ..window };
     assert!(!InvertedResidualProblem { window: uneven, ..p }.has_step(Backend::Cuda));
 }

@@ -74,10 +74,18 @@ pub const BLOCKS: &[BlockRow] = &[
     BlockRow::new(2, (3, 2, 8), 40, 72, 5, 1),
     BlockRow::new(1, (10, 7, 5), 31, 5, 5, 1),
     BlockRow::new(2, (11, 19, 16), 96, 24, 3, 2),
-    BlockRow::new(1, (7, 9, 64), 64, 160, 3, 2),
+    BlockRow::new(1, (7, 9, 64), 64, 168, 3, 2),
     BlockRow::new(1, (9, 5, 3), 18, 11, 3, 2),
     BlockRow::new(1, (13, 10, 24), 72, 40, 5, 2),
     BlockRow::new(2, (7, 5, 9), 27, 6, 5, 2),
+    // In 16 bits bands of rows: some of an image, whole images, the last of them fewer; panels, slices and channels that are not
+    // filled; and every number of channels that a block has.
+    BlockRow::new(1, (14, 14, 64), 96, 64, 3, 1),
+    BlockRow::new(2, (13, 14, 40), 72, 88, 3, 1),
+    BlockRow::new(1, (12, 12, 96), 64, 160, 3, 1),
+    BlockRow::new(5, (5, 6, 24), 64, 24, 3, 1),
+    BlockRow::new(2, (14, 13, 64), 64, 96, 3, 2),
+    BlockRow { window: (3, 2, [0, 0, 1, 1]), ..BlockRow::new(1, (28, 28, 32), 48, 104, 3, 2) },
     // No expansion, as in the first block of a network; by vectors and without.
     BlockRow { hidden: None, ..BlockRow::new(2, (10, 9, 40), 0, 16, 3, 1) },
     BlockRow { hidden: None, ..BlockRow::new(1, (7, 8, 11), 0, 11, 5, 2) },

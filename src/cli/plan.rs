@@ -4,10 +4,10 @@ use anyhow::Result;
 
 use super::network::NetArgs;
 use super::{Common, print};
-use crate::device::Backend;
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Plan, Target};
-use crate::measure::{NetworkCase, PlanRecord, PlanSize, launch_counts, plan_costs};
+use crate::measure::{DRY_RUN_ARCH, NetworkCase, PlanRecord, PlanSize, launch_counts, plan_costs};
+use crate::ops::config::KernelTarget;
 use crate::report::{json_text, plan_text};
 
 /// Options of `plan`.
@@ -41,7 +41,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let graph = case.model.graph;
     let graph = if args.training || args.reference { graph } else { graph.without_batch_norm()?.0 };
     // The steps whose kernels are counted, a GPU's.
-    let target = Target { backend: Backend::Cuda, fusion, training: args.training, taps: Vec::new() };
+    let target = Target::gpu(KernelTarget { dtype: precision, arch: DRY_RUN_ARCH }, fusion, args.training);
     let costs = plan_costs(&graph, &Plan::new(&graph, &target)?);
     let (batch, training, element_bytes) = (args.batch as usize, args.training, precision.bytes() as u64);
     let planned = PlanRecord::new(&graph, &costs, launches, PlanSize { batch, training, element_bytes });

@@ -13,8 +13,10 @@ use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, La
 use super::source::Unit;
 use crate::{Error, Result};
 
-/// The oldest driver that is supported, as the driver counts versions: CUDA 11.4 (R470) brought the way graphs are instantiated here.
-const OLDEST_DRIVER: i32 = 11_040;
+/// The oldest driver that is supported, as the driver counts versions: what a compiler of version 12 makes needs CUDA 12 (R525).
+const OLDEST_DRIVER: i32 = 12_000;
+/// Bytes of shared memory that a block has unasked; a kernel that is launched with more must be given them.
+const UNASKED_SHARED_BYTES: u32 = 48 << 10;
 
 /// Properties of a GPU that can be read without opening it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +101,7 @@ impl Cuda {
         let (major, minor) = Self::driver_version()?;
         if major * 1000 + minor * 10 < OLDEST_DRIVER {
             return Err(Error::Device(format!(
-                "the NVIDIA driver speaks CUDA {major}.{minor}; one for 11.4 (R470) or newer is needed"
+                "the NVIDIA driver speaks CUDA {major}.{minor}; one for 12.0 (R525) or newer is needed"
             )));
         }
         let count = Self::count();
@@ -346,6 +348,12 @@ impl Driver for Cuda {
     unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
         self.enter()?;
         let function = self.functions.lock().unwrap_or_else(|e| e.into_inner())[function.0].0;
+        if shape.shared > UNASKED_SHARED_BYTES {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is loaded.
+            unsafe { result::function::set_function_attribute(function, attribute, shape.shared as i32) }
+                .map_err(|e| failed("give a kernel its shared memory", e))?;
+        }
         let mut pointers = pointers(arguments);
         let triple = |[x, y, z]: [u32; 3]| (x, y, z);
         // SAFETY: promised by the caller.

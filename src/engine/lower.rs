@@ -282,16 +282,16 @@ fn inverted_residual(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> 
 
 /// The same where one step is sooner through than three.
 fn inverted_residual_that_pays(l: &mut Lowering<'_>, id: NodeId) -> Result<Option<Group>> {
-    inverted_residual_where(l, id, InvertedResidualProblem::pays)
+    inverted_residual_where(l, id, |problem, target| problem.pays(target.backend, target.kernels))
 }
 
 fn inverted_residual_where(
     l: &mut Lowering<'_>,
     id: NodeId,
-    wanted: fn(&InvertedResidualProblem, Backend) -> bool,
+    wanted: fn(&InvertedResidualProblem, &Target) -> bool,
 ) -> Result<Option<Group>> {
     let Some(mut runs) = l.inverted_residual(id) else { return Ok(None) };
-    let problem = l.inverted_residual_problem(&runs).filter(|problem| wanted(problem, l.target.backend));
+    let problem = l.inverted_residual_problem(&runs).filter(|problem| wanted(problem, l.target));
     let Some(problem) = problem else { return Ok(None) };
     let (nodes, residual) = (runs.iter().flat_map(|run| run.nodes.clone()).collect(), runs[runs.len() - 1].residual);
     let (x, residual) = (l.stored(l.graph.nodes[id].inputs[0])?, residual.map(|node| l.stored(node)).transpose()?);

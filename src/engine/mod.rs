@@ -22,10 +22,11 @@ pub use sequence::{Backpropagated, Sequence, SequenceRun};
 use crate::device::{Buffer, Device, View, ViewMut};
 use crate::graph::{Graph, NodeId, ParamSpec};
 use crate::model::{Model, Weights};
+use crate::ops::config::KernelTarget;
 use crate::ops::copy::copy;
 use crate::ops::dropout::DropoutStream;
 use crate::ops::optimizer::ParamSpan;
-use crate::ops::step::{ParamId, Slopes};
+use crate::ops::step::{Backend, ParamId, Slopes};
 use crate::{Error, Result};
 use memory::{Layout, Memory};
 use params::Params;
@@ -147,12 +148,14 @@ impl Engine {
             true => model.folded_with_map()?,
             false => (model.clone(), NodeId::all(model.graph.nodes.len()).collect()),
         };
-        let target = Target {
-            backend: device.backend(),
-            fusion: options.fusion,
-            training: options.training,
-            taps: options.taps.iter().map(|&tap| map[tap]).collect(),
+        let taps = options.taps.iter().map(|&tap| map[tap]).collect();
+        let target = match device {
+            Device::Cpu => {
+                Target { fusion: options.fusion, training: options.training, ..Target::inference(Backend::Host) }
+            }
+            Device::Gpu(gpu, dtype) => Target::gpu(KernelTarget::of(gpu, *dtype), options.fusion, options.training),
         };
+        let target = Target { taps, ..target };
         let plan = Plan::new(&planned.graph, &target)?;
         if matches!(device, Device::Gpu(..)) {
             fits_launches(&plan, options.batch)?;

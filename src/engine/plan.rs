@@ -2,6 +2,7 @@
 
 use crate::dtype::Dtype;
 use crate::graph::{Graph, NodeId};
+use crate::ops::config::KernelTarget;
 use crate::ops::step::{Backend, ComputeUnit, Place, Step, Store, Uses, ValueId, Values};
 use crate::shape::Shape;
 use crate::{Error, Result};
@@ -27,6 +28,8 @@ pub enum Fusion {
 pub struct Target {
     /// Who runs it. A rule whose step a backend does not have is passed over.
     pub backend: Backend,
+    /// What a GPU's kernels are chosen for; the host's are not.
+    pub kernels: KernelTarget,
     /// Level of fusion.
     pub fusion: Fusion,
     /// Whether batch statistics are used and there is a backward pass.
@@ -36,9 +39,15 @@ pub struct Target {
 }
 
 impl Target {
-    /// Inference, with everything fused that always pays.
+    /// Inference, with everything fused that always pays; on a GPU in f32.
     pub fn inference(backend: Backend) -> Self {
-        Self { backend, fusion: Fusion::OnLoad, training: false, taps: Vec::new() }
+        let kernels = KernelTarget { dtype: Dtype::F32, arch: 70 };
+        Self { backend, kernels, fusion: Fusion::OnLoad, training: false, taps: Vec::new() }
+    }
+
+    /// What a GPU of an architecture runs at a level of fusion.
+    pub fn gpu(kernels: KernelTarget, fusion: Fusion, training: bool) -> Self {
+        Self { backend: Backend::Cuda, kernels, fusion, training, taps: Vec::new() }
     }
 
     /// A training step, with everything fused that always pays.

@@ -15,6 +15,7 @@ use crate::device::gpu::Launch;
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Pass};
 use crate::model::Model;
+use crate::ops::config::KernelTarget;
 
 /// Counts of a network's plan over a batch.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -124,7 +125,7 @@ pub struct CounterSetting {
 /// none: the report says why.
 pub fn count_network(model: &Model, setting: CounterSetting) -> Result<CounterReport> {
     let CounterSetting { batch, training, precision, arch, sample } = setting;
-    let (graph, plan) = gpu_plan(&model.graph, Fusion::OnLoad, training)?;
+    let (graph, plan) = gpu_plan(&model.graph, Fusion::OnLoad, training, KernelTarget { dtype: precision, arch })?;
     let steps = distinct_steps(&graph, plan, batch, precision, arch)?;
     let launched: Vec<&Launch> = steps.iter().flat_map(|step| &step.launches).collect();
     let kernels = resources(&launched, arch, &Cache::of_user());

@@ -37,7 +37,9 @@ pub use layer_run::LayerBench;
 pub use layers::{LayerEpilogue, LayerPass, TimedLayer};
 pub use limits::Limits;
 pub use machine::{CacheLevel, Machine};
-pub use network_run::{NetworkCase, NetworkRun, Series, launch_counts, peak_memory, row_of_passes, sample_networks};
+pub use network_run::{
+    DRY_RUN_ARCH, NetworkCase, NetworkRun, Series, launch_counts, peak_memory, row_of_passes, sample_networks,
+};
 pub use occupancy::Occupancy;
 pub use peaks::{Peaks, measure_peaks};
 pub use peer::{Answer, LayerAnswer, LayerQuestion, NetworkAnswer, NetworkQuestion, Peer, PeerScript, RuntimeQuestion};

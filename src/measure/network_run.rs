@@ -14,6 +14,7 @@ use crate::dtype::Dtype;
 use crate::engine::{Engine, EngineOptions, Fusion, Plan, Target};
 use crate::graph::Graph;
 use crate::model::Model;
+use crate::ops::config::KernelTarget;
 use crate::ops::optimizer::{Optimizer, Update};
 use crate::train::{StepBatch, StepImages, StepOptions, StepSettings, TrainStep};
 use crate::{Error, Result};
@@ -49,17 +50,20 @@ impl NetworkCase {
     ///
     /// # Errors
     /// As [`crate::graph::Graph::shapes`].
-    pub fn planned(&self) -> Result<(Graph, Plan)> {
-        gpu_plan(&self.model.graph, self.fusion, self.training)
+    pub fn planned(&self, on: KernelTarget) -> Result<(Graph, Plan)> {
+        gpu_plan(&self.model.graph, self.fusion, self.training, on)
     }
 }
 
+/// The architecture of a GPU whose launches are counted without one. What is launched follows from the problem alone nearly
+/// everywhere, so that any serves that has every type.
+pub const DRY_RUN_ARCH: u32 = 80;
+
 /// The plan of [`NetworkCase::planned`], for a graph.
-pub(super) fn gpu_plan(graph: &Graph, fusion: Fusion, training: bool) -> Result<(Graph, Plan)> {
+pub(super) fn gpu_plan(graph: &Graph, fusion: Fusion, training: bool, on: KernelTarget) -> Result<(Graph, Plan)> {
     let folds = !training && fusion > Fusion::PerNode;
     let graph = if folds { graph.without_batch_norm()?.0 } else { graph.clone() };
-    let target = Target { backend: Backend::Cuda, fusion, training, taps: Vec::new() };
-    let plan = Plan::new(&graph, &target)?;
+    let plan = Plan::new(&graph, &Target::gpu(on, fusion, training))?;
     Ok((graph, plan))
 }
 
@@ -249,8 +253,7 @@ fn sample_warmed<'l, 'a: 'l>(
 /// # Errors
 /// What the engine says.
 pub fn launch_counts(case: &NetworkCase, batch: usize, precision: Dtype) -> Result<BTreeMap<String, u64>> {
-    // What is launched follows from the problem alone, so that any architecture with every type serves.
-    let gpu = Gpu::new(Box::new(DryRun::new(80)));
+    let gpu = Gpu::new(Box::new(DryRun::new(DRY_RUN_ARCH)));
     let mut run = NetworkRun::new(&Device::on(gpu.clone(), precision)?, case, batch)?;
     // Puts images and weights where the next pass finds them.
     run.pass()?;

@@ -23,6 +23,7 @@ use crate::device::gpu::Launch;
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Pass};
 use crate::graph::Graph;
+use crate::ops::config::KernelTarget;
 use crate::ops::step::ComputeUnit;
 
 /// Share of a data sheet's bandwidth and rates that a large copy and a large matrix product reach (`docs/kernels.md`).
@@ -199,7 +200,7 @@ impl Projection {
         precision: Dtype,
         cache: &Cache,
     ) -> Result<ProjectedNetwork> {
-        let (graph, plan) = case.planned()?;
+        let (graph, plan) = case.planned(KernelTarget { dtype: precision, arch: self.sheet.arch })?;
         let steps = distinct_steps(&graph, plan, batch, precision, self.sheet.arch)?;
         let launches: Vec<&Launch> = steps.iter().filter_map(|step| largest(&step.launches)).collect();
         let kernels = resources(&launches, self.sheet.arch, cache).unwrap_or_else(|error| {
@@ -226,7 +227,7 @@ impl Projection {
     /// # Errors
     /// As [`network`](Self::network).
     pub fn images_per_s(&self, graph: &Graph, fusion: Fusion, batch: usize, precision: Dtype) -> Result<f64> {
-        let (graph, plan) = gpu_plan(graph, fusion, false)?;
+        let (graph, plan) = gpu_plan(graph, fusion, false, KernelTarget { dtype: precision, arch: self.sheet.arch })?;
         let steps = distinct_steps(&graph, plan, batch, precision, self.sheet.arch)?;
         let us = |step: &DistinctStep| {
             step.count as f64 * self.time((&step.cost, &step.launches), batch, precision, None).projected_us

@@ -128,6 +128,13 @@ pub struct KernelTarget {
     pub arch: u32,
 }
 
+impl KernelTarget {
+    /// A device, in a precision.
+    pub fn of(gpu: &Gpu, dtype: Dtype) -> Self {
+        Self { dtype, arch: gpu.driver().arch() }
+    }
+}
+
 /// A problem that a GPU can solve in several ways.
 pub trait Problem {
     /// One way to solve it.
@@ -155,7 +162,7 @@ pub trait Problem {
 /// # Errors
 /// [`Error::Config`] if the forced configuration does not solve the problem.
 pub fn resolve<P: Problem>(problem: &P, pass: KernelPass, gpu: &Gpu, dtype: Dtype) -> Result<P::Config> {
-    let on = KernelTarget { dtype, arch: gpu.driver().arch() };
+    let on = KernelTarget::of(gpu, dtype);
     let kernels = Kernels { family: problem.family(), pass };
     let Some(name) = gpu.forced(kernels.name()) else { return Ok(problem.choose(pass, on)) };
     let told = |e: Error| match e {

@@ -187,8 +187,14 @@ impl<'a> Call<'a> {
 
     /// Launches blocks of so many threads.
     pub(in crate::ops) fn launch_of(self, threads: usize, grid: [usize; 3]) {
+        self.launch_with(threads, grid, 0);
+    }
+
+    /// Launches blocks of so many threads with so many bytes of dynamic shared memory.
+    pub(in crate::ops) fn launch_with(self, threads: usize, grid: [usize; 3], shared: usize) {
         let dimension = |n: usize| u32::try_from(n).expect("a batch that fits a device's memory fits its grids");
-        let shape = LaunchShape { grid: grid.map(dimension), block: [dimension(threads), 1, 1], shared: 0 };
+        let shape =
+            LaunchShape { grid: grid.map(dimension), block: [dimension(threads), 1, 1], shared: dimension(shared) };
         // SAFETY: `Gpu::launch` checks number and types of the arguments. Pointers come from views and workspaces of this
         // device, which live until the launch is in its stream; each was taken with the number of elements that the kernel
         // reads or writes under this grid, and refused if it had fewer.

@@ -9,20 +9,22 @@
 //!
 //! Rows of hidden values at the border of two bands are formed for both.
 
+mod config;
 mod cuda;
 mod host;
 mod step;
 
-pub use cuda::InvertedResidualConfig;
+pub use config::{BandConfig, BandRows, InvertedResidualConfig, TileConfig};
 pub use step::{InvertedResidualStep, PlannedConv};
 
 use super::activation::Clamp;
+use super::config::KernelTarget;
 use super::conv::ConvProblem;
 use super::step::Backend;
 use crate::device::{View, ViewMut};
 use crate::shape::{Shape, Window};
 
-/// Hidden channels up to which one step is sooner through than three on a GPU.
+/// Hidden channels up to which one step is sooner through than three on a GPU where it runs in tiles.
 const MOST_HIDDEN: usize = 192;
 
 /// One inverted residual over one batch.
@@ -85,10 +87,11 @@ impl InvertedResidualProblem {
     }
 
     /// Whether one step is sooner through than three. On a GPU that is what the machine code asks of each unit of a V100
-    /// (`docs/kernels.md` b): the larger windows form most hidden values twice, and many hidden channels make the products
-    /// around them, not memory, the bound.
-    pub fn pays(&self, backend: Backend) -> bool {
-        backend == Backend::Host || (self.window.k_h == 3 && self.hidden <= MOST_HIDDEN)
+    /// (`docs/kernels.md` b): bands of rows pay wherever there are kernels for them; in tiles the larger windows form most
+    /// hidden values twice, and many hidden channels make the products around them, not memory, the bound.
+    pub fn pays(&self, backend: Backend, on: KernelTarget) -> bool {
+        let in_tiles = self.window.k_h == 3 && self.hidden <= MOST_HIDDEN;
+        backend == Backend::Host || in_tiles || BandConfig::choose(self, on).is_some()
     }
 
     /// The expansion on its own, where there is one.
