@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
 
+use super::cuda::Cuda;
 use super::source::{Unit, files};
 use crate::{Error, Result};
 
@@ -38,7 +39,8 @@ type Program = *mut c_void;
 
 impl Nvrtc {
     /// The library, looked for once a process: `$DEPTHSHRINKER_NVRTC` and nowhere else where that is set; otherwise where
-    /// the system looks, then in the usual folders of CUDA toolkits.
+    /// the system looks, then in the usual folders of CUDA toolkits. Where there is a driver, one of a newer major version is
+    /// passed by: the driver may refuse what it makes.
     ///
     /// # Errors
     /// When there is none; says how to get it.
@@ -52,7 +54,9 @@ impl Nvrtc {
 
     fn look() -> Result<Self> {
         let set = std::env::var_os("DEPTHSHRINKER_NVRTC").filter(|v| !v.is_empty()).map(PathBuf::from);
+        let newest = if set.is_some() { None } else { Cuda::driver_version().ok().map(|(major, _)| major) };
         let candidates = set.map_or_else(candidates, |path| vec![path]);
+        let mut newer = String::new();
         for path in &candidates {
             // SAFETY: NVRTC's initialisers have no requirements.
             let Ok(library) = (unsafe { Library::new(path) }) else { continue };
@@ -64,13 +68,18 @@ impl Nvrtc {
                     nvrtc.symbol(b"nvrtcVersion\0")?;
                 version(&mut major, &mut minor)
             };
-            if code == 0 {
+            if newest.is_some_and(|newest| major > newest) {
+                newer = format!("; {} is of version {major}, newer than the driver's CUDA", path.display());
+            } else if code == 0 {
                 nvrtc.version = (major, minor);
                 return Ok(nvrtc);
             }
         }
         let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
-        Err(Error::Device(format!("NVRTC was not found or does not load (tried {}); {HOW_TO_GET}", tried.join(", "))))
+        Err(Error::Device(format!(
+            "NVRTC was not found or does not load (tried {}{newer}); {HOW_TO_GET}",
+            tried.join(", ")
+        )))
     }
 
     /// Major and minor version.
