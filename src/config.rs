@@ -17,8 +17,8 @@ use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{
-    Budget, DistillConfig, EvolutionConfig, Mask, PublishedConfig, Removal, Rule, ScoreConfig, SearchMethod, Selection,
-    SensitivityConfig, SlopeConfig, SlopeRule,
+    Budget, ChannelList, ChannelOrder, DistillConfig, EvolutionConfig, Mask, PublishedConfig, Removal, Rule,
+    ScoreConfig, SearchMethod, Selection, SensitivityConfig, SlopeConfig, SlopeRule,
 };
 use crate::terminal::start;
 use crate::train::TrainConfig;
@@ -198,13 +198,16 @@ pub struct SearchConfig {
     /// this share of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub match_latency: Option<f64>,
+    /// By what channels stay, where a method takes some away: `bn-gamma` or `l1`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub channel_order: ChannelOrder,
     /// How scores are learned, and which blocks are never freed.
     pub scores: ScoreConfig,
     /// How scores are learned as DepthShrinker published it.
     pub published: PublishedConfig,
     /// How slopes of activations are learned.
     pub slopes: SlopeConfig,
-    /// How masks are searched that one set of weights was trained for.
+    /// How masks are searched that one set of weights was trained for, and lists of channels.
     pub evolution: EvolutionConfig,
     /// How networks are judged without training.
     pub sensitivity: SensitivityConfig,
@@ -225,6 +228,9 @@ pub struct FinetuneConfig {
     /// Bypasses freed blocks, so that only their shortcuts are left; for `finetune` alone, from its plan.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub bypass: bool,
+    /// How many channels stay, where some go; for `finetune` alone, from its plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels: Option<ChannelList>,
     /// The model file that teaches; for `finetune` alone, where it is the model itself if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher: Option<PathBuf>,
@@ -347,6 +353,7 @@ impl Default for SearchConfig {
             method: SearchMethod::Learned,
             seed: None,
             match_latency: None,
+            channel_order: ChannelOrder::default(),
             scores: ScoreConfig::default(),
             published: PublishedConfig::default(),
             slopes: SlopeConfig::default(),
@@ -361,11 +368,13 @@ impl FinetuneConfig {
     /// Takes over what a plan frees.
     pub fn select(&mut self, selection: Selection) {
         (self.kept, self.segments, self.bypass) = (Some(selection.keep), selection.segments, selection.bypass);
+        self.channels = selection.channels;
     }
 
     /// What `finetune` frees, by a mask.
     pub fn selection(&self, mask: &Mask) -> Selection {
-        Selection { segments: self.segments.clone(), bypass: self.bypass, ..mask.clone().into() }
+        let (segments, channels) = (self.segments.clone(), self.channels.clone());
+        Selection { segments, bypass: self.bypass, channels, ..mask.clone().into() }
     }
 }
 
@@ -375,6 +384,7 @@ impl Default for FinetuneConfig {
             kept: None,
             segments: Vec::new(),
             bypass: false,
+            channels: None,
             teacher: None,
             start: FinetuneStart::Original,
             final_activation: true,
@@ -507,7 +517,7 @@ impl Config {
         if let Some(tolerance) = self.search.match_latency.filter(|tolerance| !(1e-4..=0.5).contains(tolerance)) {
             return Err(Error::Config(format!("search.match_latency = {tolerance}; give 0.0001 to 0.5")));
         }
-        if self.search.method.provider().is_some() && self.finetune.start == FinetuneStart::Searched {
+        if !self.search.method.trains() && self.finetune.start == FinetuneStart::Searched {
             let problem = "finetune.start = \"searched\" needs weights that a search trained";
             return Err(Error::Config(format!("{problem}; give search.method = \"learned\" or start at the original")));
         }
@@ -545,13 +555,18 @@ impl Config {
 
     /// Whether random masks are to take the time of the selected one, rather than to have its size: where times decided.
     pub fn of_equal_time(&self) -> bool {
-        self.budget.is_time() || self.search.method.provider().is_some()
+        self.budget.is_time() || !self.search.method.trains()
     }
 
     /// How freed blocks are prepared.
     pub fn linearise(&self) -> Linearise {
         Linearise { final_activation: self.finetune.final_activation, padding: self.merge.padding }
     }
+}
+
+/// Whether a setting that older versions do not know can be left out, so that their runs go on.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Says which part of the configuration an error is about.

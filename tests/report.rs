@@ -237,6 +237,7 @@ fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
     let trial = |seed, top1| MaskTrial { seed, kept: kept.clone(), top1 };
     let result = RunResult {
         matched: None,
+        channels: Default::default(),
         latency_share: Some(0.8),
         schema: SCHEMA,
         device: "cpu".into(),
@@ -470,6 +471,7 @@ fn a_bare_run_makes_a_page_too() {
     let (result, _, before, _) = example();
     let result = RunResult {
         matched: None,
+        channels: Default::default(),
         latency_share: None,
         networks: Vec::new(),
         ratio: None,

@@ -134,12 +134,15 @@ fn closing(result: &RunResult, folder: &RunFolder, config: &Config) -> String {
     if let Some(merge) = &result.merge {
         text.push_str(&format!(", error {:.1e} of the logits' scale", merge.max_rel_error));
     }
+    if let Some([left, of]) = result.channels_left() {
+        text.push_str(&format!(", {left} of {of} channels left where they became fewer"));
+    }
     text.push_str(&format!("; the original is timed folded and fused, batch {}\n", result.networks[0].batch));
     if !result.random_masks.is_empty() {
         let top1: Vec<f64> = result.random_masks.iter().map(|trial| trial.top1).collect();
         let mean = top1.iter().sum::<f64>() / top1.len() as f64;
         let (low, high) = top1.iter().fold((f64::MAX, f64::MIN), |(l, h), &t| (l.min(t), h.max(t)));
-        let which = if config.search.method.provider().is_none() { "learned" } else { "selected" };
+        let which = if config.search.method.trains() { "learned" } else { "selected" };
         let measure = if config.of_equal_time() { "time" } else { "size" };
         let learned = result.learned_masks.first().map_or(f64::NAN, |trial| trial.top1);
         text.push_str(&format!(

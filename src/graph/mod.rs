@@ -4,6 +4,7 @@
 
 mod batch_norm_fold;
 mod builder;
+mod channels;
 mod cost;
 mod counterpart;
 mod display;
@@ -18,6 +19,7 @@ mod segment;
 pub use crate::index::{BlockId, NodeId, NodeRange, ParamId, SiteId};
 pub use crate::ops::operation::ParamRole;
 pub use builder::GraphBuilder;
+pub use channels::{ChannelGroup, ChannelGroups};
 pub use cost::{Cost, NodeCost};
 pub use counterpart::Counterpart;
 pub use node::{Block, BlockState, Graph, Node};

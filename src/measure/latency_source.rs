@@ -55,6 +55,12 @@ impl LatencySource {
         }
     }
 
+    /// The machine by whose roofline rows of a table are scaled, where a network has fewer channels than the table's: that which
+    /// prices blocks, else that of what computes.
+    pub fn scaling(&self, device: &Device) -> Roofline {
+        self.roofline(device).or_else(|| Self::Auto.roofline(device)).unwrap_or(TWO_CORES)
+    }
+
     /// The table in a file that is asked for.
     pub fn file(&self) -> Option<&Path> {
         match self {

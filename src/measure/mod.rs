@@ -1,6 +1,7 @@
 //! Measuring: timers that alternate what is compared, the machine's own peaks, rooflines, and latency of networks and blocks.
 
 mod block_cost;
+mod channel_times;
 mod comparison;
 mod counter_record;
 mod latency;
@@ -27,6 +28,7 @@ mod table_work;
 mod timer;
 
 pub use block_cost::{BlockCost, block_costs, merged_cost};
+pub use channel_times::ChannelTimes;
 pub use comparison::{ComparisonRecord, ComparisonTiming, ComparisonWork, Form, Published};
 pub use counter_record::{CounterReport, CounterSetting, LaunchRecord, StepCounters, count_network};
 pub use latency::{BlockLatency, Change, Comparison, Latency, block_latencies, compare, network_latency};

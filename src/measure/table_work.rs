@@ -107,6 +107,19 @@ impl TableWork {
         Ok(work)
     }
 
+    /// The rows of the network as it is alone: those of single convolutions and of what always runs.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn unmerged(graph: &Graph, backend: Backend) -> Result<Self> {
+        let folded = graph.without_batch_norm()?.0;
+        let network = Network { positions: folded.positions()?, shapes: folded.shapes()?, graph: folded, backend };
+        let positions = network.positions.clone();
+        let mut work = Self { positions, rows: Vec::new(), pieces: Vec::new(), shared: Vec::new() };
+        work.as_it_is(&network, TableOptions { keys: false, bias_maps: false })?;
+        Ok(work)
+    }
+
     /// The rows of single convolutions and of what always runs: the network as it is.
     fn as_it_is(&mut self, network: &Network, options: TableOptions) -> Result<()> {
         let plan = Plan::new(&network.graph, &network.target())?;

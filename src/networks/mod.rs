@@ -245,6 +245,11 @@ fn width_of(name: &str, family: &str) -> Option<Result<f64>> {
 
 /// Rounds a scaled channel count to a multiple of 8, never losing more than a tenth, as timm does.
 fn round_channels(channels: f64) -> usize {
-    let rounded = (((channels + 4.0) / 8.0).floor() as usize * 8).max(8);
-    if (rounded as f64) < 0.9 * channels { rounded + 8 } else { rounded }
+    round_to_multiple(channels, 8)
+}
+
+/// Rounds a scaled channel count to a multiple that is not 0, never losing more than a tenth.
+pub fn round_to_multiple(channels: f64, multiple: usize) -> usize {
+    let rounded = (((channels + (multiple / 2) as f64) / multiple as f64).floor() as usize).max(1) * multiple;
+    if (rounded as f64) < 0.9 * channels { rounded + multiple } else { rounded }
 }

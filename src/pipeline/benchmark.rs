@@ -22,7 +22,7 @@ use crate::{Error, Result};
 /// Turns that this program and its peer take for one comparison.
 const TURNS: u32 = 2;
 
-/// The network with every block merged that can be, or what `selection` frees merged or bypassed, with the settings of a shrink run.
+/// The network with every block merged that can be, or what `selection` frees merged or bypassed and what it takes away gone, with the settings of a shrink run.
 /// `None` where no block is.
 ///
 /// # Errors
@@ -39,7 +39,8 @@ pub fn fully_merged(model: &Model, selection: Option<&Selection>, config: &Confi
     };
     let linear = linearise(model, &selection, &surgery)?;
     let merged = merge_selection(&linear, &selection, &MergeOptions { padding: surgery.padding })?;
-    Ok((selection.bypass || !merged.segments.is_empty()).then_some(merged.model))
+    let changes = selection.bypass || selection.channels.is_some() || !merged.segments.is_empty();
+    Ok(changes.then_some(merged.model))
 }
 
 /// For each block whether it cannot be merged, even alone.

@@ -3,6 +3,7 @@
 //! | file | holds |
 //! |--|--|
 //! | `benchmark` | [`Bench`]: what `bench` times |
+//! | `by_clock` | the selection that takes the time of the budget, by the table or by the clock |
 //! | `compare` | [`Jobs`]: methods × budgets × seeds, a `shrink` each |
 //! | `comparison` | [`Comparison`]: what `bench table` times |
 //! | `published` | [`published_networks`]: its networks with their published figures |
@@ -15,6 +16,7 @@
 //! | `import` | [`import()`]: other projects' weights on the networks here |
 //! | `latency` | [`block_times`]: what blocks take, and what they take merged |
 //! | `selection` | [`choose_blocks`]: which blocks are freed, by any method |
+//! | `widths` | numbers of channels in the place of blocks |
 //! | `table` | [`measure_table`]: the latency table of a network, and how well it predicts |
 //! | `images` | images from files of both kinds |
 //! | `half_range` | [`half_overflows`]: what passes the range of f16, for `export` |
@@ -22,6 +24,7 @@
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
 mod benchmark;
+mod by_clock;
 mod compare;
 mod comparison;
 mod doubts;
@@ -40,6 +43,7 @@ mod shrink;
 mod summary;
 mod table;
 mod verify;
+mod widths;
 
 pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
 pub use compare::{Job, Jobs};

@@ -15,7 +15,7 @@ use crate::networks;
 use crate::shape::Shape;
 use crate::shrink::surgery::{Linearise, check_linearise, drop_linear_activations, prepare_finetune};
 use crate::shrink::{
-    Budget, Finetune, Mask, NestedMask, Rule, ScoreConfig, Search, Selection, nested, relative_savings,
+    Budget, Finetune, Mask, NestedMask, Rule, ScoreConfig, Search, Selection, Widths, nested, relative_savings,
 };
 use crate::train::{
     Distillation, Evaluation, Hook, Interrupt, NoHook, Session, Stage, TrainConfig, evaluate_until, train,
@@ -267,10 +267,14 @@ impl<'a> Run<'a> {
         let surgery = self.config.linearise();
         let surgery = Linearise { padding: selection.padding.unwrap_or(surgery.padding), ..surgery };
         let prepared = prepare_finetune(start, selection, &surgery)?;
-        let pairs = mask.removed().into_iter().filter(|&b| b < blocks && !selection.bypass).map(|b| {
-            let output = |model: &Model| model.graph.blocks[b].output();
-            (output(&prepared), output(original))
-        });
+        let pairs = mask
+            .removed()
+            .into_iter()
+            .filter(|&b| b < blocks && !selection.bypass && selection.channels.is_none())
+            .map(|b| {
+                let output = |model: &Model| model.graph.blocks[b].output();
+                (output(&prepared), output(original))
+            });
         let distillation = config.distill.is_on().then(|| Distillation {
             teacher: original.clone(),
             alpha: config.distill.alpha,
@@ -363,6 +367,15 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
             config.budget
         )));
     }
+    if config.search.method.narrows() {
+        return match config.budget.is_time() {
+            true => Widths::new(graph).map(drop),
+            false => Err(Error::Config(format!(
+                "{} keeps all blocks and needs a budget that is a time, not {}; give --latency-fraction or --budget-ms",
+                config.search.method, config.budget
+            ))),
+        };
+    }
     let candidates = candidates(config, graph)?;
     // Whether a time can be kept is told by the table.
     let count = if config.budget.is_time() { Budget::Remove(1) } else { config.budget };
@@ -393,7 +406,7 @@ pub(super) fn candidates(config: &Config, graph: &Graph) -> Result<Vec<bool>> {
 /// # Errors
 /// Names the block, and what to do: another padding, or to exclude it.
 pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
-    if config.search.method.bypasses() {
+    if config.search.method.bypasses() || config.search.method.narrows() {
         return Ok(());
     }
     let candidates = config.search.scores.candidates(graph.blocks.len())?;

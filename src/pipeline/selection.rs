@@ -1,35 +1,34 @@
-//! Which blocks are freed: by scores that are trained, or without training by what a provider reckons and the time of blocks.
+//! What is taken away: blocks by scores that are trained, or without training by what a provider reckons and the time of blocks; or
+//! channels.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::time::Duration;
 
-use super::benchmark::fully_merged;
+use super::by_clock::Timed;
 use super::folder::RunFolder;
 use super::latency::{TABLE, block_times, kept_table, latency_table};
 use super::run::{Goal, Run, candidates, nested_masks, without_losses};
+use super::widths::{choose_widths, narrowed_ms};
 use crate::config::Config;
 use crate::graph::Positions;
-use crate::measure::{LatencyTable, compare};
+use crate::measure::LatencyTable;
 use crate::model::Model;
 use crate::shrink::providers::{Asked, BlockCosts, Judge, Provider, TOLERANCE};
 use crate::shrink::select::BlockOptions;
 use crate::shrink::surgery::linearise;
 use crate::shrink::{
-    EvolutionConfig, Importance, Mask, Matched, SearchMethod, Selection, Target, evolve, match_share, random_mask,
-    random_masks, relative_savings,
+    EvolutionConfig, Genome, Importance, Mask, Matched, SearchMethod, Selection, evolve, random_mask, random_masks,
+    relative_savings,
 };
 use crate::{Error, Result};
 
 /// What providers found for a run, in its folder.
 const FILE: &str = "importance.csv";
-/// Part of the measuring time that each network gets which is tried to match a budget.
-const MATCH_SHARE: f64 = 0.25;
 
 /// Gets a selection, and the weights that were trained along with it, before anything else can fail.
 pub type KeepSelection<'a> = dyn FnMut(&Selection, Option<&Model>) -> Result<()> + 'a;
 
-/// Chooses blocks as the settings say. Methods that train scores also return the weights that were trained along; others leave
+/// Chooses blocks, or channels, as the settings say. Methods that train scores also return the weights that were trained along; others leave
 /// `latency.csv` and, where they measure, `importance.csv` in the folder.
 ///
 /// # Errors
@@ -40,6 +39,11 @@ pub fn choose_blocks(
     folder: &RunFolder,
     keep: &mut KeepSelection<'_>,
 ) -> Result<(Selection, Option<Model>)> {
+    if run.config.search.method.narrows() {
+        let selection = choose_widths(run, original, folder)?;
+        keep(&selection, None)?;
+        return Ok((selection, None));
+    }
     match run.config.search.method.provider() {
         Some(provider) => {
             let selection = without_training(run, original, folder, provider)?;
@@ -110,7 +114,7 @@ struct Evolution<'a> {
     config: &'a Config,
     candidates: &'a [bool],
     /// Losses of masks that were judged already.
-    losses: RefCell<HashMap<Vec<u8>, f64>>,
+    losses: RefCell<HashMap<Genome, f64>>,
 }
 
 impl<'a> Evolution<'a> {
@@ -141,18 +145,25 @@ impl<'a> Evolution<'a> {
     }
 
     fn best(&self, first: Vec<Mask>, fits: &dyn Fn(&Mask) -> bool) -> Result<Mask> {
-        let mut loss = |mask: &Mask| {
-            if let Some(&known) = self.losses.borrow().get(&mask.bits()) {
+        let mut loss = |genome: &Genome| {
+            if let Some(&known) = self.losses.borrow().get(genome) {
                 return Ok(known);
             }
-            let loss = self.judge.evaluate(&linearise(self.model, mask, &self.config.linearise())?)?.loss;
-            self.losses.borrow_mut().insert(mask.bits(), loss);
+            let loss = self.judge.evaluate(&linearise(self.model, &mask(genome), &self.config.linearise())?)?.loss;
+            self.losses.borrow_mut().insert(genome.clone(), loss);
             Ok(loss)
         };
-        let of = (self.candidates, self.config.search_seed());
-        let found = evolve(&self.config.search.evolution, of, first, fits, &mut loss)?;
-        Ok(found.expect("a search from masks finds one"))
+        let choices: Vec<usize> = self.candidates.iter().map(|&candidate| 1 + usize::from(candidate)).collect();
+        let genome = |mask: &Mask| mask.kept().iter().map(|&kept| usize::from(kept)).collect();
+        let (of, first) = ((&choices[..], self.config.search_seed()), first.iter().map(genome).collect());
+        let found = evolve(&self.config.search.evolution, of, first, &|genome| Ok(fits(&mask(genome))), &mut loss)?;
+        Ok(mask(&found.expect("a search from masks finds one")))
     }
+}
+
+/// The mask that a genome stands for.
+fn mask(genome: &Genome) -> Mask {
+    Mask::new(genome.iter().map(|gene| *gene == 1).collect())
 }
 
 /// The mask that takes the time of the budget: by the table, or where the settings say so by the clock. `select` gives the mask
@@ -163,40 +174,15 @@ fn within_time(
     options: &BlockOptions<'_>,
     select: &dyn Fn(f64) -> Result<Mask>,
 ) -> Result<(Mask, Option<Matched>)> {
-    let whole_ms = options.time_ms(&Mask::all(options.blocks().len()));
-    let ms = run.config.budget.time_ms(whole_ms).unwrap_or(whole_ms);
-    let Some(tolerance) = run.config.search.match_latency else { return Ok((select(ms)?, None)) };
-    let share = ms / whole_ms.max(f64::MIN_POSITIVE);
-    let target = Target { share, tolerance, whole_ms, least_ms: options.least_ms() };
-    let some = |ms: f64| match select(ms) {
-        // Nothing takes so little time.
-        Err(Error::Config(_)) => Ok(None),
-        other => other.map(Some),
-    };
-    let (config, device, session) = (run.config, &run.device, &run.session);
-    let seconds = Duration::from_secs_f64(MATCH_SHARE * config.measure.seconds);
-    let mut measure = |mask: &Mask| {
-        session.check_interrupt()?;
-        let selection = Selection { bypass: config.search.method.bypasses(), ..mask.clone().into() };
-        let Some(merged) = fully_merged(original, Some(&selection), config)? else { return Ok(1.0) };
-        let networks = [("original", original), ("merged", &merged)];
-        let medians = compare(device, &networks, config.measure.batch, seconds)?.networks;
-        let share = medians[1].1.median_ms / medians[0].1.median_ms.max(f64::MIN_POSITIVE);
-        session.reporter.line(&format!("search: {:.1} % of the original's time measured: {mask}", 100.0 * share));
-        Ok(share)
-    };
-    let found = match_share(target, &mut |ms| some(ms), &|mask| options.time_ms(mask), &mut measure)?;
-    let Some((mask, matched)) = found else { return Ok((select(ms)?, None)) };
-    if !matched.is_met() {
-        tracing::warn!(
-            "search: {:.1} % of the original's time were asked for; the nearest of {} networks that were measured takes \
-             {:.1} %",
-            100.0 * matched.target,
-            matched.networks,
-            100.0 * matched.share
-        );
+    let bypass = run.config.search.method.bypasses();
+    Timed {
+        whole_ms: options.time_ms(&Mask::all(options.blocks().len())),
+        least_ms: options.least_ms(),
+        select,
+        time_ms: &|mask| options.time_ms(mask),
+        selection: &|mask| Selection { bypass, ..mask.clone().into() },
     }
-    Ok((mask, Some(matched)))
+    .within_budget(run, original)
 }
 
 /// Frees the blocks that a provider chooses: within the time where the budget is one, else as many as it says, of which blocks
@@ -279,36 +265,43 @@ fn random_of_equal_time(
     run: &Run<'_>,
     original: &Model,
     folder: &RunFolder,
-    selected: &Mask,
+    selected: &Selection,
     count: usize,
 ) -> Result<Vec<(u64, Mask)>> {
     let blocks = original.graph.blocks.len();
-    let table = kept_table(folder)?;
+    let (table, ms) = (kept_table(folder)?, selected_ms(run, original, folder, selected)?);
     let positions = original.graph.positions()?;
-    let own = block_options(run.config, &positions, &table, None, &candidates(run.config, &original.graph)?)?;
     // Random masks merge, whatever the selected one does.
     let all = run.config.search.scores.candidates(blocks)?;
     let options = BlockOptions::with_kept(&positions, &table, None, &kept(&all))?;
-    let solutions = options.random(own.time_ms(selected), TOLERANCE, run.config.seed, count + 1)?;
-    let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(|mask| mask != selected);
+    let solutions = options.random(ms, TOLERANCE, run.config.seed, count + 1)?;
+    let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(|mask| *mask != selected.keep);
     Ok((0..).zip(masks).take(count).collect())
 }
 
-/// Time of a mask by the latency table that a run has kept, as a share of that of the whole network; `None` where no table was
+/// Time of a selection by the latency table that a run has kept, as a share of that of the whole network; `None` where no table was
 /// needed.
 ///
 /// # Errors
 /// A table that cannot be read.
-pub fn latency_share(run: &Run<'_>, original: &Model, folder: &RunFolder, mask: &Mask) -> Result<Option<f64>> {
+pub fn latency_share(run: &Run<'_>, original: &Model, folder: &RunFolder, selected: &Selection) -> Result<Option<f64>> {
     if !folder.has(TABLE) {
         return Ok(None);
     }
-    let blocks = original.graph.blocks.len();
+    let whole: Selection = Mask::all(original.graph.blocks.len()).into();
+    let whole_ms = selected_ms(run, original, folder, &whole)?;
+    Ok(Some(selected_ms(run, original, folder, selected)? / whole_ms.max(f64::MIN_POSITIVE)))
+}
+
+/// Milliseconds of a selection by the latency table that a run has kept.
+fn selected_ms(run: &Run<'_>, original: &Model, folder: &RunFolder, selected: &Selection) -> Result<f64> {
+    let table = kept_table(folder)?;
+    if let Some(channels) = &selected.channels {
+        return narrowed_ms(run, original, &table, channels);
+    }
     let candidates = candidates(run.config, &original.graph)?;
     let positions = original.graph.positions()?;
-    let table = kept_table(folder)?;
-    let options = block_options(run.config, &positions, &table, None, &candidates)?;
-    Ok(Some(options.time_ms(mask) / options.time_ms(&Mask::all(blocks)).max(f64::MIN_POSITIVE)))
+    Ok(block_options(run.config, &positions, &table, None, &candidates)?.time_ms(&selected.keep))
 }
 
 /// The blocks with their times, freed as the method of the settings frees them.
@@ -335,12 +328,12 @@ pub fn masks_to_compare(
     run: &Run<'_>,
     original: &Model,
     folder: &RunFolder,
-    selected: &Mask,
+    selected: &Selection,
 ) -> Result<Vec<(u64, Mask)>> {
     let (config, count) = (run.config, run.config.compare_random);
     if count > 0 && config.of_equal_time() {
         return random_of_equal_time(run, original, folder, selected, count);
     }
-    let candidates = config.search.scores.candidates(selected.blocks())?;
-    Ok(random_masks(&candidates, selected.count(), config.seed, count, selected))
+    let candidates = config.search.scores.candidates(selected.keep.blocks())?;
+    Ok(random_masks(&candidates, selected.keep.count(), config.seed, count, &selected.keep))
 }

@@ -107,7 +107,7 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let original = original(run, folder, &mut job)?;
     let (plan, start) = searched(run, folder, &mut job, &original)?;
     let mask = plan.keep.clone();
-    let compared = masks_to_compare(run, &original, folder, &mask)?;
+    let compared = masks_to_compare(run, &original, folder, &plan)?;
     let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run, keep| {
         let finetuning = Finetuning { name: "finetune", seed: 0, start: &start, original: &original, selection: &plan };
         run.finetune(finetuning, Some(keep))
@@ -134,7 +134,7 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
         vec![MaskTrial { seed: run.config.seed, kept: mask.bits(), top1: networks.unmerged.1.top1 }]
     };
     let clock = Instant::now();
-    let latency_share = latency_share(run, &original, folder, &mask)?;
+    let latency_share = latency_share(run, &original, folder, &plan)?;
     let matched = plan.matched;
     let facts = Facts { mask, map: &map, latency_share, matched, segments, error, learned, random, stages: Vec::new() };
     let mut result = summarise(run, &networks, facts)?;

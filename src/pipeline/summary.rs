@@ -1,10 +1,11 @@
 //! The numbers of a finished run: sizes, accuracies, latencies measured in alternation, and how exact the merge was.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::run::Run;
 use crate::Result;
-use crate::graph::NodeId;
+use crate::graph::{ChannelGroups, Graph, NodeId};
 use crate::measure::{Change, Machine, Roofline, block_latencies, compare, measure_peaks, utilization};
 use crate::model::Model;
 use crate::report::{
@@ -51,8 +52,7 @@ pub(super) struct Facts<'a> {
 /// # Errors
 /// A failing device, a malformed graph, or [`Error::Interrupted`](crate::Error::Interrupted).
 pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>) -> Result<RunResult> {
-    let config = run.config;
-    let machine = Machine::here();
+    let (config, machine) = (run.config, Machine::here());
     let budget = |share: f64| Duration::from_secs_f64(config.measure.seconds * share);
     let (original, unmerged, merged) = (networks.original.0, networks.unmerged.0, networks.merged.0);
     let stages = [
@@ -79,6 +79,7 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>
         ratio: None,
         // One entry per block, whatever else the mask frees.
         kept: facts.mask.bits()[..original.graph.blocks.len()].to_vec(),
+        channels: fewer_channels(&original.graph, &unmerged.graph)?,
         latency: Some(config.latency.describe(&run.device)),
         latency_share: facts.latency_share,
         matched: facts.matched,
@@ -112,6 +113,16 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>
         .map(|b| BlockResult { name: b.name, kept: kept(b.blocks), before_us: b.before_us, after_us: b.after_us })
         .collect();
     Ok(result)
+}
+
+/// Channels that are left, and that there were, of the groups of which some are gone.
+fn fewer_channels(original: &Graph, unmerged: &Graph) -> Result<BTreeMap<String, [usize; 2]>> {
+    let (groups, shapes, map) = (ChannelGroups::new(original)?, unmerged.shapes()?, original.map_by_name(unmerged));
+    let fewer = groups.groups().iter().filter_map(|group| {
+        let left = map[group.values[0]].map(|node| shapes[node].c)?;
+        (left < group.channels).then(|| (group.name.clone(), [left, group.channels]))
+    });
+    Ok(fewer.collect())
 }
 
 fn sizes(name: NetworkStage, model: &Model, evaluation: &Evaluation) -> Result<NetworkResult> {

@@ -98,6 +98,9 @@ impl Page<'_> {
         }
         let removed = r.kept.iter().filter(|&&k| k == 0).count();
         card(format!("{removed} of {}", r.kept.len()), "blocks without activations");
+        if let Some([left, of]) = r.channels_left() {
+            card(format!("{left} of {of}"), "channels left where they became fewer");
+        }
         if let Some(merge) = &r.merge {
             card(format!("{:.1e}", merge.max_rel_error), "merge error, relative to the logits' scale");
         }

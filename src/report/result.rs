@@ -1,5 +1,7 @@
 //! `result.json`, schema 1: the numbers of a run that scripts read.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Comparison, Latency, Utilization};
@@ -34,6 +36,9 @@ pub struct RunResult {
     pub ratio: Option<f64>,
     /// One entry per block in network order, 1 = its activations stayed.
     pub kept: Vec<u8>,
+    /// Channels that are left, and that there were, of those that became fewer, by the first convolution that gives them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub channels: BTreeMap<String, [usize; 2]>,
     /// What the times of blocks were priced by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<String>,
@@ -192,6 +197,12 @@ impl RunResult {
     /// The network of a stage, if the run has one.
     pub fn network(&self, name: NetworkStage) -> Option<&NetworkResult> {
         self.networks.iter().find(|n| n.name == name)
+    }
+
+    /// Channels that are left, and that there were, of all that became fewer; `None` where none did.
+    pub fn channels_left(&self) -> Option<[usize; 2]> {
+        let sum = |sum: [usize; 2], of: &[usize; 2]| [sum[0] + of[0], sum[1] + of[1]];
+        (!self.channels.is_empty()).then(|| self.channels.values().fold([0, 0], sum))
     }
 
     /// Speed of a network relative to the original: the paired ratio for the merged one where it was measured, else the

@@ -3,7 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::mask::Mask;
 use crate::Result;
 
 /// Networks that are measured at most.
@@ -54,23 +53,23 @@ pub struct Target {
     pub tolerance: f64,
     /// Milliseconds of the original by the latency table.
     pub whole_ms: f64,
-    /// Milliseconds by the table below which no mask is.
+    /// Milliseconds by the table below which no selection is.
     pub least_ms: f64,
 }
 
 /// Moves the modelled budget until the measured share is within the tolerance of the target. `select` gives the mask within
-/// modelled milliseconds, `None` where it has none so small; `time_ms` its modelled time; `measure` its measured share of the
-/// original's time, asked once for each mask. Returns the mask whose share is nearest to the target, which is not met where
+/// modelled milliseconds, or another selection, `None` where it has none so small; `time_ms` its modelled time; `measure` its measured
+/// share of the original's time, asked once for each. Returns the one whose share is nearest to the target, which is not met where
 /// no mask of the method comes so near or the clock is too noisy; `None` where `select` never gave one.
 ///
 /// # Errors
 /// Of `select` and `measure`.
-pub fn match_share(
+pub fn match_share<S: Clone + PartialEq>(
     target: Target,
-    select: &mut dyn FnMut(f64) -> Result<Option<Mask>>,
-    time_ms: &dyn Fn(&Mask) -> f64,
-    measure: &mut dyn FnMut(&Mask) -> Result<f64>,
-) -> Result<Option<(Mask, Matched)>> {
+    select: &mut dyn FnMut(f64) -> Result<Option<S>>,
+    time_ms: &dyn Fn(&S) -> f64,
+    measure: &mut dyn FnMut(&S) -> Result<f64>,
+) -> Result<Option<(S, Matched)>> {
     let Target { share: wanted, tolerance, whole_ms, least_ms } = target;
     let mut trials = Trials { select, measure, measured: Vec::new() };
     // Masks of `low` take too little time or are none, those of `high` too much.
@@ -115,15 +114,15 @@ pub fn match_share(
 }
 
 /// Masks and what they were measured to take.
-struct Trials<'a> {
-    select: &'a mut dyn FnMut(f64) -> Result<Option<Mask>>,
-    measure: &'a mut dyn FnMut(&Mask) -> Result<f64>,
-    measured: Vec<(Mask, f64)>,
+struct Trials<'a, S> {
+    select: &'a mut dyn FnMut(f64) -> Result<Option<S>>,
+    measure: &'a mut dyn FnMut(&S) -> Result<f64>,
+    measured: Vec<(S, f64)>,
 }
 
-impl Trials<'_> {
+impl<S: Clone + PartialEq> Trials<'_, S> {
     /// The mask within a budget and its share of the original's time; `None` where there is none.
-    fn share(&mut self, budget_ms: f64) -> Result<Option<(Mask, f64)>> {
+    fn share(&mut self, budget_ms: f64) -> Result<Option<(S, f64)>> {
         let Some(mask) = (self.select)(budget_ms)? else { return Ok(None) };
         if let Some(known) = self.measured.iter().find(|(known, _)| *known == mask) {
             return Ok(Some(known.clone()));
@@ -137,7 +136,7 @@ impl Trials<'_> {
         self.measured.len() >= MAX_NETWORKS
     }
 
-    fn nearest(&self, wanted: f64) -> Option<(Mask, f64)> {
+    fn nearest(&self, wanted: f64) -> Option<(S, f64)> {
         self.measured.iter().min_by(|a, b| (a.1 - wanted).abs().total_cmp(&(b.1 - wanted).abs())).cloned()
     }
 }
@@ -145,6 +144,7 @@ impl Trials<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shrink::Mask;
 
     /// Ten blocks of 1 ms that cost nothing once they are freed, in this order; measured times are other than modelled ones.
     fn matched(target: f64, tolerance: f64, clock: &dyn Fn(f64) -> f64) -> (Matched, usize) {
@@ -191,6 +191,6 @@ mod tests {
         let (found, _) = matched(0.9, 0.02, &|share| 0.5 * share);
         assert!(!found.is_met() && found.error() < 0.0, "{found:?}");
         let none = Target { share: 0.5, tolerance: 0.02, whole_ms: 10.0, least_ms: 1.0 };
-        assert_eq!(match_share(none, &mut |_| Ok(None), &|_| 0.0, &mut |_| Ok(1.0)).unwrap(), None);
+        assert_eq!(match_share::<Mask>(none, &mut |_| Ok(None), &|_| 0.0, &mut |_| Ok(1.0)).unwrap(), None);
     }
 }

@@ -54,11 +54,16 @@ pub enum SearchMethod {
     NoResidual,
     /// A random mask that takes nearly the whole budget: what others have to beat
     Random,
+    /// Without training: all blocks stay and all have fewer channels by one multiplier, the largest within a time
+    UniformWidth,
+    /// Without training: all blocks stay, and the numbers of channels within a time are searched by the held-out loss, with sliced
+    /// weights and batch-norm statistics of their own (after MetaPruning, ICCV 2019)
+    WidthSearch,
 }
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Learned,
         Self::DepthShrinker,
         Self::LayerCollapse,
@@ -75,12 +80,15 @@ impl SearchMethod {
         Self::NnMass,
         Self::NoResidual,
         Self::Random,
+        Self::UniformWidth,
+        Self::WidthSearch,
     ];
 
-    /// What chooses without training; `None` for methods that train scores.
+    /// What chooses blocks without training; `None` for methods that train scores or choose numbers of channels.
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
             Self::Learned | Self::DepthShrinker | Self::LayerCollapse | Self::LayerFolding | Self::Updp => None,
+            Self::UniformWidth | Self::WidthSearch => None,
             Self::FewSteps => Some(&FewSteps),
             Self::Consensus => Some(&Consensus),
             Self::Sensitivity => Some(&Sensitivity),
@@ -97,6 +105,16 @@ impl SearchMethod {
 }
 
 impl SearchMethod {
+    /// Whether it keeps all blocks and takes channels away.
+    pub fn narrows(self) -> bool {
+        matches!(self, Self::UniformWidth | Self::WidthSearch)
+    }
+
+    /// Whether it trains weights along with what it chooses by.
+    pub fn trains(self) -> bool {
+        self.provider().is_none() && !self.narrows()
+    }
+
     /// Whether what it frees is bypassed rather than made linear and merged.
     pub fn bypasses(self) -> bool {
         self.provider().is_some_and(Provider::bypasses)

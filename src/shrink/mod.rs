@@ -5,7 +5,7 @@
 //! | `mask` | [`Mask`], [`Budget`], the hard top-k and nested masks |
 //! | `scores` | [`Scores`]: the straight-through gradient, the latency term, the update |
 //! | `published_scores` | [`PublishedScores`]: the same as DepthShrinker published it |
-//! | `evolution` | [`evolve`]: masks by what networks do under them (UPDP's block search) |
+//! | `evolution` | [`evolve`]: masks and lists of channels by what networks do with them (UPDP, MetaPruning) |
 //! | `slopes` | [`Slopes`]: activations whose slopes are learned (LayerCollapse, Layer Folding) |
 //! | `search` | [`Search`]: stage 1 as a hook of the training loop |
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
@@ -17,6 +17,8 @@
 //! | [`providers`] | what freeing each block alone is reckoned to cost, without training |
 //! | `method` | [`SearchMethod`]: all ways to choose blocks, by name |
 //! | `matching` | [`match_share`]: a budget matched by the clock |
+//! | `narrow` | [`narrow()`]: networks of fewer channels, their weights sliced |
+//! | `width` | [`Widths`]: the numbers of channels that a network can have, and those within a time |
 //! | `selection` | [`Selection`]: what is decided, the content of `plan.json`, and [`linear_segments`] |
 //! | [`surgery`] | activations and padding of freed blocks |
 //! | [`padding`] | where the padding of a linear segment sits |
@@ -29,6 +31,7 @@ mod mask;
 mod matching;
 pub mod merge;
 mod method;
+mod narrow;
 pub mod padding;
 pub mod providers;
 mod published_masks;
@@ -41,13 +44,15 @@ mod selection;
 mod simulated_merge;
 mod slopes;
 pub mod surgery;
+mod width;
 
-pub use evolution::{EvolutionConfig, evolve};
+pub use evolution::{EvolutionConfig, Genome, evolve};
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use importance::{Importance, ImportanceRow};
 pub use mask::{Budget, Mask, nested, ranking};
 pub use matching::{Matched, Target, match_share};
 pub use method::SearchMethod;
+pub use narrow::{ChannelList, ChannelOrder, narrow, narrow_graph};
 pub use providers::{Judge, Sensitivities, SensitivityConfig};
 pub use published_masks::{named_mask, published_mask, published_names};
 pub use published_scores::{Published, PublishedConfig, PublishedScores, WeightStep};
@@ -57,3 +62,4 @@ pub use search::{Rule, Search, relative_savings};
 pub use selection::{NestedMask, Selection, linear_segments};
 pub use simulated_merge::{counted_operations, simulated_merge};
 pub use slopes::{SlopeConfig, SlopeRule, Slopes};
+pub use width::Widths;

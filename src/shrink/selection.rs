@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::mask::Mask;
 use super::matching::Matched;
 use super::merge::check;
+use super::narrow::ChannelList;
 use super::padding::{PaddingMode, reordered};
 use crate::graph::{BlockId, BlockState, Conv, Graph, NodeId, Op, Segment, SegmentEnds};
 use crate::io::write_atomic;
@@ -27,6 +28,9 @@ pub struct Selection {
     /// Whether freed blocks are bypassed, so that only their shortcuts are left, rather than made linear and merged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bypass: bool,
+    /// How many channels stay where some go; they go before anything else does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<ChannelList>,
     /// How borders are made exact, where the selection was made for one way; else the settings decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<PaddingMode>,
@@ -56,6 +60,7 @@ impl From<Mask> for Selection {
             keep,
             segments: Vec::new(),
             bypass: false,
+            channels: None,
             padding: None,
             scores: Vec::new(),
             nested: Vec::new(),
@@ -65,6 +70,11 @@ impl From<Mask> for Selection {
 }
 
 impl Selection {
+    /// A network of so many blocks that keeps them all, and fewer channels.
+    pub fn of_channels(blocks: usize, channels: ChannelList) -> Self {
+        Self { channels: Some(channels), ..Mask::all(blocks).into() }
+    }
+
     /// Reads `plan.json`.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mask::{Mask, fits};
 use super::merge::check;
+use super::narrow::{ChannelList, narrow, narrow_graph};
 use super::padding::PaddingMode;
 use super::selection::{Selection, future_segments, with_reordered_padding};
 use crate::graph::{
@@ -35,11 +36,13 @@ pub struct Freed<'a> {
     pub segments: &'a [SegmentEnds],
     /// Whether freed blocks are bypassed ([`bypass`]) rather than made linear.
     pub bypass: bool,
+    /// How many channels stay, where some go first.
+    pub channels: Option<&'a ChannelList>,
 }
 
 impl<'a> From<&'a [bool]> for Freed<'a> {
     fn from(kept: &'a [bool]) -> Self {
-        Self { kept, segments: &[], bypass: false }
+        Self { kept, segments: &[], bypass: false, channels: None }
     }
 }
 
@@ -63,7 +66,8 @@ impl<'a> From<&'a Mask> for Freed<'a> {
 
 impl<'a> From<&'a Selection> for Freed<'a> {
     fn from(selection: &'a Selection) -> Self {
-        Self { kept: selection.keep.kept(), segments: &selection.segments, bypass: selection.bypass }
+        let Selection { keep, segments, bypass, channels, .. } = selection;
+        Self { kept: keep.kept(), segments, bypass: *bypass, channels: channels.as_ref() }
     }
 }
 
@@ -93,7 +97,14 @@ pub fn linearise<'a>(model: &Model, freed: impl Into<Freed<'a>>, options: &Linea
 /// # Errors
 /// As [`linearise`].
 pub fn prepare_finetune<'a>(model: &Model, freed: impl Into<Freed<'a>>, options: &Linearise) -> Result<Model> {
-    with_weights(prepared(&model.graph, freed.into(), options)?, model)
+    let freed = freed.into();
+    match freed.channels {
+        Some(list) => {
+            let model = narrow(model, list)?;
+            with_weights(prepared(&model.graph, freed, options)?, &model)
+        }
+        None => with_weights(prepared(&model.graph, freed, options)?, model),
+    }
 }
 
 /// Refuses blocks that could not be merged if their activations went: the same as [`linearise`] says, from the graph alone.
@@ -101,7 +112,11 @@ pub fn prepare_finetune<'a>(model: &Model, freed: impl Into<Freed<'a>>, options:
 /// # Errors
 /// As [`linearise`].
 pub fn check_linearise<'a>(graph: &Graph, freed: impl Into<Freed<'a>>, options: &Linearise) -> Result<()> {
-    prepared(graph, freed.into(), options).map(drop)
+    let freed = freed.into();
+    match freed.channels {
+        Some(list) => prepared(&narrow_graph(graph, list)?, freed, options).map(drop),
+        None => prepared(graph, freed, options).map(drop),
+    }
 }
 
 /// The network with the shortcut alone of every block that is not kept: its value is the block's input. A block that is gone

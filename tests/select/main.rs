@@ -12,6 +12,7 @@ mod providers;
 mod rules;
 mod sensitivity;
 mod tables;
+mod widths;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -36,6 +37,7 @@ fn main() {
         measured::trials(),
         sensitivity::trials(),
         providers::trials(),
+        widths::trials(),
     ];
     libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
 }

@@ -129,9 +129,11 @@ fn sizes_and_seeds() {
     assert_ne!(masks[0], masks[2]);
 }
 
-/// Names are the same in settings and on the command line, and in the order of this file.
+/// Names are the same in settings and on the command line, and in the order of this file; behind them those that take channels.
 fn names() {
-    for (method, (name, ..)) in SearchMethod::ALL.into_iter().zip(METHODS) {
+    let names = METHODS.iter().map(|(name, ..)| *name).chain(crate::widths::METHODS);
+    assert_eq!(names.clone().count(), SearchMethod::ALL.len());
+    for (method, name) in SearchMethod::ALL.into_iter().zip(names) {
         assert_eq!(method.to_string(), name);
         assert_eq!(method.to_possible_value().unwrap().get_name(), name);
         assert_eq!(serde_json::to_value(method).unwrap(), name);

@@ -282,7 +282,7 @@ fn check_budget(budget_ms: f64) -> Result<()> {
 }
 
 /// The error for a budget below the least that a method can do.
-fn too_small(budget_ms: f64, least_ms: f64) -> Error {
+pub(super) fn too_small(budget_ms: f64, least_ms: f64) -> Error {
     // Rounded up, so that the budget which the message names is one that can be kept.
     let mut named = (least_ms * 1e6).ceil() / 1e6;
     if named < least_ms {
