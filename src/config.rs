@@ -17,8 +17,8 @@ use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{
-    Budget, ChannelList, ChannelOrder, DistillConfig, EvolutionConfig, Mask, PublishedConfig, Removal, Rule,
-    ScoreConfig, SearchMethod, Selection, SensitivityConfig, SlopeConfig, SlopeRule,
+    Budget, ChannelList, ChannelOrder, DistillConfig, EvolutionConfig, ExpandConfig, Mask, PublishedConfig, Removal,
+    Rule, ScoreConfig, SearchMethod, Selection, SensitivityConfig, SlopeConfig, SlopeRule,
 };
 use crate::terminal::start;
 use crate::train::TrainConfig;
@@ -77,6 +77,9 @@ pub struct Config {
     pub evaluate: EvaluateConfig,
     /// The measurement at the end.
     pub measure: MeasureConfig,
+    /// What `expand` expands; left out of the file of a run that expands nothing.
+    #[serde(skip_serializing_if = "is_default")]
+    pub expand: ExpandConfig,
     /// What `compare` compares; left out of the file of a run, which compares nothing.
     #[serde(skip_serializing_if = "CompareConfig::is_default")]
     pub compare: CompareConfig,
@@ -303,6 +306,7 @@ impl Default for Config {
             merge: MergeConfig::default(),
             evaluate: EvaluateConfig::default(),
             measure: MeasureConfig::default(),
+            expand: ExpandConfig::default(),
             compare: CompareConfig::default(),
         }
     }
@@ -522,6 +526,7 @@ impl Config {
             return Err(Error::Config(format!("{problem}; give search.method = \"learned\" or start at the original")));
         }
         self.compare.check()?;
+        self.expand.check()?;
         self.finetune.removal.check()?;
         self.finetune.distill.check().map_err(|e| within("finetune.distill", e))
     }

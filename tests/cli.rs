@@ -80,8 +80,8 @@ fn help_names_every_command() {
     let dir = folder();
     let mut all = predicate::str::contains("Common options").boxed();
     let commands = [
-        "shrink", "train", "search", "finetune", "merge", "eval", "import", "export", "infer", "plan", "bench",
-        "devices",
+        "shrink", "train", "search", "finetune", "expand", "merge", "eval", "import", "export", "infer", "plan",
+        "bench", "devices",
     ];
     for command in commands {
         all = all.and(predicate::str::contains(command)).boxed();

@@ -8,6 +8,7 @@ mod check;
 mod compare;
 mod devices;
 mod eval;
+mod expand;
 mod export;
 mod finetune;
 mod import;
@@ -100,6 +101,8 @@ enum Command {
     Select(select::Args),
     /// Retrains a network without the activations of the freed blocks
     Finetune(finetune::Args),
+    /// Expands dense convolutions into inverted residuals, trains them, and folds them back (DepthShrinker+)
+    Expand(expand::Args),
     /// Folds the freed blocks of a network into one convolution each, exactly
     Merge(merge::Args),
     /// Measures the accuracy of a model on test images
@@ -160,6 +163,7 @@ impl Cli {
             Command::Table(args) => table::run(args, common),
             Command::Select(args) => select::run(args, common),
             Command::Finetune(args) => finetune::run(args, common),
+            Command::Expand(args) => expand::run(args, common),
             Command::Merge(args) => merge::run(args, common),
             Command::Eval(args) => eval::run(args, common),
             Command::Import(args) => import::run(args, common),

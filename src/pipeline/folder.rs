@@ -19,12 +19,13 @@ const CONFIG: &str = "config.toml";
 /// Where the run can go on, and in the end what it was started with.
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Everything a run may leave in its folder; nothing else there is ever touched.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     CONFIG,
     "metrics.jsonl",
     CHECKPOINT,
     "original.safetensors",
     "searched.safetensors",
+    "expanded.safetensors",
     "latency.csv",
     "importance.csv",
     "plan.json",

@@ -8,6 +8,7 @@
 //! | `comparison` | [`Comparison`]: what `bench table` times |
 //! | `published` | [`published_networks`]: its networks with their published figures |
 //! | `doubts` | [`Doubts`]: why a run may mean less than it seems to |
+//! | `expand` | [`expand_in`]: convolutions that are trained as inverted residuals (DepthShrinker+) |
 //! | `folder` | [`RunFolder`]: the files of a run, and when an old run may be touched |
 //! | `keeping` | results that are written before anything else can fail |
 //! | `run` | [`Run`]: data, device, session and the stages as functions |
@@ -28,6 +29,7 @@ mod by_clock;
 mod compare;
 mod comparison;
 mod doubts;
+mod expand;
 mod folder;
 mod half_range;
 mod images;
@@ -49,6 +51,7 @@ pub use benchmark::{Bench, Keep, PeerOptions, fully_merged, network_cases};
 pub use compare::{Job, Jobs};
 pub use comparison::{Comparison, Contestant, KeepRows, NetworkPair};
 pub use doubts::Doubts;
+pub use expand::{ExpandAccuracies, ExpandResult, expand_in};
 pub use folder::{Entry, RunFolder, RunSpec, Space};
 pub use half_range::half_overflows;
 pub use import::{Imported, import};

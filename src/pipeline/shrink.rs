@@ -35,21 +35,20 @@ const VERIFY_IMAGES: usize = 32;
 /// Progress of the whole job, which the checkpoint holds besides the current stage.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Job {
+pub(super) struct Job {
     /// Stages whose results are files, with their seconds in the process that ended them.
-    done: Vec<StageTime>,
+    pub done: Vec<StageTime>,
     /// Networks finetuned with random masks.
     random: Vec<MaskTrial>,
 }
 
 impl Job {
-    fn read(value: &Value) -> Result<Self> {
+    pub fn read(value: &Value) -> Result<Self> {
         if value.is_null() {
             return Ok(Self::default());
         }
-        Self::deserialize(value).map_err(|e| {
-            Error::Config(format!("the checkpoint is not of a shrink run ({e}); start again with --force"))
-        })
+        Self::deserialize(value)
+            .map_err(|e| Error::Config(format!("the checkpoint is not of such a run ({e}); start again with --force")))
     }
 
     fn has(&self, stage: &str) -> bool {
@@ -145,7 +144,7 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
 }
 
 /// Runs a stage that ends in a model file, or reads the file if the stage is done. `work` writes it by what it is given.
-fn stage<'a>(
+pub(super) fn stage<'a>(
     run: &mut Run<'a>,
     folder: &RunFolder,
     job: &mut Job,
@@ -164,7 +163,7 @@ fn stage<'a>(
 }
 
 /// Notes that a stage is done; the next checkpoint says so.
-fn finish(job: &mut Job, run: &mut Run<'_>, name: &str, clock: Instant) {
+pub(super) fn finish(job: &mut Job, run: &mut Run<'_>, name: &str, clock: Instant) {
     job.done.push(StageTime { name: name.to_owned(), seconds: clock.elapsed().as_secs_f64() });
     run.session.job = json!(job);
 }
@@ -225,7 +224,11 @@ fn finetune_random(
 ///
 /// # Errors
 /// A merged convolution that is not its segment to the rounding of its weights.
-fn merge_and_verify(run: &mut Run<'_>, unmerged: &Model, selection: &Selection) -> Result<(Merged, MergeError)> {
+pub(super) fn merge_and_verify(
+    run: &mut Run<'_>,
+    unmerged: &Model,
+    selection: &Selection,
+) -> Result<(Merged, MergeError)> {
     run.session.check_interrupt()?;
     let padding = selection.padding.unwrap_or(run.config.merge.padding);
     let merged = merge_selection(unmerged, selection, &MergeOptions { padding })?;

@@ -8,6 +8,7 @@
 //! | `evolution` | [`evolve`]: masks and lists of channels by what networks do with them (UPDP, MetaPruning) |
 //! | `slopes` | [`Slopes`]: activations whose slopes are learned (LayerCollapse, Layer Folding) |
 //! | `search` | [`Search`]: stage 1 as a hook of the training loop |
+//! | `expand` | [`expand()`]: dense convolutions as inverted residuals, and back ([`contract`]); `factor` is what they begin with |
 //! | `finetune` | [`Finetune`]: stage 2 likewise, [`Removal`] by slope, [`DistillConfig`] |
 //! | `simulated_merge` | what DepthShrinker's repository times in place of a merged network |
 //! | `random_masks` | what a learned mask has to beat |
@@ -25,6 +26,8 @@
 //! | [`merge`] | stage 3: every linear segment becomes one convolution |
 
 mod evolution;
+mod expand;
+mod factor;
 mod finetune;
 mod importance;
 mod mask;
@@ -47,6 +50,7 @@ pub mod surgery;
 mod width;
 
 pub use evolution::{EvolutionConfig, Genome, evolve};
+pub use expand::{ExpandConfig, Expanded, ExpandedConv, contract, expand};
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use importance::{Importance, ImportanceRow};
 pub use mask::{Budget, Mask, nested, ranking};

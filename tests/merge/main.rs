@@ -5,6 +5,7 @@ mod blocks;
 mod chains;
 mod command;
 mod engine;
+mod expand;
 mod networks;
 mod oracles;
 mod published;
