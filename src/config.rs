@@ -231,6 +231,9 @@ pub struct FinetuneConfig {
     /// Bypasses freed blocks, so that only their shortcuts are left; for `finetune` alone, from its plan.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub bypass: bool,
+    /// Names of freed blocks that are bypassed where the others are merged; for `finetune` alone, from its plan.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bypassed: Vec<String>,
     /// How many channels stay, where some go; for `finetune` alone, from its plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<ChannelList>,
@@ -372,13 +375,14 @@ impl FinetuneConfig {
     /// Takes over what a plan frees.
     pub fn select(&mut self, selection: Selection) {
         (self.kept, self.segments, self.bypass) = (Some(selection.keep), selection.segments, selection.bypass);
-        self.channels = selection.channels;
+        (self.bypassed, self.channels) = (selection.bypassed, selection.channels);
     }
 
     /// What `finetune` frees, by a mask.
     pub fn selection(&self, mask: &Mask) -> Selection {
-        let (segments, channels) = (self.segments.clone(), self.channels.clone());
-        Selection { segments, bypass: self.bypass, channels, ..mask.clone().into() }
+        let (segments, bypassed) = (self.segments.clone(), self.bypassed.clone());
+        let channels = self.channels.clone();
+        Selection { segments, bypass: self.bypass, bypassed, channels, ..mask.clone().into() }
     }
 }
 
@@ -388,6 +392,7 @@ impl Default for FinetuneConfig {
             kept: None,
             segments: Vec::new(),
             bypass: false,
+            bypassed: Vec::new(),
             channels: None,
             teacher: None,
             start: FinetuneStart::Original,

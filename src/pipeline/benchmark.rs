@@ -39,7 +39,8 @@ pub fn fully_merged(model: &Model, selection: Option<&Selection>, config: &Confi
     };
     let linear = linearise(model, &selection, &surgery)?;
     let merged = merge_selection(&linear, &selection, &MergeOptions { padding: surgery.padding })?;
-    let changes = selection.bypass || selection.channels.is_some() || !merged.segments.is_empty();
+    let bypasses = selection.bypass || !selection.bypassed.is_empty();
+    let changes = bypasses || selection.channels.is_some() || !merged.segments.is_empty();
     Ok(changes.then_some(merged.model))
 }
 

@@ -6,6 +6,7 @@
 //! | `by_clock` | the selection that takes the time of the budget, by the table or by the clock |
 //! | `compare` | [`Jobs`]: methods × budgets × seeds, a `shrink` each |
 //! | `comparison` | [`Comparison`]: what `bench table` times |
+//! | `operators` | an operator for each block in the place of whether it is freed |
 //! | `published` | [`published_networks`]: its networks with their published figures |
 //! | `doubts` | [`Doubts`]: why a run may mean less than it seems to |
 //! | `expand` | [`expand_in`]: convolutions that are trained as inverted residuals (DepthShrinker+) |
@@ -37,6 +38,7 @@ mod import;
 mod infer;
 mod keeping;
 mod latency;
+mod operators;
 mod published;
 mod run;
 mod runtimes;

@@ -270,7 +270,10 @@ impl<'a> Run<'a> {
         let pairs = mask
             .removed()
             .into_iter()
-            .filter(|&b| b < blocks && !selection.bypass && selection.channels.is_none())
+            .filter(|&b| {
+                let is_there = b < blocks && !selection.bypass;
+                is_there && selection.channels.is_none() && !selection.bypassed.contains(&start.graph.blocks[b].name)
+            })
             .map(|b| {
                 let output = |model: &Model| model.graph.blocks[b].output();
                 (output(&prepared), output(original))
@@ -367,19 +370,20 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
             config.budget
         )));
     }
-    if config.search.method.narrows() {
-        return match config.budget.is_time() {
-            true => Widths::new(graph).map(drop),
-            false => Err(Error::Config(format!(
-                "{} keeps all blocks and needs a budget that is a time, not {}; give --latency-fraction or --budget-ms",
-                config.search.method, config.budget
-            ))),
-        };
+    let method = config.search.method;
+    if method.needs_time() && !config.budget.is_time() {
+        return Err(Error::Config(format!(
+            "{method} needs a budget that is a time, not {}; give --latency-fraction or --budget-ms",
+            config.budget
+        )));
+    }
+    if method.narrows() {
+        return Widths::new(graph).map(drop);
     }
     let candidates = candidates(config, graph)?;
     // Whether a time can be kept is told by the table.
     let count = if config.budget.is_time() { Budget::Remove(1) } else { config.budget };
-    if config.search.method.provider().is_some() {
+    if !method.trains() {
         return count.kept(&candidates).map(drop);
     }
     Search::new(graph, config.score_rule(), candidates, count, vec![0.0; blocks], config.search_seed()).map(drop)

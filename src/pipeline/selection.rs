@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use super::by_clock::Timed;
 use super::folder::RunFolder;
 use super::latency::{TABLE, block_times, kept_table, latency_table};
+use super::operators::choose_operators;
 use super::run::{Goal, Run, candidates, nested_masks, without_losses};
 use super::widths::{choose_widths, narrowed_ms};
 use crate::config::Config;
@@ -14,7 +15,7 @@ use crate::graph::Positions;
 use crate::measure::LatencyTable;
 use crate::model::Model;
 use crate::shrink::providers::{Asked, BlockCosts, Judge, Provider, TOLERANCE};
-use crate::shrink::select::BlockOptions;
+use crate::shrink::select::{BlockOptions, Operators};
 use crate::shrink::surgery::linearise;
 use crate::shrink::{
     EvolutionConfig, Genome, Importance, Mask, Matched, SearchMethod, Selection, evolve, random_mask, random_masks,
@@ -39,12 +40,16 @@ pub fn choose_blocks(
     folder: &RunFolder,
     keep: &mut KeepSelection<'_>,
 ) -> Result<(Selection, Option<Model>)> {
-    if run.config.search.method.narrows() {
-        let selection = choose_widths(run, original, folder)?;
+    let method = run.config.search.method;
+    if method.needs_time() {
+        let selection = match method.narrows() {
+            true => choose_widths(run, original, folder)?,
+            false => choose_operators(run, original, folder)?,
+        };
         keep(&selection, None)?;
         return Ok((selection, None));
     }
-    match run.config.search.method.provider() {
+    match method.provider() {
         Some(provider) => {
             let selection = without_training(run, original, folder, provider)?;
             keep(&selection, None)?;
@@ -301,7 +306,11 @@ fn selected_ms(run: &Run<'_>, original: &Model, folder: &RunFolder, selected: &S
     }
     let candidates = candidates(run.config, &original.graph)?;
     let positions = original.graph.positions()?;
-    Ok(block_options(run.config, &positions, &table, None, &candidates)?.time_ms(&selected.keep))
+    let options = block_options(run.config, &positions, &table, None, &candidates)?;
+    if selected.bypassed.is_empty() {
+        return Ok(options.time_ms(&selected.keep));
+    }
+    Ok(options.operators_ms(&Operators::of(selected, &original.graph)))
 }
 
 /// The blocks with their times, freed as the method of the settings frees them.

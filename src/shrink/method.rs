@@ -59,11 +59,14 @@ pub enum SearchMethod {
     /// Without training: all blocks stay, and the numbers of channels within a time are searched by the held-out loss, with sliced
     /// weights and batch-norm statistics of their own (after MetaPruning, ICCV 2019)
     WidthSearch,
+    /// Without images: each block is kept, becomes one convolution or is bypassed, as much NN-Mass as a time allows, by an exact knapsack
+    /// (after Restructurable Activation Networks, arXiv 2208.08562)
+    RanOperators,
 }
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Learned,
         Self::DepthShrinker,
         Self::LayerCollapse,
@@ -82,13 +85,15 @@ impl SearchMethod {
         Self::Random,
         Self::UniformWidth,
         Self::WidthSearch,
+        Self::RanOperators,
     ];
 
-    /// What chooses blocks without training; `None` for methods that train scores or choose numbers of channels.
+    /// What chooses blocks without training; `None` for methods that train scores or choose something other than
+    /// which blocks are freed.
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
             Self::Learned | Self::DepthShrinker | Self::LayerCollapse | Self::LayerFolding | Self::Updp => None,
-            Self::UniformWidth | Self::WidthSearch => None,
+            Self::UniformWidth | Self::WidthSearch | Self::RanOperators => None,
             Self::FewSteps => Some(&FewSteps),
             Self::Consensus => Some(&Consensus),
             Self::Sensitivity => Some(&Sensitivity),
@@ -110,9 +115,19 @@ impl SearchMethod {
         matches!(self, Self::UniformWidth | Self::WidthSearch)
     }
 
+    /// Whether it chooses an operator for each block rather than whether to free it.
+    pub fn chooses_operators(self) -> bool {
+        self == Self::RanOperators
+    }
+
+    /// Whether it chooses within a time alone, and not so many blocks.
+    pub fn needs_time(self) -> bool {
+        self.narrows() || self.chooses_operators()
+    }
+
     /// Whether it trains weights along with what it chooses by.
     pub fn trains(self) -> bool {
-        self.provider().is_none() && !self.narrows()
+        self.provider().is_none() && !self.needs_time()
     }
 
     /// Whether what it frees is bypassed rather than made linear and merged.

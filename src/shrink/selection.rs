@@ -28,6 +28,9 @@ pub struct Selection {
     /// Whether freed blocks are bypassed, so that only their shortcuts are left, rather than made linear and merged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bypass: bool,
+    /// Names of those freed blocks that are bypassed where the others are made linear.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bypassed: Vec<String>,
     /// How many channels stay where some go; they go before anything else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<ChannelList>,
@@ -60,6 +63,7 @@ impl From<Mask> for Selection {
             keep,
             segments: Vec::new(),
             bypass: false,
+            bypassed: Vec::new(),
             channels: None,
             padding: None,
             scores: Vec::new(),

@@ -36,13 +36,15 @@ pub struct Freed<'a> {
     pub segments: &'a [SegmentEnds],
     /// Whether freed blocks are bypassed ([`bypass`]) rather than made linear.
     pub bypass: bool,
+    /// Names of freed blocks that are bypassed where the others are made linear.
+    pub bypassed: &'a [String],
     /// How many channels stay, where some go first.
     pub channels: Option<&'a ChannelList>,
 }
 
 impl<'a> From<&'a [bool]> for Freed<'a> {
     fn from(kept: &'a [bool]) -> Self {
-        Self { kept, segments: &[], bypass: false, channels: None }
+        Self { kept, segments: &[], bypass: false, bypassed: &[], channels: None }
     }
 }
 
@@ -66,8 +68,8 @@ impl<'a> From<&'a Mask> for Freed<'a> {
 
 impl<'a> From<&'a Selection> for Freed<'a> {
     fn from(selection: &'a Selection) -> Self {
-        let Selection { keep, segments, bypass, channels, .. } = selection;
-        Self { kept: keep.kept(), segments, bypass: *bypass, channels: channels.as_ref() }
+        let Selection { keep, segments, bypass, bypassed, channels, .. } = selection;
+        Self { kept: keep.kept(), segments, bypass: *bypass, bypassed, channels: channels.as_ref() }
     }
 }
 
@@ -155,10 +157,30 @@ fn bypassed(graph: &Graph, kept: &[bool]) -> Result<Graph> {
     })
 }
 
+/// The graph that finetuning starts with where some freed blocks are bypassed: the others are prepared as if those stayed.
+fn partly_bypassed(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Graph> {
+    check_length(graph, freed.kept)?;
+    for name in freed.bypassed {
+        let place = graph.blocks.iter().position(|block| block.name == *name);
+        if place.is_none_or(|block| freed.kept[block]) {
+            let problem = "is to be bypassed and is no block that is freed";
+            return Err(Error::Merge(format!("{name} {problem}; give it a 0 in \"kept\"")));
+        }
+    }
+    let stays: Vec<bool> = graph.blocks.iter().map(|block| !freed.bypassed.contains(&block.name)).collect();
+    let kept: Vec<bool> =
+        (0..freed.kept.len()).map(|site| freed.kept[site] || stays.get(site) == Some(&false)).collect();
+    let others = prepared(graph, Freed { kept: &kept, bypassed: &[], ..freed }, options)?;
+    bypassed(&others, &stays)
+}
+
 /// The graph that finetuning starts with.
 fn prepared(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Graph> {
     if freed.bypass {
         return bypassed(graph, freed.kept);
+    }
+    if !freed.bypassed.is_empty() {
+        return partly_bypassed(graph, freed, options);
     }
     check_mask(graph, freed.kept)?;
     let blocks: Vec<BlockId> = BlockId::all(graph.blocks.len())
@@ -205,7 +227,10 @@ fn check_length(graph: &Graph, kept: &[bool]) -> Result<()> {
 /// A mask agrees with what has happened to the blocks.
 fn check_mask(graph: &Graph, kept: &[bool]) -> Result<()> {
     check_length(graph, kept)?;
-    for (id, (block, &kept)) in BlockId::enumerate(graph.blocks.iter().zip(kept)) {
+    // Of a block without nodes nothing is left to be kept or freed: it is bypassed, or a part of a later one.
+    for (id, (block, &kept)) in
+        BlockId::enumerate(graph.blocks.iter().zip(kept)).filter(|(_, (b, _))| !b.nodes.is_empty())
+    {
         let problem = match (graph.state(id), kept) {
             (BlockState::Linear | BlockState::Merged, true) => "has lost its activations, the mask cannot keep it",
             (BlockState::Merged, false) => "is merged already",

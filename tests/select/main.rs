@@ -6,6 +6,7 @@ mod budgets;
 mod command;
 mod measured;
 mod networks;
+mod operators;
 mod oracles;
 mod positions;
 mod providers;
@@ -38,6 +39,7 @@ fn main() {
         sensitivity::trials(),
         providers::trials(),
         widths::trials(),
+        operators::trials(),
     ];
     libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
 }

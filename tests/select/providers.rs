@@ -50,18 +50,18 @@ const METHODS: [(&str, bool, bool); 16] = [
     ("random", false, false),
 ];
 
-fn depthshrinker(dir: &Path, args: &[&str]) -> Command {
+pub fn depthshrinker(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("depthshrinker").expect("the binary of this package");
     command.current_dir(dir).args(args).args(["--train-limit", "120", "--test-limit", "40", "--device", "cpu"]);
     command
 }
 
-fn json(mut command: Command) -> Value {
+pub fn json(mut command: Command) -> Value {
     let output = command.arg("--json").assert().success().get_output().stdout.clone();
     serde_json::from_slice(&output).expect("one JSON value on stdout")
 }
 
-fn logits(model: &Model, images: &[f32]) -> Vec<f32> {
+pub fn logits(model: &Model, images: &[f32]) -> Vec<f32> {
     let batch = images.len() / model.graph.input_shape().len();
     let options = EngineOptions { batch, fusion: Fusion::PerNode, training: false, taps: Vec::new() };
     let mut engine = Engine::new(&Device::Cpu, model, &options).unwrap();
@@ -131,7 +131,7 @@ fn sizes_and_seeds() {
 
 /// Names are the same in settings and on the command line, and in the order of this file; behind them those that take channels.
 fn names() {
-    let names = METHODS.iter().map(|(name, ..)| *name).chain(crate::widths::METHODS);
+    let names = METHODS.iter().map(|(name, ..)| *name).chain(crate::widths::METHODS).chain([crate::operators::METHOD]);
     assert_eq!(names.clone().count(), SearchMethod::ALL.len());
     for (method, name) in SearchMethod::ALL.into_iter().zip(names) {
         assert_eq!(method.to_string(), name);

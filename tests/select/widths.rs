@@ -6,8 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
-use depthshrinker::device::{Backend, Device};
-use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::device::Backend;
 use depthshrinker::graph::{ChannelGroups, ConvFamily, Graph, ParamRole};
 use depthshrinker::io::read_model;
 use depthshrinker::measure::{ChannelTimes, LatencyRow, LatencyTable, Roofline, TableOptions, TableWork};
@@ -18,9 +17,9 @@ use depthshrinker::shrink::{ChannelList, ChannelOrder, Mask, Selection, Widths, 
 use libtest_mimic::Trial;
 use rand::RngExt;
 use rand::seq::SliceRandom;
-use serde_json::Value;
 
 use crate::networks::rng;
+use crate::providers::{depthshrinker, json, logits};
 use crate::sensitivity::folder;
 use crate::trial;
 
@@ -67,16 +66,6 @@ fn metapruning() {
     assert_eq!(named("metapruning-mbv2-105m", &narrowed), published);
     assert_eq!((narrowed.cost().unwrap().macs() as f64 / 1e5).round(), 1049.0);
     assert!(list.counts.values().filter(|count| *count % 8 != 0).count() > 20);
-}
-
-fn logits(model: &Model, images: &[f32]) -> Vec<f32> {
-    let batch = images.len() / model.graph.input_shape().len();
-    let options = EngineOptions { batch, fusion: Fusion::PerNode, training: false, taps: Vec::new() };
-    let mut engine = Engine::new(&Device::Cpu, model, &options).unwrap();
-    let out = engine.forward(images).unwrap();
-    let mut values = vec![0.0; out.len()];
-    out.read(&mut values).unwrap();
-    values
 }
 
 /// Multiplies entries of one axis of a parameter.
@@ -231,17 +220,6 @@ fn lists_within_a_time() {
     let tiny = imagenet("mobilenetv2-0.1");
     let of_tiny = Widths::new(&tiny).unwrap().uniform(0.5, BY);
     assert_eq!(of_tiny.counts["conv_stem"], 4);
-}
-
-fn depthshrinker(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("depthshrinker").expect("the binary of this package");
-    command.current_dir(dir).args(args).args(["--train-limit", "120", "--test-limit", "40", "--device", "cpu"]);
-    command
-}
-
-fn json(mut command: Command) -> Value {
-    let output = command.arg("--json").assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).expect("one JSON value on stdout")
 }
 
 /// Choice, finetuning, files: the network keeps the budget and all its blocks, and equal seeds give equal bits.

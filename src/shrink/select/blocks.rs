@@ -111,6 +111,11 @@ impl<'a> BlockOptions<'a> {
         &self.blocks
     }
 
+    /// Milliseconds of what always runs.
+    pub fn fixed_ms(&self) -> f64 {
+        self.fixed_ms
+    }
+
     /// Milliseconds under a mask with one entry per block, what always runs included.
     pub fn time_ms(&self, mask: &Mask) -> f64 {
         let state = |(block, &kept): (&BlockOption, &bool)| if kept { block.kept_ms } else { block.merged_ms };

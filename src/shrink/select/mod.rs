@@ -9,12 +9,14 @@
 //! | `layer_merge` | [`layer_merge()`]: pruning and merging together |
 //! | `layer_knapsack` | [`layer_knapsack()`]: pruning alone |
 //! | `blocks` | [`BlockOptions`]: whole blocks, by knapsack, rank, rule or chance |
+//! | `operators` | [`Operators`]: kept, merged or bypassed, block by block |
 //!
 //! Convolutions, positions and segments are those of [`Positions`].
 
 mod blocks;
 mod layer_knapsack;
 mod layer_merge;
+mod operators;
 mod optimal_merge;
 mod pareto;
 mod two_stage_dp;
@@ -24,6 +26,7 @@ use serde::Serialize;
 pub use blocks::{BlockOption, BlockOptions};
 pub use layer_knapsack::layer_knapsack;
 pub use layer_merge::{kept_convs, layer_merge};
+pub use operators::{Operator, Operators};
 pub use optimal_merge::{OptimalTable, Split};
 pub use pareto::{Arc, Path, States};
 pub use two_stage_dp::two_stage_dp;

@@ -1,0 +1,118 @@
+//! An operator for each block: against all choices by brute force, and through the whole job.
+
+use std::path::Path;
+
+use assert_cmd::Command;
+use depthshrinker::io::read_model;
+use depthshrinker::shrink::padding::PaddingMode;
+use depthshrinker::shrink::select::{BlockOptions, Operator, Operators};
+use depthshrinker::shrink::surgery::{Linearise, linearise};
+use depthshrinker::shrink::{Mask, Selection};
+use libtest_mimic::Trial;
+
+use crate::networks::{plain_network, plain_times};
+use crate::providers::{depthshrinker, json, logits};
+use crate::sensitivity::folder;
+use crate::trial;
+
+pub const METHOD: &str = "ran-operators";
+
+/// The choice of the most mass within a time is that of all choices.
+fn operators() {
+    let residuals = [true, false, true, true, false];
+    let graph = plain_network(&residuals);
+    let positions = graph.positions().unwrap();
+    let table = plain_times(&positions, &[1.0, 2.5, 3.0, 0.5, 4.5]);
+    let options = BlockOptions::with_kept(&positions, &table, None, &[false, false, false, false, true]).unwrap();
+    let masses = [8.0, 12.0, 10.0, 14.0, 6.0];
+    let forms = [Operator::Kept, Operator::Merged, Operator::Bypassed];
+    let all: Vec<Operators> = (0..3usize.pow(5))
+        .map(|code| Operators::new((0..5).map(|block| forms[code / 3usize.pow(block) % 3]).collect()))
+        .filter(|of| of.operators()[4] == Operator::Kept)
+        .filter(|of| of.operators().iter().zip(residuals).all(|(of, has)| has || *of != Operator::Bypassed))
+        .collect();
+    assert_eq!(all.len(), 3 * 2 * 3 * 3);
+    let mass = |of: &Operators| -> f64 {
+        let share = |of: &Operator| match of {
+            Operator::Kept => 1.0,
+            Operator::Merged => 0.5,
+            Operator::Bypassed => 0.0,
+        };
+        of.operators().iter().zip(masses).map(|(of, mass)| share(of) * mass).sum()
+    };
+    let least = all.iter().map(|of| options.operators_ms(of)).fold(f64::INFINITY, f64::min);
+    assert!((options.least_operators_ms() - least).abs() < 1e-12);
+    let whole = options.time_ms(&Mask::all(5));
+    for budget in [1.0, 0.9, 0.7, 0.5, 0.4].map(|share| share * whole).into_iter().chain([least]) {
+        let found = options.operators(&masses, budget).unwrap();
+        assert!(options.operators_ms(&found) <= budget, "{found}");
+        let best = all.iter().filter(|of| options.operators_ms(of) <= budget).map(mass).fold(0.0, f64::max);
+        assert!((mass(&found) - best).abs() < 1e-9, "{found}: {} and {best}", mass(&found));
+        let selection = found.selection(&graph);
+        assert_eq!(Operators::of(&selection, &graph), found);
+        assert_eq!(serde_json::from_value::<Selection>(serde_json::to_value(&selection).unwrap()).unwrap(), selection);
+    }
+    assert!(options.operators(&masses, 0.99 * least).unwrap_err().to_string().contains("the fastest takes"));
+    let mixed: Operators = all.iter().find(|of| of.to_string() == "bmkmk").unwrap().clone();
+    assert_eq!(mixed.selection(&graph).bypassed, ["0"]);
+    assert_eq!(mixed.selection(&graph).keep.to_string(), "0,0,1,0,1");
+}
+
+/// Some blocks merge, others are bypassed, others stay.
+fn whole_job() {
+    let dir = folder();
+    let args =
+        ["shrink", "--model", "m.safetensors", "--config", "few.toml", "--method", "ran-operators", "--out", "o"];
+    let more = ["--latency-fraction", "0.3", "--finetune-epochs", "1", "--batch", "40"];
+    let result = json(depthshrinker(dir.path(), &[&args[..], &more].concat()));
+    let at = dir.path().join("o");
+    let plan = Selection::read(&at.join("plan.json")).unwrap();
+    let read = |path: &Path| read_model(path).unwrap().0;
+    let (original, shrunk) = (read(&dir.path().join("m.safetensors")), read(&at.join("shrunk.safetensors")));
+    let merged = read(&at.join("merged.safetensors"));
+    let of = Operators::of(&plan, &original.graph);
+    let count = |form: Operator| of.operators().iter().filter(|of| **of == form).count();
+    assert!(count(Operator::Bypassed) > 0 && count(Operator::Merged) > 0 && count(Operator::Kept) > 0, "{of}");
+    assert_eq!(result["merge"]["segments"], count(Operator::Merged));
+    for ((block, graph), form) in merged.graph.blocks.iter().zip(&shrunk.graph.blocks).zip(of.operators()) {
+        let (is, was) = (block.nodes.iter().count(), graph.nodes.iter().count());
+        match form {
+            Operator::Kept => assert_eq!(is, was),
+            Operator::Merged => assert!(is < was),
+            Operator::Bypassed => assert_eq!((is, was), (0, 0)),
+        }
+    }
+    let share = result["latency_share"].as_f64().unwrap();
+    assert!(share <= 0.3 && share > 0.25, "{share}");
+    let noise: Vec<f32> = (0..4 * 28 * 28).map(|i| ((i * 7919 % 1013) as f32 / 500.0) - 1.0).collect();
+    let (a, b) = (logits(&shrunk, &noise), logits(&merged, &noise));
+    let scale = a.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 2e-5 * scale));
+
+    // The plan alone gives the same, twice applied the same again.
+    let mut merge = Command::cargo_bin("depthshrinker").unwrap();
+    merge.current_dir(dir.path()).args([
+        "merge",
+        "o/shrunk.safetensors",
+        "--plan",
+        "o/plan.json",
+        "-o",
+        "n.safetensors",
+    ]);
+    merge.assert().success();
+    assert_eq!(read(&dir.path().join("n.safetensors")), merged);
+    let finetune = ["finetune", "m.safetensors", "--config", "few.toml", "--plan", "o/plan.json", "--out", "f"];
+    json(depthshrinker(dir.path(), &[&finetune[..], &["--epochs", "1", "--batch", "40"]].concat()));
+    assert_eq!(read(&dir.path().join("f/shrunk.safetensors")), shrunk);
+    let kept = Selection { bypassed: vec!["blocks.0.0".into(), "nothing".into()], ..plan };
+    let surgery = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
+    let error = linearise(&original, &kept, &surgery).unwrap_err().to_string();
+    assert!(error.contains("to be bypassed"), "{error}");
+    let mut sized = depthshrinker(dir.path(), &["search", "m.safetensors", "--method", "ran-operators", "--keep", "9"]);
+    let told = sized.assert().failure().get_output().stderr.clone();
+    assert!(String::from_utf8_lossy(&told).contains("needs a budget that is a time"));
+}
+
+pub fn trials() -> Vec<Trial> {
+    vec![trial("operators/brute force", operators), trial("operators/whole job", whole_job)]
+}
