@@ -170,8 +170,8 @@ pub struct NetworkConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, `imagenet`, a folder of pictures, or `parquet:` and a
-    /// folder of Parquet shards (with the feature `parquet`).
+    /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, `imagenet`, a folder of pictures, `signals:` and a
+    /// folder of CSV files, or `parquet:` and a folder of Parquet shards (with the feature `parquet`).
     pub name: String,
     /// Where the set is; known places are searched if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -422,7 +422,9 @@ impl NetworkConfig {
     /// # Errors
     /// An unknown network or options that do not fit it.
     pub fn graph(&self, input: Shape, classes: usize) -> Result<Graph> {
-        let small = (input.h.min(input.w) < SMALL_IMAGE).then_some(1);
+        // Signals are images of one row.
+        let side = if input.h == 1 { input.w } else { input.h.min(input.w) };
+        let small = (side < SMALL_IMAGE).then_some(1);
         let options = NetworkOptions {
             input_stride: self.input_stride.or(small),
             stage_strides: self.stage_strides.clone(),

@@ -31,7 +31,8 @@ pub struct RunArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// embedded, fashion-mnist, mnist, cifar10, cifar100, imagenet, a folder of pictures, or parquet:FOLDER of shards
+    /// embedded, fashion-mnist, mnist, cifar10, cifar100, imagenet, a folder of pictures, signals:FOLDER of CSV files, or
+    /// parquet:FOLDER of shards
     #[arg(long, value_name = "NAME")]
     pub data: Option<String>,
     /// Folder of the data set

@@ -1,4 +1,4 @@
-//! Data sets and batches: labelled images from the binary itself, from IDX or CIFAR files, from folders of pictures or from shards of them,
+//! Data sets and batches: labelled images from the binary itself, from IDX or CIFAR files, from CSV files of signals, from folders of pictures or from shards of them,
 //! augmented, normalised and handed out as NHWC `f32` batches by a background thread.
 //!
 //! | file | holds |
@@ -7,7 +7,7 @@
 //! | `dataset` | [`Dataset`]: images, labels, class names, normalisation |
 //! | `contents` | [`Contents`]: what a set holds, to tell it from another |
 //! | `embedded` | the cut of Fashion-MNIST inside the binary |
-//! | `fashion_mnist`, `cifar`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
+//! | `fashion_mnist`, `cifar`, `signals`, `image_folder` | the readers; `idx`, `picture` and `locate` are what they read with |
 //! | `classes` | [`ClassMatch`]: the order of class names, and those of a data set on those of a model |
 //! | `parquet_shards` | pictures in Parquet files; `parquet_splits` finds the files, `parquet_columns` what to read of them, `parquet_file` and `parquet_pages` read; with the feature `parquet` |
 //! | `preprocess` | [`Preprocessing`]: a picture of any size → a network's input |
@@ -57,6 +57,7 @@ mod pixel_ops;
 mod preprocess;
 mod rand_augment;
 mod random;
+mod signals;
 mod source;
 mod warp;
 

@@ -6,12 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::dataset::{Data, Dataset};
 use super::preprocess::IMAGENET_SIZE;
-use super::{cifar, embedded, fashion_mnist, image_folder};
+use super::{cifar, embedded, fashion_mnist, image_folder, signals};
 use crate::{Error, Result};
 
 const MAX_IMAGE_SIZE: usize = 4096;
 /// What names a folder of Parquet shards.
 const SHARDS: &str = "parquet:";
+/// What names a folder of CSV files with signals.
+const SIGNALS: &str = "signals:";
 /// The sets that go by a name of their own.
 const NAMED: [&str; 6] = ["embedded", "fashion-mnist", "mnist", "cifar10", "cifar100", image_folder::IMAGENET];
 
@@ -20,7 +22,8 @@ const NAMED: [&str; 6] = ["embedded", "fashion-mnist", "mnist", "cifar10", "cifa
 #[serde(default, deny_unknown_fields)]
 pub struct DataSource {
     /// `embedded`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, `imagenet`, the path of a folder of
-    /// pictures, or `parquet:` and that of a folder of Parquet shards (with the feature `parquet`).
+    /// pictures, `signals:` and that of a folder of CSV files, or `parquet:` and that of a folder of Parquet shards (with the
+    /// feature `parquet`).
     pub name: String,
     /// The folder of the named set, or one that contains it. Without it `DEPTHSHRINKER_DATA` is searched, then where
     /// the system's packages put data; a set that is named by its path lies there.
@@ -43,11 +46,9 @@ impl DataSource {
     /// name that it had.
     pub fn moved(&self, given: &str) -> Option<PathBuf> {
         let is_place = !NAMED.contains(&given) && given != self.name && self.name != "embedded";
-        match (self.name.starts_with(SHARDS), given.strip_prefix(SHARDS)) {
-            (true, Some(folder)) if is_place => Some(PathBuf::from(folder)),
-            (false, None) if is_place => Some(PathBuf::from(given)),
-            _ => None,
-        }
+        let kind = |name: &str| [SHARDS, SIGNALS].into_iter().find(|kind| name.starts_with(kind)).unwrap_or_default();
+        let folder = given.strip_prefix(kind(&self.name)).filter(|_| is_place && kind(given) == kind(&self.name));
+        folder.map(PathBuf::from)
     }
 }
 
@@ -91,8 +92,11 @@ fn open_pair(source: &DataSource) -> Result<Option<Data>> {
         "cifar10" => cifar::open_cifar10(dir)?,
         "cifar100" => cifar::open_cifar100(dir)?,
         name => {
-            let Some(folder) = name.strip_prefix(SHARDS) else { return Ok(None) };
-            return open_shards(folder, dir, source.image_size).map(Some);
+            if let Some(folder) = name.strip_prefix(SHARDS) {
+                return open_shards(folder, dir, source.image_size).map(Some);
+            }
+            let Some(folder) = name.strip_prefix(SIGNALS) else { return Ok(None) };
+            signals::open(&folder_at(folder, dir), name)?
         }
     };
     let shape = data.train.shape();
@@ -138,6 +142,13 @@ fn places(name: &str, dir: Option<&Path>) -> Vec<PathBuf> {
     }
 }
 
+/// The first of the places of a set that is a folder, or else the first, for its absence to be told.
+fn folder_at(name: &str, dir: Option<&Path>) -> PathBuf {
+    let mut tried = places(name, dir);
+    let found = tried.iter().position(|place| place.is_dir()).unwrap_or(0);
+    tried.swap_remove(found)
+}
+
 /// The side that pictures of a folder are brought to.
 fn folder_size(asked: Option<usize>) -> Result<usize> {
     let image_size = asked.unwrap_or(IMAGENET_SIZE);
@@ -149,19 +160,12 @@ fn folder_size(asked: Option<usize>) -> Result<usize> {
 
 #[cfg(feature = "parquet")]
 fn open_shards(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Data> {
-    super::parquet_shards::open(&shards_folder(name, dir), name, folder_size(image_size)?)
+    super::parquet_shards::open(&folder_at(name, dir), name, folder_size(image_size)?)
 }
 
 #[cfg(feature = "parquet")]
 fn open_test_shards(name: &str, dir: Option<&Path>, image_size: Option<usize>) -> Result<Dataset> {
-    super::parquet_shards::open_test(&shards_folder(name, dir), name, folder_size(image_size)?)
-}
-
-#[cfg(feature = "parquet")]
-fn shards_folder(name: &str, dir: Option<&Path>) -> PathBuf {
-    let mut tried = places(name, dir);
-    let found = tried.iter().position(|place| place.is_dir()).unwrap_or(0);
-    tried.swap_remove(found)
+    super::parquet_shards::open_test(&folder_at(name, dir), name, folder_size(image_size)?)
 }
 
 #[cfg(not(feature = "parquet"))]

@@ -129,7 +129,12 @@ pub(super) struct BlockPlan {
 
 impl Plan {
     pub fn graph(&self, name: &str, options: &NetworkOptions) -> Result<Graph> {
-        let mut body = Body { b: GraphBuilder::new(name, options.input), plan: self, h_w: (0, 0) };
+        let mut body = Body {
+            b: GraphBuilder::new(name, options.input),
+            plan: self,
+            h_w: (0, 0),
+            is_signal: options.input.h == 1 && options.input.w > 1,
+        };
         body.h_w = (options.input.h, options.input.w);
         let stem = body.conv(options.input.c, self.stem, 3, options.input_stride.unwrap_or(2), 1);
         let mut x = body.conv_bn("conv_stem", stem, "bn1", NodeId::INPUT);
@@ -155,16 +160,23 @@ struct Body<'a> {
     b: GraphBuilder,
     plan: &'a Plan,
     h_w: (usize, usize),
+    /// Whether images have one row.
+    is_signal: bool,
 }
 
 impl Body<'_> {
-    /// A square convolution of what comes next, padded the network's way.
+    /// A square convolution of what comes next, padded the network's way. Where that has one row, as signals have, the
+    /// convolution is of one dimension: more rows of a window would only see padding.
     fn conv(&mut self, c_in: usize, c_out: usize, k: usize, stride: usize, groups: usize) -> Conv {
         let mut window = Window::square(k, stride, k / 2);
         let (h, w) = self.h_w;
+        if self.is_signal {
+            let pad = Padding { top: 0, bottom: 0, ..window.pad };
+            window = Window { k_h: 1, stride_h: 1, pad, ..window };
+        }
         if self.plan.padding == ConvPadding::Same && stride > 0 {
             let total = |size: usize| ((size.div_ceil(stride).max(1) - 1) * stride + k).saturating_sub(size);
-            let (rows, cols) = (total(h), total(w));
+            let (rows, cols) = (if self.is_signal { 0 } else { total(h) }, total(w));
             window.pad = Padding { top: rows / 2, left: cols / 2, bottom: rows - rows / 2, right: cols - cols / 2 };
         }
         if stride > 0 {
