@@ -216,6 +216,19 @@ fn lists_within_a_time() {
     }
     let error = widths.uniform_within(0.01 * whole, BY, &macs).unwrap_err().to_string();
     assert!(error.contains("the fastest takes"), "{error}");
+    // Whatever the network, halves and quarters of it are narrower, and convolutions behind the blocks keep their channels.
+    for (name, behind) in
+        [("resnet18", ""), ("resnet50", ""), ("efficientnet-lite0", "conv_head"), ("vgg19_bn", "pre_logits")]
+    {
+        let graph = imagenet(name);
+        let widths = Widths::new(&graph).unwrap();
+        let macs = |width: f64| {
+            let list = widths.uniform(width, BY);
+            assert!(behind.is_empty() || list.counts.keys().all(|group| !group.starts_with(behind)), "{name}");
+            narrow_graph(&graph, &list).unwrap().cost().unwrap().macs() as f64
+        };
+        assert!(macs(0.5) < 0.4 * macs(1.0) && macs(0.25) < 0.5 * macs(0.5), "{name}: {} of {}", macs(0.5), macs(1.0));
+    }
     // Where no multiple of 8 is smaller, quarters are taken.
     let tiny = imagenet("mobilenetv2-0.1");
     let of_tiny = Widths::new(&tiny).unwrap().uniform(0.5, BY);
