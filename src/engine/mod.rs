@@ -13,8 +13,6 @@ mod sequence;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use rayon::prelude::*;
-
 pub use gradients::GradientTable;
 pub use plan::{Fusion, Pass, Plan, PlannedStep, StepCost, Target};
 pub use sequence::{Backpropagated, Sequence, SequenceRun};
@@ -27,10 +25,11 @@ use crate::ops::copy::copy;
 use crate::ops::dropout::DropoutStream;
 use crate::ops::optimizer::ParamSpan;
 use crate::ops::step::{Backend, ParamId, Slopes};
+use crate::ops::team;
 use crate::{Error, Result};
 use memory::{Layout, Memory};
 use params::Params;
-use pass::{Lent, Running};
+use pass::{Lent, Running, StepTimes};
 
 /// Activations of one inference micro-batch that should stay in a core's cache, in elements.
 const MICRO_BATCH_ELEMENTS: usize = 1 << 18;
@@ -105,6 +104,7 @@ pub struct Engine {
     n: usize,
     /// Tapped values whose gradient was given since the forward pass.
     tapped: Vec<NodeId>,
+    times: Option<StepTimes>,
 }
 
 impl EngineOptions {
@@ -182,6 +182,7 @@ impl Engine {
             dropout: DropoutStream::new(device)?,
             n: 0,
             tapped: Vec::new(),
+            times: None,
             graph: planned.graph,
         };
         if engine.runs_whole_batches() {
@@ -375,13 +376,25 @@ impl Engine {
             return Ok(&self.logits);
         }
         let Self { plan, layout, dropout, params, memory, .. } = self;
-        let running = Running { plan, layout, n: self.n, slopes: slopes(&self.slopes, training_slopes), dropout };
+        let (slopes, times) = (slopes(&self.slopes, training_slopes), self.times.as_ref());
+        let running = Running { plan, layout, n: self.n, slopes, dropout, times };
         let params = if plan.target.training { Lent::Exclusive(params, None) } else { Lent::Shared(params) };
-        running.run(&plan.steps[..plan.forward], params, memory);
+        running.run(0..plan.forward, params, memory);
         let output = running.view(memory, plan.value(self.graph.output()));
         copy(output, self.logits.view_mut(0..output.len()));
         self.device.check()?;
         Ok(&self.logits)
+    }
+
+    /// Begins to add up how long each step takes, by the host's clock.
+    pub fn time_steps(&mut self) {
+        self.times = Some(StepTimes::new(&self.plan));
+    }
+
+    /// Seconds that each step of the plan took since [`time_steps`](Self::time_steps), added up over passes. Where threads
+    /// take micro-batches through the network side by side, it is the time of all of them.
+    pub fn step_seconds(&self) -> Vec<f64> {
+        self.times.as_ref().map_or_else(Vec::new, StepTimes::seconds)
     }
 
     /// The logits of the last pass, of which the first n rows `[n, classes]` count.
@@ -401,7 +414,8 @@ impl Engine {
         self.scores.clear()?;
         let output = self.graph.output();
         let Self { plan, layout, dropout, params, memory, .. } = self;
-        let running = Running { plan, layout, n: self.n, slopes: slopes(&self.slopes, Some(&self.slopes_at)), dropout };
+        let (slopes, times) = (slopes(&self.slopes, Some(&self.slopes_at)), self.times.as_ref());
+        let running = Running { plan, layout, n: self.n, slopes, dropout, times };
         for &(node, gradient) in plan.given() {
             if node == output {
                 let to = running.view_mut(memory, gradient);
@@ -413,7 +427,7 @@ impl Engine {
         }
         self.tapped.clear();
         let scores = self.collect_scores.then_some(&mut self.scores);
-        running.run(&plan.steps[plan.forward..], Lent::Exclusive(params, scores), memory);
+        running.run(plan.forward..plan.steps.len(), Lent::Exclusive(params, scores), memory);
         self.device.check()
     }
 
@@ -488,7 +502,7 @@ impl Engine {
     /// The pass as far as its sizes go.
     fn running(&self) -> Running<'_> {
         let Self { plan, layout, dropout, .. } = self;
-        Running { plan, layout, n: self.n, slopes: Slopes::default(), dropout }
+        Running { plan, layout, n: self.n, slopes: Slopes::default(), dropout, times: None }
     }
 
     /// Micro-batches pay only where a pass keeps nothing and steps need no batch statistics.
@@ -512,24 +526,35 @@ impl Engine {
     /// leave its cache. The split depends on the network alone, so results do not depend on the threads.
     fn forward_in_micro_batches(&mut self) -> Result<()> {
         let micro = self.images_at_once();
-        let (len, output) = (self.graph.input_shape().len(), self.plan.shapes[self.graph.output()].len());
-        let logits = self.logits.view_mut(0..self.logits.len()).host();
-        let batches = logits.par_chunks_mut(micro * output).zip(self.images.par_chunks(micro * len));
-        batches.try_for_each(|(logits, images)| {
-            let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
-            let mut memory = match idle {
-                Some(memory) => memory,
-                None => Memory::new(&self.device, &self.layout, micro)?,
-            };
-            let n = images.len() / len;
-            let slopes = slopes(&self.slopes, None);
-            let (plan, layout) = (&self.plan, &self.layout);
-            let running = Running { plan, layout, n, slopes, dropout: &self.dropout };
-            memory.of_mut(layout, plan.value(NodeId::INPUT)).write(images)?;
-            running.run(&plan.steps, Lent::Shared(&self.params), &mut memory);
-            memory.of(layout, plan.value(self.graph.output())).read(&mut logits[..n * output])?;
-            self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
-            Ok(())
-        })
+        let output = self.plan.shapes[self.graph.output()].len();
+        // As many for each thread, so that none waits for another.
+        let batches = self.n.div_ceil(micro).next_multiple_of(team::threads()).min(self.n);
+        let mut logits = std::mem::take(&mut self.logits);
+        let failed = Mutex::new(None);
+        let of_pass = logits.view_mut(0..self.n * output).host();
+        team::each_part(of_pass, output, batches, |images, logits| {
+            if let Err(error) = self.forward_micro_batch(micro, images, logits) {
+                *failed.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
+            }
+        });
+        self.logits = logits;
+        failed.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+    }
+
+    /// Some images of the pass, at most `micro`, on the caller's thread, and on all where the others have none.
+    fn forward_micro_batch(&self, micro: usize, images: Range<usize>, logits: &mut [f32]) -> Result<()> {
+        let idle = self.micro.lock().unwrap_or_else(|e| e.into_inner()).pop();
+        let mut memory = match idle {
+            Some(memory) => memory,
+            None => Memory::new(&self.device, &self.layout, micro)?,
+        };
+        let (plan, layout, len) = (&self.plan, &self.layout, self.graph.input_shape().len());
+        let (slopes, times) = (slopes(&self.slopes, None), self.times.as_ref());
+        let running = Running { plan, layout, n: images.len(), slopes, dropout: &self.dropout, times };
+        memory.of_mut(layout, plan.value(NodeId::INPUT)).write(&self.images[images.start * len..images.end * len])?;
+        running.run(0..plan.steps.len(), Lent::Shared(&self.params), &mut memory);
+        memory.of(layout, plan.value(self.graph.output())).read(logits)?;
+        self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
+        Ok(())
     }
 }

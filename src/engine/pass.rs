@@ -1,6 +1,8 @@
 //! Running steps: lends each the values it names.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::device::{Buffer, View, ViewMut};
 use crate::ops::dropout::DropoutStream;
@@ -20,6 +22,26 @@ pub(super) struct Running<'a> {
     pub slopes: Slopes<'a>,
     /// What dropout draws from.
     pub dropout: &'a DropoutStream,
+    /// Where it is asked for how long steps take.
+    pub times: Option<&'a StepTimes>,
+}
+
+/// How long each step of a plan took, added up over passes, and over the threads that took micro-batches through it.
+#[derive(Debug)]
+pub(super) struct StepTimes(Vec<AtomicU64>);
+
+impl StepTimes {
+    pub fn new(plan: &Plan) -> Self {
+        Self(plan.steps.iter().map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub fn seconds(&self) -> Vec<f64> {
+        self.0.iter().map(|nanoseconds| nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9).collect()
+    }
+
+    fn add(&self, step: usize, since: Instant) {
+        self.0[step].fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
 }
 
 /// Parameters as a pass may use them.
@@ -55,10 +77,14 @@ impl Written {
 }
 
 impl Running<'_> {
-    /// Runs some steps, one behind the other.
-    pub fn run(&self, steps: &[PlannedStep], mut params: Lent<'_>, memory: &mut Memory) {
-        for step in steps {
-            self.run_step(step, params.reborrow(), memory);
+    /// Runs some steps of the plan, one behind the other.
+    pub fn run(&self, steps: Range<usize>, mut params: Lent<'_>, memory: &mut Memory) {
+        for index in steps {
+            let began = self.times.map(|times| (times, Instant::now()));
+            self.run_step(&self.plan.steps[index], params.reborrow(), memory);
+            if let Some((times, began)) = began {
+                times.add(index, began);
+            }
         }
     }
 

@@ -2,8 +2,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use rayon::prelude::*;
-
 use super::launches::{Launches, rotation};
 use super::layers::{LayerPass, TimedLayer};
 use super::machine::Machine;
@@ -12,6 +10,7 @@ use crate::Result;
 use crate::device::Device;
 use crate::engine::{Sequence, SequenceRun};
 use crate::ops::step::{Extent, Place, Store, ValueId};
+use crate::ops::team;
 
 /// How much larger than a core's own cache all sets of a micro-batch's weights together are: between two passes of a
 /// network those of its other layers have been there.
@@ -56,8 +55,11 @@ impl LayerBench {
         }
         let (bench, steps, idle) = (self.clone(), steps.clone(), Mutex::default());
         let micro = MicroBatches { bench, steps, at_once, idle };
-        let counts: Vec<usize> = (0..batch).step_by(at_once).map(|first| at_once.min(batch - first)).collect();
-        Launches::whole(&self.device, move || counts.par_iter().try_for_each(|&n| micro.run(n)))
+        let images = move |first: usize| at_once.min(batch - first * at_once);
+        Launches::whole(&self.device, move || {
+            let outcomes = team::map(batch.div_ceil(at_once), |first| micro.run(images(first)));
+            outcomes.into_iter().collect()
+        })
     }
 
     /// With `packed` weights are packed before, as in inference.

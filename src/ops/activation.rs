@@ -3,14 +3,15 @@
 //! y = x inside (0, limit), q·x below 0, limit + q·(x − limit) above; q = 0 is ReLU/ReLU6, q = 1 the identity
 //! (`docs/methods.md` 1.3). The derivative is 1 strictly inside the bounds and q elsewhere, as in PyTorch's hardtanh.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::cuda;
 use super::operation::{LoweredNode, Operation, bad, require};
 use super::parallel::Chunks;
+use super::product::Shared;
 use super::simd::vectorised;
 use super::step::{Backward, Io, Sink, SiteId, Step, Uses, ValueId, Work};
+use super::team::{each_chunk, map};
 use crate::Result;
 use crate::device::argument::Argument;
 use crate::device::gpu::GpuView;
@@ -126,7 +127,8 @@ pub fn forward(act: Act<'_>, shape: Lines, x: View<'_>, y: ViewMut<'_>) {
     }
     let (x, y, clamp) = (x.host(), y.host(), act.clamp);
     let chunks = Chunks::new(shape);
-    y.par_chunks_mut(chunks.chunk_len()).zip(x.par_chunks(chunks.chunk_len())).for_each(|(y, x)| {
+    each_chunk(y, chunks.chunk_len(), |chunk, y| {
+        let x = &x[chunks.range(chunk)];
         vectorised(
             #[inline(always)]
             || y.iter_mut().zip(x).for_each(|(y, &x)| *y = clamp.apply(x)),
@@ -162,24 +164,24 @@ pub fn backward(
     let (x, dy, dx, clamp) = (x.host(), dy.host(), dx.host(), act.clamp);
     let wanted = score.is_some();
     let chunks = Chunks::new(shape);
-    let scores: Vec<f64> = dx
-        .par_chunks_mut(chunks.chunk_len())
-        .zip(x.par_chunks(chunks.chunk_len()).zip(dy.par_chunks(chunks.chunk_len())))
-        .map(|(dx, (x, dy))| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    let n = dx.len();
-                    let (inputs, gradients) = (&x[..n], &dy[..n]);
-                    for i in 0..n {
-                        let d = gradients[i] * clamp.derivative(inputs[i]);
-                        dx[i] = if accumulate { dx[i] + d } else { d };
-                    }
-                    if wanted { excess_dot(clamp, x, dy) } else { 0.0 }
-                },
-            )
-        })
-        .collect();
+    let dx = Shared::new(dx);
+    let scores = map(chunks.count(), |chunk| {
+        let range = chunks.range(chunk);
+        // SAFETY: chunks share no element.
+        let (dx, x, dy) = (unsafe { dx.range(range.clone()).slice() }, &x[range.clone()], &dy[range]);
+        vectorised(
+            #[inline(always)]
+            || {
+                let n = dx.len();
+                let (inputs, gradients) = (&x[..n], &dy[..n]);
+                for i in 0..n {
+                    let d = gradients[i] * clamp.derivative(inputs[i]);
+                    dx[i] = if accumulate { dx[i] + d } else { d };
+                }
+                if wanted { excess_dot(clamp, x, dy) } else { 0.0 }
+            },
+        )
+    });
     if let Some(score) = score {
         score.host()[0] += scores.iter().sum::<f64>() as f32;
     }

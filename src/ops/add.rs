@@ -1,12 +1,11 @@
 //! Sums of two values.
 
-use rayon::prelude::*;
-
 use super::copy::CopyStep;
 use super::cuda::elementwise;
 use super::operation::{LoweredNode, OnnxOperator, Operation, mismatch, require};
 use super::simd::vectorised;
 use super::step::{Backward, Io, Step, Uses, ValueId, Work};
+use super::team::each_chunk;
 use crate::Result;
 use crate::device::{View, ViewMut};
 use crate::shape::Shape;
@@ -20,7 +19,8 @@ pub fn forward(a: View<'_>, b: View<'_>, y: ViewMut<'_>) {
         return elementwise::add(a, b.gpu(), &y.gpu());
     }
     let (a, b, y) = (a.host(), b.host(), y.host());
-    y.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK).zip(b.par_chunks(BLOCK))).for_each(|(y, (a, b))| {
+    each_chunk(y, BLOCK, |block, y| {
+        let (a, b) = (&a[block * BLOCK..][..y.len()], &b[block * BLOCK..][..y.len()]);
         vectorised(
             #[inline(always)]
             || y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a + b),

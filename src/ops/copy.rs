@@ -1,11 +1,10 @@
 //! Copies, converted where types differ, and additions to what is there.
 
-use rayon::prelude::*;
-
 use super::cuda::elementwise;
 use super::operation::require;
 use super::simd::vectorised;
 use super::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
+use super::team::each_chunk;
 use crate::device::{View, ViewMut};
 
 const BLOCK: usize = 1 << 14;
@@ -17,7 +16,7 @@ pub fn copy(from: View<'_>, to: ViewMut<'_>) {
         return elementwise::cast(from, &to.gpu());
     }
     let (from, to) = (from.host(), to.host());
-    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| to.copy_from_slice(from));
+    each_chunk(to, BLOCK, |block, to| to.copy_from_slice(&from[block * BLOCK..][..to.len()]));
 }
 
 /// to += from.
@@ -27,7 +26,8 @@ pub fn accumulate(from: View<'_>, to: ViewMut<'_>) {
         return elementwise::accumulate(&to.gpu(), from);
     }
     let (from, to) = (from.host(), to.host());
-    to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK)).for_each(|(to, from)| {
+    each_chunk(to, BLOCK, |block, to| {
+        let from = &from[block * BLOCK..][..to.len()];
         vectorised(
             #[inline(always)]
             || to.iter_mut().zip(from).for_each(|(to, from)| *to += from),

@@ -1,7 +1,5 @@
 //! Fully connected layer: y[n, c_out] = x[n, c_in]·Wᵀ + b, W `[c_out, c_in]`.
 
-use rayon::prelude::*;
-
 use serde::{Deserialize, Serialize};
 
 use super::config::BiasProblem;
@@ -12,6 +10,7 @@ use super::gemm::{Matrix, gemm};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
 use super::product::PanelLayout;
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
+use super::team::each_chunk;
 use crate::Result;
 use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
@@ -108,19 +107,12 @@ pub fn backward(p: LinearProblem, inputs: LinearInputs<'_>, out: LinearGradients
     let LinearProblem { n, c_in, c_out } = p;
     if let Some((dx, accumulate)) = dx {
         let dx = dx.host();
-        dx[..n * c_in].par_chunks_mut(ROWS * c_in).zip(dy[..n * c_out].par_chunks(ROWS * c_out)).for_each(
-            |(dx, dy)| {
-                let rows = dy.len() / c_out;
-                gemm(
-                    GemmSize { m: rows, n: c_in, k: c_out },
-                    Matrix::rows(dy, c_out),
-                    Matrix::rows(w, c_in),
-                    dx,
-                    c_in,
-                    accumulate,
-                );
-            },
-        );
+        each_chunk(&mut dx[..n * c_in], ROWS * c_in, |task, dx| {
+            let rows = dx.len() / c_in;
+            let dy = &dy[task * ROWS * c_out..][..rows * c_out];
+            let size = GemmSize { m: rows, n: c_in, k: c_out };
+            gemm(size, Matrix::rows(dy, c_out), Matrix::rows(w, c_in), dx, c_in, accumulate);
+        });
     }
     let (dw, db) = (dw.host(), db.host());
     gemm(GemmSize { m: c_out, n: c_in, k: n }, Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), dw, c_in, false);

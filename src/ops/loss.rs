@@ -6,10 +6,12 @@
 //!
 //! Rows are handled in chunks of a fixed size whose `f64` sums are added in order: the same bits for any thread count.
 
-use rayon::prelude::*;
+use std::ops::Range;
 
 use super::cuda;
 use super::cuda::loss::{GpuLoss, LogitsShape};
+use super::product::Shared;
+use super::team::map;
 use crate::device::float_mode::flush_subnormals;
 use crate::device::{Device, View, ViewMut};
 use crate::{Error, Result};
@@ -230,9 +232,11 @@ mod cpu {
         d: &mut [f32],
     ) -> LossSum {
         let scale = scale / labels.len() as f64;
-        let rows = CHUNK_ROWS * classes;
-        let chunks = logits.par_chunks(rows).zip(labels.par_chunks(CHUNK_ROWS)).zip(d.par_chunks_mut(rows));
-        ordered(chunks, |((logits, labels), d)| {
+        let d = Shared::new(d);
+        ordered(labels.len(), |images| {
+            let rows = images.start * classes..images.end * classes;
+            // SAFETY: chunks share no row.
+            let (logits, labels, d) = (&logits[rows.clone()], &labels[images], unsafe { d.range(rows).slice() });
             let mut p = vec![0.0; classes];
             let mut sum = LossSum::default();
             for ((z, &y), d) in logits.chunks_exact(classes).zip(labels).zip(d.chunks_exact_mut(classes)) {
@@ -246,8 +250,8 @@ mod cpu {
     }
 
     pub fn cross_entropy_value(logits: &[f32], labels: &[u32], classes: usize, smoothing: f32) -> LossSum {
-        let chunks = logits.par_chunks(CHUNK_ROWS * classes).zip(labels.par_chunks(CHUNK_ROWS));
-        ordered(chunks, |(logits, labels)| {
+        ordered(labels.len(), |images| {
+            let (logits, labels) = (&logits[images.start * classes..images.end * classes], &labels[images]);
             let mut p = vec![0.0; classes];
             let mut sum = LossSum::default();
             for (z, &y) in logits.chunks_exact(classes).zip(labels) {
@@ -268,10 +272,12 @@ mod cpu {
         let (teacher, alpha, t) = (target.teacher.host(), f64::from(target.alpha), f64::from(target.temperature));
         // One 1/T comes from differentiating z/T.
         let scale = scale / (labels.len() as f64 * t);
-        let rows = CHUNK_ROWS * classes;
-        let logits = student.par_chunks(rows).zip(teacher.par_chunks(rows));
-        let chunks = logits.zip(labels.par_chunks(CHUNK_ROWS)).zip(d.par_chunks_mut(rows));
-        ordered(chunks, |(((student, teacher), labels), d)| {
+        let d = Shared::new(d);
+        ordered(labels.len(), |images| {
+            let rows = images.start * classes..images.end * classes;
+            let (student, teacher, labels) = (&student[rows.clone()], &teacher[rows.clone()], &labels[images]);
+            // SAFETY: chunks share no row.
+            let d = unsafe { d.range(rows).slice() };
             let (mut p, mut q) = (vec![0.0; classes], vec![0.0; classes]);
             let mut sum = LossSum::default();
             let logits = student.chunks_exact(classes).zip(teacher.chunks_exact(classes));
@@ -295,21 +301,22 @@ mod cpu {
 
     pub fn feature_mse(student: &[f32], teacher: &[f32], weight: f32, scale: f64, d: &mut [f32]) -> f64 {
         let scale = scale * 2.0 * f64::from(weight) / student.len().max(1) as f64;
-        let pairs = student.par_chunks(CHUNK_ELEMENTS).zip(teacher.par_chunks(CHUNK_ELEMENTS));
-        let sums: Vec<f64> = pairs
-            .zip(d.par_chunks_mut(CHUNK_ELEMENTS))
-            .map(|((student, teacher), d)| {
-                flush_subnormals(|| {
-                    let mut sum = 0.0;
-                    for ((d, s), t) in d.iter_mut().zip(student).zip(teacher) {
-                        let difference = f64::from(s - t);
-                        sum += difference * difference;
-                        *d = (scale * difference) as f32;
-                    }
-                    sum
-                })
+        let d = Shared::new(d);
+        let sums = map(student.len().div_ceil(CHUNK_ELEMENTS), |chunk| {
+            let range = chunk * CHUNK_ELEMENTS..student.len().min((chunk + 1) * CHUNK_ELEMENTS);
+            let (student, teacher) = (&student[range.clone()], &teacher[range.clone()]);
+            // SAFETY: chunks share no element.
+            let d = unsafe { d.range(range).slice() };
+            flush_subnormals(|| {
+                let mut sum = 0.0;
+                for ((d, s), t) in d.iter_mut().zip(student).zip(teacher) {
+                    let difference = f64::from(s - t);
+                    sum += difference * difference;
+                    *d = (scale * difference) as f32;
+                }
+                sum
             })
-            .collect();
+        });
         f64::from(weight) * sums.iter().sum::<f64>() / student.len().max(1) as f64
     }
 
@@ -350,12 +357,11 @@ mod cpu {
             && z[y..].iter().all(|value| *value <= z[y])
     }
 
-    /// The sum over all chunks, added in their order.
-    fn ordered<T: Send>(
-        chunks: impl IndexedParallelIterator<Item = T>,
-        of: impl Fn(T) -> LossSum + Send + Sync,
-    ) -> LossSum {
-        let sums: Vec<LossSum> = chunks.map(|chunk| flush_subnormals(|| of(chunk))).collect();
+    /// The sum over all chunks of images, added in their order.
+    fn ordered(images: usize, of: impl Fn(Range<usize>) -> LossSum + Sync) -> LossSum {
+        let sums = map(images.div_ceil(CHUNK_ROWS), |chunk| {
+            flush_subnormals(|| of(chunk * CHUNK_ROWS..images.min((chunk + 1) * CHUNK_ROWS)))
+        });
         let mut total = LossSum::default();
         sums.into_iter().for_each(|sum| total.add(sum));
         total

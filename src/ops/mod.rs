@@ -31,4 +31,5 @@ pub mod product;
 mod random;
 pub(crate) mod simd;
 pub mod step;
+pub(crate) mod team;
 mod vector_source;

@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::cuda::optimizer::GpuOptimizer;
+use super::product::Shared;
 use super::simd::vectorised;
+use super::team::{each_chunk_pair, map};
 use crate::device::gpu::GpuViewMut;
 use crate::device::{Buffer, Device, View};
 use crate::{Error, Result, memory};
@@ -356,8 +357,8 @@ mod cpu {
         momentum: f32,
         nesterov: bool,
     ) {
-        let chunks = w.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(velocity.par_chunks_mut(CHUNK));
-        chunks.enumerate().for_each(|(chunk, ((w, g), velocity))| {
+        each_chunk_pair(w, CHUNK, velocity, CHUNK, |chunk, w, velocity| {
+            let g = &g[chunk * CHUNK..][..w.len()];
             for (part, decay) in parts(spans, chunk, w.len(), size.weight_decay) {
                 let (w, g, velocity) = (&mut w[part.clone()], &g[part.clone()], &mut velocity[part]);
                 vectorised(
@@ -384,9 +385,11 @@ mod cpu {
         size: StepSize,
         adam: Adam,
     ) {
-        let moments = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
-        let chunks = w.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(moments);
-        chunks.enumerate().for_each(|(chunk, ((w, g), (m, v)))| {
+        let w = Shared::new(w);
+        each_chunk_pair(m, CHUNK, v, CHUNK, |chunk, m, v| {
+            let range = chunk * CHUNK..chunk * CHUNK + m.len();
+            // SAFETY: chunks share no element.
+            let (w, g) = (unsafe { w.range(range.clone()).slice() }, &g[range]);
             for (part, decay) in parts(spans, chunk, w.len(), size.weight_decay) {
                 let (w, g) = (&mut w[part.clone()], &g[part.clone()]);
                 let (m, v) = (&mut m[part.clone()], &mut v[part]);
@@ -408,10 +411,10 @@ mod cpu {
     }
 
     pub fn norm(g: &[f32], spans: &[ParamSpan]) -> f64 {
-        let sum_of_squares = |(chunk, g): (usize, &[f32])| {
+        let sums = map(g.len().div_ceil(CHUNK), |chunk| {
+            let g = &g[chunk * CHUNK..g.len().min((chunk + 1) * CHUNK)];
             parts(spans, chunk, g.len(), 0.0).map(|(part, _)| squares(&g[part])).sum::<f64>()
-        };
-        let sums: Vec<f64> = g.par_chunks(CHUNK).enumerate().map(sum_of_squares).collect();
+        });
         sums.iter().sum::<f64>().sqrt()
     }
 

@@ -4,8 +4,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use super::product::Shared;
+use super::team::{each_chunk, map};
 use crate::shape::Lines;
 
 /// Elements of an activation chunk: small enough to stay in a core's cache between the convolution that writes it and
@@ -97,29 +97,24 @@ pub(super) fn sum_slabs<R: Send>(
     slab: impl Fn(usize, Option<(&mut [f32], bool)>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
     let accumulate = dx.as_ref().is_some_and(|d| d.1);
-    let mut rest = dx.map(|d| d.0);
-    let mut start = 0;
-    let mut parts: Vec<Option<&mut [f32]>> = Vec::with_capacity(count);
-    for &end in ends {
-        parts.push(rest.take().map(|all| {
-            let (part, tail) = all.split_at_mut(end - start);
-            rest = Some(tail);
-            part
-        }));
-        start = end;
-    }
+    assert!(ends.is_sorted() && ends.len() == count, "a slab's part of the input's gradient");
+    let dx = dx.map(|d| d.0);
     let len = out.len();
     PARTIALS.with_borrow_mut(|partials| {
         if partials.len() < count * len {
             partials.resize(count * len, 0.0);
         }
         let partials = &mut partials[..count * len];
-        let results = partials
-            .par_chunks_mut(len)
-            .zip(parts)
-            .enumerate()
-            .map(|(index, (partial, dx))| slab(index, dx.map(|dx| (dx, accumulate)), partial))
-            .collect();
+        let (of_dx, of_partials) = (dx.map(Shared::new), Shared::new(partials));
+        let results = map(count, |index| {
+            let start = if index == 0 { 0 } else { ends[index - 1] };
+            // SAFETY: slabs share no element of either.
+            let (dx, partial) = unsafe {
+                let dx = of_dx.map(|dx| (dx.range(start..ends[index]).slice(), accumulate));
+                (dx, of_partials.range(index * len..(index + 1) * len).slice())
+            };
+            slab(index, dx, partial)
+        });
         sum_partials(partials, out);
         results
     })
@@ -129,7 +124,7 @@ pub(super) fn sum_slabs<R: Send>(
 fn sum_partials(partials: &[f32], out: &mut [f32]) {
     const BLOCK: usize = 4096;
     let len = out.len();
-    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
+    each_chunk(out, BLOCK, |block, out| {
         super::simd::vectorised(
             #[inline(always)]
             || {

@@ -10,10 +10,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::activation::Clamp;
 use super::simd::{clamp_vector, dispatch, lanes, load, store, unrolled, with_constant};
+use super::team::{each, each_chunk};
 use crate::device::View;
 
 /// Vectors of channels of a tile at most.
@@ -74,18 +74,20 @@ impl PanelLayout {
     pub fn pack(&self, w: &[f32], to: &mut [f32]) {
         let Self { groups, c_out, k } = *self;
         assert!(w.len() == groups * c_out * k && to.len() == self.panel_elements(), "weights of another layout");
-        let mut parts = Vec::with_capacity(groups * self.count());
-        let mut rest = to;
-        for group in 0..groups {
-            for panel in 0..self.count() {
-                let (vectors, channels) = (self.vectors_of(panel..panel + 1), self.channels(panel..panel + 1));
-                let width = vectors.len() * lanes();
-                let (to, tail) = rest.split_at_mut(width * k);
-                parts.push((to, width, &w[(group * c_out + channels.start) * k..][..channels.len() * k]));
-                rest = tail;
-            }
+        let (count, to) = (self.count(), Shared::new(to));
+        let pack = |task: usize| {
+            let (group, panel) = (task / count, task % count);
+            let (vectors, channels) = (self.vectors_of(panel..panel + 1), self.channels(panel..panel + 1));
+            let start = group * self.group_len() + vectors.start * lanes() * k;
+            let width = vectors.len() * lanes();
+            // SAFETY: panels share no element.
+            let to = unsafe { to.range(start..start + width * k).slice() };
+            transpose(&w[(group * c_out + channels.start) * k..][..channels.len() * k], k, to, width);
+        };
+        match groups * count {
+            1 => pack(0),
+            tasks => each(tasks, pack),
         }
-        parts.into_par_iter().for_each(|(to, width, w)| transpose(w, k, to, width));
     }
 
     /// Packs the transpose of weights: `[k, c_out]` of the only group.
@@ -117,7 +119,7 @@ pub(super) fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
     /// Of them together what stays in cache until it is written.
     const TASK: usize = 16 * BLOCK;
     let count = rows.len() / k;
-    out.par_chunks_mut(TASK * width).enumerate().for_each(|(task, out)| {
+    each_chunk(out, TASK * width, |task, out| {
         for (block, out) in out.chunks_mut(BLOCK * width).enumerate() {
             let start = task * TASK + block * BLOCK;
             let len = out.len() / width;

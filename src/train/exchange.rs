@@ -1,11 +1,10 @@
 //! The exchange between replicas: the mean of their gradients, and the updated weights. Both go through the host, which adds
 //! in the order of the replicas, so that a step yields the same bits every time.
 
-use rayon::prelude::*;
-
 use super::replica::Replica;
 use crate::Result;
 use crate::device::float_mode::flush_subnormals;
+use crate::ops::team::each_chunk;
 
 /// Elements that one task adds.
 const CHUNK: usize = 1 << 14;
@@ -68,7 +67,8 @@ fn shares(replicas: &[Replica<'_>]) -> Vec<f32> {
 
 /// sum (+)= share·part.
 fn add_scaled(sum: &mut [f32], part: &[f32], share: f32, accumulate: bool) {
-    sum.par_chunks_mut(CHUNK).zip(part.par_chunks(CHUNK)).for_each(|(sum, part)| {
+    each_chunk(sum, CHUNK, |chunk, sum| {
+        let part = &part[chunk * CHUNK..][..sum.len()];
         flush_subnormals(|| {
             sum.iter_mut().zip(part).for_each(|(sum, part)| {
                 let own = share * part;

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::{Affine, AffineVectors, BatchNormProblem, Normalised};
 use crate::device::float_mode::flush_subnormals;
@@ -12,8 +11,9 @@ use crate::ops::activation::Clamp;
 use crate::ops::cuda;
 use crate::ops::operation::require;
 use crate::ops::parallel::{tiled, with_scratch};
-use crate::ops::product::MAX_LANES;
+use crate::ops::product::{MAX_LANES, Shared};
 use crate::ops::simd::{derivative_vector, dispatch, excess_vector, load, store, vectorised};
+use crate::ops::team::{each_chunk, map};
 use crate::ops::vector_source::{StoredReader, VectorReader, VectorSource};
 
 /// Pixels that are summed in f32, about; their sums are added in f64.
@@ -289,18 +289,13 @@ pub fn gradient_sums(
     let gradient = MaskedGradient::new(of, out.score.is_some());
     let (chunks, dz) = (p.chunks(), dz.host());
     let accumulate = d_residual.as_ref().is_some_and(|d| d.1);
-    let parts: Vec<Option<&mut [f32]>> = match d_residual {
-        Some((d, _)) => d.host().chunks_mut(chunks.chunk_len()).map(Some).collect(),
-        None => (0..chunks.count()).map(|_| None).collect(),
-    };
-    let partials: Vec<GradientSums> = parts
-        .into_par_iter()
-        .enumerate()
-        .map(|(index, d)| {
-            let range = chunks.range(index);
-            gradient.sum(range.clone(), &dz[range], d.map(|d| (d, accumulate)))
-        })
-        .collect();
+    let d = d_residual.map(|(d, _)| Shared::new(d.host()));
+    let partials = map(chunks.count(), |index| {
+        let range = chunks.range(index);
+        // SAFETY: chunks share no element.
+        let d = d.map(|d| (unsafe { d.range(range.clone()).slice() }, accumulate));
+        gradient.sum(range.clone(), &dz[range], d)
+    });
     out.finish(&GradientSums::total(p.shape.c, partials), of.statistics);
 }
 
@@ -428,7 +423,7 @@ pub fn gradient(
     }
     let loader = DyLoader::new(p, of, dz, sums.sums());
     let chunks = p.chunks();
-    dy.host().par_chunks_mut(chunks.chunk_len()).enumerate().for_each(|(index, dy)| {
+    each_chunk(dy.host(), chunks.chunk_len(), |index, dy| {
         if !accumulate {
             loader.load(chunks.range(index), dy);
             return;

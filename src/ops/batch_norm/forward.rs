@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::{BatchNormProblem, Normalised, SUMMED_PIXELS};
 use crate::device::{View, ViewMut};
@@ -11,6 +10,7 @@ use crate::ops::cuda;
 use crate::ops::operation::require;
 use crate::ops::parallel::tiled;
 use crate::ops::simd::{dispatch, load, store, unrolled, vectorised};
+use crate::ops::team::{each_chunk, map};
 
 /// Where the statistics of a batch go.
 #[derive(Debug)]
@@ -168,7 +168,8 @@ pub fn statistics(p: &BatchNormProblem, y: View<'_>, out: StatisticsOut<'_>) {
     if let View::Gpu(y) = y {
         return cuda::batch_norm::statistics(p, y, &out.gpu(p));
     }
-    let chunks: Vec<_> = y.host().par_chunks(p.chunks().chunk_len()).map(|chunk| moments(chunk, p.shape.c)).collect();
+    let (y, chunks) = (y.host(), p.chunks());
+    let chunks = map(chunks.count(), |chunk| moments(&y[chunks.range(chunk)], p.shape.c));
     finish_statistics(p, &chunks, out);
 }
 
@@ -195,7 +196,7 @@ pub fn normalise(p: &BatchNormProblem, of: &Normalised<'_>, z: ViewMut<'_>) {
     let chunks = p.chunks();
     let affine = of.affine();
     let (y, residual, clamp) = (of.y.host(), of.residual.map(View::host), of.act.map(|act| act.clamp));
-    z.host().par_chunks_mut(chunks.chunk_len()).enumerate().for_each(|(index, z)| {
+    each_chunk(z.host(), chunks.chunk_len(), |index, z| {
         let range = chunks.range(index);
         vectorised(
             #[inline(always)]

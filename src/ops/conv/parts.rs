@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::ConvProblem;
 use crate::ops::parallel::{Chunks, slab_range};
 use crate::ops::product::Shared;
+use crate::ops::team::{each, map};
 
 /// Tasks that there should be at least, while bands have so many pixels for which a panel of weights is loaded.
 const BANDS: usize = 16;
@@ -31,19 +30,20 @@ pub(super) fn in_parts<R: Send>(
     let in_bands = band < chunks.lines_per_chunk || columns > 1;
     if in_bands {
         let y = Shared::new(y);
-        (0..bands * columns).into_par_iter().for_each(|task| {
+        each(bands * columns, |task| {
             let lines = slab_range(chunks.lines, bands, task / columns);
             let part = y.range(lines.start * chunks.line_len..lines.end * chunks.line_len);
             sum(lines, slab_range(panels, columns, task % columns), part);
         });
     }
-    y.par_chunks_mut(chunks.chunk_len())
-        .enumerate()
-        .map(|(chunk, y)| {
-            if !in_bands {
-                sum(chunks.line_range(chunk), 0..panels, Shared::new(y));
-            }
-            finish(chunks.range(chunk), y)
-        })
-        .collect()
+    let y = Shared::new(y);
+    map(chunks.count(), |chunk| {
+        let (range, lines) = (chunks.range(chunk), chunks.line_range(chunk));
+        let y = y.range(range.clone());
+        if !in_bands {
+            sum(lines, 0..panels, y);
+        }
+        // SAFETY: chunks share no element, and its sums are taken.
+        finish(range, unsafe { y.slice() })
+    })
 }

@@ -3,8 +3,6 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem};
 use crate::device::{View, ViewMut};
 use crate::ops::conv::depthwise::{self, BlockFilter};
@@ -13,6 +11,7 @@ use crate::ops::epilogue::{BiasOperand, Epilogue};
 use crate::ops::parallel::{slab_range, with_scratch};
 use crate::ops::product::{Ends, MAX_LANES, MAX_VECTORS, Packed, Panels, Product, Rows, Shared, Starts};
 use crate::ops::simd::lanes;
+use crate::ops::team::{self, each};
 
 /// Hidden channels that are formed at a time, about.
 const SLICE: usize = 96;
@@ -31,7 +30,7 @@ impl InvertedResidualProblem {
             if has_expand { (BAND_ELEMENTS, hidden.min(SLICE)) } else { (BAND_ELEMENTS / 4, hidden) };
         let under = elements / (input.w * channels).max(1);
         let rows = under.saturating_sub(window.k_h) / window.stride_h + 1;
-        let (bands, threads) = (output.h.div_ceil(rows), rayon::current_num_threads());
+        let (bands, threads) = (output.h.div_ceil(rows), team::threads());
         if n >= threads {
             return bands;
         }
@@ -40,7 +39,7 @@ impl InvertedResidualProblem {
 
     /// Whether there are fewer images than threads, and hidden values are few.
     fn is_shared_out_whole(&self) -> bool {
-        self.n < rayon::current_num_threads() && self.input.pixels() * self.hidden <= WHOLE_ELEMENTS
+        self.n < team::threads() && self.input.pixels() * self.hidden <= WHOLE_ELEMENTS
     }
 }
 
@@ -84,7 +83,7 @@ pub(super) fn forward(p: &InvertedResidualProblem, of: &InvertedResidualOperands
     let block = Block { p, of, expand: expand.as_ref().map(Packed::panels), project: project.panels() };
     let (image_len, line_len, bands) = (p.output.len(), p.output.w * p.output.c, p.bands());
     let y = Shared::new(y);
-    (0..p.n * bands).into_par_iter().for_each(|task| {
+    each(p.n * bands, |task| {
         let (image, band) = (task / bands, task % bands);
         let rows = slab_range(p.output.h, bands, band);
         let start = image * image_len;

@@ -1,6 +1,5 @@
 //! The mean of each window per channel; padding does not count, as in PyTorch with `count_include_pad=False`.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{PoolProblem, pooled_shape};
@@ -12,6 +11,7 @@ use crate::ops::cuda::{Call, configured, pool::window};
 use crate::ops::operation::{LoweredNode, OnnxOperator, Operation};
 use crate::ops::simd::vectorised;
 use crate::ops::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
+use crate::ops::team::each_chunk;
 use crate::shape::{Shape, Window};
 
 /// y `[n, h_out, w_out, c]` = the mean over the pixels of x `[n, h_in, w_in, c]` that each window holds.
@@ -21,7 +21,7 @@ pub fn forward(p: &PoolProblem, x: View<'_>, y: ViewMut<'_>) {
         return forward_on_gpu(p, x, &y.gpu());
     }
     let (x, y, input, output) = (x.host(), y.host(), p.input, p.output);
-    y.par_chunks_mut(output.w * output.c).enumerate().for_each(|(line, y)| {
+    each_chunk(y, output.w * output.c, |line, y| {
         let image = &x[line / output.h * input.len()..][..input.len()];
         for (col, y) in y.chunks_exact_mut(output.c).enumerate() {
             let (rows, cols) = p.under(line % output.h, col);
@@ -46,7 +46,8 @@ pub fn backward(p: &PoolProblem, dy: View<'_>, dx: ViewMut<'_>, accumulate: bool
         return backward_on_gpu(p, dy, &dx.gpu(), accumulate);
     }
     let (dy, dx, input, output) = (dy.host(), dx.host(), p.input, p.output);
-    dx.par_chunks_mut(input.len()).zip(dy.par_chunks(output.len())).for_each(|(dx, dy)| {
+    each_chunk(dx, input.len(), |image, dx| {
+        let dy = &dy[image * output.len()..][..output.len()];
         if !accumulate {
             dx.fill(0.0);
         }

@@ -1,7 +1,5 @@
 //! The mean over all pixels: y[n, c] = mean of x[n, h·w, c].
 
-use rayon::prelude::*;
-
 use crate::Result;
 use crate::device::{View, ViewMut};
 use crate::ops::config::GlobalPoolProblem;
@@ -9,6 +7,7 @@ use crate::ops::cuda;
 use crate::ops::operation::{LoweredNode, OnnxOperator, Operation, require};
 use crate::ops::simd::vectorised;
 use crate::ops::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
+use crate::ops::team::each_chunk;
 use crate::shape::Shape;
 
 /// y `[n, c]` = mean over the pixels of x `[n, h, w, c]`, whose images have the shape `input`.
@@ -19,7 +18,8 @@ pub fn forward(input: Shape, x: View<'_>, y: ViewMut<'_>) {
     }
     let (x, y) = (x.host(), y.host());
     let scale = 1.0 / pixels as f32;
-    y.par_chunks_mut(c).zip(x.par_chunks(pixels * c)).for_each(|(y, x)| {
+    each_chunk(y, c, |image, y| {
+        let x = &x[image * pixels * c..][..pixels * c];
         vectorised(
             #[inline(always)]
             || {
@@ -41,7 +41,8 @@ pub fn backward(input: Shape, dy: View<'_>, dx: ViewMut<'_>, accumulate: bool) {
     }
     let (dy, dx) = (dy.host(), dx.host());
     let scale = 1.0 / pixels as f32;
-    dx.par_chunks_mut(pixels * c).zip(dy.par_chunks(c)).for_each(|(dx, dy)| {
+    each_chunk(dx, pixels * c, |image, dx| {
+        let dy = &dy[image * c..][..c];
         vectorised(
             #[inline(always)]
             || {

@@ -1,6 +1,5 @@
 //! The largest value of each window per channel.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{PoolProblem, pooled_shape};
@@ -10,6 +9,7 @@ use crate::ops::cuda;
 use crate::ops::operation::{LoweredNode, OnnxOperator, Operation, require};
 use crate::ops::simd::vectorised;
 use crate::ops::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
+use crate::ops::team::each_chunk;
 use crate::shape::{Shape, Window};
 
 /// y = the largest x of each window; not-a-number wins over all, as in PyTorch.
@@ -20,7 +20,7 @@ pub fn forward(p: &PoolProblem, x: View<'_>, y: ViewMut<'_>) {
     }
     let (x, y) = (x.host(), y.host());
     let (input, output) = (p.input, p.output);
-    y.par_chunks_mut(output.w * output.c).enumerate().for_each(|(line, y)| {
+    each_chunk(y, output.w * output.c, |line, y| {
         let image = &x[line / output.h * input.len()..][..input.len()];
         for (col, y) in y.chunks_exact_mut(output.c).enumerate() {
             let (rows, cols) = p.under(line % output.h, col);
@@ -46,8 +46,8 @@ pub fn backward(p: &PoolProblem, x: View<'_>, dy: View<'_>, dx: ViewMut<'_>, acc
     }
     let (x, dy, dx) = (x.host(), dy.host(), dx.host());
     let (input, output) = (p.input, p.output);
-    let images = dx.par_chunks_mut(input.len()).zip(x.par_chunks(input.len())).zip(dy.par_chunks(output.len()));
-    images.for_each(|((dx, x), dy)| {
+    each_chunk(dx, input.len(), |image, dx| {
+        let (x, dy) = (&x[image * input.len()..][..input.len()], &dy[image * output.len()..][..output.len()]);
         if !accumulate {
             dx.fill(0.0);
         }
