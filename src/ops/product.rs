@@ -12,7 +12,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::activation::Clamp;
-use super::simd::{clamp_vector, dispatch, lanes, load, store, unrolled, with_constant};
+use super::simd::{clamp_vector, dispatch, lanes, load, unrolled, with_constant};
 use super::team::{each, each_chunk};
 use crate::device::View;
 
@@ -232,14 +232,6 @@ impl<'a> Rows<'a> {
             Starts::At(places) => places.len(),
         }
     }
-
-    #[inline(always)]
-    fn start(&self, row: usize) -> usize {
-        match self.starts {
-            Starts::Every { elements, .. } => row * elements,
-            Starts::At(places) => places[row],
-        }
-    }
 }
 
 /// What a sum starts from, and what is done to it behind the last product.
@@ -424,12 +416,33 @@ struct Steps {
     first: usize,
 }
 
+/// A walk over the rows of a result.
+struct Walk {
+    /// Where the row begins.
+    at: usize,
+    /// Rows of its line from it on.
+    left: usize,
+}
+
 impl Steps {
-    /// Where a row begins.
+    /// From a row on.
     #[inline(always)]
-    fn row(&self, row: usize) -> usize {
-        let gaps = if self.gap == 0 { 0 } else { row / self.line * self.gap };
-        self.first + row * self.row + gaps
+    fn walk(&self, row: usize) -> Walk {
+        let line = row / self.line;
+        Walk { at: self.first + row * self.row + line * self.gap, left: self.line - (row - line * self.line) }
+    }
+}
+
+impl Walk {
+    /// Where the row begins; goes on to the next.
+    #[inline(always)]
+    fn next(&mut self, steps: &Steps) -> usize {
+        let at = self.at;
+        self.left -= 1;
+        let ends = self.left == 0;
+        self.left = if ends { steps.line } else { self.left };
+        self.at += steps.row + if ends { steps.gap } else { 0 };
+        at
     }
 }
 
@@ -461,31 +474,38 @@ impl WithSimd for Tiles<'_, '_> {
                 Place::Whole => channel,
                 Place::Blocks(_) => (vectors.start - origin) * self.steps.vector,
             };
-            let tiles = count.div_ceil(most_rows::<S>(vectors.len()));
             // Weights come from far away: the next panel's are asked for while this one's are used.
+            let has_next = panel + 1 < columns.end && k.len() == layout.k;
             let next = &group_data[(vectors.end * S::F32_LANES * layout.k).min(group_data.len())..];
-            let next = &next[..(MAX_VECTORS * S::F32_LANES * k.len()).min(next.len())];
-            for tile in 0..tiles {
-                if panel + 1 < columns.end && k.len() == layout.k {
-                    prefetch(&next[tile * next.len() / tiles..(tile + 1) * next.len() / tiles]);
-                }
-                let range = tile * count / tiles..(tile + 1) * count / tiles;
-                let run = Tile {
+            let next = &next[..if has_next { (MAX_VECTORS * S::F32_LANES * k.len()).min(next.len()) } else { 0 }];
+            // Tiles of as many rows, or one more.
+            let tiles = count.div_ceil(most_rows::<S>(vectors.len()));
+            let (few, large) = (count.checked_div(tiles).unwrap_or(0), count.checked_rem(tiles).unwrap_or(0));
+            let (next_large, next_few) = next.split_at(large * next.len() / tiles.max(1));
+            for (range, tiles, next) in
+                [(0..large * (few + 1), large, next_large), (large * (few + 1)..count, tiles - large, next_few)]
+            {
+                let strip = Strip {
                     weights,
                     rows,
                     first: range.start,
-                    steps: self.steps,
+                    tiles,
+                    steps: &self.steps,
                     start,
                     channels: channels.len(),
                     y: self.y,
                     ends,
                     bias: (channel, layout.groups * layout.c_out),
                     first_row: *first_row,
+                    next,
                 };
-                match vectors.len() {
-                    1 => with_constant!(range.len(), R => run.run::<S, 1, R>(simd)),
-                    2 => with_constant!(range.len(), R => run.run::<S, 2, R>(simd)),
-                    _ => with_constant!(range.len(), R => run.run::<S, MAX_VECTORS, R>(simd)),
+                if tiles > 0 {
+                    let rows = range.len() / tiles;
+                    match vectors.len() {
+                        1 => with_constant!(rows, R => strip.run::<S, 1, R>(simd)),
+                        2 => with_constant!(rows, R => strip.run::<S, 2, R>(simd)),
+                        _ => with_constant!(rows, R => strip.run::<S, MAX_VECTORS, R>(simd)),
+                    }
                 }
             }
         }
@@ -505,13 +525,14 @@ fn prefetch(data: &[f32]) {
     let _ = data;
 }
 
-/// The sums of some rows × a panel's channels.
-struct Tile<'t, 'a> {
+/// Tiles of the sums of as many rows each × a panel's channels.
+struct Strip<'t, 'a> {
     weights: &'t [f32],
     rows: &'t Rows<'a>,
     /// Number of the first row.
     first: usize,
-    steps: Steps,
+    tiles: usize,
+    steps: &'t Steps,
     /// Where the first channel of row 0 lies in `y`.
     start: usize,
     /// Channels that are stored.
@@ -521,76 +542,92 @@ struct Tile<'t, 'a> {
     /// The first channel in a pixel of the bias, and that pixel's elements.
     bias: (usize, usize),
     first_row: usize,
+    /// Weights that are asked for meanwhile.
+    next: &'t [f32],
 }
 
-impl Tile<'_, '_> {
+impl Strip<'_, '_> {
     /// A function for each size: in one for all, the compiler gives up on keeping sums in registers.
     #[inline(never)]
     fn run<S: Simd, const V: usize, const R: usize>(self, simd: S) {
-        simd.vectorize(FixedTile::<V, R>(self));
+        simd.vectorize(FixedStrip::<V, R>(self));
     }
 }
 
-/// A tile of `V` vectors × `R` rows.
-struct FixedTile<'t, 'a, const V: usize, const R: usize>(Tile<'t, 'a>);
+/// Tiles of `V` vectors × `R` rows.
+struct FixedStrip<'t, 'a, const V: usize, const R: usize>(Strip<'t, 'a>);
 
-impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, '_, V, R> {
+impl<const V: usize, const R: usize> WithSimd for FixedStrip<'_, '_, V, R> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let tile = self.0;
-        let (weights, _) = S::as_simd_f32s(tile.weights);
+        let strip = self.0;
+        let (weights, _) = S::as_simd_f32s(strip.weights);
         let (weights, _) = weights.as_chunks::<V>();
-        let (run, step) = (tile.rows.run, tile.rows.step);
+        let (run, step, data) = (strip.rows.run, strip.rows.step, strip.rows.data);
         // From the first element of a row to behind its last.
         let reach = (weights.len() / run).saturating_sub(1) * step + run;
-        let mut x = [std::ptr::null::<f32>(); R];
-        for i in 0..R {
-            x[i] = tile.rows.data[tile.rows.start(tile.first + i)..][..reach].as_ptr();
+        if let Starts::Every { elements, .. } = strip.rows.starts {
+            let last = (strip.first + strip.tiles * R - 1) * elements;
+            assert!(last + reach <= data.len(), "a product's row outside of its operand");
         }
-        let mut at = [0; R];
-        for i in 0..R {
-            at[i] = tile.steps.row(tile.first + i) + tile.start;
-        }
-        let bias = tile.channel_bias::<S, V>(simd);
-        let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        unrolled!(I < R, sums[I] = bias);
-        if tile.ends.accumulate {
-            unrolled!(I < R, unrolled!(J < V, sums[I][J] = load(simd, tile.vector::<S>(at[I], J)), 0 1 2));
-        }
-        for weights in weights.chunks_exact(run) {
-            for (j, weights) in weights.iter().enumerate() {
+        let bias = strip.channel_bias::<S, V>(simd);
+        let (clamp, in_registers) = (strip.ends.clamp, strip.is_finished_in_registers());
+        let mut walk = strip.steps.walk(strip.first);
+        for tile in 0..strip.tiles {
+            prefetch(&strip.next[tile * strip.next.len() / strip.tiles..(tile + 1) * strip.next.len() / strip.tiles]);
+            let first = strip.first + tile * R;
+            let mut x = [std::ptr::null::<f32>(); R];
+            match strip.rows.starts {
+                Starts::Every { elements, .. } => {
+                    unrolled!(I < R, x[I] = data.as_ptr().wrapping_add((first + I) * elements));
+                }
+                Starts::At(places) => {
+                    let places = &places[first..first + R];
+                    unrolled!(I < R, x[I] = data[places[I]..][..reach].as_ptr());
+                }
+            }
+            let mut at = [0; R];
+            unrolled!(I < R, at[I] = walk.next(strip.steps) + strip.start);
+            let mut sums = [[simd.splat_f32s(0.0); V]; R];
+            unrolled!(I < R, sums[I] = bias);
+            if strip.ends.accumulate {
+                unrolled!(
+                    I < R,
+                    unrolled!(J < V, sums[I][J] = strip.read::<S, V>(simd, strip.y.data, at[I], J), 0 1 2)
+                );
+            }
+            for weights in weights.chunks_exact(run) {
+                for (j, weights) in weights.iter().enumerate() {
+                    unrolled!(I < R, {
+                        // SAFETY: a run's elements, as many as weights, lie within the row's reach.
+                        let x = simd.splat_f32s(unsafe { *x[I].add(j) });
+                        unrolled!(J < V, sums[I][J] = simd.mul_add_e_f32s(x, weights[J], sums[I][J]), 0 1 2);
+                    });
+                }
+                unrolled!(I < R, x[I] = x[I].wrapping_add(step));
+            }
+            if let Some(residual) = strip.ends.residual.filter(|_| in_registers) {
                 unrolled!(I < R, {
-                    // SAFETY: a run's elements, as many as weights, lie within the row's reach.
-                    let x = simd.splat_f32s(unsafe { *x[I].add(j) });
-                    unrolled!(J < V, sums[I][J] = simd.mul_add_e_f32s(x, weights[J], sums[I][J]), 0 1 2);
+                    unrolled!(J < V, {
+                        let residual = strip.read::<S, V>(simd, residual.as_ptr(), at[I], J);
+                        sums[I][J] = simd.add_f32s(sums[I][J], residual);
+                    }, 0 1 2);
                 });
             }
-            for i in 0..R {
-                x[i] = x[i].wrapping_add(step);
+            if in_registers && clamp.slope == 0.0 {
+                unrolled!(I < R, unrolled!(J < V, sums[I][J] = clamp_vector(simd, clamp, sums[I][J]), 0 1 2));
             }
-        }
-        let (clamp, in_registers) = (tile.ends.clamp, tile.is_finished_in_registers());
-        if let Some(residual) = tile.ends.residual.filter(|_| in_registers) {
-            unrolled!(I < R, {
-                unrolled!(J < V, {
-                    let residual = load(simd, &residual[tile.place::<S>(at[I], J)]);
-                    sums[I][J] = simd.add_f32s(sums[I][J], residual);
-                }, 0 1 2);
-            });
-        }
-        if in_registers && clamp.slope == 0.0 {
-            unrolled!(I < R, unrolled!(J < V, sums[I][J] = clamp_vector(simd, clamp, sums[I][J]), 0 1 2));
-        }
-        unrolled!(I < R, unrolled!(J < V, store(simd, tile.vector::<S>(at[I], J), sums[I][J]), 0 1 2));
-        if !in_registers {
-            tile.finish::<S>(simd, R, V);
+            unrolled!(I < R, unrolled!(J < V, strip.write::<S, V>(simd, at[I], J, sums[I][J]), 0 1 2));
+            if !in_registers {
+                unrolled!(I < R, strip.finish::<S, V>(simd, first + I, at[I]));
+            }
         }
     }
 }
 
-impl Tile<'_, '_> {
+impl Strip<'_, '_> {
     /// What sums start from unless they go on: the bias per channel.
     #[inline(always)]
     fn channel_bias<S: Simd, const V: usize>(&self, simd: S) -> [S::f32s; V] {
@@ -609,44 +646,60 @@ impl Tile<'_, '_> {
         !has_map && matches!(self.ends.clamp.slope, 0.0 | 1.0)
     }
 
-    /// Adds a bias that is a map and the residual, and activates, in cache.
+    /// Adds a bias that is a map and the residual to a row, and activates, in cache.
     #[inline(always)]
-    fn finish<S: Simd>(&self, simd: S, rows: usize, vectors: usize) {
+    fn finish<S: Simd, const V: usize>(&self, simd: S, row: usize, at: usize) {
         let (channel, c) = self.bias;
-        for i in 0..rows {
-            let at = self.steps.row(self.first + i) + self.start;
-            for v in 0..vectors {
-                let mut sum = load(simd, self.vector::<S>(at, v));
-                if let Some(map) = self.ends.bias.filter(|bias| bias.len() != c) {
-                    let map = &map[(self.first_row + self.first + i) * c % map.len() + channel..][..self.channels];
-                    sum = simd.add_f32s(sum, load(simd, &map[lanes_of::<S>(v, map.len())]));
-                }
-                if let Some(residual) = self.ends.residual {
-                    sum = simd.add_f32s(sum, load(simd, &residual[self.place::<S>(at, v)]));
-                }
-                if self.ends.clamp.slope != 1.0 {
-                    sum = clamp_vector(simd, self.ends.clamp, sum);
-                }
-                store(simd, self.vector::<S>(at, v), sum);
+        for v in 0..V {
+            let mut sum = self.read::<S, V>(simd, self.y.data, at, v);
+            if let Some(map) = self.ends.bias.filter(|bias| bias.len() != c) {
+                let map = &map[(self.first_row + row) * c % map.len() + channel..][..self.channels];
+                sum = simd.add_f32s(sum, load(simd, &map[lanes_of::<S>(v, map.len())]));
+            }
+            if let Some(residual) = self.ends.residual {
+                sum = simd.add_f32s(sum, self.read::<S, V>(simd, residual.as_ptr(), at, v));
+            }
+            if self.ends.clamp.slope != 1.0 {
+                sum = clamp_vector(simd, self.ends.clamp, sum);
+            }
+            self.write::<S, V>(simd, at, v, sum);
+        }
+    }
+
+    /// The elements of a vector of channels that are there; only the last vector may lack some.
+    #[inline(always)]
+    fn elements<S: Simd, const V: usize>(&self, vector: usize) -> usize {
+        if vector + 1 < V { S::F32_LANES } else { self.channels - (V - 1) * S::F32_LANES }
+    }
+
+    /// A vector of the row that begins at an element, of the result or of what lies like it.
+    #[inline(always)]
+    fn read<S: Simd, const V: usize>(&self, simd: S, from: *const f32, row: usize, vector: usize) -> S::f32s {
+        let (at, len) = (row + vector * self.steps.vector, self.elements::<S, V>(vector));
+        debug_assert!(at + len <= self.y.len);
+        // SAFETY: `run_at` has seen that all rows lie inside of the result and of what is read with it, and whoever runs it
+        // that the result's are its own.
+        unsafe {
+            match len == S::F32_LANES {
+                true => from.add(at).cast::<S::f32s>().read_unaligned(),
+                false => simd.partial_load_f32s(std::slice::from_raw_parts(from.add(at), len)),
             }
         }
     }
 
-    /// Where a vector of the row that begins at an element lies in the result.
+    /// The opposite for the result.
     #[inline(always)]
-    fn place<S: Simd>(&self, row: usize, vector: usize) -> Range<usize> {
-        let start = row + vector * self.steps.vector;
-        start..start + lanes_of::<S>(vector, self.channels).len()
-    }
-
-    /// A vector of a row of the result.
-    #[inline(always)]
-    #[allow(clippy::mut_from_ref, reason = "who runs a shared product promises that the elements are its own")]
-    fn vector<S: Simd>(&self, row: usize, vector: usize) -> &mut [f32] {
-        let place = self.place::<S>(row, vector);
-        debug_assert!(place.end <= self.y.len);
-        // SAFETY: `run_at` has seen that all rows lie inside of the result, and whoever runs it that they are its own.
-        unsafe { std::slice::from_raw_parts_mut(self.y.data.add(place.start), place.len()) }
+    fn write<S: Simd, const V: usize>(&self, simd: S, row: usize, vector: usize, sum: S::f32s) {
+        let (at, len) = (row + vector * self.steps.vector, self.elements::<S, V>(vector));
+        debug_assert!(at + len <= self.y.len);
+        // SAFETY: as for `read`.
+        unsafe {
+            let to = self.y.data.add(at);
+            match len == S::F32_LANES {
+                true => to.cast::<S::f32s>().write_unaligned(sum),
+                false => simd.partial_store_f32s(std::slice::from_raw_parts_mut(to, len), sum),
+            }
+        }
     }
 }
 

@@ -100,7 +100,11 @@ pub(super) fn clamp_vector<S: Simd>(simd: S, clamp: Clamp, x: S::f32s) -> S::f32
     let (zero, limit) = (simd.splat_f32s(0.0), simd.splat_f32s(clamp.limit));
     let (is_below, is_above) = (simd.less_than_f32s(x, zero), simd.less_than_f32s(limit, x));
     if clamp.slope == 0.0 {
-        return simd.select_f32s(is_above, limit, simd.select_f32s(is_below, zero, x));
+        if S::F32_LANES == 1 {
+            return simd.select_f32s(is_above, limit, simd.select_f32s(is_below, zero, x));
+        }
+        // Of two operands vector instructions give the second where either is not-a-number, or both are.
+        return simd.min_f32s(limit, simd.max_f32s(zero, x));
     }
     let (slope, most) = (simd.splat_f32s(clamp.slope), simd.splat_f32s(f32::MAX));
     let low = simd.mul_f32s(simd.max_f32s(x, simd.splat_f32s(-f32::MAX)), slope);
