@@ -17,6 +17,8 @@ use crate::ops::vector_source::{Stored, VectorSource};
 
 /// Elements of a chunk: bands are so high that little is formed twice, and stay in the second-level cache.
 const CHUNK_ELEMENTS: usize = 1 << 16;
+/// Output rows of a block at least: of fewer, most of the input's rows would be put there twice or more.
+const MIN_ROWS: usize = 8;
 
 /// y = φ(x ∗ w + bias + residual).
 pub(in super::super) fn forward<R: Send>(
@@ -85,6 +87,7 @@ impl Band<'_> {
         assert!(w.len() == p.window.taps() * p.output.c, "a filter of another size");
         assert!(y.len() >= images.len() * rows.len() * line_len, "an output band too short");
         let rows_at_once = (BLOCK_VECTORS / width).saturating_sub(p.window.k_h) / p.window.stride_h + 1;
+        let rows_at_once = rows_at_once.max(MIN_ROWS);
         // Several images go together as a whole: rows of each would not follow each other.
         let whole = rows_at_once >= rows.len();
         let images_at_once = if whole { (BLOCK_VECTORS / (width * p.input.h.max(1))).max(1) } else { 1 };

@@ -47,22 +47,22 @@ impl<const K: usize, const STRIDE: usize> RowKernel<K, STRIDE> {
         columns: usize,
         mut put: impl FnMut(usize, S::f32s),
     ) {
-        let mut column = 0;
-        // SAFETY: promised by the caller.
-        unsafe {
-            while S::REGISTER_COUNT >= 32 && column + WIDE_STRIP <= columns {
-                self.strip::<S, WIDE_STRIP>(simd, rows, start, column, &mut put);
-                column += WIDE_STRIP;
-            }
-            while column + STRIP <= columns {
-                self.strip::<S, STRIP>(simd, rows, start, column, &mut put);
-                column += STRIP;
-            }
-            match columns - column {
-                1 => self.strip::<S, 1>(simd, rows, start, column, &mut put),
-                2 => self.strip::<S, 2>(simd, rows, start, column, &mut put),
-                3 => self.strip::<S, 3>(simd, rows, start, column, &mut put),
-                _ => {}
+        // Strips as evenly wide as they can be: a narrow one waits for its sums.
+        let strips = columns.div_ceil(if S::REGISTER_COUNT >= 32 { WIDE_STRIP } else { STRIP });
+        for strip in 0..strips {
+            let (column, end) = (strip * columns / strips, (strip + 1) * columns / strips);
+            // SAFETY: promised by the caller.
+            unsafe {
+                match end - column {
+                    1 => self.strip::<S, 1>(simd, rows, start, column, &mut put),
+                    2 => self.strip::<S, 2>(simd, rows, start, column, &mut put),
+                    3 => self.strip::<S, 3>(simd, rows, start, column, &mut put),
+                    4 => self.strip::<S, 4>(simd, rows, start, column, &mut put),
+                    5 => self.strip::<S, 5>(simd, rows, start, column, &mut put),
+                    6 => self.strip::<S, 6>(simd, rows, start, column, &mut put),
+                    7 => self.strip::<S, 7>(simd, rows, start, column, &mut put),
+                    _ => self.strip::<S, WIDE_STRIP>(simd, rows, start, column, &mut put),
+                }
             }
         }
     }
