@@ -4,10 +4,8 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem};
-use crate::device::{View, ViewMut};
+use crate::ops::conv::ConvProblem;
 use crate::ops::conv::depthwise::{self, BlockFilter};
-use crate::ops::conv::{self, ConvProblem};
-use crate::ops::epilogue::{BiasOperand, Epilogue};
 use crate::ops::parallel::{slab_range, with_scratch};
 use crate::ops::product::{Ends, MAX_LANES, MAX_VECTORS, Packed, Panels, Product, Rows, Shared, Starts};
 use crate::ops::simd::lanes;
@@ -39,48 +37,24 @@ impl InvertedResidualProblem {
 
     /// Whether there are fewer images than threads, and hidden values are few.
     fn is_shared_out_whole(&self) -> bool {
-        self.n < team::threads() && self.input.pixels() * self.hidden <= WHOLE_ELEMENTS
+        self.has_expand && self.n < team::threads() && self.input.pixels() * self.hidden <= WHOLE_ELEMENTS
     }
 }
 
 thread_local! {
     /// The memory of the last hidden values that were formed as a whole, for the next ones.
-    static HIDDEN: Cell<[Vec<f32>; 2]> = const { Cell::new([const { Vec::new() }; 2]) };
-}
-
-/// One convolution after the other: every one is shared out among the threads.
-fn forward_whole(p: &InvertedResidualProblem, of: &InvertedResidualOperands<'_>, y: &mut [f32]) {
-    let [mut expanded, mut filtered] = HIDDEN.take();
-    let expand = p.expand().zip(of.expand);
-    if let Some((expand, _)) = expand {
-        expanded.resize(expand.n * expand.output.len(), 0.0);
-    }
-    filtered.resize(p.n * p.depthwise().output.len(), 0.0);
-    let conv = |p: &ConvProblem, x, conv: &FoldedConv<'_>, residual, y: &mut [f32]| {
-        let epilogue = Epilogue { bias: BiasOperand::Channel(conv.b), residual, act: Some(conv.clamp.into()) };
-        conv::forward(p, x, conv.w, &epilogue, ViewMut::Host(y));
-    };
-    let x = match expand {
-        Some((problem, parameters)) => {
-            conv(&problem, of.x, &parameters, None, &mut expanded);
-            View::Host(&expanded)
-        }
-        None => of.x,
-    };
-    conv(&p.depthwise(), x, &of.depthwise, None, &mut filtered);
-    conv(&p.project(), View::Host(&filtered), &of.project, of.residual, y);
-    HIDDEN.set([expanded, filtered]);
+    static HIDDEN: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// y = the block's result.
 pub(super) fn forward(p: &InvertedResidualProblem, of: &InvertedResidualOperands<'_>, y: &mut [f32]) {
     let y = &mut y[..p.n * p.output.len()];
-    if p.is_shared_out_whole() {
-        return forward_whole(p, of, y);
-    }
     let expand = of.expand.zip(p.expand()).map(|(expand, problem)| Packed::of_product(&problem, expand.w));
     let project = Packed::of_product(&p.project(), of.project.w);
     let block = Block { p, of, expand: expand.as_ref().map(Packed::panels), project: project.panels() };
+    if p.is_shared_out_whole() {
+        return (0..p.n).for_each(|image| block.whole(image, &mut y[image * p.output.len()..][..p.output.len()]));
+    }
     let (image_len, line_len, bands) = (p.output.len(), p.output.w * p.output.c, p.bands());
     let y = Shared::new(y);
     each(p.n * bands, |task| {
@@ -121,6 +95,41 @@ impl Block<'_> {
         }
     }
 
+    /// One image, first its hidden channels shared out in slices, then the channels of the result: every weight is read once.
+    fn whole(&self, image: usize, y: &mut [f32]) {
+        let (p, of, lanes) = (self.p, self.of, lanes());
+        let (Some(panels), Some(expand)) = (self.expand, of.expand) else { panic!("a block with an expansion") };
+        let x = &of.x.host()[image * p.input.len()..][..p.input.len()];
+        let part = ConvProblem { n: 1, ..p.depthwise() };
+        let (slices, pixels) = (Slices::new(&part, panels), p.output.pixels());
+        let mut hidden = HIDDEN.take();
+        hidden.resize((p.hidden.div_ceil(lanes) * lanes * pixels).max(hidden.len()), 0.0);
+        let filtered = Shared::new(&mut hidden);
+        each(slices.count(), |slice| {
+            let channels = panels.layout().channels(slices.columns(slice));
+            let blocks = channels.start / lanes..channels.end.div_ceil(lanes);
+            // SAFETY: slices share no block.
+            let filtered =
+                unsafe { filtered.range(blocks.start * lanes * pixels..blocks.end * lanes * pixels).slice() };
+            slices.with_memory(|expanded, filter| {
+                self.slice(&slices, slice, x, (panels, &expand), expanded, filter, filtered);
+            });
+        });
+        let residual = of.residual.map(|residual| &residual.host()[image * p.output.len()..][..p.output.len()]);
+        let ends = Ends { residual, ..Ends::activated(of.project.b.host(), of.project.clamp) };
+        let (count, threads) = (self.project.layout().count(), team::threads());
+        // Where threads cannot have as many panels each, rows are shared out too.
+        let parts = if count.is_multiple_of(threads) { 1 } else { threads };
+        let y = Shared::new(y);
+        each(count * parts, |task| {
+            let rows = slab_range(pixels, parts, task % parts);
+            let projection = Projection { columns: task / parts..task / parts + 1, rows, channels: 0..p.hidden };
+            // SAFETY: tasks have different panels or different rows.
+            unsafe { self.project(&projection, pixels, &hidden, &ends, y) };
+        });
+        HIDDEN.set(hidden);
+    }
+
     /// Hidden channels in slices of a few panels. A slice lies in blocks of a vector of channels each, which the depthwise
     /// convolution reads and writes in order, one by one.
     fn in_slices(
@@ -131,27 +140,45 @@ impl Block<'_> {
         ends: &Ends<'_>,
         y: &mut [f32],
     ) {
-        let (lanes, layout) = (lanes(), panels.layout());
-        let (of_block, pixels, taps) = (BlockFilter::new(part), part.output.pixels(), part.window.taps());
-        let per_slice = (SLICE / layout.channels(0..1).len().max(1)).max(1);
-        let blocks = (per_slice * MAX_VECTORS).min(self.p.hidden.div_ceil(lanes));
-        with_scratch(of_block.block_len() * blocks + (pixels * blocks + taps) * lanes, |scratch| {
-            let (expanded, rest) = scratch.split_at_mut(of_block.block_len() * blocks);
-            let (filtered, filter) = rest.split_at_mut(pixels * blocks * lanes);
-            of_block.clear_margins(expanded);
-            for first in (0..layout.count()).step_by(per_slice) {
-                let columns = first..(first + per_slice).min(layout.count());
-                let channels = layout.channels(columns.clone());
-                let rows = Rows::contiguous(x, self.p.input.c);
-                let product = Product::new(panels, rows, Ends::activated(expand.b.host(), expand.clamp));
-                Product { columns, ..product }.run_in_blocks(of_block.lines(), expanded);
-                let blocks = expanded.chunks_exact(of_block.block_len()).zip(filtered.chunks_exact_mut(pixels * lanes));
-                for (channel, (expanded, filtered)) in channels.clone().step_by(lanes).zip(blocks) {
-                    self.filter(&of_block, channel, expanded, &mut filter[..taps * lanes], filtered);
+        let (slices, pixels) = (Slices::new(part, panels), part.output.pixels());
+        let y = Shared::new(y);
+        with_scratch(slices.blocks() * pixels * lanes(), |filtered| {
+            slices.with_memory(|expanded, filter| {
+                for slice in 0..slices.count() {
+                    self.slice(&slices, slice, x, (panels, expand), expanded, filter, filtered);
+                    let channels = panels.layout().channels(slices.columns(slice));
+                    let projection =
+                        Projection { columns: 0..self.project.layout().count(), rows: 0..pixels, channels };
+                    // SAFETY: nobody else has the rows.
+                    unsafe { self.project(&projection, pixels, filtered, ends, y) };
                 }
-                self.project(channels, pixels, filtered, ends, y);
-            }
+            });
         });
+    }
+
+    /// Forms the filtered values of a slice, `[blocks, pixels, lanes]`.
+    #[allow(clippy::too_many_arguments, reason = "three of them are memory that the caller lends")]
+    fn slice(
+        &self,
+        slices: &Slices<'_>,
+        slice: usize,
+        x: &[f32],
+        (panels, expand): (Panels<'_>, &FoldedConv<'_>),
+        expanded: &mut [f32],
+        filter: &mut [f32],
+        filtered: &mut [f32],
+    ) {
+        let (lanes, of_block, columns) = (lanes(), &slices.of_block, slices.columns(slice));
+        let channels = panels.layout().channels(columns.clone());
+        let rows = Rows::contiguous(x, self.p.input.c);
+        let product = Product::new(panels, rows, Ends::activated(expand.b.host(), expand.clamp));
+        Product { columns, ..product }.run_in_blocks(of_block.lines(), expanded);
+        let filtered = filtered.chunks_exact_mut(slices.part.output.pixels() * lanes);
+        for ((channel, expanded), filtered) in
+            channels.step_by(lanes).zip(expanded.chunks_exact(of_block.block_len())).zip(filtered)
+        {
+            self.filter(of_block, channel, expanded, filter, filtered);
+        }
     }
 
     /// The depthwise convolution of a block of channels, of which the last ones may be none.
@@ -168,19 +195,81 @@ impl Block<'_> {
         of_block.filter(x, w, Ends::activated(&bias[..lanes], depthwise.clamp), y);
     }
 
-    /// Adds a slice's part of the projection, of whole blocks and then of what there is of a last one.
-    fn project(&self, channels: Range<usize>, pixels: usize, blocks: &[f32], ends: &Ends<'_>, y: &mut [f32]) {
-        let lanes = lanes();
+    /// Adds a part of the projection, of whole blocks and then of what there is of a last one.
+    ///
+    /// # Safety
+    /// Nobody else may use the elements of the result's rows and columns.
+    unsafe fn project(&self, of: &Projection, pixels: usize, blocks: &[f32], ends: &Ends<'_>, y: Shared<'_>) {
+        let (lanes, c) = (lanes(), self.p.output.c);
+        let Projection { columns, rows, channels } = of;
         let whole = channels.end - channels.len() % lanes;
-        let mut add = |k: Range<usize>, blocks: &[f32], run: usize| {
-            if !k.is_empty() {
-                let starts = Starts::Every { count: pixels, elements: lanes };
-                let rows = Rows { data: blocks, starts, step: pixels * lanes, run };
-                let ends = ends.of_part(k.start == 0, k.end == self.p.hidden);
-                Product { k, ..Product::new(self.project, rows, ends) }.run(y);
+        let range = rows.start * c..rows.end * c;
+        let ends = Ends { residual: ends.residual.map(|residual| &residual[range.clone()]), ..*ends };
+        let y = y.range(range);
+        for (k, run) in [(channels.start..whole, lanes), (whole..channels.end, channels.end - whole)] {
+            if k.is_empty() {
+                continue;
             }
-        };
-        add(channels.start..whole, blocks, lanes);
-        add(whole..channels.end, &blocks[(whole - channels.start) * pixels..], channels.end - whole);
+            let starts = Starts::Every { count: rows.len(), elements: lanes };
+            let data = &blocks[(k.start - channels.start) * pixels + rows.start * lanes..];
+            let rows = Rows { data, starts, step: pixels * lanes, run };
+            let ends = ends.of_part(k.start == 0, k.end == self.p.hidden);
+            let product = Product { k, columns: columns.clone(), ..Product::new(self.project, rows, ends) };
+            // SAFETY: promised by the caller.
+            unsafe { product.run_shared(y) };
+        }
+    }
+}
+
+/// A part of a projection.
+struct Projection {
+    /// Which panels of its weights.
+    columns: Range<usize>,
+    /// Which pixels.
+    rows: Range<usize>,
+    /// Which hidden channels, from the first of the blocks on.
+    channels: Range<usize>,
+}
+
+/// Slices of the hidden channels.
+struct Slices<'a> {
+    part: &'a ConvProblem,
+    of_block: BlockFilter,
+    panels: usize,
+    /// Panels of a slice.
+    per_slice: usize,
+    hidden: usize,
+}
+
+impl<'a> Slices<'a> {
+    fn new(part: &'a ConvProblem, panels: Panels<'_>) -> Self {
+        let layout = panels.layout();
+        let per_slice = (SLICE / layout.channels(0..1).len().max(1)).max(1);
+        let (panels, hidden) = (layout.count(), layout.c_out);
+        Self { part, of_block: BlockFilter::new(part), panels, per_slice, hidden }
+    }
+
+    fn count(&self) -> usize {
+        self.panels.div_ceil(self.per_slice)
+    }
+
+    /// The panels of a slice.
+    fn columns(&self, slice: usize) -> Range<usize> {
+        slice * self.per_slice..((slice + 1) * self.per_slice).min(self.panels)
+    }
+
+    /// Blocks of a slice at most.
+    fn blocks(&self) -> usize {
+        (self.per_slice * MAX_VECTORS).min(self.hidden.div_ceil(lanes()))
+    }
+
+    /// Lends memory for the expanded values of a slice, their margins cleared, and for a filter.
+    fn with_memory(&self, body: impl FnOnce(&mut [f32], &mut [f32])) {
+        let (expanded, filter) = (self.of_block.block_len() * self.blocks(), self.part.window.taps() * lanes());
+        with_scratch(expanded + filter, |scratch| {
+            let (expanded, filter) = scratch.split_at_mut(expanded);
+            self.of_block.clear_margins(expanded);
+            body(expanded, filter);
+        });
     }
 }
