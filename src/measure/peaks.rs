@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::launches::Launches;
@@ -15,12 +14,14 @@ use crate::device::{Buffer, Device, View, ViewMut};
 use crate::dtype::Dtype;
 use crate::ops::copy;
 use crate::ops::linear::{self, LinearProblem};
+use crate::ops::team;
 
 /// Bytes of each of the two copied arrays where the cache size is unknown or smaller; far beyond most last-level caches.
 const MIN_COPY_BYTES: usize = 64 << 20;
 /// Most bytes of each array: enough for any cache without filling a small machine's memory.
 const MAX_COPY_BYTES: usize = 256 << 20;
-/// Sides of the product measured on the host: its three operands (3 MiB) are blocked by the GEMM, as in real layers.
+/// Sides of the product measured on the host, of as many rows for each thread: its operands fit into no core's first cache, as those
+/// of real layers.
 const GEMM_SIDE: usize = 512;
 /// Rows and sides of the product measured on a GPU: many waves of tiles, and long sums.
 const GPU_GEMM: LinearProblem = LinearProblem { n: 4096, c_in: 4096, c_out: 4096 };
@@ -41,7 +42,7 @@ pub struct Peaks {
     pub vector_flops_per_s: f64,
 }
 
-/// Measures the peaks of a device in about `budget`: on the host of all threads together, each with its own product.
+/// Measures the peaks of a device in about `budget`: on the host of all threads together.
 /// The best sample counts: a peak is what the machine can do, not what it does while disturbed.
 ///
 /// # Errors
@@ -69,35 +70,28 @@ fn copy_rate(budget: Duration) -> Result<f64> {
     let (from, mut to) = (vec![1.0f32; len], vec![0.0f32; len]);
     let chunk = len.div_ceil(rayon::current_num_threads());
     let copy = || {
-        to.par_chunks_mut(chunk).zip(from.par_chunks(chunk)).for_each(|(to, from)| to.copy_from_slice(from));
+        team::each_chunk(&mut to, chunk, |index, to| to.copy_from_slice(&from[index * chunk..][..to.len()]));
         std::hint::black_box(&mut to);
         Ok(())
     };
     Ok(2.0 * bytes as f64 / fastest(&sample(copy, budget)?))
 }
 
-/// A linear layer's weight gradient dw = dyᵀ·x is one single-threaded GEMM; every thread computes one at a time, as the
-/// convolutions do.
+/// A linear layer's product of many rows with weights that are packed, shared out among the threads.
 fn gemm_rate(budget: Duration) -> Result<f64> {
     const N: usize = GEMM_SIDE;
-    const PRODUCTS_PER_THREAD: usize = 4;
-    let problem = LinearProblem { n: N, c_in: N, c_out: N };
-    let (x, dy) = (vec![0.5f32; N * N], vec![0.25f32; N * N]);
-    let threads = rayon::current_num_threads();
-    let mut gradients: Vec<(Vec<f32>, Vec<f32>)> = (0..threads).map(|_| (vec![0.0; N * N], vec![0.0; N])).collect();
-    let products = || {
-        gradients.par_iter_mut().for_each(|(dw, db)| {
-            for _ in 0..PRODUCTS_PER_THREAD {
-                let read = linear::LinearInputs { x: View::Host(&x), w: View::Host(&x), dy: View::Host(&dy) };
-                let out = linear::LinearGradientsOut { dx: None, dw: ViewMut::Host(dw), db: ViewMut::Host(db) };
-                linear::backward(problem, read, out);
-            }
-        });
-        std::hint::black_box(&mut gradients);
+    let rows = N * rayon::current_num_threads();
+    let problem = LinearProblem { n: rows, c_in: N, c_out: N };
+    let layout = problem.panels();
+    let (x, w, b) = (vec![0.5f32; rows * N], vec![0.25f32; N * N], vec![0.0; N]);
+    let (mut panels, mut y) = (vec![0.0; layout.panel_elements()], vec![0.0; rows * N]);
+    layout.pack(&w, &mut panels);
+    let product = || {
+        linear::forward(problem, View::Host(&x), View::Packed(&w, &panels), View::Host(&b), ViewMut::Host(&mut y));
+        std::hint::black_box(&mut y);
         Ok(())
     };
-    let flops = 2.0 * (N * N * N) as f64 * (PRODUCTS_PER_THREAD * threads) as f64;
-    Ok(flops / fastest(&sample(products, budget)?))
+    Ok(2.0 * (rows * N * N) as f64 / fastest(&sample(product, budget)?))
 }
 
 fn gpu_copy_rate(device: &Device, gpu: &Gpu, budget: Duration) -> Result<f64> {

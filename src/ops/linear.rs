@@ -6,18 +6,19 @@ use super::config::BiasProblem;
 use super::conv::{self, ConvProblem};
 use super::cuda;
 use super::epilogue::{BiasOperand, Epilogue};
-use super::gemm::{Matrix, gemm};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
-use super::product::PanelLayout;
+use super::outer::{Pixels, sum_outer};
+use super::parallel::slab_range;
+use super::product::{Ends, Packed, PanelLayout, Product, Rows, Shared};
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
-use super::team::each_chunk;
+use super::team::{each, each_part};
 use crate::Result;
 use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};
-use crate::shape::{GemmSize, Shape, Window};
+use crate::shape::{Shape, Window};
 
-/// Images per task.
-const ROWS: usize = 64;
+/// Tasks of a gradient at least, where rows or panels are as many.
+const TASKS: usize = 16;
 
 /// A fully connected layer with bias; weights `[c_out, c_in]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,11 @@ impl LinearProblem {
     fn pointwise(&self) -> ConvProblem {
         let (input, output) = (Shape::new(1, 1, self.c_in), Shape::new(1, 1, self.c_out));
         ConvProblem { n: self.n, input, output, window: Window::square(1, 1, 0), groups: 1 }
+    }
+
+    /// How the host's products read the weights.
+    pub fn panels(&self) -> PanelLayout {
+        PanelLayout { groups: 1, c_out: self.c_out, k: self.c_in }
     }
 
     /// Operands have the problem's sizes.
@@ -106,16 +112,19 @@ pub fn backward(p: LinearProblem, inputs: LinearInputs<'_>, out: LinearGradients
     let (x, w, dy) = (x.host(), w.host(), dy.host());
     let LinearProblem { n, c_in, c_out } = p;
     if let Some((dx, accumulate)) = dx {
-        let dx = dx.host();
-        each_chunk(&mut dx[..n * c_in], ROWS * c_in, |task, dx| {
-            let rows = dx.len() / c_in;
-            let dy = &dy[task * ROWS * c_out..][..rows * c_out];
-            let size = GemmSize { m: rows, n: c_in, k: c_out };
-            gemm(size, Matrix::rows(dy, c_out), Matrix::rows(w, c_in), dx, c_in, accumulate);
+        let packed = Packed::transposed(PanelLayout { groups: 1, c_out: c_in, k: c_out }, w);
+        let (panels, dx) = (packed.panels(), Shared::new(&mut dx.host()[..n * c_in]));
+        let (count, ends) = (panels.layout().count(), Ends { accumulate, ..Ends::NONE });
+        let tasks = TASKS.min(count);
+        each(tasks, |task| {
+            let product = Product::new(panels, Rows::contiguous(&dy[..n * c_out], c_out), ends);
+            // SAFETY: tasks have different panels.
+            unsafe { Product { columns: slab_range(count, tasks, task), ..product }.run_shared(dx) };
         });
     }
     let (dw, db) = (dw.host(), db.host());
-    gemm(GemmSize { m: c_out, n: c_in, k: n }, Matrix::transposed(dy, c_out), Matrix::rows(x, c_in), dw, c_in, false);
+    let (of_dy, of_x) = (Pixels::new(&dy[..n * c_out], c_out), Pixels::new(&x[..n * c_in], c_in));
+    each_part(dw, c_in, TASKS.min(c_out), |rows, dw| sum_outer(of_dy.channels(rows), of_x, dw, false));
     db.fill(0.0);
     flush_subnormals(|| {
         for row in dy[..n * c_out].chunks_exact(c_out) {
@@ -176,8 +185,7 @@ impl Step for LinearStep {
 
     fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
         let Linear { c_in, c_out } = self.layer;
-        let problem = LinearProblem { n: 1, c_in, c_out }.pointwise();
-        problem.panels().map(|layout| (self.w, layout)).into_iter().collect()
+        vec![(self.w, LinearProblem { n: 1, c_in, c_out }.panels())]
     }
 
     fn run(&self, io: &mut Io<'_>) {

@@ -18,7 +18,6 @@ pub mod copy;
 mod cuda;
 pub mod dropout;
 pub mod epilogue;
-mod gemm;
 pub mod inverted_residual;
 pub mod linear;
 pub mod loss;

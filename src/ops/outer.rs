@@ -3,28 +3,50 @@
 //! A tile of the result stays in registers while all pixels are added to it, so that nothing is packed or transposed. Vectors
 //! run over the operand with more channels. Each sum is a chain of fused products in the order of the pixels.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::product::{MAX_LANES, MAX_VECTORS, most_rows};
 use super::simd::{dispatch, load, store, unrolled, with_constant};
 
-/// Pixels of some channels.
+/// Some channels of pixels.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pixels<'a> {
-    /// `[pixels, c]`.
+    /// From the first pixel's first channel on.
     pub data: &'a [f32],
+    /// How many.
+    pub count: usize,
+    /// From one pixel to the next.
+    pub step: usize,
     /// Channels.
     pub c: usize,
+}
+
+impl<'a> Pixels<'a> {
+    /// All channels of pixels that follow each other.
+    pub fn new(data: &'a [f32], c: usize) -> Self {
+        Self { data, count: data.len() / c, step: c, c }
+    }
+
+    /// Some of the channels.
+    pub fn channels(&self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.c, "channels that pixels do not have");
+        Self { data: &self.data[range.start..], c: range.len(), ..*self }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.c > 0 && self.count > 0 && (self.count - 1) * self.step + self.c <= self.data.len()
+    }
 }
 
 /// out `[rows.c, columns.c]` = Σ over pixels of rows ⊗ columns, or added to it.
 ///
 /// # Panics
-/// When the operands have different pixels, or the result has another size.
+/// When the operands have different pixels or none, or the result has another size.
 pub(super) fn sum_outer(rows: Pixels<'_>, columns: Pixels<'_>, out: &mut [f32], accumulate: bool) {
-    let pixels = columns.data.len() / columns.c;
-    assert!(rows.data.len() == pixels * rows.c && columns.data.len() == pixels * columns.c, "operands of other pixels");
-    assert!(pixels > 0, "a sum over no pixels");
+    let pixels = columns.count;
+    assert!(rows.count == pixels && rows.is_whole() && columns.is_whole(), "operands of other pixels, or of none");
     assert_eq!(out.len(), rows.c * columns.c, "a sum of outer products of another size");
     dispatch(Tiles { rows, columns, pixels, out, accumulate });
 }
@@ -91,7 +113,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, V, R> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let tile = self.0;
-        let (row_step, column_step) = (tile.rows.c, tile.columns.c);
+        let (row_step, column_step) = (tile.rows.step, tile.columns.step);
         let rows = &tile.rows.data[tile.first_row..];
         let columns = &tile.columns.data[tile.first_column..];
         let mut sums = [[simd.splat_f32s(0.0); V]; R];
@@ -122,11 +144,12 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, V, R> {
                 unrolled!(J < V, sums[I][J] = simd.mul_add_e_f32s(x, vectors[J], sums[I][J]), 0 1 2);
             });
         }
-        let last = (tile.first_column + width).min(column_step);
+        let c = tile.columns.c;
+        let last = (tile.first_column + width).min(c);
         unrolled!(I < R, {
             unrolled!(J < V, {
                 let start = tile.first_column + J * S::F32_LANES;
-                let at = (tile.first_row + I) * column_step;
+                let at = (tile.first_row + I) * c;
                 let out = &mut tile.out[at + start..at + (start + S::F32_LANES).min(last)];
                 let sum = if tile.accumulate { simd.add_f32s(load(simd, out), sums[I][J]) } else { sums[I][J] };
                 store(simd, out, sum);

@@ -12,6 +12,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::activation::Clamp;
+use super::parallel::with_scratch;
 use super::simd::{clamp_vector, dispatch, lanes, load, unrolled, with_constant};
 use super::team::{each, each_chunk};
 use crate::device::View;
@@ -72,48 +73,54 @@ impl PanelLayout {
     /// # Panics
     /// When `w` or `to` has another length.
     pub fn pack(&self, w: &[f32], to: &mut [f32]) {
+        self.each_panel(w, to, |panel, w, to| {
+            let channels = self.channels(panel..panel + 1);
+            let width = self.vectors_of(panel..panel + 1).len() * lanes();
+            transpose(&w[channels.start * self.k..channels.end * self.k], self.k, to, width);
+        });
+    }
+
+    /// Packs the transpose of weights: `[k, c_out]` of each group.
+    ///
+    /// # Panics
+    /// When `w` or `to` has another length.
+    pub(super) fn pack_transposed(&self, w: &[f32], to: &mut [f32]) {
+        let (c_out, k) = (self.c_out, self.k);
+        self.each_panel(w, to, |panel, w, to| {
+            let channels = self.channels(panel..panel + 1);
+            let width = self.vectors_of(panel..panel + 1).len() * lanes();
+            for (to, w) in to.chunks_exact_mut(width).zip(w[..c_out * k].chunks_exact(c_out)) {
+                let (own, none) = to.split_at_mut(channels.len());
+                own.copy_from_slice(&w[channels.clone()]);
+                none.fill(0.0);
+            }
+        });
+    }
+
+    /// Calls `pack` with every panel's number in its group, the group's weights and the panel.
+    fn each_panel(&self, w: &[f32], to: &mut [f32], pack: impl Fn(usize, &[f32], &mut [f32]) + Sync) {
         let Self { groups, c_out, k } = *self;
         assert!(w.len() == groups * c_out * k && to.len() == self.panel_elements(), "weights of another layout");
         let (count, to) = (self.count(), Shared::new(to));
         let pack = |task: usize| {
             let (group, panel) = (task / count, task % count);
-            let (vectors, channels) = (self.vectors_of(panel..panel + 1), self.channels(panel..panel + 1));
-            let start = group * self.group_len() + vectors.start * lanes() * k;
-            let width = vectors.len() * lanes();
+            let vectors = self.vectors_of(panel..panel + 1);
+            let start = group * self.group_len();
             // SAFETY: panels share no element.
-            let to = unsafe { to.range(start..start + width * k).slice() };
-            transpose(&w[(group * c_out + channels.start) * k..][..channels.len() * k], k, to, width);
+            let to =
+                unsafe { to.range(start + vectors.start * lanes() * k..start + vectors.end * lanes() * k).slice() };
+            pack(panel, &w[group * c_out * k..][..c_out * k], to);
         };
+        // A panel alone may be shared out itself.
         match groups * count {
             1 => pack(0),
             tasks => each(tasks, pack),
         }
     }
-
-    /// Packs the transpose of weights: `[k, c_out]` of the only group.
-    ///
-    /// # Panics
-    /// When there are several groups, or `w` or `to` has another length.
-    pub(super) fn pack_transposed(&self, w: &[f32], to: &mut [f32]) {
-        let Self { groups, c_out, k } = *self;
-        assert!(groups == 1 && w.len() == c_out * k && to.len() == self.panel_elements(), "weights of another layout");
-        let mut rest = to;
-        for panel in 0..self.count() {
-            let (vectors, channels) = (self.vectors_of(panel..panel + 1), self.channels(panel..panel + 1));
-            let width = vectors.len() * lanes();
-            let (to, tail) = rest.split_at_mut(width * k);
-            rest = tail;
-            for (to, w) in to.chunks_exact_mut(width).zip(w.chunks_exact(c_out)) {
-                let (own, none) = to.split_at_mut(channels.len());
-                own.copy_from_slice(&w[channels.clone()]);
-                none.fill(0.0);
-            }
-        }
-    }
 }
 
 /// Rows of `k` elements → columns of a matrix with rows of `width`, whose other columns become zero.
-pub(super) fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
+fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
     /// Columns that are read at once: a line of the cache of each row.
     const BLOCK: usize = 16;
     /// Of them together what stays in cache until it is written.
@@ -133,6 +140,14 @@ pub(super) fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
                 out[count..].fill(0.0);
             }
         }
+    });
+}
+
+/// A matrix with rows of `k` elements → its transpose with rows of `width`.
+pub(super) fn transpose_in_place(matrix: &mut [f32], k: usize, width: usize) {
+    with_scratch(matrix.len(), |rows| {
+        rows.copy_from_slice(matrix);
+        transpose(rows, k, matrix, width);
     });
 }
 
@@ -161,7 +176,7 @@ impl<'a> Packed<'a> {
         Self { layout, given, own }
     }
 
-    /// Of the transpose of weights `[k, c_out]`, for one pass.
+    /// Of the transpose of weights, `[k, c_out]` of each group, for one pass.
     pub fn transposed(layout: PanelLayout, w: &[f32]) -> Self {
         let mut own = PACKED.take();
         own.resize(layout.panel_elements(), 0.0);
@@ -196,6 +211,12 @@ impl Panels<'_> {
     /// How they lie.
     pub fn layout(&self) -> &PanelLayout {
         &self.layout
+    }
+
+    /// Those of one group, as if there were no other.
+    pub fn of_group(&self, group: usize) -> Self {
+        let len = self.layout.group_len();
+        Self { layout: PanelLayout { groups: 1, ..self.layout }, data: &self.data[group * len..(group + 1) * len] }
     }
 }
 
@@ -499,8 +520,7 @@ impl WithSimd for Tiles<'_, '_> {
                     first_row: *first_row,
                     next,
                 };
-                if tiles > 0 {
-                    let rows = range.len() / tiles;
+                if let Some(rows) = range.len().checked_div(tiles) {
                     match vectors.len() {
                         1 => with_constant!(rows, R => strip.run::<S, 1, R>(simd)),
                         2 => with_constant!(rows, R => strip.run::<S, 2, R>(simd)),

@@ -1,7 +1,6 @@
 //! Choosing the vector instructions at run time, so that one portable binary uses what the processor has.
 //!
-//! `DEPTHSHRINKER_SIMD` forces a narrower choice than the widest: `avx512`, `avx2`, `neon` or `scalar`. The products of the
-//! `gemm` crates choose for themselves.
+//! `DEPTHSHRINKER_SIMD` forces a narrower choice than the widest: `avx512`, `avx2`, `neon` or `scalar`.
 
 use std::sync::LazyLock;
 

@@ -9,7 +9,7 @@ use crate::device::View;
 use crate::ops::batch_norm::GradientSums;
 use crate::ops::outer::{Pixels, sum_outer};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
-use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Shared, transpose};
+use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Shared, transpose_in_place};
 use crate::shape::Lines;
 
 /// y = φ(x·Wᵀ + bias + residual).
@@ -68,7 +68,7 @@ pub(super) fn backward(
                 let (dy_scratch, scratch) = scratch.split_at_mut(dy_len);
                 let dy = dy.load(range, dy_scratch);
                 let loaded = x.load(range_in.clone(), scratch);
-                let (of_dy, of_x) = (Pixels { data: dy, c: c_out }, Pixels { data: loaded, c: c_in });
+                let (of_dy, of_x) = (Pixels::new(dy, c_out), Pixels::new(loaded, c_in));
                 match is_transposed(p) {
                     true => sum_outer(of_x, of_dy, partial, i > 0),
                     false => sum_outer(of_dy, of_x, partial, i > 0),
@@ -85,8 +85,7 @@ pub(super) fn backward(
         sums
     });
     if is_transposed(p) {
-        let sums = dw.to_vec();
-        transpose(&sums, c_out, dw, c_in);
+        transpose_in_place(dw, c_out, c_in);
     }
     x.total(sums.into_iter().flatten())
 }

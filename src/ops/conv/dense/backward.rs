@@ -1,4 +1,5 @@
-//! Backward pass: im2col of a few lines into the core's cache, then a GEMM per group and gradient.
+//! Backward pass: im2col of a few lines into the core's cache, then for each group a sum of outer products for the weights and a
+//! product for the input.
 
 use std::ops::Range;
 
@@ -7,16 +8,16 @@ use super::super::source::{GradientSource, Source};
 use super::{copy_group, stored};
 use crate::device::float_mode::flush_subnormals;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::gemm::{Matrix, gemm};
+use crate::ops::outer::{Pixels, sum_outer};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
-use crate::shape::GemmSize;
+use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Starts, transpose_in_place};
 
-/// Elements of one im2col piece: what fits beside its GEMM operands in a core's second-level cache.
+/// Elements of one im2col piece: what fits beside the other operands in a core's second-level cache.
 const COLUMN_ELEMENTS: usize = 1 << 15;
-/// Pixels of a piece at least, so that the GEMM amortises packing the weights.
+/// Pixels of a piece at least, so that sums of weights are loaded and stored for many.
 const MIN_PIXELS: usize = 96;
 
-/// Sizes of one group's GEMM.
+/// Sizes of one group's products.
 struct Geometry {
     c_in: usize,
     c_out: usize,
@@ -24,6 +25,8 @@ struct Geometry {
     k: usize,
     /// Lines per im2col piece.
     piece: usize,
+    /// Whether dwᵀ is summed instead of dw: vectors run over the side with more channels.
+    is_transposed: bool,
 }
 
 impl Geometry {
@@ -31,7 +34,7 @@ impl Geometry {
         let (c_in, c_out) = (p.input.c / p.groups, p.output.c / p.groups);
         let k = p.window.taps() * c_in;
         let pixels = (COLUMN_ELEMENTS / k).max(MIN_PIXELS);
-        Self { c_in, c_out, k, piece: (pixels / p.output.w).max(1) }
+        Self { c_in, c_out, k, piece: (pixels / p.output.w).max(1), is_transposed: c_out > k }
     }
 }
 
@@ -48,50 +51,47 @@ pub(in crate::ops) fn backward(
     let (width, c) = (p.output.w, p.output.c);
     let slab_count = slabs(p.n, dw.len());
     let ends: Vec<usize> = (0..slab_count).map(|slab| slab_range(p.n, slab_count, slab).end * p.input.len()).collect();
+    // dx under one output pixel is dy·W.
+    let transposed = PanelLayout { groups: p.groups, c_out: g.k, k: g.c_out };
+    let packed = dx.is_some().then(|| Packed::transposed(transposed, w));
+    let panels = packed.as_ref().map(Packed::panels);
     sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
         let images = slab_range(p.n, slab_count, slab);
         if let Some((dx, false)) = &mut dx {
             dx.fill(0.0);
         }
-        partial.fill(0.0);
         let lines = images.start * p.output.h..images.end * p.output.h;
         let columns_len = g.piece * width * g.k;
         with_scratch(columns_len + dy.scratch_len(g.piece * width * c), |scratch| {
             let (columns, dy_scratch) = scratch.split_at_mut(columns_len);
             for start in lines.clone().step_by(g.piece) {
                 let piece = start..(start + g.piece).min(lines.end);
-                let pixels = piece.len() * width;
+                let columns = &mut columns[..piece.len() * width * g.k];
                 let dy = dy.load(piece.start * width * c..piece.end * width * c, dy_scratch);
                 for group in 0..p.groups {
-                    let dy_group = &dy[group * g.c_out..];
-                    let weights = group * g.c_out * g.k..(group + 1) * g.c_out * g.k;
                     im2col(p, &g, x, piece.clone(), group, columns);
-                    let dy_t = Matrix { data: dy_group, row: 1, col: c };
-                    let partial = &mut partial[weights.clone()];
-                    gemm(
-                        GemmSize { m: g.c_out, n: g.k, k: pixels },
-                        dy_t,
-                        Matrix::rows(columns, g.k),
-                        partial,
-                        g.k,
-                        true,
-                    );
-                    if let Some((dx, _)) = &mut dx {
-                        let dy_rows = Matrix { data: dy_group, row: c, col: 1 };
-                        gemm(
-                            GemmSize { m: pixels, n: g.k, k: g.c_out },
-                            dy_rows,
-                            Matrix::rows(&w[weights], g.k),
-                            columns,
-                            g.k,
-                            false,
-                        );
+                    let of_dy = Pixels::new(dy, c).channels(group * g.c_out..(group + 1) * g.c_out);
+                    let of_columns = Pixels::new(columns, g.k);
+                    let partial = &mut partial[group * g.c_out * g.k..][..g.c_out * g.k];
+                    match g.is_transposed {
+                        true => sum_outer(of_columns, of_dy, partial, start > lines.start),
+                        false => sum_outer(of_dy, of_columns, partial, start > lines.start),
+                    }
+                    if let (Some((dx, _)), Some(panels)) = (&mut dx, panels) {
+                        let starts = Starts::Every { count: piece.len() * width, elements: c };
+                        let rows = Rows { data: &dy[group * g.c_out..], starts, step: 0, run: g.c_out };
+                        Product::new(panels.of_group(group), rows, Ends::NONE).run(columns);
                         flush_subnormals(|| col2im(p, &g, columns, piece.clone(), group, images.start, dx));
                     }
                 }
             }
         });
     });
+    if g.is_transposed {
+        for dw in dw.chunks_exact_mut(g.c_out * g.k) {
+            transpose_in_place(dw, g.c_out, g.k);
+        }
+    }
     None
 }
 
