@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::device::{Buffer, View, ViewMut};
 use crate::ops::dropout::DropoutStream;
-use crate::ops::step::{Io, Place, Slopes, ValueId};
+use crate::ops::step::{Few, Io, Place, Slopes, ValueId};
 
 use super::memory::{Layout, Memory};
 use super::params::Params;
@@ -91,9 +91,10 @@ impl Running<'_> {
     fn run_step(&self, step: &PlannedStep, params: Lent<'_>, memory: &mut Memory) {
         let place = |id: ValueId| self.plan.values.get(id).place;
         let planned = step.uses.writes.iter().copied().filter(|&id| place(id) == Place::Planned);
-        let mut taken: Vec<(ValueId, Buffer)> = planned.map(|id| (id, memory.take(self.layout, id))).collect();
+        let mut taken = Few::new();
+        planned.for_each(|id| taken.push((id, memory.take(self.layout, id))));
         let mut io = Io::new(self.n, self.slopes, self.dropout);
-        for (id, buffer) in &mut taken {
+        for (id, buffer) in taken.iter_mut() {
             let len = self.len(*id);
             io.lend_mut(*id, buffer.view_mut(0..len));
         }
@@ -129,7 +130,7 @@ impl Running<'_> {
                 step.step.run(&mut io);
             }
         }
-        for (id, buffer) in taken {
+        for (id, buffer) in taken.into_iter() {
             memory.put(self.layout, id, buffer);
         }
     }

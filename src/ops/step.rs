@@ -336,12 +336,47 @@ impl Operand {
     }
 }
 
+/// Entries of a list that lie on the stack.
+const FEW: usize = 12;
+
+/// A list that lies on the stack as long as it has few entries, as those of a step's values have: a pass allocates nothing.
+pub(crate) struct Few<T> {
+    first: [Option<T>; FEW],
+    count: usize,
+    rest: Vec<T>,
+}
+
+impl<T> Few<T> {
+    pub fn new() -> Self {
+        Self { first: [const { None }; FEW], count: 0, rest: Vec::new() }
+    }
+
+    pub fn push(&mut self, entry: T) {
+        match self.first.get_mut(self.count) {
+            Some(free) => (*free, self.count) = (Some(entry), self.count + 1),
+            None => self.rest.push(entry),
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.first[..self.count].iter().flatten().chain(&self.rest)
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.first[..self.count].iter_mut().flatten().chain(&mut self.rest)
+    }
+
+    pub fn into_iter(self) -> impl Iterator<Item = T> {
+        self.first.into_iter().flatten().chain(self.rest)
+    }
+}
+
 /// The values of one step while it runs.
 pub struct Io<'a> {
     /// Images in the batch.
     n: usize,
-    reads: Vec<(ValueId, View<'a>)>,
-    writes: Vec<(ValueId, Option<ViewMut<'a>>)>,
+    reads: Few<(ValueId, View<'a>)>,
+    writes: Few<(ValueId, Option<ViewMut<'a>>)>,
     slopes: Slopes<'a>,
     dropout: &'a DropoutStream,
 }
@@ -359,7 +394,7 @@ impl<'a> Io<'a> {
     /// What a step is lent: its batch, its values in any order (a score that nobody asks for is left out), and the state of
     /// the pass.
     pub fn new(n: usize, slopes: Slopes<'a>, dropout: &'a DropoutStream) -> Self {
-        Self { n, reads: Vec::new(), writes: Vec::new(), slopes, dropout }
+        Self { n, reads: Few::new(), writes: Few::new(), slopes, dropout }
     }
 
     /// Lends a value to be read.

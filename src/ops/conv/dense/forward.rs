@@ -2,6 +2,7 @@
 //! border of zeros, so that under one kernel row the taps of every output pixel are one run of memory. Sums are taken in the
 //! order (k_h, k_w, c_in), however the work is cut.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::super::ConvProblem;
@@ -26,13 +27,13 @@ pub(in crate::ops) fn forward<R: Send>(
     let packed = Packed::of_product(p, w);
     let panels = packed.panels();
     let sum = |lines: Range<usize>, columns: Range<usize>, y: Shared<'_>| {
-        let pixels = patch.pixels(lines.clone());
+        let pixels = Pixels::of(&patch, lines.clone());
         with_scratch(patch.len(lines.clone()), |scratch| {
             for group in 0..p.groups {
                 patch.copy(x, lines.clone(), group, scratch);
                 let rows = Rows {
                     data: scratch,
-                    starts: Starts::At(&pixels),
+                    starts: Starts::At(&pixels.0),
                     step: patch.row_len(),
                     run: p.window.k_w * patch.c_in,
                 };
@@ -48,6 +49,28 @@ pub(in crate::ops) fn forward<R: Send>(
         });
     };
     in_parts(p, Chunks::new(p.output_lines()), panels.layout().count(), y, sum, finish)
+}
+
+thread_local! {
+    /// The memory of the last places, for the next ones.
+    static PLACES: Cell<Vec<usize>> = const { Cell::new(Vec::new()) };
+}
+
+/// Where in a patch the first tap of every output pixel lies.
+struct Pixels(Vec<usize>);
+
+impl Pixels {
+    fn of(patch: &Patch<'_>, lines: Range<usize>) -> Self {
+        let mut pixels = PLACES.take();
+        patch.pixels(lines, &mut pixels);
+        Self(pixels)
+    }
+}
+
+impl Drop for Pixels {
+    fn drop(&mut self) {
+        PLACES.set(std::mem::take(&mut self.0));
+    }
 }
 
 /// The input under some output lines, of one group, with its border.
@@ -88,9 +111,9 @@ impl<'a> Patch<'a> {
     }
 
     /// Where in it the first tap of every output pixel lies.
-    fn pixels(&self, lines: Range<usize>) -> Vec<usize> {
+    fn pixels(&self, lines: Range<usize>, pixels: &mut Vec<usize>) {
         let (window, width) = (self.p.window, self.p.output.w);
-        let mut pixels = Vec::with_capacity(lines.len() * width);
+        pixels.clear();
         let mut start = 0;
         for (_, _, count) in self.parts(lines) {
             for line in 0..count {
@@ -99,7 +122,6 @@ impl<'a> Patch<'a> {
             }
             start += self.rows(count) * self.row_len();
         }
-        pixels
     }
 
     /// Copies it.
