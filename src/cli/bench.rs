@@ -16,18 +16,26 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::device::cache::Cache;
 use crate::dtype::Dtype;
+use crate::engine::Fusion;
 use crate::io::write_atomic;
-use crate::measure::{Findings, LayerPass, Limits, NetworkCase, ProjectedNetwork, Projection, TimedLayer};
+use crate::measure::{
+    Findings, HostRates, LayerPass, Limits, NetworkCase, ProjectedNetwork, Projection, StepTime, TimedLayer, step_times,
+};
 use crate::ops::config::force;
 use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged, network_cases, published_on_v100};
 use crate::report::{
-    BENCH_SCHEMA, BenchFile, PROJECTION_NOTE, RooflinePlot, csv, json_text, layer_table, layer_totals, limits_text,
-    network_bars, network_bench_table, projected_steps_table, projection_page, projection_table, runtime_table,
+    BENCH_SCHEMA, BenchFile, PROJECTION_NOTE, RooflinePlot, csv, host_rates_text, json_text, layer_table, layer_totals,
+    limits_text, network_bars, network_bench_table, projected_steps_table, projection_page, projection_table,
+    runtime_table, step_time_table,
 };
 
 /// Seconds that a peer may take beyond the measurement, for a layer and for a network, which it may compile.
 const LAYER_LEEWAY: f64 = 30.0;
 const NETWORK_LEEWAY: f64 = 240.0;
+
+/// Share of the measuring time that steps of networks have beside it, and how many of each network are printed.
+const STEPS_SHARE: f64 = 0.25;
+const SHOWN_STEPS: usize = 10;
 
 /// Options of `bench`.
 #[derive(Debug, Clone, clap::Args)]
@@ -204,6 +212,29 @@ impl<'a> Setting<'a> {
         print("the times", &text)
     }
 
+    /// Times the steps of the fused cases on the host, writes them to `steps.csv` if a folder is given, and says which take most of
+    /// the time that the roofline does not account for.
+    fn steps(&self, cases: &[NetworkCase]) -> Result<String> {
+        let fused: Vec<_> = cases.iter().filter(|case| case.fusion == Fusion::OnLoad).collect();
+        let share = self.budget().mul_f64(STEPS_SHARE) / (fused.len() + 1) as u32;
+        let rates = HostRates::measure(&self.limits.peaks, share)?;
+        let mut steps = Vec::new();
+        for case in fused {
+            steps.extend(step_times(case, self.batch(), &rates, share)?);
+        }
+        self.write("steps.csv", &csv(&steps))?;
+        let lost = |step: &StepTime| step.time_us - step.least_us;
+        let mut shown: Vec<StepTime> = Vec::new();
+        for of_case in steps.chunk_by(|a, b| (a.network, a.training) == (b.network, b.training)) {
+            let mut worst = of_case.to_vec();
+            worst.sort_by(|a, b| lost(b).total_cmp(&lost(a)));
+            worst.truncate(SHOWN_STEPS);
+            shown.extend(worst);
+        }
+        let table = step_time_table(&shown).text();
+        Ok(format!("\nsteps that lose most time against the roofline\n\n{table}{}", host_rates_text(&rates)))
+    }
+
     /// Writes a file as a whole, where a folder is given.
     fn write(&self, name: &str, text: &str) -> crate::Result<()> {
         write(self.common, name, text)
@@ -293,6 +324,9 @@ fn network(args: &NetworkBenchArgs, common: &Common) -> Result<()> {
     }
     if let Some(table) = runtime_table(&found.records) {
         tables += &format!("\nruntimes on the exported ONNX file, in turns\n\n{}", table.text());
+    }
+    if setting.device == Device::Cpu {
+        tables += &setting.steps(&network_cases(&model, merged.as_ref())?)?;
     }
     let plot = network_bars(setting.title("images per second"), &found.records);
     setting.finish("network", &found, &Shown { tables, plot_file: "network.svg", plot })

@@ -392,9 +392,11 @@ impl Engine {
     }
 
     /// Seconds that each step of the plan took since [`time_steps`](Self::time_steps), added up over passes. Where threads
-    /// take micro-batches through the network side by side, it is the time of all of them.
+    /// take micro-batches through the network side by side, it is the mean of them.
     pub fn step_seconds(&self) -> Vec<f64> {
-        self.times.as_ref().map_or_else(Vec::new, StepTimes::seconds)
+        let beside = if self.runs_whole_batches() { 1 } else { self.micro_batches().min(team::threads()).max(1) };
+        let seconds = self.times.as_ref().map_or_else(Vec::new, StepTimes::seconds);
+        seconds.into_iter().map(|seconds| seconds / beside as f64).collect()
     }
 
     /// The logits of the last pass, of which the first n rows `[n, classes]` count.
@@ -522,13 +524,16 @@ impl Engine {
         (elements / self.layout.elements_per_image().max(1)).clamp(1, MICRO_BATCH_IMAGES).min(self.options.batch)
     }
 
+    /// Micro-batches of the pass: as many for each thread, so that none waits for another.
+    fn micro_batches(&self) -> usize {
+        self.n.div_ceil(self.images_at_once()).next_multiple_of(team::threads()).min(self.n)
+    }
+
     /// Inference on the CPU: each thread takes a few images through the whole network, so that activations never
     /// leave its cache. The split depends on the network alone, so results do not depend on the threads.
     fn forward_in_micro_batches(&mut self) -> Result<()> {
-        let micro = self.images_at_once();
+        let (micro, batches) = (self.images_at_once(), self.micro_batches());
         let output = self.plan.shapes[self.graph.output()].len();
-        // As many for each thread, so that none waits for another.
-        let batches = self.n.div_ceil(micro).next_multiple_of(team::threads()).min(self.n);
         let mut logits = std::mem::take(&mut self.logits);
         let failed = Mutex::new(None);
         let of_pass = logits.view_mut(0..self.n * output).host();

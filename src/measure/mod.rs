@@ -23,6 +23,7 @@ mod record;
 mod roofline;
 mod statistics;
 mod step_launches;
+mod step_times;
 mod table_bench;
 mod table_work;
 mod timer;
@@ -57,6 +58,7 @@ pub use roofline::{
 };
 pub use statistics::{Difference, deviation, mean, student_quantile, variance_share};
 pub use step_launches::{CountingDevice, DistinctStep, distinct_steps, resources};
+pub use step_times::{HostRates, StepTime, step_times};
 pub use table_bench::{MeasuredTable, MergedNetwork, Milliseconds, TableBench, TableProgress};
 pub use table_work::{Piece, RowWork, TableOptions, TableWork};
 pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};

@@ -122,7 +122,7 @@ impl NetworkRun {
 
     /// One pass: inference, or a training step (forward, label-smoothed cross-entropy, backward, SGD) as the training
     /// loop does it. A GPU may still be at it when this returns.
-    fn pass(&mut self) -> Result<()> {
+    pub(super) fn pass(&mut self) -> Result<()> {
         let images = self.images.view(0..self.images.len());
         match &mut self.network {
             Network::Inference(engine) => engine.set_images(images)?,
@@ -149,6 +149,14 @@ impl NetworkRun {
             Network::Training(step) => step.device().clone(),
         };
         Launches::whole(&device, || self.pass())
+    }
+
+    /// The engine; of a training step that of its first device.
+    pub(super) fn engine_mut(&mut self) -> &mut Engine {
+        match &mut self.network {
+            Network::Inference(engine) => engine,
+            Network::Training(step) => step.engine_mut(),
+        }
     }
 
     /// Images that go through the network together.

@@ -50,7 +50,10 @@ pub use result::{
 pub use roofline_plot::{Point, RooflinePlot};
 pub use solution::{SelectionTime, selection_times, solution_table};
 pub use table::{Align, Table};
-pub use text::{layer_table, layer_totals, limits_text, network_bench_table, network_table, plan_text, runtime_table};
+pub use text::{
+    host_rates_text, layer_table, layer_totals, limits_text, network_bench_table, network_table, plan_text,
+    runtime_table, step_time_table,
+};
 pub use trials::{
     BudgetSummary, MethodSummary, RecoveryPoint, RecoveryRow, Spread, TRIAL_SCHEMA, Trial, TrialFile, TrialName,
 };

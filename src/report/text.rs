@@ -4,7 +4,8 @@ use super::result::RunResult;
 use super::table::{Align, Table, count, significant};
 use crate::engine::Pass;
 use crate::measure::{
-    LayerRecord, LayerTiming, Limits, NetworkRecord, PeerAbout, PeerPeaks, PlanRecord, RuntimeRecord,
+    HostRates, LayerRecord, LayerTiming, Limits, NetworkRecord, PeerAbout, PeerPeaks, PlanRecord, RuntimeRecord,
+    StepTime,
 };
 
 /// The table every run ends with: original, unmerged and merged with accuracy, size and speed.
@@ -191,6 +192,51 @@ pub fn runtime_table(records: &[NetworkRecord]) -> Option<Table> {
         ]);
     }
     records.iter().any(|record| !record.runtimes.is_empty()).then_some(table)
+}
+
+/// Steps of networks on the host, each with the share of the machine's roofline that it reaches.
+pub fn step_time_table(steps: &[StepTime]) -> Table {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("network", Left),
+        ("step", Left),
+        ("computes", Left),
+        ("µs", Right),
+        ("share %", Right),
+        ("GFLOP/s", Right),
+        ("GB/s", Right),
+        ("bound", Left),
+        ("roofline %", Right),
+    ]);
+    for step in steps {
+        let per_ns = |amount: u64| significant(amount as f64 / step.time_us / 1e3);
+        let kind = if step.pass == Pass::Backward { format!("{}, backward", step.kind) } else { step.kind.clone() };
+        table.row(&[
+            step.network.to_owned(),
+            step.step.clone(),
+            kind,
+            significant(step.time_us),
+            percent(Some(step.share)),
+            per_ns(step.flops),
+            per_ns(step.bytes),
+            if step.is_bound_by_arithmetic { "FLOP" } else { "memory" }.into(),
+            percent(Some(step.roofline_fraction)),
+        ]);
+    }
+    table
+}
+
+/// What the host's caches can do, in a line.
+pub fn host_rates_text(rates: &HostRates) -> String {
+    let HostRates { core_bytes, core_bytes_per_s, shared_bytes, shared_bytes_per_s, .. } = *rates;
+    let mebibytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    format!(
+        "caches: {:.1} GB/s within the {:.1} MiB of the cores' own, {:.1} GB/s within {:.1} MiB\n",
+        core_bytes_per_s / 1e9,
+        mebibytes(core_bytes),
+        shared_bytes_per_s / 1e9,
+        mebibytes(shared_bytes)
+    )
 }
 
 /// The limits in a few lines, beside those that a peer measured in the same run.

@@ -10,7 +10,7 @@ use super::replica::Replica;
 use super::teacher::Distillation;
 use crate::data::Loader;
 use crate::device::{Device, Recording, View};
-use crate::engine::Fusion;
+use crate::engine::{Engine, Fusion};
 use crate::graph::Graph;
 use crate::model::{Model, Weights};
 use crate::ops::loss::LossSum;
@@ -267,6 +267,11 @@ impl<'a> TrainStep<'a> {
     /// Buffers that are not this optimizer's.
     pub fn restore_optimizer(&mut self, buffers: &[Vec<f32>], steps: u64) -> Result<()> {
         self.optimizer.restore(buffers, steps)
+    }
+
+    /// The engine of the first device.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.replicas[0].engine
     }
 
     /// Bytes of all buffers of the engines and the optimizer.
