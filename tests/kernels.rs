@@ -22,6 +22,7 @@ use depthshrinker::ops::config::{
     Problem, WalkProblem, force,
 };
 use depthshrinker::ops::conv::ConvProblem;
+use depthshrinker::ops::pad::PadProblem;
 use depthshrinker::ops::pool::PoolProblem;
 use depthshrinker::shape::{Lines, Shape, Window};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -196,12 +197,15 @@ fn sweeps() -> Vec<Sweep> {
     let pool = GlobalPoolProblem { n: 3, pixels: 20, c: 24 };
     let (input, output, window) = (Shape::new(9, 12, 16), Shape::new(5, 6, 16), Window::square(3, 2, 1));
     let max_pool = PoolProblem { n: 2, input, output, window };
+    let (input, output) = (Shape::new(7, 5, 16), Shape::new(8, 8, 16));
+    let pad = PadProblem { n: 2, input, output, top: 1, left: 2 };
     let walk = |family, len, aligned| WalkProblem { family, len, aligned };
     sweeps.extend([
         Sweep::new("global_pool_forward", "pool/3x20x24", pool),
         Sweep::new("global_pool_backward", "pool/3x20x24", pool),
         Sweep::new("window_pool_forward", "max_pool/3x3_s2", max_pool),
         Sweep::new("window_pool_backward", "max_pool/3x3_s2", max_pool),
+        Sweep::new("pad", "pad/zeros_around", pad),
         Sweep::new("elementwise", "add/from_0", walk(KernelFamily::Elementwise, 5000, true)),
         Sweep::new("elementwise", "add/from_1", walk(KernelFamily::Elementwise, 5000, false)),
         Sweep::new("activation_forward", "activation/relu6", walk(KernelFamily::Activation, 4999, true)),

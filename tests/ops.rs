@@ -16,6 +16,7 @@ use depthshrinker::ops::conv::{ConvGradient, ConvInput, ConvProblem, GradientsOu
 use depthshrinker::ops::dropout::DropoutStream;
 use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
 use depthshrinker::ops::linear::LinearProblem;
+use depthshrinker::ops::pad::{self, PadProblem};
 use depthshrinker::ops::pool::{self, PoolProblem};
 use depthshrinker::ops::{add, batch_norm, conv, dropout, linear};
 use depthshrinker::shape::{Lines, Padding, Shape, Window};
@@ -469,6 +470,9 @@ fn small_trials() -> Vec<Trial> {
             let pad = Padding { top: 4, left: 0, bottom: 1, right: 1 };
             avg_pool_case((2, Shape::new(11, 6, 8)), Window { k_h: 5, k_w: 2, stride_h: 3, stride_w: 3, pad })
         }),
+        trial("pad/zeros_around", || pad_case((2, Shape::new(7, 5, 6)), [1, 2, 0, 1])),
+        trial("pad/cut_off", || pad_case((3, Shape::new(9, 8, 3)), [-1, -2, -3, 0])),
+        trial("pad/both", || pad_case((1, Shape::new(5, 9, 17)), [2, -1, -2, 3])),
         trial("max_pool/not_a_number_wins", max_pool_of_not_a_number),
         trial("max_pool/infinitely_small_has_a_winner", max_pool_of_infinitely_small),
         trial("dropout/keeps_its_share_and_repeats", dropout_case),
@@ -494,6 +498,32 @@ fn held(p: &PoolProblem, i: usize) -> Vec<usize> {
         Some(image * input.len() + (row * input.w + col) * input.c + c)
     };
     (0..window.taps()).filter_map(inside).collect()
+}
+
+/// Every pixel on its own: amounts above, left, below and right. The gradient goes back where the pixel came from.
+fn pad_case((n, input): (usize, Shape), [top, left, bottom, right]: [isize; 4]) -> Result<(), String> {
+    let size = |size: usize, before: isize, after: isize| (size as isize + before + after) as usize;
+    let output = Shape::new(size(input.h, top, bottom), size(input.w, left, right), input.c);
+    let p = PadProblem { n, input, output, top, left };
+    let (x, dy) = (numbers(1, n * input.len()), numbers(2, n * output.len()));
+    let (mut expected, mut gradient) = (vec![0.0f64; dy.len()], vec![0.0f64; x.len()]);
+    for (i, dy) in dy.iter().enumerate() {
+        let (image, rest) = (i / output.len(), i % output.len());
+        let row = (rest / output.c / output.w) as isize - top;
+        let col = (rest / output.c % output.w) as isize - left;
+        if (0..input.h as isize).contains(&row) && (0..input.w as isize).contains(&col) {
+            let at = ((image * input.h + row as usize) * input.w + col as usize) * input.c + rest % output.c;
+            expected[i] = f64::from(x[at]);
+            gradient[at] = f64::from(*dy);
+        }
+    }
+    let (mut y, mut dx, mut added) = (vec![f32::NAN; dy.len()], vec![f32::NAN; x.len()], vec![2.0; x.len()]);
+    pad::forward(&p, View::Host(&x), ViewMut::Host(&mut y), false);
+    pad::forward(&p.transposed(), View::Host(&dy), ViewMut::Host(&mut dx), false);
+    pad::forward(&p.transposed(), View::Host(&dy), ViewMut::Host(&mut added), true);
+    compare("y", &y, &expected, 0.0)?;
+    compare("dx", &dx, &gradient, 0.0)?;
+    compare("dx, added", &added, &gradient.iter().map(|v| v + 2.0).collect::<Vec<_>>(), 1e-6)
 }
 
 /// The mean of every window on its own; what lies in the padding does not count.

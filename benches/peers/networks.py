@@ -80,6 +80,9 @@ class Network(nn.Module):
             op = node["op"]
             if op == "add":
                 values[i] = read[0] + read[1]
+            elif op == "pad":
+                sides = [node[side] for side in ("left", "right", "top", "bottom")]
+                values[i] = nn.functional.pad(read[0], sides)
             elif op == "global_avg_pool":
                 values[i] = read[0].mean((2, 3))
             else:
@@ -120,6 +123,8 @@ def build(node, inputs):
         return nn.Dropout(node["p"]), inputs[0]
     if op == "add":
         return None, inputs[0]
+    if op == "pad":
+        return None, (c, h + node["top"] + node["bottom"], w + node["left"] + node["right"])
     if op == "global_avg_pool":
         return None, (c, 1, 1)
     raise ValueError(f"node {node['name']}: this script does not know {op!r}")

@@ -309,6 +309,7 @@ mod tests {
         AugmentProblem, BiasProblem, GemmProblem, GlobalPoolProblem, KernelFamily, KernelPass, KernelTarget,
         OptimizerProblem, Problem, WalkProblem,
     };
+    use crate::ops::pad::PadProblem;
     use crate::ops::pool::PoolProblem;
     use crate::shape::{Lines, Shape, Window};
 
@@ -350,6 +351,8 @@ mod tests {
         is_whole(&GlobalPoolProblem { n: 3, pixels: 20, c: 24 }, &BOTH);
         let (input, output) = (Shape::new(9, 7, 13), Shape::new(5, 4, 13));
         is_whole(&PoolProblem { n: 2, input, output, window: Window::square(3, 2, 1) }, &BOTH);
+        let pad = PadProblem { n: 2, input, output, top: -2, left: 0 };
+        is_whole(&pad, &[KernelPass::Forward]);
         for family in [KernelFamily::Elementwise, KernelFamily::Activation, KernelFamily::Dropout] {
             for len in [1, 5000, 70_001, 30_000_000] {
                 is_whole(&WalkProblem { family, len, aligned: true }, &BOTH);

@@ -10,11 +10,12 @@ use crate::ops::dropout::DropoutStream;
 use crate::ops::linear::{Linear, LinearProblem, LinearStep};
 use crate::ops::loss::{Gradient, LossRecord, SoftTarget, cross_entropy, distillation, feature_mse};
 use crate::ops::optimizer::{Optimizer, OptimizerState, ParamSpan, Update};
+use crate::ops::pad::{PadProblem, PadStep};
 use crate::ops::pool::PoolProblem;
 use crate::ops::pool::average::AvgPoolStep;
 use crate::ops::pool::global::GlobalPoolStep;
 use crate::ops::pool::max::MaxPoolStep;
-use crate::ops::step::{ParamId, Place, SiteId, Step, ValueId, Values};
+use crate::ops::step::{ParamId, Place, Sink, SiteId, Step, ValueId, Values};
 use crate::ops::{add, copy, dropout};
 use crate::shape::{Lines, Padding, Shape, Window};
 
@@ -33,6 +34,9 @@ pub(super) fn cases() -> Vec<Case> {
         case("avg_pool/3x3_s1_odd", |on| avg_pool_case(1, Shape::new(7, 5, 13), Window::square(3, 1, 1), on)),
         case("avg_pool/2x2_s2", |on| avg_pool_case(3, Shape::new(8, 7, 40), Window::square(2, 2, 0), on)),
         case("avg_pool/5x2_asymmetric", |on| avg_pool_case(2, Shape::new(11, 6, 8), asymmetric(), on)),
+        case("pad/zeros_around", |on| pad_case(2, Shape::new(7, 5, 16), [1, 2, 0, 1], on)),
+        case("pad/cut_off", |on| pad_case(3, Shape::new(9, 8, 13), [-1, -2, -3, 0], on)),
+        case("pad/both", |on| pad_case(1, Shape::new(5, 9, 40), [2, -1, -2, 3], on)),
         case("dropout/5000", dropout_case),
         case("augment/5x9x8x4", |on| augment_case(Shape::new(9, 8, 4), on)),
         case("augment/3x7x5x3", |on| augment_case(Shape::new(7, 5, 3), on)),
@@ -166,6 +170,17 @@ fn avg_pool_case(n: usize, input: Shape, window: Window, on: &On<'_>) -> Result<
     let step = Box::new(AvgPoolStep { problem, x, y });
     let terms = Terms { y: window.taps(), dx: window.taps() };
     unary_case(Unary { values, step, x, y, n }, &on.numbers(1, n * input.len()), terms, on)
+}
+
+/// Amounts above, left, below and right.
+fn pad_case(n: usize, input: Shape, [top, left, bottom, right]: [isize; 4], on: &On<'_>) -> Result<Vec<Output>> {
+    let size = |size: usize, before: isize, after: isize| (size as isize + before + after) as usize;
+    let output = Shape::new(size(input.h, top, bottom), size(input.w, left, right), input.c);
+    let problem = PadProblem { n: 1, input, output, top, left };
+    let mut values = Values::default();
+    let (x, y) = (values.activation(input), values.activation(output));
+    let step = Box::new(PadStep { problem, x, y: Sink { value: y, add: false } });
+    unary_case(Unary { values, step, x, y, n }, &on.numbers(1, n * input.len()), Terms { y: 1, dx: 1 }, on)
 }
 
 fn dropout_case(on: &On<'_>) -> Result<Vec<Output>> {

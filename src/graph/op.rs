@@ -8,6 +8,7 @@ pub use crate::ops::batch_norm::BatchNorm;
 pub use crate::ops::conv::{Bias, Conv, ConvFamily};
 pub use crate::ops::dropout::Dropout;
 pub use crate::ops::linear::Linear;
+pub use crate::ops::pad::Pad;
 pub use crate::ops::pool::average::AvgPool;
 pub use crate::ops::pool::max::MaxPool;
 
@@ -38,6 +39,8 @@ pub enum Op {
     MaxPool(MaxPool),
     /// Mean of a window per channel.
     AvgPool(AvgPool),
+    /// Zeros around an image, or a cut of its rim.
+    Pad(Pad),
     /// Fully connected layer.
     Linear(Linear),
     /// Dropout.
@@ -56,6 +59,7 @@ impl Op {
             Self::GlobalAvgPool => &GlobalAvgPool,
             Self::MaxPool(pool) => pool,
             Self::AvgPool(pool) => pool,
+            Self::Pad(pad) => pad,
             Self::Linear(linear) => linear,
             Self::Dropout(dropout) => dropout,
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use depthshrinker::graph::{AvgPool, Conv, ConvFamily, Graph, MaxPool, NodeId, Op};
+use depthshrinker::graph::{AvgPool, Conv, ConvFamily, Graph, MaxPool, NodeId, Op, Pad};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Shape, Window};
 use depthshrinker::shrink::linear_segments;
@@ -84,6 +84,7 @@ impl Reference {
                     let mean = |held: &[f64]| held.iter().sum::<f64>() / held.len() as f64;
                     pool(window, x, shapes[node.inputs[0]], shapes[id], mean)
                 }
+                Op::Pad(pad) => padded(pad, x, shapes[node.inputs[0]], shapes[id]),
                 Op::Linear(linear) => {
                     let (w, b) = (weight("weight").unwrap(), weight("bias").unwrap());
                     let dot = |o: usize| w[o * linear.c_in..].iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
@@ -96,6 +97,16 @@ impl Reference {
         }
         values
     }
+}
+
+/// Pixel by pixel: what lies there before, or 0.
+fn padded(Pad { top, left, .. }: Pad, x: &[f64], input: Shape, output: Shape) -> Vec<f64> {
+    let at = |i: usize| {
+        let row = (i / output.c / output.w).checked_add_signed(-top).filter(|&row| row < input.h)?;
+        let col = (i / output.c % output.w).checked_add_signed(-left).filter(|&col| col < input.w)?;
+        Some(x[(row * input.w + col) * input.c + i % output.c])
+    };
+    (0..output.len()).map(|i| at(i).unwrap_or(0.0)).collect()
 }
 
 /// What `of` makes of the pixels that each window holds, channel by channel.

@@ -11,7 +11,7 @@ mod subnormal;
 use depthshrinker::device::Device;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::graph::{
-    Activation, AvgPool, BatchNorm, Bias, Conv, Dropout, Graph, GraphBuilder, MaxPool, NodeId, Op, ParamRole,
+    Activation, AvgPool, BatchNorm, Bias, Conv, Dropout, Graph, GraphBuilder, MaxPool, NodeId, Op, Pad, ParamRole,
 };
 use depthshrinker::io::ModelInfo;
 use depthshrinker::io::layout::nchw_to_nhwc;
@@ -223,6 +223,7 @@ fn rare_nodes() -> Result<(), Failed> {
         Window { k_h: 3, k_w: 2, stride_h: 2, stride_w: 1, pad: Padding { top: 2, left: 0, bottom: 1, right: 1 } };
     let x = b.push("max_pool", Op::MaxPool(MaxPool { window: odd }), &[x]);
     let x = b.push("avg_pool", Op::AvgPool(AvgPool { window: odd }), &[x]);
+    let x = b.push("pad", Op::Pad(Pad { top: 2, left: -1, bottom: -1, right: 3 }), &[x]);
     let x = b.push("drop", Op::Dropout(Dropout { p: 0.5 }), &[x]);
     let x = b.push("pool", Op::GlobalAvgPool, &[x]);
     b.linear("classifier", 12, 3, x);

@@ -14,6 +14,7 @@
 //! | convolution | `Conv`; a bias map is an `Add` behind it |
 //! | batch-norm that no convolution takes | `BatchNormalization` |
 //! | activation | `Relu` or `Clip`; with a slope q: q·x + (1 − q)·clip(x), which is what it computes |
+//! | padding | `Pad`, whose negative amounts cut off |
 //! | sum, pools | `Add`, and the operator of the pool's name, such as `MaxPool` |
 //! | linear layer | `Flatten` and `Gemm` |
 //! | dropout | nothing |
@@ -165,6 +166,17 @@ impl<'a> Exporter<'a> {
         Ok(name)
     }
 
+    /// Adds a list of integers that a node reads.
+    fn add_integers(&mut self, name: String, values: &[isize]) -> String {
+        self.initializers.push(TensorProto {
+            dims: vec![values.len() as i64],
+            data_type: ElementType::Int64 as i32,
+            name: name.clone(),
+            raw_data: values.iter().flat_map(|&v| (v as i64).to_le_bytes()).collect(),
+        });
+        name
+    }
+
     /// Appends a cast; the name of its value.
     fn cast(&mut self, name: &str, x: &str, output: Option<&str>, to: Dtype) -> String {
         self.push("Cast", name, &[x], output, vec![int("to", element(to) as i64)])
@@ -201,6 +213,10 @@ impl<'a> Exporter<'a> {
                 self.push("BatchNormalization", name, &[&inputs[0], &w, &b, &mean, &var], None, epsilon)
             }
             Op::Activation(activation) => self.add_activation(id, &activation, &inputs[0])?,
+            Op::Pad(pad) => {
+                let pads = self.add_integers(param("pads"), &[0, 0, pad.top, pad.left, 0, 0, pad.bottom, pad.right]);
+                self.push("Pad", name, &[&inputs[0], &pads], None, Vec::new())
+            }
             Op::Linear(_) if id != self.model.graph.output() => {
                 return Err(Error::Graph(format!("{name} is linear but not the last layer, which is not exported")));
             }

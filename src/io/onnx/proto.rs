@@ -104,6 +104,7 @@ pub(super) struct TensorProto {
 pub(super) enum ElementType {
     Undefined = 0,
     Float = 1,
+    Int64 = 7,
     Float16 = 10,
 }
 

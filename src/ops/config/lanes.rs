@@ -8,6 +8,7 @@ use super::{
     vector_len, vector_word, whole_vectors,
 };
 use crate::dtype::Dtype;
+use crate::ops::pad::PadProblem;
 use crate::ops::pool::PoolProblem;
 use crate::{Error, Result};
 
@@ -101,6 +102,12 @@ impl LaneConfig {
         [pixels.div_ceil(lanes.rows), lanes.tiles, p.n]
     }
 
+    /// Blocks of a padding: rows of threads over the result's pixels, tiles of channels, images.
+    pub fn pad_grid(&self, p: &PadProblem, dtype: Dtype) -> [usize; 3] {
+        let lanes = self.lanes(p.input.c, dtype);
+        [p.output.pixels().div_ceil(lanes.rows), lanes.tiles, p.n]
+    }
+
     /// Blocks of an augmentation: pieces of an image, images.
     pub fn augment_grid(&self, p: &AugmentProblem, dtype: Dtype) -> [usize; 3] {
         [p.len.div_ceil(THREADS * self.elements(dtype)), p.n, 1]
@@ -172,6 +179,7 @@ macro_rules! by_lanes {
 }
 by_lanes!(GlobalPoolProblem, KernelFamily::GlobalPool, p => p.c);
 by_lanes!(PoolProblem, KernelFamily::WindowPool, p => p.input.c);
+by_lanes!(PadProblem, KernelFamily::Pad, p => p.input.c);
 by_lanes!(AugmentProblem, KernelFamily::Augment, p => p.len);
 
 /// db `[c]` = Σ dy over `pixels`.

@@ -85,6 +85,8 @@ pub enum KernelFamily {
     GlobalPool,
     /// What slides a window in `pool.cu`.
     WindowPool,
+    /// `pad.cu`.
+    Pad,
     /// Conversion and addition: `elementwise.cu`.
     Elementwise,
     /// `activation.cu`, and `feature_mse` of `loss.cu`, which sum on the way.
@@ -237,6 +239,7 @@ const KERNELS: &[KernelsRow] = &[
     row(KernelFamily::GlobalPool, KernelPass::Backward, "global_pool_backward", reads::<LaneConfig>),
     row(KernelFamily::WindowPool, KernelPass::Forward, "window_pool_forward", reads::<LaneConfig>),
     row(KernelFamily::WindowPool, KernelPass::Backward, "window_pool_backward", reads::<LaneConfig>),
+    row(KernelFamily::Pad, KernelPass::Forward, "pad", reads::<LaneConfig>),
     row(KernelFamily::Elementwise, KernelPass::Forward, "elementwise", reads::<WalkConfig>),
     row(KernelFamily::Activation, KernelPass::Forward, "activation_forward", reads::<WalkConfig>),
     row(KernelFamily::Activation, KernelPass::Backward, "activation_backward", reads::<WalkConfig>),

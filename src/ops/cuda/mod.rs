@@ -54,6 +54,7 @@ mod tests {
     use crate::ops::dropout::{self, DropoutStream};
     use crate::ops::epilogue::{BiasOperand, Epilogue};
     use crate::ops::linear::{self, LinearProblem};
+    use crate::ops::pad::{self, PadProblem};
     use crate::ops::pool::{self, PoolProblem};
     use crate::ops::{add, copy};
     use crate::shape::{Lines, Shape, Window};
@@ -256,6 +257,11 @@ mod tests {
         needs_all_of("max-pool's gradient", &[2 * input.len(), 2 * output.len(), 2 * input.len()], |_, mut o| {
             let mut dx = o.take(2);
             pool::max::backward(&p, o.read(0), o.read(1), all(&mut dx), true);
+        });
+        let p = PadProblem { n: 2, input, output, top: -2, left: 1 };
+        needs_all_of("padding", &[2 * input.len(), 2 * output.len()], |_, mut o| {
+            let mut y = o.take(1);
+            pad::forward(&p, o.read(0), all(&mut y), true);
         });
         let p = LinearProblem { n: 3, c_in: 8, c_out: 5 };
         needs_all_of("linear", &[24, 40, 5, 15], |_, mut o| {
