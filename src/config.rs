@@ -17,8 +17,8 @@ use crate::shape::Shape;
 use crate::shrink::padding::PaddingMode;
 use crate::shrink::surgery::Linearise;
 use crate::shrink::{
-    Budget, ChannelList, ChannelOrder, DistillConfig, EvolutionConfig, ExpandConfig, Mask, PublishedConfig, Removal,
-    Rule, ScoreConfig, SearchMethod, Selection, SensitivityConfig, SlopeConfig, SlopeRule,
+    Budget, ChannelList, ChannelOrder, DistillConfig, EvolutionConfig, ExpandConfig, Layers, Mask, PublishedConfig,
+    Removal, Rule, ScoreConfig, SearchMethod, SegmentConfig, Selection, SensitivityConfig, SlopeConfig, SlopeRule,
 };
 use crate::terminal::start;
 use crate::train::TrainConfig;
@@ -104,7 +104,8 @@ pub struct CompareConfig {
 impl Default for CompareConfig {
     fn default() -> Self {
         Self {
-            methods: SearchMethod::ALL.to_vec(),
+            // Those of single layers train a copy for each of hundreds of segments.
+            methods: SearchMethod::ALL.into_iter().filter(|method| method.layers().is_none()).collect(),
             budgets: vec![Budget::LatencyFraction(0.8)],
             seeds: vec![0, 1, 2],
             random_masks: 8,
@@ -214,6 +215,8 @@ pub struct SearchConfig {
     pub evolution: EvolutionConfig,
     /// How networks are judged without training.
     pub sensitivity: SensitivityConfig,
+    /// How importances of segments decide.
+    pub segments: SegmentConfig,
     /// How the weights are trained along with the scores.
     pub train: TrainConfig,
 }
@@ -228,6 +231,9 @@ pub struct FinetuneConfig {
     /// Segments to merge that are more than blocks, by their first and last node; for `finetune` alone, from its plan.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<SegmentEnds>,
+    /// What happens to single layers; for `finetune` alone, from its plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
     /// Bypasses freed blocks, so that only their shortcuts are left; for `finetune` alone, from its plan.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub bypass: bool,
@@ -366,6 +372,7 @@ impl Default for SearchConfig {
             slopes: SlopeConfig::default(),
             evolution: EvolutionConfig::default(),
             sensitivity: SensitivityConfig::default(),
+            segments: SegmentConfig::default(),
             train: quick_start::search(),
         }
     }
@@ -376,13 +383,14 @@ impl FinetuneConfig {
     pub fn select(&mut self, selection: Selection) {
         (self.kept, self.segments, self.bypass) = (Some(selection.keep), selection.segments, selection.bypass);
         (self.bypassed, self.channels) = (selection.bypassed, selection.channels);
+        self.layers = selection.layers;
     }
 
     /// What `finetune` frees, by a mask.
     pub fn selection(&self, mask: &Mask) -> Selection {
         let (segments, bypassed) = (self.segments.clone(), self.bypassed.clone());
-        let channels = self.channels.clone();
-        Selection { segments, bypass: self.bypass, bypassed, channels, ..mask.clone().into() }
+        let (channels, layers) = (self.channels.clone(), self.layers.clone());
+        Selection { segments, bypass: self.bypass, bypassed, channels, layers, ..mask.clone().into() }
     }
 }
 
@@ -391,6 +399,7 @@ impl Default for FinetuneConfig {
         Self {
             kept: None,
             segments: Vec::new(),
+            layers: None,
             bypass: false,
             bypassed: Vec::new(),
             channels: None,
@@ -524,6 +533,7 @@ impl Config {
             return Err(Error::Config(format!("{problem}; leave one out")));
         }
         self.search.sensitivity.check()?;
+        self.search.segments.check()?;
         self.budget.check_time()?;
         if let Some(tolerance) = self.search.match_latency.filter(|tolerance| !(1e-4..=0.5).contains(tolerance)) {
             return Err(Error::Config(format!("search.match_latency = {tolerance}; give 0.0001 to 0.5")));

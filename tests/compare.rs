@@ -123,6 +123,10 @@ fn what_cannot_be_compared_is_refused() {
     let mut command = Command::cargo_bin("depthshrinker").unwrap();
     command.current_dir(dir.path()).args(matched);
     fails(command, &["--match-latency", "keep 9", "--latency-fractions"]);
+    let mut layers = Command::cargo_bin("depthshrinker").unwrap();
+    let of_size = ["compare", "m.safetensors", "--config", "size.toml", "--list", "--methods", "layer-merge"];
+    layers.current_dir(dir.path()).args(of_size);
+    fails(layers, &["layer-merge needs budgets that are times", "keep 9"]);
     fails(compare(dir.path(), &["--list", "--match-latency=0.9"]), &["search.match_latency = 0.9", "0.5"]);
     fails(compare(dir.path(), &["--job", "6"]), &["there is no job 6", "0 to 5"]);
     fails(compare(dir.path(), &["--merge"]), &["no job in c is finished"]);

@@ -5,7 +5,7 @@ mod reference;
 
 use depthshrinker::device::{Device, View, ViewMut};
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
-use depthshrinker::graph::{ConvFamily, NodeId, ParamRole};
+use depthshrinker::graph::{ConvFamily, NodeId, Op, ParamRole};
 use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
 use depthshrinker::model::{Model, Weights};
@@ -13,6 +13,9 @@ use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::conv::{self, ConvGradient, ConvInput, ConvProblem, GradientsOut};
 use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
 use depthshrinker::shape::{Padding, Shape, Window};
+use depthshrinker::shrink::LayerChoice;
+use depthshrinker::shrink::padding::PaddingMode;
+use depthshrinker::shrink::surgery::{Linearise, prepare_finetune};
 use depthshrinker::tensor::Tensor;
 use reference::{compare, numbers, widen};
 
@@ -72,11 +75,34 @@ fn step(engine: &mut Engine, images: &[f32], labels: &[usize], lr: f32) -> f64 {
 #[test]
 fn the_fused_plan_trains_as_the_reference_plan_does() {
     let model = Model::initialise(tiny_graph(), 3).expect("a well-formed graph");
+    trains_alike(&model, 50);
+}
+
+/// The same where segments go over blocks, their padding at the front and the shortcuts within cut to size.
+#[test]
+fn shortcuts_that_are_cut_train_alike() {
+    let model = Model::initialise(tiny_graph(), 3).expect("a well-formed graph");
+    let positions = model.graph.positions().expect("a network with blocks");
+    let mut boundaries = vec![0];
+    while let Some(&st) = boundaries.last().filter(|st| **st < positions.depth()) {
+        let longest = positions.segments().filter(|at| at.st == st && at.len() <= 6).map(|at| at.end).max();
+        boundaries.push(longest.expect("single convolutions are segments"));
+    }
+    let choice = LayerChoice { activations: &boundaries[1..], boundaries: &boundaries, pruned: &[] };
+    let selection = choice.selection(&model.graph, &positions).expect("segments");
+    let surgery = Linearise { final_activation: true, padding: PaddingMode::Reorder };
+    let prepared = prepare_finetune(&model, &selection, &surgery).expect("exact segments");
+    let cuts = prepared.graph.nodes.iter().filter(|node| matches!(node.op, Op::Pad(_))).count();
+    assert!(cuts >= 5, "{cuts} shortcuts");
+    trains_alike(&prepared, 15);
+}
+
+fn trains_alike(model: &Model, steps: u64) {
     let (n, len) = (8, model.graph.input_shape().len());
-    let mut engines = [Fusion::PerNode, Fusion::OnLoad].map(|fusion| engine(&model, n, fusion, true));
+    let mut engines = [Fusion::PerNode, Fusion::OnLoad].map(|fusion| engine(model, n, fusion, true));
     assert!(engines[1].plan().steps.len() * 2 < engines[0].plan().steps.len(), "the fused plan fuses");
     assert!(engines[1].planned_bytes() < engines[0].planned_bytes(), "and needs less memory");
-    let (steps, mut alike) = (50, 0);
+    let mut alike = 0;
     for at in 0..steps {
         let images = numbers(at, n * len);
         let labels: Vec<usize> = (0..n).map(|i| (i * 3 + at as usize) % CLASSES).collect();

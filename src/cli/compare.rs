@@ -36,7 +36,7 @@ pub struct Args {
     /// Run nothing; put together what is finished
     #[arg(long)]
     merge: bool,
-    /// Methods, with commas [default: all]
+    /// Methods, with commas [default: all that choose whole blocks]
     #[arg(long, value_name = "METHOD,…", value_delimiter = ',')]
     methods: Option<Vec<SearchMethod>>,
     /// Budgets: shares of the original's time that the merged networks may take by the latency table, with commas [default:

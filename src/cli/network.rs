@@ -4,11 +4,12 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::graph::{ChainConv, Graph, Positions};
+use crate::graph::{Graph, Positions};
 use crate::io::read_model;
 use crate::model::Model;
 use crate::networks::{KNOWN_NETWORKS, NetworkOptions, build, image_size};
 use crate::shape::Shape;
+use crate::shrink::norms;
 
 /// A network as it was published, or changed by options.
 #[derive(Debug, Clone, clap::Args)]
@@ -110,11 +111,7 @@ impl NamedNetwork {
     /// The sums of the magnitudes of each convolution's weights, by position; `None` where there are no weights.
     pub fn norms(&self, positions: &Positions) -> Option<Vec<f64>> {
         let Self::File(model) = self else { return None };
-        let norm = |conv: &ChainConv| {
-            let weight = model.weight(&format!("{}.weight", model.graph.nodes[conv.node].name));
-            weight.data.iter().map(|&w| f64::from(w).abs()).sum()
-        };
-        Some(positions.convs().iter().map(norm).collect())
+        Some(norms(model, positions))
     }
 }
 

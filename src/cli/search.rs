@@ -76,6 +76,13 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         format!("{:#}\n", json!(plan))
     } else {
         let mut text = format!("{}\nkeep {}\n", terminal::path(&paths[0]), plan.keep);
+        if let Some(layers) = &plan.layers {
+            let [freed, activated, pruned] = [&layers.freed, &layers.activated, &layers.pruned].map(Vec::len);
+            text.push_str(&format!(
+                "{freed} activations go, {activated} come, {pruned} convolutions are pruned, {} segments merge\n",
+                plan.segments.len()
+            ));
+        }
         for (block, score) in model.graph.blocks.iter().zip(&plan.scores) {
             text.push_str(&format!("  {:<14} {score:.3}\n", block.name));
         }

@@ -9,11 +9,12 @@ use serde_json::json;
 
 use super::network::NamedNetwork;
 use super::{Common, print};
-use crate::Error;
+use crate::graph::{Graph, Positions};
 use crate::measure::LatencyTable;
 use crate::report::{json_text, solution_table};
 use crate::shrink::select::{Inputs, Knobs, Method, Solution, select};
-use crate::shrink::{Importance, Selection};
+use crate::shrink::{Importance, LayerChoice, Selection};
+use crate::{Error, Result as LibraryResult};
 
 /// Options of `select`.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,7 +49,8 @@ pub struct Args {
     /// random: how much less than the budget a mask may take, as a share of it
     #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
     tolerance: f64,
-    /// Write the mask as a plan file for `finetune --plan` and `merge --plan`; for methods that free whole blocks
+    /// Write what is selected as a plan file for `finetune --plan` and `merge --plan`; needs --network but for methods that free
+    /// whole blocks, and of layer-merge a model file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -88,11 +90,8 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     };
     let solution = select(args.method, &inputs, &knobs)?;
     if let Some(path) = &args.output {
-        let Some(mask) = &solution.kept else {
-            let problem = "selects more than a mask of blocks, which a plan file cannot say yet; leave out --output";
-            return Err(Error::Config(format!("--method {} {problem}", args.method.name())).into());
-        };
-        Selection::from(mask.clone()).write(path)?;
+        let named = network.as_ref().zip(positions.as_ref()).map(|(network, positions)| (network.graph(), positions));
+        plan(args.method, &solution, named)?.write(path)?;
     }
     let text = if common.json {
         let mut value = json!(solution);
@@ -104,6 +103,24 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
         format!("{}{}", solution_table(&solution, &table, named)?.text(), summary(args, &solution))
     };
     print("what was selected", &text)
+}
+
+/// What was selected as a plan.
+fn plan(method: Method, solution: &Solution, named: Option<(&Graph, &Positions)>) -> LibraryResult<Selection> {
+    if let Some(mask) = &solution.kept {
+        return Ok(mask.clone().into());
+    }
+    let prunes = matches!(method, Method::LayerMerge | Method::LayerKnapsack);
+    let (name, needs) = (method.name(), if prunes { "a model file as --network" } else { "--network" });
+    let lacks = || Error::Config(format!("--method {name} needs {needs} for a plan; give it, or leave out --output"));
+    let (graph, positions) = named.ok_or_else(lacks)?;
+    let pruned = match (&solution.pruned, prunes) {
+        (Some(pruned), _) => &pruned[..],
+        (None, false) => &[],
+        (None, true) => return Err(lacks()),
+    };
+    let Solution { activations, boundaries, .. } = solution;
+    LayerChoice { activations, boundaries, pruned }.selection(graph, positions)
 }
 
 impl Args {

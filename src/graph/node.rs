@@ -46,7 +46,7 @@ impl Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlockState {
-    /// It has activations that can be switched.
+    /// It has activations that can be switched, or others within that stay.
     Active,
     /// Those activations are gone; it is linear up to a final activation.
     Linear,
@@ -139,11 +139,13 @@ impl Graph {
         sites.map(|site| site.index() + 1).fold(self.blocks.len(), usize::max)
     }
 
-    /// What has happened to a block: with a switchable activation it is active; without one, a single convolution
-    /// (with its final activation) or no node at all is merged, everything else linear.
+    /// What has happened to a block: with a switchable activation, or another one that is not its last node, it is active;
+    /// without, a single convolution (with its final activation) or no node at all is merged, everything else linear.
     pub fn state(&self, block: BlockId) -> BlockState {
         let nodes = &self.nodes[self.blocks[block].nodes];
-        if nodes.iter().any(|node| node.site().is_some()) {
+        let is_final = |at: usize, node: &Node| at + 1 == nodes.len() && node.site().is_none();
+        let stays = |(at, node): (usize, &Node)| matches!(node.op, Op::Activation(_)) && !is_final(at, node);
+        if nodes.iter().enumerate().any(stays) {
             return BlockState::Active;
         }
         match nodes {

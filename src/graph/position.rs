@@ -59,11 +59,18 @@ pub struct ChainConv {
     pub block: BlockId,
     /// What it computes.
     pub conv: Conv,
-    /// Whether an activation reads its value, after batch-norm and sums. A linear bottleneck has none.
-    pub has_activation: bool,
+    /// The value at its position: behind the batch-norm and the sums that alone read it.
+    pub value: NodeId,
+    /// The activation that alone reads that value; a linear bottleneck has none.
+    pub activation: Option<NodeId>,
 }
 
 impl ChainConv {
+    /// Whether there is an activation at its position.
+    pub fn has_activation(&self) -> bool {
+        self.activation.is_some()
+    }
+
     /// Side of its kernel, the longer one.
     pub fn kernel(&self) -> usize {
         self.conv.window.k_h.max(self.conv.window.k_w)
@@ -168,8 +175,8 @@ impl Graph {
             let st = convs.len();
             for node in self.main_chain(&segment) {
                 if let Op::Conv(conv) = self.nodes[node].op {
-                    let has_activation = self.is_activated(node, &users);
-                    convs.push(ChainConv { node, block, conv, has_activation });
+                    let (value, activation) = self.value_behind(node, &users);
+                    convs.push(ChainConv { node, block, conv, value, activation });
                 }
             }
             let adds_input = |id: NodeId| {
@@ -187,17 +194,17 @@ impl Graph {
         Ok(Positions { network: self.name.clone(), convs, blocks, breaks, segments })
     }
 
-    /// Whether the value of a convolution goes into an activation, perhaps behind batch-norms and sums.
-    fn is_activated(&self, conv: NodeId, users: &[Vec<NodeId>]) -> bool {
+    /// The value of a convolution behind batch-norms and sums, and the activation that reads it.
+    fn value_behind(&self, conv: NodeId, users: &[Vec<NodeId>]) -> (NodeId, Option<NodeId>) {
         let mut value = conv;
         while let [user] = users[value][..] {
             match self.nodes[user].op {
-                Op::Activation(_) => return true,
-                Op::BatchNorm(_) | Op::Add => value = user,
-                _ => return false,
+                Op::Activation(_) => return (value, Some(user)),
+                Op::BatchNorm(_) | Op::Add | Op::Pad(_) => value = user,
+                _ => break,
             }
         }
-        false
+        (value, None)
     }
 
     /// The segments of [`Graph::segments`] that hold convolutions of the chain and no others but those of projections.
@@ -271,14 +278,14 @@ impl Positions {
 
     /// The positions behind which there is an activation, from 1 on.
     pub fn activations(&self) -> Vec<usize> {
-        (1..=self.depth()).filter(|&position| self.convs[position - 1].has_activation).collect()
+        (1..=self.depth()).filter(|&position| self.convs[position - 1].has_activation()).collect()
     }
 
     /// Whether an activation may be present or absent at a position while the importance of a segment that ends there
     /// is measured: at linear bottlenecks, the ends of blocks that have none of their own.
     pub fn may_vary(&self, position: usize) -> bool {
         position > 0
-            && !self.convs[position - 1].has_activation
+            && !self.convs[position - 1].has_activation()
             && self.blocks.iter().any(|block| block.at.end == position)
     }
 

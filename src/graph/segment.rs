@@ -9,6 +9,7 @@ use super::node::{Graph, Node};
 use super::op::{Input, Op};
 use crate::index::{BlockId, NodeId, NodeRange};
 use crate::ops::activation::Activation;
+use crate::ops::pad::Pad;
 use crate::shape::{Padding, Shape, Window};
 use crate::{Error, Result};
 
@@ -87,6 +88,15 @@ impl Span {
         Self { kernel: [k_h, k_w], stride: [s_h, s_w], pad: [p_h, p_w] }
     }
 
+    /// The span behind a padding; `None` where it cuts off more than was padded before, so that the tap P is gone.
+    pub fn padded(self, pad: Pad) -> Option<Self> {
+        let axis = |i: usize, amount: isize| {
+            let stride = isize::try_from(self.stride[i]).ok()?;
+            self.pad[i].checked_add_signed(amount.checked_mul(stride)?)
+        };
+        Some(Self { pad: [axis(0, pad.top)?, axis(1, pad.left)?], ..self })
+    }
+
     /// The span of the sum of two values, their taps P on one another; `None` where the strides differ.
     pub fn join(self, other: Self) -> Option<Self> {
         let pad = [self.pad[0].max(other.pad[0]), self.pad[1].max(other.pad[1])];
@@ -149,7 +159,7 @@ impl Graph {
         })
     }
 
-    /// The segment between two nodes by name.
+    /// The segment between two nodes by name, and the paddings in front of the first that are read within it alone.
     ///
     /// # Errors
     /// A name that no node has, or nodes that do not bound a segment.
@@ -159,7 +169,13 @@ impl Graph {
             id.map(NodeId::new)
                 .ok_or_else(|| Error::Graph(format!("{} has no node {name:?} to bound a segment", self.name)))
         };
-        let (first, last) = (find(&ends.first)?, find(&ends.last)?);
+        let (mut first, last) = (find(&ends.first)?, find(&ends.last)?);
+        let users = self.users();
+        let is_own = |id: NodeId| {
+            matches!(self.nodes[id].op, Op::Pad(_)) && users[id].iter().all(|user| (first..=last).contains(user))
+        };
+        let paddings = (1..first.index()).rev().take_while(|&id| is_own(NodeId::new(id))).count();
+        first = NodeId::new(first.index() - paddings);
         let input = self.nodes[first].inputs.first().copied().unwrap_or(first);
         let segment = Segment { input, nodes: (first..=last).into() };
         self.check_segment(&segment)?;
@@ -206,7 +222,7 @@ impl Graph {
     /// Whether a segment is affine in its input, an activation that cannot be switched allowed at its end.
     pub fn is_linear(&self, segment: &Segment) -> bool {
         segment.nodes.iter().all(|id| match self.nodes[id].op {
-            Op::Conv(_) | Op::BatchNorm(_) | Op::Add => true,
+            Op::Conv(_) | Op::BatchNorm(_) | Op::Add | Op::Pad(_) => true,
             Op::Activation(activation) => id == segment.output() && activation.site.is_none(),
             _ => false,
         })
@@ -215,7 +231,7 @@ impl Graph {
     /// The window from a segment's input to its output as if its activations were not there.
     ///
     /// # Errors
-    /// A sum of two values of different strides.
+    /// A sum of two values of different strides, or a padding that cuts off more than was padded.
     pub fn span(&self, segment: &Segment) -> Result<Span> {
         let mut spans = HashMap::from([(segment.input, Span::IDENTITY)]);
         for id in segment.nodes.iter() {
@@ -224,7 +240,14 @@ impl Graph {
             let first = inputs.next().unwrap_or(Span::IDENTITY);
             let joined = inputs.try_fold(first, Span::join);
             let span = joined.ok_or_else(|| Error::Graph(format!("{} adds values of different strides", node.name)))?;
-            spans.insert(id, if let Op::Conv(conv) = node.op { span.then(conv.window) } else { span });
+            let span = match node.op {
+                Op::Conv(conv) => span.then(conv.window),
+                Op::Pad(pad) => span
+                    .padded(pad)
+                    .ok_or_else(|| Error::Graph(format!("{} cuts off more than was padded", node.name)))?,
+                _ => span,
+            };
+            spans.insert(id, span);
         }
         Ok(spans[&segment.output()])
     }
@@ -290,7 +313,8 @@ impl Graph {
             let mut read_until = NodeId::INPUT;
             for (end, node) in NodeId::enumerate(&self.nodes).skip(start.index()) {
                 let within = |i: &NodeId| *i == input || (start..end).contains(i);
-                let affine = matches!(node.op, Op::Conv(_) | Op::BatchNorm(_) | Op::Add | Op::Activation(_));
+                let affine =
+                    matches!(node.op, Op::Conv(_) | Op::BatchNorm(_) | Op::Add | Op::Pad(_) | Op::Activation(_));
                 if !affine || !node.inputs.iter().all(within) {
                     break;
                 }

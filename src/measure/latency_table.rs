@@ -191,6 +191,21 @@ impl LatencyTable {
         self.fixed_ms
     }
 
+    /// Milliseconds of all convolutions one by one, and of what always runs.
+    pub fn original_ms(&self) -> f64 {
+        let singles = self.rows().filter(|row| row.at.len() == 1);
+        singles.fold(self.fixed_ms, |sum, row| sum + row.time_ms)
+    }
+
+    /// The table with those of its segments with convolutions that `keep` wants, and with what always runs.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn filtered(&self, keep: impl Fn(&LatencyRow) -> bool) -> Result<Self> {
+        let rows = self.rows.values().filter(|row| row.at.is_empty() || keep(row));
+        Self::new(&self.path, rows.cloned().collect())
+    }
+
     /// The rows of segments with convolutions, by segment.
     pub fn rows(&self) -> impl Iterator<Item = &LatencyRow> {
         self.rows.values().filter(|row| !row.at.is_empty())

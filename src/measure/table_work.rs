@@ -283,7 +283,7 @@ impl Network {
         {
             last = user;
         }
-        let is_activated = self.positions.convs()[at.end - 1].has_activation;
+        let is_activated = self.positions.convs()[at.end - 1].has_activation();
         let (mut merged, mut activation) = (NodeId::INPUT, None);
         let (graph, map) = self.graph.rewrite_with_map(|id, node, out| {
             let mut value = match segment.nodes.contains(&id) {

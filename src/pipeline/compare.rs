@@ -3,17 +3,17 @@
 //! not done again. Whatever jobs are finished are put together. Where times are measured, the first job measures one latency
 //! table for all.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::folder::{Entry, RunFolder, settings_fingerprint};
-use super::latency::{TABLE, measured};
+use super::latency::{PRUNED_TABLE, TABLE, measured};
 use super::shrink::{LAST, Stance, shrink_in};
 use crate::config::{CompareConfig, Config};
 use crate::io::checkpoint::file_fingerprint;
 use crate::io::{read_model, write_first};
 use crate::measure::LatencySource;
 use crate::report::{MetricsLine, RunResult, Trial, TrialName};
-use crate::shrink::SearchMethod;
+use crate::shrink::{LayerMethod, SearchMethod};
 use crate::train::Reporter;
 use crate::{Error, Result, files};
 
@@ -35,8 +35,8 @@ pub struct Jobs {
     model: String,
     /// Steps of finetuning after which scores are taken.
     recovery_steps: Vec<u64>,
-    /// The table that all jobs read, where it is measured here.
-    measured: Option<PathBuf>,
+    /// Whether the tables that jobs read are measured here.
+    measures: bool,
 }
 
 impl Jobs {
@@ -56,8 +56,11 @@ impl Jobs {
             )));
         }
         // With a table each, one random mask would be another in every job.
-        let measured = (config.latency == LatencySource::Measured).then(|| dir.join(TABLE));
-        let latency = measured.clone().map_or_else(|| config.latency.clone(), LatencySource::Table);
+        let of_layers = methods.iter().find(|method| method.layers().is_some());
+        if let (Some(method), Some(count)) = (of_layers, budgets.iter().find(|budget| !budget.is_time())) {
+            return Err(Error::Config(format!("{method} needs budgets that are times, not {count}; leave one out")));
+        }
+        let measures = config.latency == LatencySource::Measured;
         let mut jobs = Vec::new();
         for &budget in budgets {
             for &method in methods {
@@ -68,8 +71,10 @@ impl Jobs {
                         let name = TrialName { method: method.to_string(), budget: budget.to_string(), seed, mask };
                         let mut config = Config { seed, budget, compare_random: 0, ..config.clone() };
                         config.compare = CompareConfig::default();
-                        config.latency.clone_from(&latency);
                         config.search.method = method;
+                        if measures {
+                            config.latency = LatencySource::Table(dir.join(table_file(method)));
+                        }
                         config.search.seed = mask.or(config.search.seed);
                         config.finetune.train.evaluate_after.clone_from(recovery_steps);
                         let folder = RunFolder::new(dir.join(name.to_string()));
@@ -79,7 +84,7 @@ impl Jobs {
             }
         }
         let recovery_steps = recovery_steps.clone();
-        Ok(Self { jobs, model: file_fingerprint(model)?, recovery_steps, measured })
+        Ok(Self { jobs, model: file_fingerprint(model)?, recovery_steps, measures })
     }
 
     /// The jobs in order.
@@ -112,13 +117,14 @@ impl Jobs {
     /// Measures the table that all jobs read, where there is none yet. Of several processes that measure at once the first one's is
     /// taken.
     fn measure_table(&self, config: &Config, stance: Stance) -> Result<()> {
-        let (Some(path), Some(model)) = (&self.measured, config.model.as_deref()) else { return Ok(()) };
-        if path.is_file() {
+        let (Some(path), Some(model)) = (config.latency.file(), config.model.as_deref()) else { return Ok(()) };
+        if !self.measures || path.is_file() {
             return Ok(());
         }
         let model = read_model(model)?.0;
         let mut reporter = if stance.quiet { Reporter::quiet() } else { Reporter::new() };
-        let table = measured(config, &model, &config.device()?, &mut reporter, path)?;
+        let keys = table_file(config.search.method) == PRUNED_TABLE;
+        let table = measured(config, (&model, keys), &config.device()?, &mut reporter, path)?;
         let dir = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         write_first(path, |out| out.write_all(table.to_csv().as_bytes()))
@@ -155,6 +161,11 @@ impl Jobs {
             .map(Some)
             .map_err(|e| Error::file(&path, format!("is no result of a run ({e}); remove its folder")))
     }
+}
+
+/// The table that a method reads: LayerMerge one of its own.
+fn table_file(method: SearchMethod) -> &'static str {
+    if method.layers() == Some(LayerMethod::LayerMerge) { PRUNED_TABLE } else { TABLE }
 }
 
 impl Job {

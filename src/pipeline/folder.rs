@@ -19,7 +19,7 @@ const CONFIG: &str = "config.toml";
 /// Where the run can go on, and in the end what it was started with.
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Everything a run may leave in its folder; nothing else there is ever touched.
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     CONFIG,
     "metrics.jsonl",
     CHECKPOINT,
@@ -27,6 +27,7 @@ const FILES: [&str; 14] = [
     "searched.safetensors",
     "expanded.safetensors",
     "latency.csv",
+    "latency-pruned.csv",
     "importance.csv",
     "plan.json",
     "shrunk.safetensors",
@@ -161,6 +162,11 @@ impl RunFolder {
             Session::resume(saved, &checkpoint, &metrics, settings)?
         } else {
             let echo = run.config.to_toml()?;
+            // What a run of other settings has measured before its first checkpoint says nothing of this one.
+            if self.has(CONFIG) && self.has_other_settings(run, &settings)? {
+                self.spare(run.models)?;
+                self.clear()?;
+            }
             write_atomic(&self.path(CONFIG), |out| out.write_all(echo.as_bytes()))?;
             Session::start(&checkpoint, &metrics, settings)?
         };
@@ -214,6 +220,12 @@ impl RunFolder {
         saved.check_fingerprint(&before).map_err(|_| self.other_settings(refused))?;
         now.clone_into(&mut saved.fingerprint);
         saved.write(&self.path(CHECKPOINT))
+    }
+
+    /// Whether the run here was started with other settings than those of a fingerprint, by its `config.toml`.
+    fn has_other_settings(&self, run: &RunSpec<'_>, settings: &str) -> Result<bool> {
+        let old = RunSpec { config: &self.config()?, ..*run };
+        Ok(old.fingerprint(None)? != settings)
     }
 
     /// Refuses to go on with other images than the run was started with.

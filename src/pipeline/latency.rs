@@ -19,6 +19,8 @@ use crate::train::Reporter;
 const COST_BATCH: usize = 128;
 /// The table of a run in its folder.
 pub(super) const TABLE: &str = "latency.csv";
+/// Its table for LayerMerge.
+pub(super) const PRUNED_TABLE: &str = "latency-pruned.csv";
 
 /// What each block takes as it is and merged, in one unit.
 ///
@@ -41,24 +43,37 @@ pub fn block_times(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Resu
 /// # Errors
 /// A table that cannot be read or is of another network, a device that fails, or a folder that cannot be written.
 pub fn latency_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Result<LatencyTable> {
-    if folder.has(TABLE) {
-        return kept_table(folder);
+    table_of(run, model, folder, false)
+}
+
+/// The same with a row for each kernel that pruning leaves of a segment, as LayerMerge needs it: `latency-pruned.csv`.
+///
+/// # Errors
+/// As [`latency_table`].
+pub(super) fn pruned_table(run: &mut Run<'_>, model: &Model, folder: &RunFolder) -> Result<LatencyTable> {
+    table_of(run, model, folder, true)
+}
+
+fn table_of(run: &mut Run<'_>, model: &Model, folder: &RunFolder, keys: bool) -> Result<LatencyTable> {
+    let file = if keys { PRUNED_TABLE } else { TABLE };
+    if folder.has(file) {
+        return LatencyTable::read(&folder.path(file));
     }
-    let path = folder.path(TABLE);
+    let path = folder.path(file);
     let table = match (run.config.latency.file(), run.config.latency.roofline(&run.device)) {
         (Some(file), _) => LatencyTable::read(file)?,
         (None, Some(roofline)) => {
             let bias_maps = run.config.merge.padding == PaddingMode::BorderBias;
-            let options = TableOptions { keys: false, bias_maps };
+            let options = TableOptions { keys, bias_maps };
             let work = TableWork::new(&model.graph, options, run.device.backend())?;
             work.priced(&path, COST_BATCH, &roofline)?
         }
-        (None, None) => measured(run.config, model, &run.device, &mut run.session.reporter, &path)?,
+        (None, None) => measured(run.config, (model, keys), &run.device, &mut run.session.reporter, &path)?,
     };
     table.check(&model.graph.positions()?)?;
-    folder.write(TABLE, &table.to_csv())?;
+    folder.write(file, &table.to_csv())?;
     // As a run that goes on reads it.
-    kept_table(folder)
+    LatencyTable::read(&path)
 }
 
 /// The latency table that a run has kept in its folder.
@@ -69,13 +84,13 @@ pub fn kept_table(folder: &RunFolder) -> Result<LatencyTable> {
     LatencyTable::read(&folder.path(TABLE))
 }
 
-/// A table that is measured on a device by the settings of a run; `path` is what messages name.
+/// A table that is measured on a device by the settings of a run, with keys for LayerMerge; `path` is what messages name.
 ///
 /// # Errors
 /// As [`measure_table`].
 pub(super) fn measured(
     config: &Config,
-    model: &Model,
+    (model, keys): (&Model, bool),
     device: &Device,
     reporter: &mut Reporter,
     path: &Path,
@@ -83,7 +98,7 @@ pub(super) fn measured(
     let settings = TableSettings {
         batch: config.measure.batch,
         budget: Duration::from_secs_f64(config.measure.seconds),
-        keys: false,
+        keys,
         padding: config.merge.padding,
     };
     let (name, precision) = (device.name(), device.precision());

@@ -19,6 +19,7 @@
 //! | `latency` | [`block_times`]: what blocks take, and what they take merged |
 //! | `selection` | [`choose_blocks`]: which blocks are freed, by any method |
 //! | `widths` | numbers of channels in the place of blocks |
+//! | `layers` | the choice of single layers |
 //! | `table` | [`measure_table`]: the latency table of a network, and how well it predicts |
 //! | `images` | images from files of both kinds |
 //! | `half_range` | [`half_overflows`]: what passes the range of f16, for `export` |
@@ -38,6 +39,7 @@ mod import;
 mod infer;
 mod keeping;
 mod latency;
+mod layers;
 mod operators;
 mod published;
 mod run;

@@ -15,7 +15,8 @@ use crate::networks;
 use crate::shape::Shape;
 use crate::shrink::surgery::{Linearise, check_linearise, drop_linear_activations, prepare_finetune};
 use crate::shrink::{
-    Budget, Finetune, Mask, NestedMask, Rule, ScoreConfig, Search, Selection, Widths, nested, relative_savings,
+    Budget, Finetune, LayerMethod, Mask, NestedMask, Rule, ScoreConfig, Search, Selection, Widths, nested,
+    relative_savings,
 };
 use crate::train::{
     Distillation, Evaluation, Hook, Interrupt, NoHook, Session, Stage, TrainConfig, evaluate_until, train,
@@ -267,17 +268,16 @@ impl<'a> Run<'a> {
         let surgery = self.config.linearise();
         let surgery = Linearise { padding: selection.padding.unwrap_or(surgery.padding), ..surgery };
         let prepared = prepare_finetune(start, selection, &surgery)?;
-        let pairs = mask
-            .removed()
-            .into_iter()
-            .filter(|&b| {
-                let is_there = b < blocks && !selection.bypass;
-                is_there && selection.channels.is_none() && !selection.bypassed.contains(&start.graph.blocks[b].name)
-            })
-            .map(|b| {
-                let output = |model: &Model| model.graph.blocks[b].output();
-                (output(&prepared), output(original))
-            });
+        let shapes = [prepared.graph.shapes()?, original.graph.shapes()?];
+        let is_there = |b: &usize| {
+            let bypassed = selection.bypass || selection.bypassed.contains(&start.graph.blocks[*b].name);
+            !bypassed && selection.channels.is_none()
+        };
+        let freed = mask.removed().into_iter().filter(|&b| b < blocks).filter(is_there);
+        let outputs = |b: usize| [&prepared, original].map(|model| model.graph.blocks[b].output());
+        // A block that ends within a segment may give more pixels, where padding has moved to the front.
+        let pairs = freed.map(outputs).filter(|&[own, theirs]| shapes[0][own] == shapes[1][theirs]);
+        let pairs = pairs.map(|[own, theirs]| (own, theirs));
         let distillation = config.distill.is_on().then(|| Distillation {
             teacher: original.clone(),
             alpha: config.distill.alpha,
@@ -380,6 +380,9 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
     if method.narrows() {
         return Widths::new(graph).map(drop);
     }
+    if let Some(method) = method.layers() {
+        return LayerMethod::check_network(method, graph);
+    }
     let candidates = candidates(config, graph)?;
     // Whether a time can be kept is told by the table.
     let count = if config.budget.is_time() { Budget::Remove(1) } else { config.budget };
@@ -410,7 +413,9 @@ pub(super) fn candidates(config: &Config, graph: &Graph) -> Result<Vec<bool>> {
 /// # Errors
 /// Names the block, and what to do: another padding, or to exclude it.
 pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
-    if config.search.method.bypasses() || config.search.method.narrows() {
+    let method = config.search.method;
+    // Of single layers, what cannot be merged is none of the segments that are selected among.
+    if method.bypasses() || method.narrows() || method.layers().is_some() {
         return Ok(());
     }
     let candidates = config.search.scores.candidates(graph.blocks.len())?;

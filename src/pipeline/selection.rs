@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use super::by_clock::Timed;
 use super::folder::RunFolder;
 use super::latency::{TABLE, block_times, kept_table, latency_table};
+use super::layers::choose_layers;
 use super::operators::choose_operators;
 use super::run::{Goal, Run, candidates, nested_masks, without_losses};
 use super::widths::{choose_widths, narrowed_ms};
@@ -24,7 +25,7 @@ use crate::shrink::{
 use crate::{Error, Result};
 
 /// What providers found for a run, in its folder.
-const FILE: &str = "importance.csv";
+pub(super) const FILE: &str = "importance.csv";
 
 /// Gets a selection, and the weights that were trained along with it, before anything else can fail.
 pub type KeepSelection<'a> = dyn FnMut(&Selection, Option<&Model>) -> Result<()> + 'a;
@@ -42,9 +43,10 @@ pub fn choose_blocks(
 ) -> Result<(Selection, Option<Model>)> {
     let method = run.config.search.method;
     if method.needs_time() {
-        let selection = match method.narrows() {
-            true => choose_widths(run, original, folder)?,
-            false => choose_operators(run, original, folder)?,
+        let selection = match method.layers() {
+            Some(method) => choose_layers(run, original, folder, method)?,
+            None if method.narrows() => choose_widths(run, original, folder)?,
+            None => choose_operators(run, original, folder)?,
         };
         keep(&selection, None)?;
         return Ok((selection, None));
@@ -280,7 +282,8 @@ fn random_of_equal_time(
     let all = run.config.search.scores.candidates(blocks)?;
     let options = BlockOptions::with_kept(&positions, &table, None, &kept(&all))?;
     let solutions = options.random(ms, TOLERANCE, run.config.seed, count + 1)?;
-    let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(|mask| *mask != selected.keep);
+    let is_other = |mask: &Mask| selected.layers.is_some() || *mask != selected.keep;
+    let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(is_other);
     Ok((0..).zip(masks).take(count).collect())
 }
 
@@ -290,8 +293,8 @@ fn random_of_equal_time(
 /// # Errors
 /// A table that cannot be read.
 pub fn latency_share(run: &Run<'_>, original: &Model, folder: &RunFolder, selected: &Selection) -> Result<Option<f64>> {
-    if !folder.has(TABLE) {
-        return Ok(None);
+    if selected.latency_share.is_some() || !folder.has(TABLE) {
+        return Ok(selected.latency_share);
     }
     let whole: Selection = Mask::all(original.graph.blocks.len()).into();
     let whole_ms = selected_ms(run, original, folder, &whole)?;
@@ -307,6 +310,9 @@ fn selected_ms(run: &Run<'_>, original: &Model, folder: &RunFolder, selected: &S
     let candidates = candidates(run.config, &original.graph)?;
     let positions = original.graph.positions()?;
     let options = block_options(run.config, &positions, &table, None, &candidates)?;
+    if let Some(share) = selected.latency_share {
+        return Ok(share * options.time_ms(&Mask::all(original.graph.blocks.len())));
+    }
     if selected.bypassed.is_empty() {
         return Ok(options.time_ms(&selected.keep));
     }

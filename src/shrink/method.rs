@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::providers::{
-    BlockDrop, Consensus, Entropy, FewSteps, Gradient, InputStatistics, NnMass, NoResidual, Provider, RandomMasks,
-    RemoveBlock, Sensitivity,
+    BlockDrop, Consensus, Entropy, FewSteps, Gradient, InputStatistics, LayerMethod, NnMass, NoResidual, Provider,
+    RandomMasks, RemoveBlock, Sensitivity,
 };
 
 /// How a search chooses blocks. Names are the same on the command line and in settings.
@@ -28,6 +28,12 @@ pub enum SearchMethod {
     /// A copy of the network is trained for a few steps for each block, without its activations: the fall of the held-out
     /// accuracy, and an exact knapsack (importances of the two-stage dynamic programme, ICML 2023, and LayerMerge, ICML 2024)
     FewSteps,
+    /// Activations at any position and merges over blocks: a copy of the network is trained for a few steps for each segment that
+    /// can be one convolution, and a dynamic programme over segments decides; needs a budget that is a time (two-stage dynamic
+    /// programme, ICML 2023)
+    TwoStageDp,
+    /// Prunes convolutions and merges the others, likewise (LayerMerge, ICML 2024)
+    LayerMerge,
     /// Without training: ranks by three measures of how much what the classifier reads changes when a block alone is freed, added
     /// up, and an exact knapsack (after Layer Pruning with Consensus, arXiv 2411.14345)
     Consensus,
@@ -66,13 +72,15 @@ pub enum SearchMethod {
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Learned,
         Self::DepthShrinker,
         Self::LayerCollapse,
         Self::LayerFolding,
         Self::Updp,
         Self::FewSteps,
+        Self::TwoStageDp,
+        Self::LayerMerge,
         Self::Consensus,
         Self::Sensitivity,
         Self::Gradient,
@@ -93,7 +101,7 @@ impl SearchMethod {
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
             Self::Learned | Self::DepthShrinker | Self::LayerCollapse | Self::LayerFolding | Self::Updp => None,
-            Self::UniformWidth | Self::WidthSearch | Self::RanOperators => None,
+            Self::UniformWidth | Self::WidthSearch | Self::RanOperators | Self::TwoStageDp | Self::LayerMerge => None,
             Self::FewSteps => Some(&FewSteps),
             Self::Consensus => Some(&Consensus),
             Self::Sensitivity => Some(&Sensitivity),
@@ -120,9 +128,18 @@ impl SearchMethod {
         self == Self::RanOperators
     }
 
+    /// The method over single layers that it is; `None` for those that choose whole blocks.
+    pub fn layers(self) -> Option<LayerMethod> {
+        match self {
+            Self::TwoStageDp => Some(LayerMethod::TwoStageDp),
+            Self::LayerMerge => Some(LayerMethod::LayerMerge),
+            _ => None,
+        }
+    }
+
     /// Whether it chooses within a time alone, and not so many blocks.
     pub fn needs_time(self) -> bool {
-        self.narrows() || self.chooses_operators()
+        self.narrows() || self.chooses_operators() || self.layers().is_some()
     }
 
     /// Whether it trains weights along with what it chooses by.

@@ -21,6 +21,7 @@
 //! | `narrow` | [`narrow()`]: networks of fewer channels, their weights sliced |
 //! | `width` | [`Widths`]: the numbers of channels that a network can have, and those within a time |
 //! | `selection` | [`Selection`]: what is decided, the content of `plan.json`, and [`linear_segments`] |
+//! | `layers` | [`Layers`]: what a selection says of single layers |
 //! | [`surgery`] | activations and padding of freed blocks |
 //! | [`padding`] | where the padding of a linear segment sits |
 //! | [`merge`] | stage 3: every linear segment becomes one convolution |
@@ -30,6 +31,7 @@ mod expand;
 mod factor;
 mod finetune;
 mod importance;
+mod layers;
 mod mask;
 mod matching;
 pub mod merge;
@@ -53,11 +55,12 @@ pub use evolution::{EvolutionConfig, Genome, evolve};
 pub use expand::{ExpandConfig, Expanded, ExpandedConv, contract, expand};
 pub use finetune::{DistillConfig, Finetune, Order, Removal};
 pub use importance::{Importance, ImportanceRow};
+pub use layers::{LayerChoice, Layers, norms};
 pub use mask::{Budget, Mask, nested, ranking};
 pub use matching::{Matched, Target, match_share};
 pub use method::SearchMethod;
 pub use narrow::{ChannelList, ChannelOrder, narrow, narrow_graph};
-pub use providers::{Judge, Sensitivities, SensitivityConfig};
+pub use providers::{Judge, LayerMethod, LayerSearch, SegmentConfig, Sensitivities, SensitivityConfig};
 pub use published_masks::{named_mask, published_mask, published_names};
 pub use published_scores::{Published, PublishedConfig, PublishedScores, WeightStep};
 pub use random_masks::{random_mask, random_masks};

@@ -1,18 +1,17 @@
 //! What a selection decides, and the segments that follow from it (`docs/methods.md` 2.2).
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::layers::Layers;
 use super::mask::Mask;
 use super::matching::Matched;
 use super::merge::check;
 use super::narrow::ChannelList;
-use super::padding::{PaddingMode, reordered};
-use crate::graph::{BlockId, BlockState, Conv, Graph, NodeId, Op, Segment, SegmentEnds};
+use super::padding::{PaddingMode, Reordering};
+use crate::graph::{BlockId, BlockState, Graph, NodeId, Op, Segment, SegmentEnds};
 use crate::io::write_atomic;
-use crate::shape::{Padding, Window};
 use crate::{Error, Result, files};
 
 /// Which activations stay and which segments become one convolution: what `search` writes to `plan.json` and `finetune` and
@@ -34,9 +33,16 @@ pub struct Selection {
     /// How many channels stay where some go; they go before anything else does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<ChannelList>,
+    /// What happens to single layers, where activations go at other places than whole blocks or convolutions are pruned. Then
+    /// nothing merges but `segments`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
     /// How borders are made exact, where the selection was made for one way; else the settings decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<PaddingMode>,
+    /// Its time by the latency table as a share of the original's, where single layers were selected by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_share: Option<f64>,
     /// Keep scores, one per block, in [0, 1] but for DepthShrinker's search as published; empty for a selection by hand or by chance.
     #[serde(default)]
     pub scores: Vec<f32>,
@@ -65,7 +71,9 @@ impl From<Mask> for Selection {
             bypass: false,
             bypassed: Vec::new(),
             channels: None,
+            layers: None,
             padding: None,
+            latency_share: None,
             scores: Vec::new(),
             nested: Vec::new(),
             matched: None,
@@ -94,6 +102,17 @@ impl Selection {
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         serde_json::from_str(text)
             .map_err(|e| Error::file(path, format!("is no plan ({e}); it needs \"kept\": one 0 or 1 per block")))
+    }
+
+    /// The segments of the graph that was made for this selection which merge.
+    ///
+    /// # Errors
+    /// As [`linear_segments`].
+    pub fn merging(&self, graph: &Graph, padding: PaddingMode) -> Result<Vec<Segment>> {
+        match self.layers {
+            Some(_) => segments_of(graph, std::iter::empty(), &self.segments, |_| false),
+            None => linear_segments(graph, &self.segments, padding),
+        }
     }
 
     /// Writes `plan.json` atomically.
@@ -128,30 +147,18 @@ pub(super) fn future_segments(
     let shapes = graph.shapes()?;
     segments_of(graph, blocks, given, |segment| match padding {
         PaddingMode::BorderBias => check(graph, &shapes, segment, padding).is_ok(),
-        PaddingMode::Reorder => with_reordered_padding(graph, std::slice::from_ref(segment))
-            .is_ok_and(|moved| moved.shapes().is_ok_and(|shapes| check(&moved, &shapes, segment, padding).is_ok())),
+        PaddingMode::Reorder => is_exact_reordered(graph, segment),
     })
 }
 
-/// The graph with the padding of each segment at its front (R1); no node changes its place.
-///
-/// # Errors
-/// As [`reordered`].
-pub(super) fn with_reordered_padding(graph: &Graph, segments: &[Segment]) -> Result<Graph> {
-    let shapes = graph.shapes()?;
-    let mut moved: HashMap<NodeId, Padding> = HashMap::new();
-    for segment in segments {
-        moved.extend(reordered(graph, &shapes, segment)?);
-    }
-    graph.rewrite(|id, node, out| {
-        let new = out.copy(node);
-        Ok(match (node.op, moved.get(&id)) {
-            (Op::Conv(conv), Some(&pad)) => {
-                out.set_op(new, Op::Conv(Conv { window: Window { pad, ..conv.window }, ..conv }))
-            }
-            _ => new,
-        })
-    })
+/// Whether a segment is one convolution once its padding is at its front.
+fn is_exact_reordered(graph: &Graph, segment: &Segment) -> bool {
+    let checked = || -> Result<()> {
+        let moved = Reordering::of_all(graph, std::slice::from_ref(segment))?.applied(graph)?;
+        let again = moved.segment(&graph.segment_ends(segment))?;
+        check(&moved, &moved.shapes()?, &again, PaddingMode::Reorder).map(drop)
+    };
+    checked().is_ok()
 }
 
 /// The given segments and the other blocks, each as long as `fits` allows.

@@ -5,13 +5,14 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::layers::Layers;
 use super::mask::{Mask, fits};
 use super::merge::check;
 use super::narrow::{ChannelList, narrow, narrow_graph};
-use super::padding::PaddingMode;
-use super::selection::{Selection, future_segments, with_reordered_padding};
+use super::padding::{PaddingMode, Reordering};
+use super::selection::{Selection, future_segments};
 use crate::graph::{
-    Activation, Block, BlockId, BlockState, Conv, ConvFamily, Graph, Node, NodeId, Op, Segment, SegmentEnds, SiteId,
+    Activation, Block, BlockId, BlockState, ConvFamily, Graph, Node, NodeId, Op, Segment, SegmentEnds, SiteId,
 };
 use crate::model::{Model, Weights};
 use crate::{Error, Result};
@@ -40,11 +41,13 @@ pub struct Freed<'a> {
     pub bypassed: &'a [String],
     /// How many channels stay, where some go first.
     pub channels: Option<&'a ChannelList>,
+    /// As in [`Selection::layers`].
+    pub layers: Option<&'a Layers>,
 }
 
 impl<'a> From<&'a [bool]> for Freed<'a> {
     fn from(kept: &'a [bool]) -> Self {
-        Self { kept, segments: &[], bypass: false, bypassed: &[], channels: None }
+        Self { kept, segments: &[], bypass: false, bypassed: &[], channels: None, layers: None }
     }
 }
 
@@ -68,8 +71,9 @@ impl<'a> From<&'a Mask> for Freed<'a> {
 
 impl<'a> From<&'a Selection> for Freed<'a> {
     fn from(selection: &'a Selection) -> Self {
-        let Selection { keep, segments, bypass, bypassed, channels, .. } = selection;
-        Self { kept: keep.kept(), segments, bypass: *bypass, bypassed, channels: channels.as_ref() }
+        let Selection { keep, segments, bypass, bypassed, channels, layers, .. } = selection;
+        let (channels, layers) = (channels.as_ref(), layers.as_ref());
+        Self { kept: keep.kept(), segments, bypass: *bypass, bypassed, channels, layers }
     }
 }
 
@@ -186,18 +190,28 @@ fn prepared(graph: &Graph, freed: Freed<'_>, options: &Linearise) -> Result<Grap
     let blocks: Vec<BlockId> = BlockId::all(graph.blocks.len())
         .filter(|&b| freed.frees(b.site()) && graph.state(b) == BlockState::Active)
         .collect();
-    let graph = if options.final_activation { add_final_activations(graph, &blocks, freed)? } else { graph.clone() };
+    let graph = match freed.layers {
+        Some(layers) => layers.applied(graph, freed.kept)?,
+        None if options.final_activation => add_final_activations(graph, &blocks, freed)?,
+        None => graph.clone(),
+    };
     // Segments are those of the graph without activations, where blocks that cannot be merged are refused before hours of
     // finetuning.
     let linear = without_activations(&graph, |site| freed.frees(site))?;
-    let segments = future_segments(&linear, blocks.into_iter(), freed.segments, options.padding)?;
-    let moves = options.padding == PaddingMode::Reorder;
-    let linear = if moves { with_reordered_padding(&linear, &segments)? } else { linear };
+    // Of single layers, what becomes one convolution is named.
+    let blocks = blocks.into_iter().filter(|_| freed.layers.is_none());
+    let segments = future_segments(&linear, blocks, freed.segments, options.padding)?;
+    let moved = match options.padding {
+        PaddingMode::Reorder => Reordering::of_all(&linear, &segments)?,
+        PaddingMode::BorderBias => Reordering::default(),
+    };
+    let ends: Vec<SegmentEnds> = segments.iter().map(|segment| linear.segment_ends(segment)).collect();
+    let linear = moved.applied(&linear)?;
     let shapes = linear.shapes()?;
-    for segment in &segments {
-        check(&linear, &shapes, segment, options.padding)?;
+    for ends in &ends {
+        check(&linear, &shapes, &linear.segment(ends)?, options.padding)?;
     }
-    if moves { with_windows_of(&graph, &linear) } else { Ok(graph) }
+    moved.applied(&graph)
 }
 
 /// Removes the activations of the sites with `removed[site] == true`, whose slope has reached 1: the identity. Sites that
@@ -279,18 +293,6 @@ fn is_depthwise_separable(graph: &Graph, block: &Block) -> bool {
         _ => None,
     });
     first.is_some_and(|conv| conv.family() == ConvFamily::Depthwise)
-}
-
-/// The graph with the windows that its convolutions have in another one, found by name.
-fn with_windows_of(graph: &Graph, other: &Graph) -> Result<Graph> {
-    let map = graph.map_by_name(other);
-    graph.rewrite(|id, node, out| {
-        let new = out.copy(node);
-        Ok(match (node.op, map[id].map(|id| other.nodes[id].op)) {
-            (Op::Conv(conv), Some(Op::Conv(Conv { window, .. }))) => out.set_op(new, Op::Conv(Conv { window, ..conv })),
-            _ => new,
-        })
-    })
 }
 
 /// The model's weights on the changed graph. A pointwise convolution that gets padding is dense from then on, and the

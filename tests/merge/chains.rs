@@ -4,7 +4,7 @@ use depthshrinker::graph::{BatchNorm, Bias, Op};
 use depthshrinker::model::Model;
 use depthshrinker::shape::{Padding, Shape, Window};
 use depthshrinker::shrink::merge::fold;
-use depthshrinker::shrink::padding::{PaddingMode, reordered};
+use depthshrinker::shrink::padding::{PaddingMode, Reordering};
 use proptest::prelude::*;
 
 use crate::networks::{self, BN_EPS, Member, chain, one_block, push_chain};
@@ -44,13 +44,8 @@ fn members(mut c: usize, drawn: &[Drawn]) -> Vec<Member> {
 
 /// Moves the padding of block 0 to the front, keeping the weights.
 fn reorder(model: &Model) -> Model {
-    let mut graph = model.graph.clone();
-    let shapes = graph.shapes().unwrap();
-    for (id, pad) in reordered(&graph, &shapes, &graph.blocks[0].segment().unwrap()).unwrap() {
-        if let Op::Conv(conv) = &mut graph.nodes[id].op {
-            conv.window.pad = pad;
-        }
-    }
+    let segment = model.graph.blocks[0].segment().unwrap();
+    let graph = Reordering::of_all(&model.graph, &[segment]).unwrap().applied(&model.graph).unwrap();
     let mut weights = model.weights.clone();
     for param in graph.params().unwrap() {
         weights.get_mut(&param.name).unwrap().shape = param.shape;

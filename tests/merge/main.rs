@@ -6,6 +6,7 @@ mod chains;
 mod command;
 mod engine;
 mod expand;
+mod layers;
 mod networks;
 mod oracles;
 mod published;

@@ -89,21 +89,6 @@ fn half_a_residual_is_refused() {
 }
 
 #[test]
-fn reordering_across_an_inner_skip_is_refused() {
-    let members = [Member::dense(4, 3, 1, 1)];
-    let graph = one_block(Shape::new(6, 7, 4), 4, |b, input| {
-        let x = push_chain(b, input, 4, &members);
-        let x = b.activation(Activation { site: Some(SiteId::new(0)), ..Activation::RELU }, x);
-        let y = b.push("inner", crate::networks::conv(4, &Member::dense(4, 3, 1, 1)), &[x]);
-        b.push("inner.add", Op::Add, &[x, y]);
-    })
-    .unwrap();
-    let options = Linearise { final_activation: false, padding: PaddingMode::Reorder };
-    let message = linearise(&random_model(graph, 1), &[false], &options).unwrap_err().to_string();
-    assert_mentions(&message, &["block block", "inner.add", "crop"]);
-}
-
-#[test]
 fn a_block_without_convolution_and_one_merged_already_are_refused() {
     let graph = one_block(Shape::new(6, 7, 4), 4, |b, input| {
         b.push("bn", crate::networks::bn(4, 1e-5), &[input]);

@@ -102,21 +102,6 @@ fn a_basic_block_is_refused_without_reordering() {
     }
 }
 
-/// A shortcut that leaves the chain in the middle would have to be cropped.
-#[test]
-fn a_projection_from_inside_is_refused() {
-    let graph = one_block(Shape::new(8, 8, 4), 4, |b, input| {
-        let x = b.push("first", conv(4, &Member::dense(4, 3, 1, 1)), &[input]);
-        let x = b.activation(Activation { site: Some(SiteId::new(0)), ..Activation::RELU }, x);
-        let short = b.push("short", conv(4, &Member::dense(4, 1, 1, 0)), &[x]);
-        let y = b.push("second", conv(4, &Member::dense(4, 3, 1, 1)), &[x]);
-        let y = b.push("third", conv(4, &Member::dense(4, 1, 1, 0)), &[y]);
-        b.push("add", Op::Add, &[short, y]);
-    });
-    let message = linearise(&random_model(graph.unwrap(), 1), &[false], &REORDER).unwrap_err().to_string();
-    assert!(message.contains("short branches off the chain"), "{message}");
-}
-
 /// Whole networks, some of their blocks freed, in the engine.
 #[test]
 fn other_networks_merge() {

@@ -225,7 +225,7 @@ fn assert_merges(positions: &Positions, solution: &depthshrinker::shrink::select
         let kernel = 1 + kept.iter().map(|conv| conv.kernel() - 1).sum::<usize>();
         let depthwise = kept.iter().all(|conv| conv.is_depthwise());
         assert_eq!((kernel, depthwise), (segment.kernel, segment.depthwise));
-        let had = positions.convs()[segment.end - 1].has_activation;
+        let had = positions.convs()[segment.end - 1].has_activation();
         let expected = had || segment.end - segment.st > 1;
         assert_eq!(solution.activations.contains(&segment.end), expected);
     }

@@ -184,6 +184,20 @@ fn plan_files() {
     let merged: Value = serde_json::from_slice(&merge.assert().success().get_output().stdout).unwrap();
     let freed = value["kept"].as_array().unwrap().iter().filter(|kept| **kept == 0).count();
     assert_eq!(merged["segments"], freed);
+
+    // Single layers, with the padding at the front, and with convolutions that the weights say are pruned.
+    for (method, tables) in [("two-stage-dp", ["t.csv", "i.csv"]), ("layer-merge", ["tk.csv", "ik.csv"])] {
+        let args = ["--method", method, "-t", tables[0], "-i", tables[1], "--network", "m.safetensors"];
+        let value = json(dir.path(), &[&args[..], &["--budget-ms", "16", "-o", "layers.json"]].concat());
+        let plan = Selection::read(&dir.path().join("layers.json")).unwrap();
+        let mut merge = Command::cargo_bin("depthshrinker").unwrap();
+        merge.current_dir(dir.path()).args(["merge", "m.safetensors", "--plan", "layers.json", "--padding", "reorder"]);
+        merge.args(["-o", "merged.safetensors", "--json"]);
+        let merged: Value = serde_json::from_slice(&merge.assert().success().get_output().stdout).unwrap();
+        assert!(!plan.segments.is_empty() && merged["segments"] == plan.segments.len(), "{method}");
+        let pruned = value["pruned"].as_array().map_or(0, Vec::len);
+        assert_eq!((plan.layers.unwrap().pruned.len(), pruned > 0), (pruned, method == "layer-merge"));
+    }
 }
 
 /// Where weights have to decide what is pruned, a name is not enough and a model file is.

@@ -4,6 +4,7 @@
 mod brute_force;
 mod budgets;
 mod command;
+mod layers;
 mod measured;
 mod networks;
 mod operators;
@@ -40,6 +41,7 @@ fn main() {
         providers::trials(),
         widths::trials(),
         operators::trials(),
+        layers::trials(),
     ];
     libtest_mimic::run(&arguments, groups.into_iter().flatten().collect()).exit();
 }

@@ -161,7 +161,7 @@ fn residuals() {
         let words: Vec<String> = row.pieces.iter().map(|&p| work.pieces[p].steps.steps[0].describe()).collect();
         assert_eq!(words.len(), 1, "{}: {words:?}", row.at);
         assert_eq!(words[0].contains("residual"), residual(row.at), "{}: {words:?}", row.at);
-        let ends_activated = row.at.len() > 1 || work.positions.convs()[row.at.st].has_activation;
+        let ends_activated = row.at.len() > 1 || work.positions.convs()[row.at.st].has_activation();
         assert_eq!(words[0].contains("activation"), ends_activated, "{}: {words:?}", row.at);
     }
 }

@@ -11,9 +11,11 @@ use depthshrinker::data::{Augment, Loader};
 use depthshrinker::device::Device;
 use depthshrinker::engine::{Engine, EngineOptions, Fusion};
 use depthshrinker::graph::{Graph, NodeId, Op, SiteId};
-use depthshrinker::io::read_model;
+use depthshrinker::io::{ModelInfo, read_model, write_model};
 use depthshrinker::measure::{LatencyRow, LatencyTable};
 use depthshrinker::model::Model;
+use depthshrinker::networks::{NetworkOptions, build};
+use depthshrinker::shape::Shape;
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::providers::{
     ActivationInputs, Asked, BlockCosts, BlockDrop, Features, FewSteps, InputCounts, Judge, Measures, NnMass, Provider,
@@ -31,13 +33,15 @@ use crate::sensitivity::{folder, images, model};
 use crate::trial;
 
 /// What every way to choose blocks is known by, and whether it leaves `importance.csv` and ranks blocks.
-const METHODS: [(&str, bool, bool); 16] = [
+const METHODS: [(&str, bool, bool); 18] = [
     ("learned", false, true),
     ("depthshrinker", false, true),
     ("layer-collapse", false, true),
     ("layer-folding", false, true),
     ("updp", false, false),
     ("few-steps", true, true),
+    ("two-stage-dp", true, false),
+    ("layer-merge", true, false),
     ("consensus", true, true),
     ("sensitivity", true, true),
     ("gradient", true, true),
@@ -49,6 +53,20 @@ const METHODS: [(&str, bool, bool); 16] = [
     ("no-residual", false, true),
     ("random", false, false),
 ];
+
+/// A folder for methods of single layers, which train for each of many segments: a network that sees images at half their size,
+/// and settings under which only its first blocks can be freed, with the padding at the front.
+pub fn folder_for_layers() -> tempfile::TempDir {
+    let dir = folder();
+    let options = NetworkOptions { head_channels: Some(16), ..NetworkOptions::new(Shape::new(28, 28, 1), 10) };
+    let model = Model::initialise(build("mobilenetv2-0.1", &options).unwrap(), 2).unwrap();
+    write_model(&dir.path().join("small.safetensors"), &model, &ModelInfo::default()).unwrap();
+    let few = fs::read_to_string(dir.path().join("few.toml")).unwrap().replace("steps = 2", "steps = 1");
+    let exclude: Vec<usize> = (3..17).collect();
+    let early = format!("{few}[search.scores]\nexclude = {exclude:?}\n[merge]\npadding = \"reorder\"\n");
+    fs::write(dir.path().join("early.toml"), early).unwrap();
+    dir
+}
 
 pub fn depthshrinker(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("depthshrinker").expect("the binary of this package");
@@ -71,13 +89,20 @@ pub fn logits(model: &Model, images: &[f32]) -> Vec<f32> {
     values
 }
 
+/// Methods of single layers, which choose no blocks.
+fn of_layers(name: &str) -> bool {
+    ["two-stage-dp", "layer-merge"].contains(&name)
+}
+
 /// Selection, finetuning, merge: the merged network gives what the unmerged one gives, and the plan keeps the budget.
 fn whole_job() {
-    let dir = folder();
+    let dir = folder_for_layers();
     let noise: Vec<f32> = (0..8 * 28 * 28).map(|i| ((i * 7919 % 1013) as f32 / 500.0) - 1.0).collect();
     for (name, measures, ranks) in METHODS {
+        let (start, config) =
+            if of_layers(name) { ("small.safetensors", "early.toml") } else { ("m.safetensors", "few.toml") };
         let args = [
-            &["shrink", "--model", "m.safetensors", "--config", "few.toml", "--method", name, "--out", name][..],
+            &["shrink", "--model", start, "--config", config, "--method", name, "--out", name][..],
             &["--latency-fraction", "0.85", "--search-epochs", "2", "--finetune-epochs", "1", "--batch", "40"],
         ];
         let result = json(depthshrinker(dir.path(), &args.concat()));
@@ -85,7 +110,7 @@ fn whole_job() {
         let [unmerged, merged] =
             ["shrunk.safetensors", "merged.safetensors"].map(|file| read_model(&at.join(file)).unwrap().0);
         let freed = result["kept"].as_array().unwrap().iter().filter(|kept| **kept == 0).count();
-        let original = read_model(&dir.path().join("m.safetensors")).unwrap().0;
+        let original = read_model(&dir.path().join(start)).unwrap().0;
         let bypasses = ["remove-block", "block-drop"].contains(&name);
         // What is bypassed is gone before the merge, which finds nothing to do.
         let before = if bypasses { &original } else { &unmerged };
@@ -99,11 +124,16 @@ fn whole_job() {
         let plan = Selection::read(&at.join("plan.json")).unwrap();
         assert_eq!(serde_json::to_value(&plan.keep).unwrap(), result["kept"], "{name}");
         assert_eq!((!plan.scores.is_empty(), at.join("importance.csv").is_file()), (ranks, measures), "{name}");
-        let table = LatencyTable::read(&at.join("latency.csv")).unwrap();
         let positions = original.graph.positions().unwrap();
-        let options = BlockOptions::new(&positions, &table, None).unwrap();
-        let options = if bypasses { options.bypassed() } else { options };
-        let share = options.time_ms(&plan.keep) / options.time_ms(&Mask::all(positions.blocks().len()));
+        let of_blocks = || {
+            let table = LatencyTable::read(&at.join("latency.csv")).unwrap();
+            let options = BlockOptions::new(&positions, &table, None).unwrap();
+            let options = if bypasses { options.bypassed() } else { options };
+            options.time_ms(&plan.keep) / options.time_ms(&Mask::all(positions.blocks().len()))
+        };
+        assert_eq!((plan.layers.is_some(), plan.latency_share.is_some()), (of_layers(name), of_layers(name)), "{name}");
+        let share = plan.latency_share.unwrap_or_else(of_blocks);
+        assert_eq!(result["latency_share"], share, "{name}");
         assert!(share <= 0.85 * (1.0 + 1e-12), "{name}: {share}");
         let config = fs::read_to_string(at.join("config.toml")).unwrap();
         assert!(config.contains(&format!("method = \"{name}\"")), "{name}");
@@ -120,6 +150,13 @@ fn sizes_and_seeds() {
         plan["kept"].clone()
     };
     for (name, ..) in METHODS {
+        if of_layers(name) {
+            let args = ["search", "m.safetensors", "--method", name, "--remove", "6"];
+            let refused = depthshrinker(dir.path(), &args).assert().failure().get_output().stderr.clone();
+            let text = String::from_utf8(refused).unwrap();
+            assert!(text.contains(name) && text.contains("needs a budget that is a time"), "{text}");
+            continue;
+        }
         search(name, &["--config", "few.toml"], name);
     }
     fs::write(dir.path().join("seed.toml"), "[search]\nseed = 5\n").unwrap();

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::compose::Layer;
-use crate::graph::ConvFamily;
+use crate::graph::{ConvFamily, Pad};
 use crate::shape::{Shape, Window};
 
 /// Response of a value to a segment input of zeros.
@@ -49,6 +49,20 @@ impl Response {
             }
         }
         Self { classes: [rows, cols], col_classes: col_taps.len(), c: layer.conv.c_out, values }
+    }
+
+    /// The response behind a padding.
+    pub fn padded(&self, pad: Pad) -> Self {
+        let (rows, row_sources) = moved(&self.classes[0], pad.top, pad.bottom);
+        let (cols, col_sources) = moved(&self.classes[1], pad.left, pad.right);
+        let mut values = Vec::with_capacity(row_sources.len() * col_sources.len() * self.c);
+        for (row, col) in row_sources.iter().flat_map(|row| col_sources.iter().map(move |col| (row, col))) {
+            match (row, col) {
+                (Some(row), Some(col)) => values.extend_from_slice(self.at(*row, *col)),
+                _ => values.resize(values.len() + self.c, 0.0),
+            }
+        }
+        Self { classes: [rows, cols], col_classes: col_sources.len(), c: self.c, values }
     }
 
     /// Batch-norm: every channel times its factor plus its shift.
@@ -113,6 +127,12 @@ fn lines(classes: &[usize], k: usize, stride: usize, pad: [usize; 2]) -> Lines {
         let tap = |v: usize| (u * stride + v).checked_sub(before).and_then(|i| classes.get(i)).copied();
         (0..k).map(tap).collect()
     }))
+}
+
+/// Groups the output lines of one axis of a padding by the input class that lies there; `None` is a line of zeros.
+fn moved(classes: &[usize], before: isize, after: isize) -> (Vec<usize>, Vec<Option<usize>>) {
+    let out = classes.len().saturating_add_signed(before).saturating_add_signed(after);
+    group((0..out).map(|u| u.checked_add_signed(-before).and_then(|i| classes.get(i)).copied()))
 }
 
 /// Groups the lines of one axis by their pair of classes.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::graph::{Bias, Conv, Graph, NodeId, Op, Segment, Span, read_padding};
+use crate::graph::{Bias, Conv, Graph, NodeId, Op, Pad, Segment, Span, read_padding};
 use crate::shape::{Padding, Shape};
 use crate::shrink::padding::PaddingMode;
 use crate::{Error, Result};
@@ -57,12 +57,18 @@ pub fn check(graph: &Graph, shapes: &[Shape], segment: &Segment, padding: Paddin
                 let read = read_padding(conv.window, shapes[node.inputs[0]], shapes[id]);
                 check_border(&conv, read, source, node.inputs[0] == segment.input, padding)
                     .map_err(|why| refuse(id, why))?;
+                if is_cut(read, source, shapes[node.inputs[0]], shapes[segment.input]) {
+                    return Err(refuse(id, "pads where rows or columns were cut off; keep this block".into()));
+                }
                 let span = source.then(conv.window);
                 let channels = shapes[segment.input].c * conv.c_out;
                 check_size(span, channels).map_err(|why| refuse(id, why))?;
                 span
             }
             Op::BatchNorm(_) => source,
+            Op::Pad(pad) => {
+                moved(pad, source, node.inputs[0] == segment.input).map_err(|why| refuse(id, why.into()))?
+            }
             Op::Add => source.join(spans[&node.inputs[1]]).ok_or_else(|| {
                 refuse(id, "adds a skip of another stride; such a skip cannot be folded, keep this block".into())
             })?,
@@ -84,7 +90,27 @@ pub fn check(graph: &Graph, shapes: &[Shape], segment: &Segment, padding: Paddin
     if convs == 0 {
         return Err(Error::Merge(format!("{what} holds no convolution; there is nothing to merge")));
     }
-    Ok(Chain { output, final_activation, span: spans[&output] })
+    let span = spans[&output];
+    let (input, result) = (shapes[segment.input], shapes[output]);
+    if span.window(input, result).output(input.h, input.w) != Some((result.h, result.w)) {
+        return Err(refuse(output, "is cut off below or to the right, where one convolution would go on".into()));
+    }
+    Ok(Chain { output, final_activation, span })
+}
+
+/// Whether a convolution reads zeros below or to the right where the merged one would read what was cut off.
+fn is_cut(read: Padding, source: Span, value: Shape, input: Shape) -> bool {
+    let reads = |i: usize, size: usize, of: usize| size.saturating_mul(source.stride[i]) < of + source.pad[i];
+    (read.bottom > 0 && reads(0, value.h, input.h)) || (read.right > 0 && reads(1, value.w, input.w))
+}
+
+/// The span behind a padding. Zeros around the segment's input are those that the merged convolution reads there; anywhere
+/// else they are not what the chain gives beyond the border.
+fn moved(pad: Pad, source: Span, is_first: bool) -> std::result::Result<Span, &'static str> {
+    if !is_first && [pad.top, pad.left, pad.bottom, pad.right].iter().any(|&amount| amount > 0) {
+        return Err("pads inside the linear part; pad what the segment reads instead");
+    }
+    source.padded(pad).ok_or("cuts off more than was padded before it")
 }
 
 /// Whether a merged convolution of this span, with c_in·c_out = `channels`, is of a sane size.

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::product::{Rows, add_product};
-use crate::graph::{Conv, ConvFamily, Span};
+use crate::graph::{Conv, ConvFamily, Pad, Span};
 use crate::shape::GemmSize;
 
 /// A convolution with its weights in f64, in the layout of its family.
@@ -69,6 +69,11 @@ impl Kernel {
         });
         let taps = if dense { Taps::Dense(data) } else { Taps::Depthwise(data) };
         Self { c_in: self.c_in, c_out: conv.c_out, span, taps }
+    }
+
+    /// The map behind a padding; `None` as of [`Span::padded`].
+    pub fn padded(&self, pad: Pad) -> Option<Self> {
+        Some(Self { span: self.span.padded(pad)?, ..self.clone() })
     }
 
     /// Adds tap `v` of the layer times tap `u` of this map to one tap of the result.

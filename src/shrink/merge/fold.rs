@@ -54,6 +54,10 @@ pub fn fold(model: &Model, segment: &Segment, padding: PaddingMode) -> Result<Fo
                 response.scale_shift(&factors, &shifts);
                 (kernel, response)
             }
+            Op::Pad(pad) => {
+                let moved = kernel.padded(pad).ok_or_else(|| refuse(&node.name, "cuts off more than was padded"))?;
+                (moved, response.padded(pad))
+            }
             Op::Add => {
                 let (other, other_response) = &values[&node.inputs[1]];
                 let sum = kernel.plus(other).ok_or_else(|| refuse(&node.name, "adds values that do not align"))?;

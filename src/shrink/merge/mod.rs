@@ -61,9 +61,18 @@ impl Merged {
         Self { model, map, segments: Vec::new() }
     }
 
-    /// For every node of `original`, from which surgery made the unmerged network, the node that stands for its value.
+    /// For every node of `original`, from which surgery made the unmerged network, the node that stands for its value; for an
+    /// activation that surgery removed, what stands for the value that it read.
     pub fn map_from(&self, original: &Graph, unmerged: &Graph) -> Vec<Option<NodeId>> {
-        original.map_by_name(unmerged).into_iter().map(|id| self.map[id?]).collect()
+        let mut map: Vec<Option<NodeId>> = Vec::with_capacity(original.nodes.len());
+        for (node, id) in original.nodes.iter().zip(original.map_by_name(unmerged)) {
+            map.push(match (id, node.op) {
+                (Some(id), _) => self.map[id],
+                (None, Op::Activation(_)) => map[node.inputs[0].index()],
+                (None, _) => None,
+            });
+        }
+        map
     }
 }
 
@@ -136,7 +145,7 @@ pub fn merge(model: &Model, options: &MergeOptions) -> Result<Merged> {
 /// # Errors
 /// As [`merge_segments`], and names that bound no segment.
 pub fn merge_selection(model: &Model, selection: &Selection, options: &MergeOptions) -> Result<Merged> {
-    let segments = linear_segments(&model.graph, &selection.segments, options.padding)?;
+    let segments = selection.merging(&model.graph, options.padding)?;
     merge_segments(model, &segments, options)
 }
 

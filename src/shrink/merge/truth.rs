@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::product::{Rows, add_product};
-use crate::graph::{Bias, Conv, ConvFamily, NodeId, NodeRange, Op};
+use crate::graph::{Bias, Conv, ConvFamily, NodeId, NodeRange, Op, Pad};
 use crate::model::Model;
 use crate::shape::GemmSize;
 use crate::shape::Shape;
@@ -158,6 +158,9 @@ impl Affine<'_> {
                         Op::Conv(Conv { window, .. }) => (0..window.k_h)
                             .filter_map(|tap| (row * window.stride_h + tap).checked_sub(window.pad.top))
                             .for_each(|row| mark(&mut marks, input, row)),
+                        Op::Pad(Pad { top, .. }) => {
+                            row.checked_add_signed(-top).into_iter().for_each(|row| mark(&mut marks, input, row));
+                        }
                         _ => mark(&mut marks, input, row),
                     }
                 }
@@ -185,6 +188,18 @@ impl Affine<'_> {
                 let lined_up = Self::lined_up(input(0), rows, out);
                 let changed = lined_up.zip(affine).map(|(x, (a, b))| sum.of(*a) * x + sum.of(*b));
                 out.data = changed.collect();
+            }
+            Op::Pad(pad) => {
+                let x = input(0);
+                let (w, c) = (out.shape.w, out.shape.c);
+                for (at, to) in out.data.chunks_mut(c).enumerate() {
+                    let (line, col) = (at / w, at % w);
+                    let (image, row) = (line / rows.len(), rows[line % rows.len()]);
+                    let from = [row.checked_add_signed(-pad.top), col.checked_add_signed(-pad.left)];
+                    if let Some(pixel) = x.pixel(image, from[0], from[1]) {
+                        to.copy_from_slice(pixel);
+                    }
+                }
             }
             Op::Add => {
                 let both = Self::lined_up(input(0), rows, out).zip(Self::lined_up(input(1), rows, out));

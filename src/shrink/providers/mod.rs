@@ -14,6 +14,7 @@
 //! | `nn_mass` | [`NnMass`]: a measure of the graph alone (Restructurable Activation Networks) |
 //! | `block_drop` | [`RemoveBlock`], [`BlockDrop`]: blocks that are bypassed (REMOVE_BLOCK, Progressive Block Drop) |
 //! | `no_residual` | a rule that looks at the graph and at times alone (ours) |
+//! | `segments` | [`LayerSearch`]: importances of segments over and within blocks (two-stage DP, LayerMerge) |
 //! | `random` | random masks, which others have to beat (ours) |
 //!
 //! A provider is one file with a type that is a [`Provider`], a name of [`SearchMethod`](super::SearchMethod), and a row of the
@@ -30,6 +31,7 @@ mod judge;
 mod nn_mass;
 mod no_residual;
 mod random;
+mod segments;
 mod sensitivity;
 
 use std::path::Path;
@@ -46,6 +48,7 @@ pub use nn_mass::NnMass;
 pub use no_residual::NoResidual;
 pub use random::RandomMasks;
 pub(crate) use random::TOLERANCE;
+pub use segments::{LayerMethod, LayerSearch, SegmentConfig, SegmentTrial};
 pub use sensitivity::{Sensitivities, Sensitivity};
 
 use super::finetune::DistillConfig;
@@ -53,7 +56,7 @@ use super::importance::{Importance, ImportanceRow};
 use super::mask::Mask;
 use super::select::{BlockOptions, Solution};
 use super::surgery::Linearise;
-use crate::graph::{BlockId, BlockState, Positions, SiteId};
+use crate::graph::{BlockId, BlockState, Graph, Positions, SiteId};
 use crate::model::Model;
 use crate::train::TrainConfig;
 use crate::{Error, Result};
@@ -189,7 +192,14 @@ pub(super) fn all_but(blocks: usize, block: usize) -> Vec<bool> {
 /// # Errors
 /// Names the block.
 pub(super) fn check_active(model: &Model) -> Result<()> {
-    let graph = &model.graph;
+    check_active_blocks(&model.graph)
+}
+
+/// As [`check_active`], from the graph alone.
+///
+/// # Errors
+/// Names the block.
+pub(super) fn check_active_blocks(graph: &Graph) -> Result<()> {
     match BlockId::all(graph.blocks.len()).find(|&block| graph.state(block) != BlockState::Active) {
         None => Ok(()),
         Some(block) => {

@@ -72,7 +72,7 @@ impl<'a> BlockOptions<'a> {
             importance.check_times(table)?;
         }
         let time = |at: Interval| table.time_ms(at).ok_or_else(|| no_time(table, at));
-        let is_activated = |position: usize| position == 0 || positions.convs()[position - 1].has_activation;
+        let is_activated = |position: usize| position == 0 || positions.convs()[position - 1].has_activation();
         let mut blocks = Vec::new();
         for (id, block) in BlockId::enumerate(positions.blocks()) {
             if block.block != id {

@@ -34,22 +34,40 @@ pub fn layer_merge(
     table.check_columns(true, false)?;
     table.check(positions)?;
     importance.check_times(table)?;
+    if let Some((at, key)) = positions.candidates().find(|&(at, key)| importance.keyed(at, key).is_none()) {
+        return Err(importance.missing(format!("{at} with {key}")));
+    }
+    layer_merge_among(positions, table, importance, norms, budget_ms)
+}
+
+/// As [`layer_merge`], among the candidates that have a time and an importance.
+///
+/// # Errors
+/// An importance without a time, or a budget below the fastest selection, which the message names.
+pub fn layer_merge_among(
+    positions: &Positions,
+    table: &LatencyTable,
+    importance: &Importance,
+    norms: Option<&[f64]>,
+    budget_ms: f64,
+) -> Result<Solution> {
+    importance.check_times(table)?;
     if let Some(norms) = norms.filter(|norms| norms.len() != positions.depth()) {
         let (got, depth) = (norms.len(), positions.depth());
         return Err(Error::Config(format!("{got} norms for {depth} convolutions; give one for each")));
     }
     let (mut into, mut segments) = (vec![Vec::new(); table.depth() + 1], vec![Vec::new(); table.depth() + 1]);
     for (at, key) in positions.candidates() {
-        let points = importance.keyed(at, key).ok_or_else(|| importance.missing(format!("{at} with {key}")))?;
-        let time = table.rows_of(at).find(|row| row.key == Some(key)).map_or(0.0, |row| row.time_ms);
-        into[at.end].push(Arc { from: at.st, time, value: (points / 100.0).exp() });
+        let row = table.rows_of(at).find(|row| row.key == Some(key));
+        let (Some(points), Some(row)) = (importance.keyed(at, key), row) else { continue };
+        into[at.end].push(Arc { from: at.st, time: row.time_ms, value: (points / 100.0).exp() });
         segments[at.end].push(MergedSegment { st: at.st, end: at.end, kernel: key.kernel, depthwise: key.depthwise });
     }
     let path = within(&States { start: table.fixed_ms(), into, ends: vec![table.depth()] }, budget_ms)?;
 
     let merged: Vec<MergedSegment> = path.arcs.iter().map(|&(state, arc)| segments[state][arc]).collect();
     let boundaries = std::iter::once(0).chain(merged.iter().map(|segment| segment.end)).collect();
-    let is_activated = |s: &&MergedSegment| s.end > s.st + 1 || positions.convs()[s.end - 1].has_activation;
+    let is_activated = |s: &&MergedSegment| s.end > s.st + 1 || positions.convs()[s.end - 1].has_activation();
     let activations = merged.iter().filter(is_activated).map(|segment| segment.end).collect();
     let kept = merged.iter().map(|s| kept_convs(positions, (s.st, s.end).into(), s.key(), norms));
     let kept = kept.collect::<Option<Vec<_>>>().map(|kept| kept.into_iter().flatten().collect::<BTreeSet<usize>>());

@@ -25,7 +25,7 @@ use serde::Serialize;
 
 pub use blocks::{BlockOption, BlockOptions};
 pub use layer_knapsack::layer_knapsack;
-pub use layer_merge::{kept_convs, layer_merge};
+pub use layer_merge::{kept_convs, layer_merge, layer_merge_among};
 pub use operators::{Operator, Operators};
 pub use optimal_merge::{OptimalTable, Split};
 pub use pareto::{Arc, Path, States};
@@ -265,6 +265,21 @@ pub fn fastest(table: &LatencyTable) -> Result<Solution> {
         boundaries.extend(optimal.split(at).into_iter().flat_map(|split| &split.breaks[1..]));
     }
     Ok(Solution::new(boundaries[1..].to_vec(), boundaries, path.time))
+}
+
+/// Refuses a budget below the least that any way through the rows of a table takes, whatever they become.
+///
+/// # Errors
+/// One that is no time, or too small; the message names the least.
+pub fn check_reachable(table: &LatencyTable, budget_ms: f64) -> Result<()> {
+    check_budget(budget_ms)?;
+    let mut into = vec![Vec::new(); table.depth() + 1];
+    for row in table.rows() {
+        into[row.at.end].push(Arc { from: row.at.st, time: row.time_ms, value: 0.0 });
+    }
+    let states = States { start: table.fixed_ms(), into, ends: vec![table.depth()] };
+    let least = states.fastest().ok_or_else(no_way)?.time;
+    if least > budget_ms { Err(too_small(budget_ms, least)) } else { Ok(()) }
 }
 
 /// The best path within a budget.
