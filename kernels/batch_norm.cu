@@ -9,9 +9,10 @@
 // y and `saved` is kept for the backward pass: v is formed again, by the same operations, so that φ' is that of the
 // forward pass to the last bit.
 //
-// A training step is statistics → normalise, and backward backward_sums → backward_finish → backward_apply. The statistics of a slab are its mean and its centred second moment, summed as differences to the
-// slab's first pixel, so that a large mean does not swallow the variance; slabs are merged in double, likewise about the
-// first one's mean (statistics.cuh). Gradients may carry a loss scale; then so do dγ, dβ and the score.
+// A training step is statistics → normalise, and backward backward_sums → backward_finish → backward_apply. The statistics
+// of a slab are its mean and its centred second moment, summed as differences to the slab's first pixel, so that a large
+// mean does not swallow the variance; slabs are merged in double, likewise about the first one's mean (statistics.cuh).
+// Gradients may carry a loss scale; then so do dγ, dβ and the score.
 //
 // Launches. Blocks have 256 threads, no dynamic shared memory. With VECTOR, N = 16 / sizeof(T), c is a multiple of N
 // and tensors are aligned to 16 bytes; without, N = 1. `lanes` and tiles are as slab.cuh says. `slab` is in pixels, one
@@ -55,8 +56,8 @@
 #include "slab.cuh"
 #include "statistics.cuh"
 
-/// Channels of a block of the second stage of the gradient's sums. They read little and wait much: few columns make many threads to a column,
-/// and many blocks.
+/// Channels of a block of the second stage of the gradient's sums. They read little and wait much: few columns make many
+/// threads to a column, and many blocks.
 constexpr int FINISH_COLUMNS = 8;
 
 template <typename T, bool VECTOR>
@@ -100,10 +101,12 @@ __global__ void __launch_bounds__(256, 2) batch_norm_statistics(
         for (int i = 0; i < N; i++) store_moments(origin[i], sums[i], squares[i], count, to + i, c);
     }
     const StatisticsOut out{partials, groups, tickets, group, running_mean, running_var, saved, eps, momentum};
-    finish_statistics<BLOCK_THREADS, N>(out, tile, static_cast<int>(blockIdx.x), index, static_cast<int>(gridDim.y), c, [&](int other) {
+    const auto pixels_of = [&](int other) {
         const Range there = slab_range(pixels, slab, other);
         return static_cast<double>(there.end - there.begin);
-    }, shared);
+    };
+    finish_statistics<BLOCK_THREADS, N>(out, tile, static_cast<int>(blockIdx.x), index, static_cast<int>(gridDim.y), c,
+                                        pixels_of, shared);
 }
 
 __global__ void __launch_bounds__(256) batch_norm_running_statistics(

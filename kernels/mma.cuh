@@ -265,7 +265,9 @@ template <typename T, Major MA, Major MB>
 __device__ __forceinline__ void mma(Accumulator& acc, const FragmentA<T, MA>& a, const FragmentB<T, MB>& b) {
 #pragma unroll
     for (int step = 0; step < 4; step++) {
-        mma_m8n8k4<T, MA, MB>(acc, {a.words[2 * step], a.words[2 * step + 1]}, {b.words[2 * step], b.words[2 * step + 1]});
+        const u32 left[2] = {a.words[2 * step], a.words[2 * step + 1]};
+        const u32 right[2] = {b.words[2 * step], b.words[2 * step + 1]};
+        mma_m8n8k4<T, MA, MB>(acc, left, right);
     }
 }
 
