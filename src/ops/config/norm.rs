@@ -70,12 +70,9 @@ impl NormConfig {
         self.lanes(p, dtype).tiles * self.sum_slabs(p)
     }
 
-    /// Floats that a pass keeps between its stages.
-    pub fn workspace(&self, p: &BatchNormProblem, pass: KernelPass, dtype: Dtype) -> usize {
-        match pass {
-            KernelPass::Forward => self.partials(p),
-            _ => self.partials(p) + self.scores(p, dtype),
-        }
+    /// Floats that the backward pass keeps between its stages.
+    pub fn workspace(&self, p: &BatchNormProblem, dtype: Dtype) -> usize {
+        self.partials(p) + self.scores(p, dtype)
     }
 }
 

@@ -273,7 +273,7 @@ pub fn backward_sums(
     let Some(config) = configured(p, KernelPass::Backward, of.y) else { return };
     let (t, n, gpu) = (of.y.dtype(), p.shape.len(), of.y.gpu());
     // Partial sums [slabs, 2, c], scores [slabs, tiles].
-    let workspace = gpu.workspace(config.workspace(p, KernelPass::Backward, t));
+    let workspace = gpu.workspace(config.workspace(p, t));
     let sums = config.partials(p);
     let partials = workspace.part(0..sums);
     let scores = out.score.as_ref().map(|_| workspace.part(sums..workspace.len()));

@@ -191,8 +191,7 @@ impl BandConfig {
         let BandSize { input, output, stride } = self.size;
         let panels = p.input.c.div_ceil(SLICE);
         // h has a place for every pixel that is read.
-        let under = |outputs: usize| (outputs - 1) * stride + BAND_WINDOW;
-        let hidden = images * under(rows) * under(p.output.w) * SLICE;
+        let hidden = images * under(rows, stride) * under(p.output.w, stride) * SLICE;
         // x and the weights of the expansion, weights of the projection; d, or sums.
         let elements = panels * (input + SLICE) * LINE + self.channels * LINE + hidden;
         elements * ELEMENT + (output * LINE * ELEMENT).max(SUMS)
@@ -205,9 +204,14 @@ impl BandConfig {
     }
 }
 
-/// Input rows under so many output rows in the middle of an image.
+/// Rows, or columns, of the input under so many of the output.
+fn under(outputs: usize, stride: usize) -> usize {
+    (outputs - 1) * stride + BAND_WINDOW
+}
+
+/// Input rows of an image under so many output rows in its middle.
 fn rows_under(p: &InvertedResidualProblem, rows: usize) -> usize {
-    ((rows - 1) * p.window.stride_h + BAND_WINDOW).min(p.input.h)
+    under(rows, p.window.stride_h).min(p.input.h)
 }
 
 /// Bytes of shared memory that a block may ask for. What has most is not asked for more than a V100 has, so that a choice
