@@ -306,9 +306,10 @@ mod tests {
     use crate::dtype::Dtype;
     use crate::ops::batch_norm::BatchNormProblem;
     use crate::ops::config::{
-        AugmentProblem, BiasProblem, GemmProblem, GlobalPoolProblem, KernelFamily, KernelPass, KernelTarget,
-        OptimizerProblem, Problem, WalkProblem,
+        AugmentProblem, BetweenNorms, BiasProblem, GemmProblem, GlobalPoolProblem, KernelFamily, KernelPass,
+        KernelTarget, OptimizerProblem, Problem, WalkProblem, specialised,
     };
+    use crate::ops::conv::ConvFamily;
     use crate::ops::pad::PadProblem;
     use crate::ops::pool::PoolProblem;
     use crate::shape::{Lines, Shape, Window};
@@ -341,6 +342,9 @@ mod tests {
         for row in CONVOLUTIONS {
             let p = problem(row);
             is_whole(&p, &CONV_PASSES);
+            if p.family() == ConvFamily::Depthwise && specialised(&p).is_some() {
+                is_whole(&BetweenNorms(p), &BOTH);
+            }
             is_whole(&BiasProblem { pixels: p.n * p.output.pixels(), c: p.output.c }, &[KernelPass::WeightGradient]);
         }
         is_whole(&GemmProblem::product(130, 64, 16), &CONV_PASSES);

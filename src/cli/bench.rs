@@ -22,12 +22,14 @@ use crate::measure::{
     Findings, HostRates, LayerPass, Limits, NetworkCase, ProjectedNetwork, Projection, StepTime, TimedLayer, step_times,
 };
 use crate::ops::config::force;
-use crate::pipeline::{Bench, Entry, Keep, PeerOptions, fully_merged, network_cases, published_on_v100};
+use crate::pipeline::{Bench, Entry, Keep, PeerOptions, Tuning, fully_merged, network_cases, published_on_v100, tune};
 use crate::report::{
     BENCH_SCHEMA, BenchFile, PROJECTION_NOTE, RooflinePlot, csv, host_rates_text, json_text, layer_table, layer_totals,
     limits_text, network_bars, network_bench_table, projected_steps_table, projection_page, projection_table,
-    runtime_table, step_time_table,
+    runtime_table, step_time_table, tuned_text,
 };
+use crate::terminal;
+use crate::train::Reporter;
 
 /// Seconds that a peer may take beyond the measurement, for a layer and for a network, which it may compile.
 const LAYER_LEEWAY: f64 = 30.0;
@@ -85,13 +87,18 @@ struct KernelBenchArgs {
     /// Passes: fwd, dgrad, wgrad, train-fwd, train-bwd (the fused step of training); the CPU has dgrad and wgrad in one
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "fwd,dgrad,wgrad,train-fwd,train-bwd")]
     passes: Vec<String>,
-    /// Only layers whose name contains this
+    /// Only layers whose name contains this, or with --tune steps
     #[arg(long, value_name = "NAME")]
     layer: Option<String>,
     /// Launch some kernels with this configuration instead of the chosen one, such as pointwise_forward=64x64-vector; may
     /// be repeated
     #[arg(long, value_name = "KERNELS=CONFIG")]
     kernel_config: Vec<String>,
+    /// Instead find the fastest configuration of every kernel that the engine launches for the network, fused, and for its merged
+    /// form, in inference and in training; and keep them, for this device, where the engine finds them: beside the cached kernels, or in
+    /// the file that $DEPTHSHRINKER_TUNED names. Each must give what the engine's own gives before it is timed
+    #[arg(long, conflicts_with_all = ["passes", "kernel_config", "peers", "peer_layers"])]
+    tune: bool,
     /// Number of layers to time with PyTorch: those that take most of the time
     #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
     peer_layers: usize,
@@ -262,6 +269,9 @@ fn force_configurations(device: &Device, named: &[String]) -> crate::Result<()> 
 }
 
 fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
+    if args.tune {
+        return tune_kernels(&args.bench, args.layer.as_deref(), common);
+    }
     let asked: Vec<LayerPass> = args.passes.iter().map(|pass| pass.trim().parse()).collect::<crate::Result<_>>()?;
     let selection = args.bench.mask.selection()?;
     // Before the device is opened, which takes a while: the network may not exist.
@@ -294,6 +304,24 @@ fn kernels(args: &KernelBenchArgs, common: &Common) -> Result<()> {
     );
     let plot = RooflinePlot::of_layers(title, &found.records, &setting.limits.roofline).svg();
     setting.finish("kernels", &found, &Shown { tables, plot_file: "roofline.svg", plot })
+}
+
+fn tune_kernels(args: &BenchArgs, layer: Option<&str>, common: &Common) -> Result<()> {
+    let selection = args.mask.selection()?;
+    let (model, config) = (args.net.model(0)?, common.base_config(Entry::New, None)?);
+    let device = config.device()?;
+    let merged = fully_merged(&model, selection.as_ref(), &config)?;
+    let cases = network_cases(&model, merged.as_ref())?;
+    let (batch, budget) = (args.batch as usize, Duration::from_secs_f64(args.seconds));
+    let mut reporter = if common.stance().quiet { Reporter::quiet() } else { Reporter::new() };
+    let Tuning { records, path } = tune(&device, &cases, batch, layer, budget, &mut reporter)?;
+    write(common, "tuned.json", &json_text(&records))?;
+    write(common, "tuned.csv", &csv(&records))?;
+    let text = match common.json {
+        true => json_text(&records),
+        false => format!("{}{}\n", tuned_text(&records), terminal::path(&path)),
+    };
+    print("what was tuned", &text)
 }
 
 fn network(args: &NetworkBenchArgs, common: &Common) -> Result<()> {

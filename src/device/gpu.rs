@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::argument::{Argument, Element};
 use super::compiler;
+use super::configurations::Configurations;
 use super::driver::{Address, CapturedGraph, Driver, Function, LaunchShape};
 use super::signature::Signature;
 use super::source::Unit;
@@ -28,11 +29,7 @@ pub struct Gpu {
     launched: Mutex<BTreeMap<String, u64>>,
     pool: Mutex<Pool>,
     failure: Mutex<Option<Error>>,
-    /// Names of configurations that are not to be chosen, by name of the kernels, and whether there are any.
-    forced: Mutex<BTreeMap<String, String>>,
-    any_forced: AtomicBool,
-    /// Configurations of launches, while somebody watches them.
-    watched: Mutex<Option<Vec<String>>>,
+    configurations: Configurations,
     /// Launches, while somebody watches them.
     launches: Mutex<Option<Vec<Launch>>>,
     /// Whether launches are recorded instead of done.
@@ -81,21 +78,9 @@ const FEWEST_TICKETS: usize = 4096;
 impl Gpu {
     /// A device over a driver.
     pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
-        let (functions, launched, pool, failure, forced) = Default::default();
-        let (any_forced, watched, launches, recording, blocking) = Default::default();
-        Arc::new(Self {
-            driver,
-            functions,
-            launched,
-            pool,
-            failure,
-            forced,
-            any_forced,
-            watched,
-            launches,
-            recording,
-            blocking,
-        })
+        let (functions, launched, pool, failure) = Default::default();
+        let (configurations, launches, recording, blocking) = Default::default();
+        Arc::new(Self { driver, functions, launched, pool, failure, configurations, launches, recording, blocking })
     }
 
     /// The driver.
@@ -162,27 +147,9 @@ impl Gpu {
         self.blocking.store(on, Ordering::Relaxed);
     }
 
-    /// Makes launches of some kernels use the configuration of a name, or again the one that is chosen with `None`. What
-    /// names mean is for [`crate::ops::config`] to say.
-    pub(crate) fn force(&self, kernels: &str, name: Option<&str>) {
-        let mut forced = lock(&self.forced);
-        match name {
-            Some(name) => drop(forced.insert(kernels.to_owned(), name.to_owned())),
-            None => drop(forced.remove(kernels)),
-        }
-        self.any_forced.store(!forced.is_empty(), Ordering::Relaxed);
-    }
-
-    /// Runs `body` and returns the configurations that its launches used, in order and each once, such as
-    /// `pointwise_forward=128x128-vector`.
-    ///
-    /// # Errors
-    /// What the work returns.
-    pub fn watch_configurations(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<String>> {
-        *lock(&self.watched) = Some(Vec::new());
-        let outcome = work();
-        let seen = lock(&self.watched).take().unwrap_or_default();
-        outcome.map(|()| seen)
+    /// Which configurations launches use.
+    pub fn configurations(&self) -> &Configurations {
+        &self.configurations
     }
 
     /// Runs `work` and returns its launches, in order.
@@ -194,25 +161,6 @@ impl Gpu {
         let outcome = work().and_then(|()| self.check());
         let seen = lock(&self.launches).take().unwrap_or_default();
         outcome.map(|()| seen)
-    }
-
-    /// Notes the configuration of a launch, where somebody watches.
-    pub(crate) fn note_configuration(&self, of: impl FnOnce() -> String) {
-        if let Some(seen) = &mut *lock(&self.watched) {
-            let name = of();
-            if !seen.contains(&name) {
-                seen.push(name);
-            }
-        }
-    }
-
-    /// The name of the configuration that launches of some kernels must use.
-    pub(crate) fn forced(&self, kernels: &str) -> Option<String> {
-        // Launches come by here: a lock only where it is needed.
-        if !self.any_forced.load(Ordering::Relaxed) {
-            return None;
-        }
-        lock(&self.forced).get(kernels).cloned()
     }
 
     /// Keeps a failure for the next [`check`](Self::check).

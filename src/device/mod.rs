@@ -6,6 +6,7 @@
 pub mod argument;
 pub mod cache;
 pub mod compiler;
+pub mod configurations;
 pub mod counters;
 pub mod cuda;
 pub mod driver;
@@ -18,6 +19,7 @@ mod recording;
 pub mod scan;
 pub mod signature;
 pub mod source;
+pub mod tuned;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -66,16 +68,22 @@ impl Device {
     /// `emulator`.
     ///
     /// # Errors
-    /// An unknown name, a device that this machine does not have, or a precision that the device has not.
+    /// An unknown name, a device that this machine does not have, a precision that the device has not, or a named file of
+    /// [tuned configurations](tuned) that does not fit.
     pub fn open(name: &str, precision: Dtype) -> Result<Self> {
         Self::check_name(name, precision)?;
-        let gpu = |driver: Box<dyn driver::Driver>| Self::on(Gpu::new(driver), precision);
+        let cache = Cache::of_user();
+        let gpu = |driver: Box<dyn driver::Driver>| {
+            let gpu = Gpu::new(driver);
+            tuned::adopt(&gpu, &cache)?;
+            Self::on(gpu, precision)
+        };
         match name {
             "cpu" => Ok(Self::Cpu),
             "auto" if Cuda::count() == 0 => Self::open("cpu", precision),
             "auto" => Self::or_host(Self::open("cuda", precision), precision),
-            "emulator" => gpu(Box::new(Emulator::new(EmulatorOptions::default(), Cache::of_user())?)),
-            _ => gpu(Box::new(Cuda::new(ordinal(name).unwrap_or(0), Cache::of_user())?)),
+            "emulator" => gpu(Box::new(Emulator::new(EmulatorOptions::default(), cache.clone())?)),
+            _ => gpu(Box::new(Cuda::new(ordinal(name).unwrap_or(0), cache.clone())?)),
         }
     }
 

@@ -8,6 +8,7 @@ use super::machine::Machine;
 use super::noise::Noise;
 use crate::Result;
 use crate::device::Device;
+use crate::device::configurations::Decision;
 use crate::engine::{Sequence, SequenceRun};
 use crate::ops::step::{Extent, Place, Store, ValueId};
 use crate::ops::team;
@@ -83,16 +84,18 @@ impl LayerBench {
     pub fn configurations(&self, layer: &TimedLayer) -> Result<Option<String>> {
         let Device::Gpu(gpu, _) = &self.device else { return Ok(None) };
         let mut operands = self.operands(&layer.steps, layer.problem.n)?;
-        let names = gpu.watch_configurations(|| {
+        let decisions = gpu.configurations().watch(|| {
             operands.run();
             self.device.check()
         })?;
+        let mut names: Vec<String> = decisions.iter().map(Decision::to_string).collect();
+        names.dedup();
         Ok((!names.is_empty()).then(|| names.join(", ")))
     }
 
     /// One set of operands: noise with the moments of activations, signed noise for weights, and ones for what is per
     /// channel, which makes a statistic of mean 1 and deviation 1.
-    fn operands(&self, steps: &Sequence, n: usize) -> Result<SequenceRun> {
+    pub(super) fn operands(&self, steps: &Sequence, n: usize) -> Result<SequenceRun> {
         let mut run = SequenceRun::new(&self.device, steps, n)?;
         for (id, value) in steps.values.iter() {
             let Some(buffer) = run.buffer_mut(id) else { continue };

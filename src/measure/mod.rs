@@ -27,6 +27,7 @@ mod step_times;
 mod table_bench;
 mod table_work;
 mod timer;
+mod tuner;
 
 pub use block_cost::{BlockCost, block_costs, merged_cost};
 pub use channel_times::ChannelTimes;
@@ -62,3 +63,4 @@ pub use step_times::{HostRates, StepTime, step_times};
 pub use table_bench::{MeasuredTable, MergedNetwork, Milliseconds, TableBench, TableProgress};
 pub use table_work::{Piece, RowWork, TableOptions, TableWork};
 pub use timer::{Summary, WARM_UP, Workload, alternate, median, paired, sample};
+pub use tuner::{TunedRecord, Tuner};

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::device::Device;
 use crate::device::cache::Cache;
 use crate::device::compiler::{CompiledKernel, compile};
+use crate::device::configurations::Decision;
 use crate::device::counters::{CountedBlocks, CounterLog, LaunchCounters};
 use crate::device::dry_run::DryRun;
 use crate::device::emulator::{Emulator, EmulatorOptions};
@@ -31,6 +32,8 @@ pub struct DistinctStep {
     pub step: Sequence,
     /// What it launches, in order.
     pub launches: Vec<Launch>,
+    /// What was chosen for them.
+    pub decisions: Vec<Decision>,
 }
 
 /// What tells steps apart: what they compute, the sizes of their operands, and their launches.
@@ -58,8 +61,12 @@ pub fn distinct_steps(
         let operands = operands.map(|value| (value.extent, value.store)).collect();
         let step = Sequence { values: values.clone(), steps: Arc::new(vec![planned.step]) };
         let mut run = SequenceRun::new(&device, &step, batch)?;
+        let mut decisions = Vec::new();
         let launches = gpu.watch_launches(|| {
-            run.run();
+            decisions = gpu.configurations().watch(|| {
+                run.run();
+                Ok(())
+            })?;
             Ok(())
         })?;
         let key = (cost.kind.clone(), operands, launches.clone());
@@ -67,7 +74,7 @@ pub fn distinct_steps(
             Some(at) => steps[at].count += 1,
             None => {
                 known.push(key);
-                steps.push(DistinctStep { cost, count: 1, step, launches });
+                steps.push(DistinctStep { cost, count: 1, step, launches, decisions });
             }
         }
     }

@@ -23,6 +23,7 @@
 //! | `table` | [`measure_table`]: the latency table of a network, and how well it predicts |
 //! | `images` | images from files of both kinds |
 //! | `half_range` | [`half_overflows`]: what passes the range of f16, for `export` |
+//! | `tune` | [`tune`]: the fastest configurations of a network's kernels, kept for the engine |
 //! | `verify` | [`verify_files`]: merged against unmerged on images from files |
 //! | `infer` | [`logits`] and pictures, for `infer` |
 
@@ -48,6 +49,7 @@ mod selection;
 mod shrink;
 mod summary;
 mod table;
+mod tune;
 mod verify;
 mod widths;
 
@@ -69,4 +71,5 @@ pub use run::{
 pub use selection::{KeepSelection, choose_blocks};
 pub use shrink::{Stance, shrink, shrink_in};
 pub use table::{TableSettings, check_table, measure_table};
+pub use tune::{Tuning, tune};
 pub use verify::verify_files;

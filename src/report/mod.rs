@@ -14,6 +14,7 @@
 //! | `projection` | networks as they are projected to a GPU: tables and a page |
 //! | `result` | [`RunResult`]: the numbers of a run |
 //! | `trials`, `trial_page` | [`TrialFile`]: methods side by side, and their page |
+//! | `tuned` | [`tuned_text`]: configurations that a tuner found |
 //! | `solution` | [`solution_table`]: what a solver selected; [`selection_times`] |
 
 mod bar_plot;
@@ -34,6 +35,7 @@ mod table;
 mod text;
 mod trial_page;
 mod trials;
+mod tuned;
 
 pub use bar_plot::network_bars;
 pub use comparison::{ComparisonPage, comparison_table, headlines, published_table};
@@ -57,3 +59,4 @@ pub use text::{
 pub use trials::{
     BudgetSummary, MethodSummary, RecoveryPoint, RecoveryRow, Spread, TRIAL_SCHEMA, Trial, TrialFile, TrialName,
 };
+pub use tuned::tuned_text;

@@ -289,6 +289,60 @@ fn kernel_configurations_are_named_and_can_be_forced() {
     assert_eq!(forced[1..], chosen[1..]);
 }
 
+/// What a tuner found is kept with its times, and from then on taken by every launch of the problem; a file of other kernels or of
+/// another device is refused.
+#[test]
+fn tuned_configurations_are_kept_and_taken() {
+    let dir = folder();
+    let tuned = dir.path().join("tuned.json");
+    let device = ["--device", "emulator", "--precision", "f16", "--layer", "blocks.6.0"];
+    let run = |more: &[&str]| {
+        let mut command = bench(dir.path(), &[&["kernels"][..], &TINY, &device, more, &["--json"]].concat());
+        command.env("DEPTHSHRINKER_TUNED", &tuned);
+        command
+    };
+    let list = |more: &[&str]| -> Vec<Value> {
+        serde_json::from_slice(&run(more).assert().success().get_output().stdout).expect("one JSON list")
+    };
+    let found = list(&["--tune"]);
+    let kernels: Vec<&str> = found.iter().map(|record| record["kernels"].as_str().unwrap()).collect();
+    for name in ["inverted_residual", "dense_forward", "pointwise_forward", "depthwise_backward"] {
+        assert!(kernels.contains(&name), "{name} is not in {kernels:?}");
+    }
+    for record in &found {
+        let [time, chosen] = ["time_us", "chosen_time_us"].map(|key| record[key].as_f64().unwrap());
+        assert_eq!(record["failed"], json!([]), "{record}");
+        assert!(record["timed"].as_u64().unwrap() > 1 && time > 0.0, "{record}");
+        assert_eq!(time < chosen, record["config"] != record["chosen"], "only what is faster is taken: {record}");
+    }
+    // The file has the same, and what it says is taken: also what the engine would not choose.
+    let mut file: Value = serde_json::from_str(&fs::read_to_string(&tuned).unwrap()).unwrap();
+    let rows = file["configurations"].as_array_mut().unwrap();
+    assert_eq!(rows.len(), found.len());
+    rows.iter_mut()
+        .filter(|row| row["kernels"] == "pointwise_forward")
+        .for_each(|row| row["config"] = json!("64x64-scalar"));
+    fs::write(&tuned, file.to_string()).unwrap();
+    let timed = list(&["--passes", "train-fwd"]);
+    let configs: Vec<&str> = timed.iter().filter_map(|record| record["config"].as_str()).collect();
+    assert!(configs.iter().any(|config| config.contains("pointwise_forward=64x64-scalar")), "{configs:?}");
+    for (key, value, words) in [
+        ("kernels", json!("0"), "other kernels"),
+        ("device", json!("Tesla V100-SXM2-16GB"), "is of Tesla V100"),
+        ("schema", json!(0), "the format 0"),
+        ("rows", json!([]), "is no file of tuned configurations"),
+    ] {
+        let mut other = file.clone();
+        other[key] = value;
+        fs::write(&tuned, other.to_string()).unwrap();
+        let assert = run(&["--passes", "fwd"]).assert().code(1);
+        let text = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+        assert!(text.lines().count() == 1 && text.contains("tuned.json") && text.contains(words), "{text}");
+    }
+    // Where nothing is named, an emulator is not tuned.
+    run(&["--tune"]).env("DEPTHSHRINKER_TUNED", "none").assert().code(2);
+}
+
 fn emulator(memory: u64) -> Device {
     let options = EmulatorOptions { memory, ..EmulatorOptions::default() };
     let cache = Cache::at(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"));
@@ -602,7 +656,7 @@ fn the_script_for_gpu_hosts_reports_every_part() {
         let rows = result["parts"].as_array().expect("a list").iter();
         rows.map(|row| (word(row, "part"), word(row, "outcome"))).collect()
     };
-    run("devices,compile,check,same,bench kernels,bench table,memcheck", "emulator").success();
+    run("devices,compile,check,same,bench kernels,bench table,tuned,memcheck", "emulator").success();
     let expected = [
         ("environment", "ok"),
         ("devices", "ok"),
@@ -612,6 +666,7 @@ fn the_script_for_gpu_hosts_reports_every_part() {
         ("bench kernels mobilenetv2-0.25 f16", "ok"),
         ("bench kernels mobilenetv2-0.25 f32", "ok"),
         ("bench table", "ok"),
+        ("tuned network mobilenetv2-0.25 f16", "ok"),
         ("same bits twice", "ok"),
         ("compute-sanitizer memcheck", "missing"),
         ("compute-sanitizer racecheck", "missing"),
@@ -619,6 +674,8 @@ fn the_script_for_gpu_hosts_reports_every_part() {
     assert_eq!(outcomes(), expected.map(|(part, outcome)| (part.to_owned(), outcome.to_owned())));
     let table = fs::read_to_string(dir.path().join("out/result.md")).unwrap();
     assert!(table.contains("| check f16 | ok |") && table.contains("| mobilenetv2-0.25 | f16 | original | dgrad |"));
+    assert!(table.contains("| tuned / own |") && table.contains("| mobilenetv2-0.25 | f16 | merged | inference | – |"));
+    assert!(dir.path().join("out/tuned-mobilenetv2-0.25-f16.json").is_file());
     assert!(dir.path().join("out/roofline-mobilenetv2-0.25-f16.svg").is_file());
     // Without a GPU the checks fail, the rest is told all the same, and the exit code says so.
     run("devices,check", "cuda:98").code(1);

@@ -77,6 +77,36 @@ impl Problem for ConvProblem {
     }
 }
 
+/// A convolution between batch-norms in training, by the kernels that form operands on load or take sums. They are others than those
+/// of the convolution alone, and what is fastest for one says nothing of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BetweenNorms(pub ConvProblem);
+
+impl Problem for BetweenNorms {
+    type Config = ConvConfig;
+
+    fn family(&self) -> KernelFamily {
+        Problem::family(&self.0)
+    }
+
+    fn choose(&self, pass: KernelPass, on: KernelTarget) -> ConvConfig {
+        self.0.choose(pass, on)
+    }
+
+    fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<ConvConfig> {
+        self.0.list(pass, on).into_iter().filter(|&config| self.check(config, pass, on).is_ok()).collect()
+    }
+
+    fn check(&self, config: ConvConfig, pass: KernelPass, on: KernelTarget) -> Result<()> {
+        match config {
+            ConvConfig::Depthwise(DepthwiseConfig { march: None, .. }) => {
+                Err(refused(config, "kernels that take any window form nothing on load"))
+            }
+            _ => self.0.check(config, pass, on),
+        }
+    }
+}
+
 impl fmt::Display for ConvConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

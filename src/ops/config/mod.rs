@@ -41,7 +41,7 @@ mod walk;
 use std::fmt;
 use std::str::FromStr;
 
-pub use conv::ConvConfig;
+pub use conv::{BetweenNorms, ConvConfig};
 pub use depthwise::DepthwiseConfig;
 pub(crate) use depthwise::specialised;
 pub use direct::DirectConfig;
@@ -53,6 +53,7 @@ pub(crate) use pointwise_backward::has_few_weights;
 pub use walk::{OptimizerConfig, OptimizerProblem, WalkConfig, WalkProblem};
 
 use crate::device::Device;
+use crate::device::configurations::{Choice, Decision};
 use crate::device::gpu::Gpu;
 use crate::dtype::Dtype;
 use crate::ops::inverted_residual::InvertedResidualConfig;
@@ -137,8 +138,8 @@ impl KernelTarget {
     }
 }
 
-/// A problem that a GPU can solve in several ways.
-pub trait Problem {
+/// A problem that a GPU can solve in several ways. What it prints for debugging names it in files of tuned configurations.
+pub trait Problem: fmt::Debug {
     /// One way to solve it.
     type Config: fmt::Display + FromStr<Err = Error> + Copy + PartialEq + fmt::Debug;
 
@@ -159,14 +160,33 @@ pub trait Problem {
     fn check(&self, config: Self::Config, pass: KernelPass, on: KernelTarget) -> Result<()>;
 }
 
-/// Returns the configuration that a launch uses: the forced one if there is one, else the chosen one.
+/// What there is to choose for a launch.
+fn choice<P: Problem>(problem: &P, kernels: Kernels, precision: Dtype) -> Choice {
+    Choice { kernels: kernels.name().to_owned(), precision, problem: format!("{problem:?}") }
+}
+
+/// Notes what a launch took of all that it could, where somebody watches.
+pub(super) fn note<P: Problem>(problem: &P, pass: KernelPass, (gpu, dtype): (&Gpu, Dtype), taken: P::Config) {
+    let kernels = Kernels { family: problem.family(), pass };
+    gpu.configurations().note(|| {
+        let listed = problem.list(pass, KernelTarget::of(gpu, dtype));
+        Decision {
+            choice: choice(problem, kernels, dtype),
+            taken: taken.to_string(),
+            listed: listed.iter().map(P::Config::to_string).collect(),
+        }
+    });
+}
+
+/// Returns the configuration that a launch uses: the forced one if there is one, else the tuned one, else the chosen one.
 ///
 /// # Errors
-/// [`Error::Config`] if the forced configuration does not solve the problem.
+/// [`Error::Config`] if the forced or tuned configuration does not solve the problem.
 pub fn resolve<P: Problem>(problem: &P, pass: KernelPass, gpu: &Gpu, dtype: Dtype) -> Result<P::Config> {
     let on = KernelTarget::of(gpu, dtype);
     let kernels = Kernels { family: problem.family(), pass };
-    let Some(name) = gpu.forced(kernels.name()) else { return Ok(problem.choose(pass, on)) };
+    let named = gpu.configurations().named(kernels.name(), || choice(problem, kernels, dtype));
+    let Some(name) = named else { return Ok(problem.choose(pass, on)) };
     let told = |e: Error| match e {
         Error::Config(text) => Error::Config(format!("{kernels}: {text}")),
         other => other,
@@ -197,7 +217,7 @@ pub fn force(gpu: &Gpu, kernels: Kernels, name: Option<&str>) -> Result<()> {
     if let Some(name) = name {
         (kernels.row().parse)(name)?;
     }
-    gpu.force(kernels.name(), name);
+    gpu.configurations().force(kernels.name(), name);
     Ok(())
 }
 

@@ -9,7 +9,9 @@ use crate::device::gpu::{Gpu, GpuView, GpuViewMut, Workspace};
 use crate::dtype::Dtype;
 use crate::ops::activation::Act;
 use crate::ops::batch_norm::BatchNormProblem;
-use crate::ops::config::{BiasProblem, ConvConfig, GemmProblem, KernelPass, has_few_weights, specialised};
+use crate::ops::config::{
+    BetweenNorms, BiasProblem, ConvConfig, GemmProblem, KernelPass, has_few_weights, specialised,
+};
 use crate::ops::conv::{ConvFamily, ConvProblem};
 use crate::ops::epilogue::{BiasOperand, Epilogue};
 use crate::ops::linear::LinearProblem;
@@ -77,7 +79,7 @@ pub fn forward_with_statistics(
         return depthwise::forward_with_statistics(p, x, w, y, bn, out);
     }
     let (of, stored, pixels) = (GemmProblem::of(p), x.stored(), p.n * p.output.pixels());
-    let config = match configured(p, KernelPass::Forward, stored) {
+    let config = match configured(&BetweenNorms(*p), KernelPass::Forward, stored) {
         Some(ConvConfig::Direct(config)) => {
             return dense_direct::forward_with_statistics(p, config, stored, w, y, bn, out);
         }

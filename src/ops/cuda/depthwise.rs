@@ -6,13 +6,13 @@ use super::{Call, configured};
 use crate::device::driver::ConvGeometry;
 use crate::device::gpu::{GpuView, GpuViewMut};
 use crate::ops::batch_norm::BatchNormProblem;
-use crate::ops::config::{ConvConfig, DepthwiseConfig, KernelPass, refused, specialised};
+use crate::ops::config::{BetweenNorms, ConvConfig, DepthwiseConfig, KernelPass, Problem, specialised};
 use crate::ops::conv::ConvProblem;
 
 /// Side of the largest kernel whose operands are formed on load.
 pub(super) const LARGEST_ON_LOAD: usize = 5;
 
-fn depthwise(p: &ConvProblem, pass: KernelPass, of: GpuView<'_>) -> Option<DepthwiseConfig> {
+fn depthwise<P: Problem<Config = ConvConfig>>(p: &P, pass: KernelPass, of: GpuView<'_>) -> Option<DepthwiseConfig> {
     match configured(p, pass, of)? {
         ConvConfig::Depthwise(config) => Some(config),
         _ => unreachable!("a problem has configurations of its own family"),
@@ -151,13 +151,9 @@ fn marching<'a>(call: Call<'a>, p: &ConvProblem, config: DepthwiseConfig) -> Cal
     call.sizes([config.lanes(p).lanes])
 }
 
-/// The configuration of a kernel that forms operands on load, with its name's end. Those that take any window do not.
+/// The configuration of a kernel that forms operands on load, with its name's end.
 fn on_load(p: &ConvProblem, pass: KernelPass, of: GpuView<'_>) -> Option<(DepthwiseConfig, String)> {
-    let config = depthwise(p, pass, of)?;
-    if config.march.is_none() {
-        of.gpu().fail(refused(config, "its kernels form nothing on load"));
-        return None;
-    }
+    let config = depthwise(&BetweenNorms(*p), pass, of)?;
     let (k, stride) = window(p);
     Some((config, format!("<{}, {k}, {stride}>", of.dtype().kernel_name())))
 }

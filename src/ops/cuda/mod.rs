@@ -18,15 +18,14 @@ pub(super) mod pool;
 pub(super) use call::{Call, Floats, int, long};
 
 use crate::device::gpu::GpuView;
-use crate::ops::config::{KernelPass, Kernels, Problem, resolve};
+use crate::ops::config::{KernelPass, Problem, note, resolve};
 
 /// Returns the configuration of a launch on the device of `of`. A forced configuration that does not solve the problem
 /// yields `None`, and the next check of the device reports it.
 pub(super) fn configured<P: Problem>(problem: &P, pass: KernelPass, of: GpuView<'_>) -> Option<P::Config> {
     match resolve(problem, pass, of.gpu(), of.dtype()) {
         Ok(config) => {
-            let kernels = Kernels { family: problem.family(), pass };
-            of.gpu().note_configuration(|| format!("{kernels}={config}"));
+            note(problem, pass, (of.gpu(), of.dtype()), config);
             Some(config)
         }
         Err(error) => {
