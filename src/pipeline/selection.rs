@@ -237,7 +237,11 @@ fn without_training(
     Ok(Selection { scores, nested, matched, bypass: provider.bypasses(), ..mask.into() })
 }
 
-fn costs(
+/// What a provider reckons for the candidates.
+///
+/// # Errors
+/// As the provider, and [`Error::Interrupted`].
+pub(super) fn costs(
     run: &mut Run<'_>,
     original: &Model,
     options: &BlockOptions<'_>,

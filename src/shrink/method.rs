@@ -65,6 +65,9 @@ pub enum SearchMethod {
     /// Without training: all blocks stay, and the numbers of channels within a time are searched by the held-out loss, with sliced
     /// weights and batch-norm statistics of their own (after MetaPruning, ICCV 2019)
     WidthSearch,
+    /// Without training: each block is kept, becomes one convolution or is bypassed, by the rise of the held-out loss when each alone
+    /// is changed so, and an exact knapsack within a time (ours)
+    Operators,
     /// Without images: each block is kept, becomes one convolution or is bypassed, as much NN-Mass as a time allows, by an exact knapsack
     /// (after Restructurable Activation Networks, arXiv 2208.08562)
     RanOperators,
@@ -72,7 +75,7 @@ pub enum SearchMethod {
 
 impl SearchMethod {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Learned,
         Self::DepthShrinker,
         Self::LayerCollapse,
@@ -93,6 +96,7 @@ impl SearchMethod {
         Self::Random,
         Self::UniformWidth,
         Self::WidthSearch,
+        Self::Operators,
         Self::RanOperators,
     ];
 
@@ -101,7 +105,8 @@ impl SearchMethod {
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
             Self::Learned | Self::DepthShrinker | Self::LayerCollapse | Self::LayerFolding | Self::Updp => None,
-            Self::UniformWidth | Self::WidthSearch | Self::RanOperators | Self::TwoStageDp | Self::LayerMerge => None,
+            Self::UniformWidth | Self::WidthSearch | Self::TwoStageDp | Self::LayerMerge => None,
+            Self::Operators | Self::RanOperators => None,
             Self::FewSteps => Some(&FewSteps),
             Self::Consensus => Some(&Consensus),
             Self::Sensitivity => Some(&Sensitivity),
@@ -125,7 +130,7 @@ impl SearchMethod {
 
     /// Whether it chooses an operator for each block rather than whether to free it.
     pub fn chooses_operators(self) -> bool {
-        self == Self::RanOperators
+        matches!(self, Self::Operators | Self::RanOperators)
     }
 
     /// The method over single layers that it is; `None` for those that choose whole blocks.

@@ -5,7 +5,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use depthshrinker::io::read_model;
 use depthshrinker::shrink::padding::PaddingMode;
-use depthshrinker::shrink::select::{BlockOptions, Operator, Operators};
+use depthshrinker::shrink::select::{BlockOptions, Operator, OperatorValues, Operators};
 use depthshrinker::shrink::surgery::{Linearise, linearise};
 use depthshrinker::shrink::{Mask, Selection};
 use libtest_mimic::Trial;
@@ -15,16 +15,20 @@ use crate::providers::{depthshrinker, json, logits};
 use crate::sensitivity::folder;
 use crate::trial;
 
-pub const METHOD: &str = "ran-operators";
+/// The methods that choose operators.
+pub const METHODS: [&str; 2] = ["operators", "ran-operators"];
 
-/// The choice of the most mass within a time is that of all choices.
+/// The choice of the highest value within a time is that of all choices.
 fn operators() {
     let residuals = [true, false, true, true, false];
     let graph = plain_network(&residuals);
     let positions = graph.positions().unwrap();
     let table = plain_times(&positions, &[1.0, 2.5, 3.0, 0.5, 4.5]);
     let options = BlockOptions::with_kept(&positions, &table, None, &[false, false, false, false, true]).unwrap();
-    let masses = [8.0, 12.0, 10.0, 14.0, 6.0];
+    let masses = [4, 6, 5, 7, 3].map(OperatorValues::mass);
+    // A bypass that costs less than the merge, more, or even helps.
+    let rises = [(0.5, 0.3), (0.9, 0.0), (0.2, 0.7), (0.4, -0.1), (0.0, 0.0)];
+    let rises = rises.map(|(m, b)| OperatorValues { kept: 0.0, merged: -m, bypassed: -b });
     let forms = [Operator::Kept, Operator::Merged, Operator::Bypassed];
     let all: Vec<Operators> = (0..3usize.pow(5))
         .map(|code| Operators::new((0..5).map(|block| forms[code / 3usize.pow(block) % 3]).collect()))
@@ -32,22 +36,25 @@ fn operators() {
         .filter(|of| of.operators().iter().zip(residuals).all(|(of, has)| has || *of != Operator::Bypassed))
         .collect();
     assert_eq!(all.len(), 3 * 2 * 3 * 3);
-    let mass = |of: &Operators| -> f64 {
-        let share = |of: &Operator| match of {
-            Operator::Kept => 1.0,
-            Operator::Merged => 0.5,
-            Operator::Bypassed => 0.0,
+    let value = |values: &[OperatorValues; 5], operators: &Operators| -> f64 {
+        let of = |(of, values): (&Operator, &OperatorValues)| match of {
+            Operator::Kept => values.kept,
+            Operator::Merged => values.merged,
+            Operator::Bypassed => values.bypassed,
         };
-        of.operators().iter().zip(masses).map(|(of, mass)| share(of) * mass).sum()
+        operators.operators().iter().zip(values).map(of).sum()
     };
     let least = all.iter().map(|of| options.operators_ms(of)).fold(f64::INFINITY, f64::min);
     assert!((options.least_operators_ms() - least).abs() < 1e-12);
     let whole = options.time_ms(&Mask::all(5));
-    for budget in [1.0, 0.9, 0.7, 0.5, 0.4].map(|share| share * whole).into_iter().chain([least]) {
-        let found = options.operators(&masses, budget).unwrap();
+    let budgets = [1.0, 0.9, 0.7, 0.5, 0.4].map(|share| share * whole).into_iter().chain([least]);
+    for (budget, values) in budgets.flat_map(|budget| [(budget, masses), (budget, rises)]) {
+        let found = options.operators(&values, budget).unwrap();
         assert!(options.operators_ms(&found) <= budget, "{found}");
-        let best = all.iter().filter(|of| options.operators_ms(of) <= budget).map(mass).fold(0.0, f64::max);
-        assert!((mass(&found) - best).abs() < 1e-9, "{found}: {} and {best}", mass(&found));
+        let fits = all.iter().filter(|of| options.operators_ms(of) <= budget);
+        let best = fits.map(|of| value(&values, of)).fold(f64::NEG_INFINITY, f64::max);
+        let got = value(&values, &found);
+        assert!((got - best).abs() < 1e-7, "{found}: {got} and {best}");
         let selection = found.selection(&graph);
         assert_eq!(Operators::of(&selection, &graph), found);
         assert_eq!(serde_json::from_value::<Selection>(serde_json::to_value(&selection).unwrap()).unwrap(), selection);
@@ -108,11 +115,35 @@ fn whole_job() {
     let surgery = Linearise { final_activation: true, padding: PaddingMode::BorderBias };
     let error = linearise(&original, &kept, &surgery).unwrap_err().to_string();
     assert!(error.contains("to be bypassed"), "{error}");
-    let mut sized = depthshrinker(dir.path(), &["search", "m.safetensors", "--method", "ran-operators", "--keep", "9"]);
-    let told = sized.assert().failure().get_output().stderr.clone();
-    assert!(String::from_utf8_lossy(&told).contains("needs a budget that is a time"));
+    for method in METHODS {
+        let mut sized = depthshrinker(dir.path(), &["search", "m.safetensors", "--method", method, "--keep", "9"]);
+        let told = sized.assert().failure().get_output().stderr.clone();
+        assert!(String::from_utf8_lossy(&told).contains("needs a budget that is a time"));
+    }
+}
+
+/// By measured losses: of all choices that merge and bypass nothing else than the two providers alone, none is better by their sums.
+fn measured() {
+    let dir = folder();
+    let search = |method: &str| {
+        let args = ["search", "m.safetensors", "--config", "few.toml", "--latency-fraction", "0.5", "--method", method];
+        json(depthshrinker(dir.path(), &[&args[..], &["--out", method]].concat()));
+        Selection::read(&dir.path().join(method).join("plan.json")).unwrap()
+    };
+    let (mixed, merging, bypassing) = (search("operators"), search("sensitivity"), search("remove-block"));
+    let graph = read_model(&dir.path().join("m.safetensors")).unwrap().0.graph;
+    let of = Operators::of(&mixed, &graph);
+    let count = |form: Operator| of.operators().iter().filter(|of| **of == form).count();
+    assert!(count(Operator::Kept) > 0 && count(Operator::Merged) + count(Operator::Bypassed) > 0, "{of}");
+    assert!(!merging.bypass && bypassing.bypass && !mixed.bypass);
+    // What a shortcut takes is nothing, so with bypasses as many blocks or more can stay as with merges alone.
+    assert!(mixed.keep.count() >= merging.keep.count().min(bypassing.keep.count()), "{of}");
 }
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial("operators/brute force", operators), trial("operators/whole job", whole_job)]
+    vec![
+        trial("operators/brute force", operators),
+        trial("operators/whole job", whole_job),
+        trial("operators/measured", measured),
+    ]
 }

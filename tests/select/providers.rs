@@ -168,7 +168,7 @@ fn sizes_and_seeds() {
 
 /// Names are the same in settings and on the command line, and in the order of this file; behind them those that take channels.
 fn names() {
-    let names = METHODS.iter().map(|(name, ..)| *name).chain(crate::widths::METHODS).chain([crate::operators::METHOD]);
+    let names = METHODS.iter().map(|(name, ..)| *name).chain(crate::widths::METHODS).chain(crate::operators::METHODS);
     assert_eq!(names.clone().count(), SearchMethod::ALL.len());
     for (method, name) in SearchMethod::ALL.into_iter().zip(names) {
         assert_eq!(method.to_string(), name);

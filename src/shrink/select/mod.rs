@@ -26,7 +26,7 @@ use serde::Serialize;
 pub use blocks::{BlockOption, BlockOptions};
 pub use layer_knapsack::layer_knapsack;
 pub use layer_merge::{kept_convs, layer_merge, layer_merge_among};
-pub use operators::{Operator, Operators};
+pub use operators::{Operator, OperatorValues, Operators};
 pub use optimal_merge::{OptimalTable, Split};
 pub use pareto::{Arc, Path, States};
 pub use two_stage_dp::two_stage_dp;

@@ -1,7 +1,6 @@
-//! The operator that each block gets: kept, one convolution, or its shortcut alone, as much NN-Mass as a time allows (after
-//! Restructurable Activation Networks, Ghosh et al., arXiv 2208.08562).
+//! The operator that each block gets: kept, one convolution, or its shortcut alone, of the highest value within a time.
 //!
-//! Read of it: that RAN-e chooses for each block, by what the hardware takes for either, between an inverted residual and one
+//! `ran-operators` values them by NN-Mass, after Restructurable Activation Networks (Ghosh et al., arXiv 2208.08562). Read of it: that RAN-e chooses for each block, by what the hardware takes for either, between an inverted residual and one
 //! dense convolution with its shortcut, and that NN-Mass, Σ 2·dim over blocks, tells without training how networks of different
 //! depth compare; of the choice there is no code, and the two networks it led to are given. Decided here: an exact knapsack chooses; a
 //! block kept, with activations on two layers, has the mass 2·dim, one convolution dim, a shortcut none; the shortcut alone is an
@@ -26,6 +25,33 @@ pub enum Operator {
     Merged,
     /// Its shortcut alone is left.
     Bypassed,
+}
+
+/// What the operators of a block are worth, in any unit in which values of blocks add up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OperatorValues {
+    /// Kept.
+    pub kept: f64,
+    /// As one convolution.
+    pub merged: f64,
+    /// As its shortcut.
+    pub bypassed: f64,
+}
+
+impl OperatorValues {
+    /// NN-Mass of a block with `channels` of its output: 2·dim for two layers with activations, half of it as one convolution.
+    pub fn mass(channels: usize) -> Self {
+        let dim = channels as f64;
+        Self { kept: 2.0 * dim, merged: dim, bypassed: 0.0 }
+    }
+
+    fn of(&self, operator: Operator) -> f64 {
+        match operator {
+            Operator::Kept => self.kept,
+            Operator::Merged => self.merged,
+            Operator::Bypassed => self.bypassed,
+        }
+    }
 }
 
 /// One operator for each block. Written, `k`, `m` and `b`.
@@ -83,15 +109,6 @@ impl Operator {
             Self::Bypassed => 0.0,
         }
     }
-
-    /// Share of a block's mass, 2·dim, that is left.
-    fn mass(self) -> f64 {
-        match self {
-            Self::Kept => 1.0,
-            Self::Merged => 0.5,
-            Self::Bypassed => 0.0,
-        }
-    }
 }
 
 impl BlockOptions<'_> {
@@ -104,16 +121,16 @@ impl BlockOptions<'_> {
         }
     }
 
-    /// Of all choices within a time that of the most mass, exactly; `masses` has 2·dim of each block.
+    /// Of all choices within a time that of the highest sum of values, exactly.
     ///
     /// # Errors
     /// A time below that of the fastest choice, which the message names.
-    pub fn operators(&self, masses: &[f64], budget_ms: f64) -> Result<Operators> {
-        let arcs = |(from, (block, mass)): (usize, (&BlockOption, &f64))| -> Vec<Arc> {
-            let arc = |operator: &Operator| Arc { from, time: operator.time_ms(block), value: mass * operator.mass() };
+    pub fn operators(&self, values: &[OperatorValues], budget_ms: f64) -> Result<Operators> {
+        let arcs = |(from, (block, values)): (usize, (&BlockOption, &OperatorValues))| -> Vec<Arc> {
+            let arc = |operator: &Operator| Arc { from, time: operator.time_ms(block), value: values.of(*operator) };
             Self::operators_of(block).iter().map(arc).collect()
         };
-        let into = self.blocks().iter().zip(masses).enumerate().map(arcs);
+        let into = self.blocks().iter().zip(values).enumerate().map(arcs);
         let into = std::iter::once(Vec::new()).chain(into).collect();
         let states = States { start: self.fixed_ms(), into, ends: vec![self.blocks().len()] };
         let path = within(&states, budget_ms)?;
