@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::Result;
@@ -47,6 +47,8 @@ pub struct Configurations {
     tuned: Mutex<HashMap<Choice, String>>,
     /// Whether there is any of either: launches come by here.
     any: AtomicBool,
+    /// How often either changed: recorded launches keep the configurations that they were recorded with.
+    changes: AtomicU64,
     /// Decisions of launches, while somebody watches them.
     watched: Mutex<Option<Vec<Decision>>>,
 }
@@ -82,6 +84,17 @@ impl Configurations {
     fn count(&self) {
         let any = !lock(&self.forced).is_empty() || !lock(&self.tuned).is_empty();
         self.any.store(any, Ordering::Relaxed);
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often configurations were forced or tuned so far.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody watches decisions.
+    pub(super) fn is_watched(&self) -> bool {
+        lock(&self.watched).is_some()
     }
 
     /// The name of the configuration that a launch is to use; `None` where the engine chooses.

@@ -93,6 +93,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Free and total bytes, where the device knows.
     fn memory(&self) -> Option<(u64, u64)>;
 
+    /// Whether it records work and replays it.
+    fn records(&self) -> bool {
+        true
+    }
+
     /// Whether freed memory is kept for the next allocation: allocating stalls a GPU.
     fn keeps_freed_memory(&self) -> bool {
         true

@@ -46,6 +46,10 @@ impl Driver for DryRun {
         true
     }
 
+    fn records(&self) -> bool {
+        false
+    }
+
     fn memory(&self) -> Option<(u64, u64)> {
         None
     }

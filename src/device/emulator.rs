@@ -16,6 +16,7 @@ use libloading::{Library, Symbol};
 use rayon::prelude::*;
 
 use super::cache::Cache;
+use super::calls::{CallLog, Calls};
 use super::counters::{AllocationMap, CountedBlocks, CounterLog, Counters, LaunchCounters, TouchedMaps};
 use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
 use super::float_mode::flush_subnormals;
@@ -49,6 +50,8 @@ pub struct EmulatorOptions {
     pub keep_freed_memory: bool,
     /// Where launches are counted, if they are.
     pub counters: Option<CounterLog>,
+    /// Where the driver's calls are counted.
+    pub calls: CallLog,
 }
 
 impl Default for EmulatorOptions {
@@ -61,6 +64,7 @@ impl Default for EmulatorOptions {
             lost_after: u64::MAX,
             keep_freed_memory: false,
             counters: None,
+            calls: CallLog::default(),
         }
     }
 }
@@ -172,6 +176,32 @@ impl Emulator {
 
     fn recordings(&self) -> MutexGuard<'_, Recordings> {
         self.recordings.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn called(&self, of: impl FnOnce(&mut Calls) -> &mut u64) {
+        self.options.calls.count(of);
+    }
+
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn run_launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        self.require_device("launch a kernel")?;
+        let (launch, index) = self.loaded.lock().unwrap_or_else(|e| e.into_inner()).functions[function.0];
+        let launch = Launched { launch, index, shape, arguments, order_seed: self.options.order_seed };
+        match &self.options.counters {
+            None => launch.all(|first, count| launch.run(first, count, None)),
+            Some(log) => self.count(&launch, log),
+        }
+    }
+
+    /// # Safety
+    /// As [`Driver::zero`].
+    unsafe fn run_zero(&self, at: Address, bytes: usize) {
+        if !self.samples() {
+            // SAFETY: promised by the caller.
+            unsafe { (at as *mut u8).write_bytes(0, bytes) };
+        }
     }
 
     fn flags(&self) -> Vec<String> {
@@ -455,6 +485,7 @@ impl Driver for Emulator {
     }
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.called(|calls| &mut calls.uploads);
         self.require_device("copy to the device")?;
         // SAFETY: promised by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
@@ -462,6 +493,8 @@ impl Driver for Emulator {
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
+        self.called(|calls| &mut calls.downloads);
+        self.called(|calls| &mut calls.waits);
         self.require_device("copy from the device")?;
         // SAFETY: promised by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
@@ -473,10 +506,9 @@ impl Driver for Emulator {
             recorded.push(Recorded::Zero(at, bytes));
             return Ok(());
         }
-        if !self.samples() {
-            // SAFETY: promised by the caller.
-            unsafe { (at as *mut u8).write_bytes(0, bytes) };
-        }
+        self.called(|calls| &mut calls.zeros);
+        // SAFETY: promised by the caller.
+        unsafe { self.run_zero(at, bytes) };
         Ok(())
     }
 
@@ -495,17 +527,13 @@ impl Driver for Emulator {
             recorded.push(Recorded::Launch(function, shape, arguments.to_vec()));
             return Ok(());
         }
-        self.launches.fetch_add(1, Ordering::Relaxed);
-        self.require_device("launch a kernel")?;
-        let (launch, index) = self.loaded.lock().unwrap_or_else(|e| e.into_inner()).functions[function.0];
-        let launch = Launched { launch, index, shape, arguments, order_seed: self.options.order_seed };
-        match &self.options.counters {
-            None => launch.all(|first, count| launch.run(first, count, None)),
-            Some(log) => self.count(&launch, log),
-        }
+        self.called(|calls| &mut calls.launches);
+        // SAFETY: promised by the caller.
+        unsafe { self.run_launch(function, shape, arguments) }
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.called(|calls| &mut calls.waits);
         self.require_device("finish work")
     }
 
@@ -518,20 +546,23 @@ impl Driver for Emulator {
         let mut recordings = self.recordings();
         let recorded = recordings.current.take();
         let recorded = recorded.ok_or_else(|| Error::Device("no recording to end".into()))?;
+        self.called(|calls| &mut calls.captures);
         recordings.graphs.push(recorded.into());
         Ok(CapturedGraph(recordings.graphs.len() - 1))
     }
 
     unsafe fn replay(&self, graph: CapturedGraph) -> Result<()> {
+        self.called(|calls| &mut calls.replays);
         let recorded = self.recordings().graphs[graph.0].clone();
         recorded.iter().try_for_each(|step| {
             // SAFETY: promised by the caller, here and while recording.
             unsafe {
                 match step {
-                    Recorded::Launch(function, shape, arguments) => self.launch(*function, *shape, arguments),
-                    Recorded::Zero(at, bytes) => self.zero(*at, *bytes),
+                    Recorded::Launch(function, shape, arguments) => self.run_launch(*function, *shape, arguments)?,
+                    Recorded::Zero(at, bytes) => self.run_zero(*at, *bytes),
                 }
             }
+            Ok(())
         })
     }
 

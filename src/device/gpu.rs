@@ -53,7 +53,7 @@ struct Pool {
     free: BTreeMap<usize, Vec<Address>>,
     used: u64,
     peak: u64,
-    /// Memory lent to one operation at a time. Outgrown ones stay where a recording holds their address.
+    /// Memory lent to one operation at a time. Outgrown ones stay as long as a recording holds their address.
     workspaces: Vec<Lent>,
     /// Most bytes that one operation has asked of them.
     workspace_peak: u64,
@@ -62,12 +62,20 @@ struct Pool {
 }
 
 /// Memory that workspaces are lent from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Lent {
     address: Address,
     bytes: usize,
-    /// Whether a recording holds its address.
-    recorded: bool,
+    /// The recordings that hold its address.
+    holders: Vec<CapturedGraph>,
+    /// Whether the recording in progress will.
+    recording: bool,
+}
+
+impl Lent {
+    fn is_held(&self) -> bool {
+        self.recording || !self.holders.is_empty()
+    }
 }
 
 /// Bytes to which allocations are rounded, so that freed ones fit others.
@@ -130,7 +138,7 @@ impl Gpu {
             // SAFETY: number and types were checked; the rest is promised by the caller.
             unsafe { self.driver.launch(function, shape, arguments) }
         });
-        if self.blocking.load(Ordering::Relaxed) && !self.recording.load(Ordering::Relaxed) {
+        if self.blocking.load(Ordering::Relaxed) && !self.is_recording() {
             outcome = outcome.and_then(|()| self.driver.synchronize());
         }
         let named = |text: String| format!("{instance}: {text}");
@@ -220,15 +228,54 @@ impl Gpu {
         let outcome = body();
         self.recording.store(false, Ordering::Relaxed);
         let graph = self.driver.end_capture();
+        for lent in &mut lock(&self.pool).workspaces {
+            let holder = graph.as_ref().ok().filter(|_| lent.recording);
+            lent.holders.extend(holder);
+            lent.recording = false;
+        }
         let failure = self.check();
         match (graph, outcome.and(failure)) {
             (Ok(graph), Ok(())) => Ok(graph),
             (Ok(graph), Err(error)) => {
-                self.driver.release(graph);
+                self.forget(graph);
                 Err(error)
             }
             (Err(error), outcome) => Err(outcome.err().unwrap_or(error)),
         }
+    }
+
+    /// Does everything that was recorded, in order.
+    ///
+    /// # Safety
+    /// All buffers that were used while recording are still there. Workspaces stay until it is [forgotten](Self::forget).
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub unsafe fn replay(&self, graph: CapturedGraph) -> Result<()> {
+        // SAFETY: promised by the caller.
+        unsafe { self.driver.replay(graph) }
+    }
+
+    /// Forgets a recording, which is never replayed again, and gives back the workspaces that it alone had kept.
+    pub fn forget(&self, graph: CapturedGraph) {
+        self.driver.release(graph);
+        let idle: Vec<Lent> = {
+            let workspaces = &mut lock(&self.pool).workspaces;
+            workspaces.iter_mut().for_each(|lent| lent.holders.retain(|holder| *holder != graph));
+            let outgrown = workspaces.len().saturating_sub(1);
+            workspaces.extract_if(..outgrown, |lent| !lent.is_held()).collect()
+        };
+        idle.into_iter().for_each(|lent| self.release(lent.address, lent.bytes));
+    }
+
+    /// Whether work is being recorded, so that launches are not done.
+    pub(super) fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody looks at single launches, which a replay has none of.
+    pub(super) fn is_watched(&self) -> bool {
+        self.blocking.load(Ordering::Relaxed) || self.configurations.is_watched() || lock(&self.launches).is_some()
     }
 
     /// Copies to the device, after all work so far; the host's memory is free to change when it returns.
@@ -260,7 +307,7 @@ impl Gpu {
 
     /// A recording replays launches alone: what passes by the host would be done once, and be missing from then on.
     fn refuse_while_recording(&self, what: &str) -> Result<()> {
-        if self.recording.load(Ordering::Relaxed) {
+        if self.is_recording() {
             return Err(Error::Device(format!("{what} cannot be part of a recording")));
         }
         Ok(())
@@ -366,7 +413,7 @@ impl Gpu {
 
     fn lend(&self, len: usize) -> Address {
         let bytes = len * size_of::<f32>();
-        let recorded = self.recording.load(Ordering::Relaxed);
+        let recorded = self.is_recording();
         {
             let peak = &mut lock(&self.pool).workspace_peak;
             *peak = (*peak).max(bytes as u64);
@@ -376,17 +423,17 @@ impl Gpu {
             && let Some(last) = lock(&self.pool).workspaces.last_mut()
             && last.bytes >= bytes
         {
-            last.recorded |= recorded;
+            last.recording |= recorded;
             return last.address;
         }
         // Whatever takes over an outgrown one does its work after the operations that were lent it.
         if !recorded || self.driver.keeps_freed_memory() {
-            let outgrown: Vec<Lent> = lock(&self.pool).workspaces.extract_if(.., |w| !w.recorded).collect();
+            let outgrown: Vec<Lent> = lock(&self.pool).workspaces.extract_if(.., |w| !w.is_held()).collect();
             outgrown.into_iter().for_each(|w| self.release(w.address, w.bytes));
         }
         match self.allocate(bytes) {
             Ok(address) => {
-                lock(&self.pool).workspaces.push(Lent { address, bytes, recorded });
+                lock(&self.pool).workspaces.push(Lent { address, bytes, holders: Vec::new(), recording: recorded });
                 address
             }
             Err(error) => {

@@ -5,6 +5,7 @@
 
 pub mod argument;
 pub mod cache;
+pub mod calls;
 pub mod compiler;
 pub mod configurations;
 pub mod counters;
@@ -29,7 +30,7 @@ use cuda::Cuda;
 use emulator::{Emulator, EmulatorOptions};
 use gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
 
-pub use recording::Recording;
+pub use recording::{Recording, SizedRecordings};
 
 use crate::dtype::Dtype;
 use crate::{Error, Result, memory};

@@ -170,7 +170,7 @@ pub(super) fn sample_in_turns<'l, 'a: 'l>(
 impl Drop for Launches<'_> {
     fn drop(&mut self) {
         if let (Device::Gpu(gpu, _), Some(captured)) = (&self.device, self.captured) {
-            gpu.driver().release(captured.graph);
+            gpu.forget(captured.graph);
         }
     }
 }
@@ -191,8 +191,8 @@ impl Captured {
     }
 
     fn replays(self, gpu: &Gpu, count: usize) -> Result<f64> {
-        // SAFETY: operands belong to the work, which lives as long as what times it; workspaces are never freed.
-        time_on(gpu, || (0..count).try_for_each(|_| unsafe { gpu.driver().replay(self.graph) }))
+        // SAFETY: operands belong to the work, which lives as long as what times it.
+        time_on(gpu, || (0..count).try_for_each(|_| unsafe { gpu.replay(self.graph) }))
     }
 }
 

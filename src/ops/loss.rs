@@ -54,11 +54,20 @@ impl LossRecord {
         Ok(Self { batch, classes, labels: Vec::new(), sum: LossSum::default(), gpu })
     }
 
-    /// Begins a batch: takes its labels, and forgets the sums of the one before.
+    /// Begins a batch: takes its labels, and forgets the sums of those before.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn begin(&mut self, labels: &[u32]) -> Result<()> {
+        self.next(labels)?;
+        self.clear()
+    }
+
+    /// Goes on to the next batch: takes its labels, and goes on with the sums.
     ///
     /// # Errors
     /// More labels than there is room for, a label that is no class, or a device that fails.
-    pub fn begin(&mut self, labels: &[u32]) -> Result<()> {
+    pub fn next(&mut self, labels: &[u32]) -> Result<()> {
         if labels.is_empty() || labels.len() > self.batch {
             return Err(Error::shape("labels", format!("1 to {}", self.batch), labels.len().to_string()));
         }
@@ -68,11 +77,19 @@ impl LossRecord {
         }
         self.labels.clear();
         self.labels.extend_from_slice(labels);
-        self.sum = LossSum::default();
-        self.gpu.as_mut().map_or(Ok(()), |gpu| gpu.begin(labels))
+        self.gpu.as_mut().map_or(Ok(()), |gpu| gpu.set_labels(labels))
     }
 
-    /// The sums of all losses since the batch began.
+    /// Forgets the sums. On a GPU it may be part of recorded work.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clear(&mut self) -> Result<()> {
+        self.sum = LossSum::default();
+        self.gpu.as_mut().map_or(Ok(()), GpuLoss::clear)
+    }
+
+    /// The sums of all losses since they were last forgotten.
     ///
     /// # Errors
     /// When the device fails, or an operation before failed.

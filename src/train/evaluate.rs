@@ -8,7 +8,7 @@ use crate::data::Loader;
 use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::graph::Graph;
-use crate::ops::loss::{LossRecord, cross_entropy};
+use crate::ops::loss::{LossRecord, LossSum, cross_entropy};
 use crate::{Error, Result};
 
 /// What a network scores on test images.
@@ -38,7 +38,7 @@ pub fn evaluate(engine: &mut Engine, test: &Loader) -> Result<Evaluation> {
 pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt) -> Result<Evaluation> {
     check_data(engine.graph(), test)?;
     let classes = engine.graph().classes();
-    let (mut loss, mut correct, mut images) = (0.0, 0, 0);
+    let mut images = 0;
     let mut record = LossRecord::new(engine.device(), test.batch_size(), classes)?;
     let source = Source::of([engine.device()], test, false);
     let mut feed = Feed::new(engine.device(), test, source, test.batch_size())?;
@@ -50,16 +50,15 @@ pub fn evaluate_until(engine: &mut Engine, test: &Loader, interrupt: &Interrupt)
             return Err(Error::Interrupted("the evaluation was not finished".into()));
         }
         let n = batch.labels.len();
-        record.begin(batch.labels)?;
+        record.next(batch.labels)?;
         feed.set(&batch.images, engine)?;
         feed.write(engine);
         let logits = engine.run()?;
         cross_entropy(&mut record, logits.view(0..n * classes), 0.0, None)?;
-        let sum = record.sum()?;
-        loss += sum.loss;
-        correct += sum.correct;
         images += n as u64;
     }
+    // Only now, so that a GPU works at a batch while the next one is made ready.
+    let LossSum { loss, correct } = record.sum()?;
     if images == 0 {
         return Err(Error::Data("there are no test images to evaluate on".into()));
     }

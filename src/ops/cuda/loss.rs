@@ -35,9 +35,13 @@ impl GpuLoss {
         Ok(Self { sums, labels: GpuBuffer::zeros(gpu, Dtype::F32, batch)? })
     }
 
-    /// Takes a batch's labels, and clears the sums.
-    pub fn begin(&mut self, labels: &[u32]) -> Result<()> {
-        self.labels.write_bytes(bytemuck::cast_slice(labels))?;
+    /// Takes a batch's labels.
+    pub fn set_labels(&mut self, labels: &[u32]) -> Result<()> {
+        self.labels.write_bytes(bytemuck::cast_slice(labels))
+    }
+
+    /// Clears the sums.
+    pub fn clear(&mut self) -> Result<()> {
         self.sums.clear()
     }
 
