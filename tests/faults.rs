@@ -1,6 +1,7 @@
 //! The emulator finds what it is there to find: planted faults, each in a kernel of its own, and the whole operation
 //! table under the sanitizers of addresses and undefined behaviour. And the real compiler accepts every kernel, without local memory.
 
+use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,11 +9,11 @@ use depthshrinker::check::cases;
 use depthshrinker::device::Device;
 use depthshrinker::device::argument::{Argument, Element};
 use depthshrinker::device::cache::Cache;
-use depthshrinker::device::compiler::ARCHITECTURES;
+use depthshrinker::device::compiler::{ARCHITECTURES, compile};
 use depthshrinker::device::driver::{Driver, LaunchShape};
 use depthshrinker::device::emulator::{Emulator, EmulatorOptions};
 use depthshrinker::device::gpu::Gpu;
-use depthshrinker::device::nvrtc::Nvrtc;
+use depthshrinker::device::nvrtc::{Nvrtc, Target};
 use depthshrinker::device::source::Unit;
 use depthshrinker::dtype::Dtype;
 use depthshrinker::ops::conv::{self, Bias, Conv, ConvProblem};
@@ -299,8 +300,45 @@ fn additions(image: &[u8]) -> (usize, usize) {
 fn flushes(arch: u32) -> Result<(), Failed> {
     let mut units = Unit::all()?.into_iter();
     let is_sum = |unit: &Unit| (&*unit.file().name, unit.dtype()) == ("elementwise.cu", Dtype::F32);
-    let (all, flushed) = additions(&Nvrtc::find()?.compile(units.find(is_sum).ok_or("sums")?, arch)?.image);
+    let (all, flushed) =
+        additions(&Nvrtc::find()?.compile(units.find(is_sum).ok_or("sums")?, Target::Machine(arch))?.image);
     if all > 0 && all == flushed { Ok(()) } else { Err(format!("{flushed} of {all} additions flush").into()) }
+}
+
+/// An architecture that NVRTC does not know gets PTX of the newest that it knows, in a file of its own, which serves without
+/// a compiler too.
+fn newer_than_the_compiler() -> Result<(), Failed> {
+    const NEWER: u32 = 150;
+    let is_sum = |unit: &Unit| (&*unit.file().name, unit.dtype()) == ("elementwise.cu", Dtype::F32);
+    let unit = Unit::all()?.into_iter().find(is_sum).ok_or("sums")?;
+    let Target::Ptx(known) = Nvrtc::find()?.target(NEWER)? else { return Err("sm_150 is known".into()) };
+    for arch in ARCHITECTURES {
+        assert_eq!(Nvrtc::find()?.target(arch)?, Target::Machine(arch));
+    }
+    let folder = tempfile::tempdir()?;
+    let compiled = compile(unit, NEWER, &Cache::at(folder.path()))?;
+    let text = CStr::from_bytes_with_nul(&compiled.image)?.to_str()?;
+    assert!((90..NEWER).contains(&known) && compiled.target == Target::Ptx(known), "{:?}", compiled.target);
+    assert!(text.contains(&format!("\n.target sm_{known}\n")) && text.contains(".ftz"), "{}", &text[..400]);
+    for kernel in &compiled.kernels {
+        assert!(text.contains(&format!(".entry {}(", kernel.symbol)), "{kernel:?}");
+    }
+    compile(unit, known, &Cache::at(folder.path()))?;
+    let mut files: Vec<String> = std::fs::read_dir(folder.path())?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<std::io::Result<_>>()?;
+    files.sort();
+    let keys: Vec<&str> = files.iter().filter_map(|name| name.split('-').nth(3)).collect();
+    assert!(files.len() == 2 && keys[0] != keys[1], "{files:?}");
+    assert!(
+        files[0].starts_with(&format!("elementwise-f32-compute_{known}-")) && files[0].ends_with(".ptx"),
+        "{files:?}"
+    );
+    assert!(files[1].starts_with(&format!("elementwise-f32-sm_{known}-")) && files[1].ends_with(".cubin"), "{files:?}");
+    // Brought along, it serves whatever is newer.
+    let brought = compile(unit, NEWER + 1, &Cache::at(folder.path().join("empty")).with_seed(folder.path()))?;
+    assert!(brought.image == compiled.image && brought.target == compiled.target);
+    Ok(())
 }
 
 /// Without a compiler and without kernels that were brought along there are none.
@@ -340,6 +378,7 @@ fn main() {
         trials.push(Trial::test(format!("nvrtc/sm_{arch}"), move || compiles(arch)).with_ignored_flag(missing));
         trials.push(Trial::test(format!("nvrtc/flushes/sm_{arch}"), move || flushes(arch)).with_ignored_flag(missing));
     }
+    trials.push(Trial::test("nvrtc/newer", newer_than_the_compiler).with_ignored_flag(missing));
     trials.push(Trial::test("nvrtc/none", no_kernels));
     libtest_mimic::run(&arguments, trials).exit();
 }

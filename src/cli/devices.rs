@@ -5,8 +5,9 @@ use serde_json::json;
 
 use super::{Common, print};
 use crate::device::cache::Cache;
+use crate::device::compiler::without_machine_code;
 use crate::device::cuda::{Cuda, Properties};
-use crate::device::nvrtc::Nvrtc;
+use crate::device::nvrtc::{Nvrtc, Target};
 use crate::measure::Machine;
 use crate::terminal;
 
@@ -22,13 +23,16 @@ pub fn run(_args: &Args, common: &Common) -> Result<()> {
     let machine = Machine::here();
     let driver = Cuda::driver_version();
     let gpus: Vec<crate::Result<Properties>> = (0..Cuda::count()).map(Cuda::properties).collect();
-    let compiler = Nvrtc::find().map(Nvrtc::version);
+    let nvrtc = Nvrtc::find();
+    let compiler = nvrtc.as_ref().map(|nvrtc| nvrtc.version());
+    // What kernels for a GPU are compiled to.
+    let target = |gpu: &Properties| nvrtc.as_ref().ok().and_then(|nvrtc| nvrtc.target(gpu.arch).ok());
     let cache = Cache::of_user();
     let text = if common.json {
         let version = |(major, minor): &(i32, i32)| format!("{major}.{minor}");
         let gpu = |gpu: &crate::Result<Properties>| match gpu {
             Ok(p) => json!({ "name": p.name, "arch": p.arch, "multiprocessors": p.multiprocessors,
-                             "memory_bytes": p.memory_bytes }),
+                             "memory_bytes": p.memory_bytes, "kernels": target(p).map(|target| target.to_string()) }),
             Err(error) => json!({ "error": error.to_string() }),
         };
         let value = json!({
@@ -47,16 +51,22 @@ pub fn run(_args: &Args, common: &Common) -> Result<()> {
         }
         for (ordinal, gpu) in gpus.iter().enumerate() {
             text.push_str(&match gpu {
-                Ok(Properties { name, arch, multiprocessors, memory_bytes, .. }) => format!(
-                    "cuda:{ordinal}     {name}, sm_{arch}, {multiprocessors} multiprocessors, {:.1} GiB\n",
-                    gib(*memory_bytes)
-                ),
+                Ok(properties) => {
+                    let Properties { name, arch, multiprocessors, memory_bytes, .. } = properties;
+                    let ptx = target(properties).filter(|target| matches!(target, Target::Ptx(_)));
+                    let doubt =
+                        ptx.map_or_else(String::new, |target| format!("  {}\n", without_machine_code(*arch, target)));
+                    format!(
+                        "cuda:{ordinal}     {name}, sm_{arch}, {multiprocessors} multiprocessors, {:.1} GiB\n{doubt}",
+                        gib(*memory_bytes)
+                    )
+                }
                 Err(error) => format!("cuda:{ordinal}     {}\n", reason(error)),
             });
         }
         match compiler {
             Ok((major, minor)) => text.push_str(&format!("nvrtc      {major}.{minor}\n")),
-            Err(error) => text.push_str(&format!("nvrtc      none: {}\n", reason(&error))),
+            Err(error) => text.push_str(&format!("nvrtc      none: {}\n", reason(error))),
         }
         text.push_str(&format!("kernels    cached in {}\n", terminal::path(cache.folder())));
         text

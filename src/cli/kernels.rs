@@ -1,5 +1,6 @@
 //! `kernels`: compiles the CUDA kernels ahead of time, or prints the assembler's report on them. Needs no GPU.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -9,7 +10,8 @@ use serde_json::json;
 use super::network::NetArgs;
 use super::{Common, print};
 use crate::device::cache::Cache;
-use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported};
+use crate::device::compiler::{ARCHITECTURES, Compiled, compile, supported, without_machine_code};
+use crate::device::nvrtc::Target;
 use crate::device::source::Unit;
 use crate::dtype::Dtype;
 use crate::io::write_atomic;
@@ -135,24 +137,27 @@ fn built(compiled: &[(u32, Unit, Compiled)], cache: &Cache, seconds: f64, as_jso
     let kernels: usize = compiled.iter().map(|c| c.2.kernels.len()).sum();
     let bytes: usize = compiled.iter().map(|c| c.2.image.len()).sum();
     if as_json {
-        let value = json!({ "folder": cache.folder(), "files": compiled.len(), "kernels": kernels, "bytes": bytes, "seconds": seconds });
+        let targets: BTreeSet<String> = compiled.iter().map(|c| c.2.target.to_string()).collect();
+        let value = json!({ "folder": cache.folder(), "files": compiled.len(), "kernels": kernels, "bytes": bytes, "targets": targets, "seconds": seconds });
         return format!("{value:#}\n");
     }
+    let ptx = compiled.iter().filter(|c| matches!(c.2.target, Target::Ptx(_)));
+    let doubts: BTreeSet<String> = ptx.map(|(arch, _, c)| without_machine_code(*arch, c.target) + "\n").collect();
     format!(
-        "{kernels} kernels in {} files, {:.1} MB, in {} ({seconds:.1} s)\n",
+        "{kernels} kernels in {} files, {:.1} MB, in {} ({seconds:.1} s)\n{}",
         compiled.len(),
         bytes as f64 / 1e6,
-        terminal::path(cache.folder())
+        terminal::path(cache.folder()),
+        String::from_iter(doubts)
     )
 }
 
 fn resources(compiled: &[(u32, Unit, Compiled)], as_json: bool) -> String {
-    let rows =
-        compiled.iter().flat_map(|(arch, _, compiled)| compiled.kernels.iter().map(move |kernel| (arch, kernel)));
+    let rows = compiled.iter().flat_map(|(arch, _, c)| c.kernels.iter().map(move |kernel| (arch, c.target, kernel)));
     if as_json {
         let rows: Vec<_> = rows
-            .map(|(arch, k)| {
-                json!({ "arch": arch, "kernel": k.instance, "registers": k.registers, "shared": k.shared, "stack": k.stack, "spills": k.spills })
+            .map(|(arch, target, k)| {
+                json!({ "arch": arch, "target": target.to_string(), "kernel": k.instance, "registers": k.registers, "shared": k.shared, "stack": k.stack, "spills": k.spills })
             })
             .collect();
         return format!("{:#}\n", json!(rows));
@@ -166,10 +171,10 @@ fn resources(compiled: &[(u32, Unit, Compiled)], as_json: bool) -> String {
         right("stack bytes"),
         right("spilled bytes"),
     ]);
-    for (arch, k) in rows {
+    for (_, target, k) in rows {
         let numbers = [k.registers, k.shared, k.stack, k.spills].map(|n| n.to_string());
         let [registers, shared, stack, spills] = numbers;
-        table.row(&[k.instance.clone(), format!("sm_{arch}"), registers, shared, stack, spills]);
+        table.row(&[k.instance.clone(), target.to_string(), registers, shared, stack, spills]);
     }
     table.text()
 }

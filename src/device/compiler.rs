@@ -1,13 +1,14 @@
-//! Compiles units to cubins, from the cache or through NVRTC, and reads the assembler's report on each kernel.
+//! Compiles units to cubins, from the cache or through NVRTC, and reads the assembler's report on each kernel. Where the
+//! GPU is newer than NVRTC they are PTX, which the driver compiles.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::cache::Cache;
-use super::nvrtc::{Nvrtc, options};
+use super::nvrtc::{Nvrtc, Target, options};
 use super::source::Unit;
 use crate::dtype::Dtype;
 use crate::{Error, Result};
@@ -18,7 +19,9 @@ pub const ARCHITECTURES: [u32; 5] = [70, 75, 80, 86, 90];
 /// A unit ready to be loaded.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    /// The cubin.
+    /// What it was compiled to.
+    pub target: Target,
+    /// The cubin, or PTX that ends in a zero byte.
     pub image: Vec<u8>,
     /// Its kernels.
     pub kernels: Vec<CompiledKernel>,
@@ -26,12 +29,12 @@ pub struct Compiled {
     pub kept: bool,
 }
 
-/// One kernel of a cubin.
+/// One kernel of a unit. PTX says nothing of registers, memory and spills: they are 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CompiledKernel {
     /// Its name expression.
     pub instance: String,
-    /// Its name in the cubin.
+    /// Its name in the image.
     pub symbol: String,
     /// Registers per thread.
     pub registers: u32,
@@ -59,33 +62,40 @@ pub fn require(dtype: Dtype, arch: u32) -> Result<()> {
     Err(Error::Device(format!("sm_{arch} has no {dtype}; use --precision f16 or f32")))
 }
 
+/// Virtual architectures whose PTX may have been brought along, from the newest that compilers know.
+const VIRTUAL: [u32; 11] = [121, 120, 110, 103, 100, 90, 89, 87, 86, 80, 75];
+
 /// Compiles a unit, or takes it from the cache. One that was brought along (`$DEPTHSHRINKER_KERNELS`) serves whatever
-/// version of the compiler made it, and for an older architecture of the same generation too; without a compiler, so does
-/// any.
+/// version of the compiler made it, and for an older architecture of the same generation too, as PTX of any older one does;
+/// without a compiler, so does any in the cache. A compiler that is older than the architecture makes PTX.
 ///
 /// # Errors
 /// When it is in no cache and there is no compiler, or the compiler refuses.
 pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
     require(unit.dtype(), arch)?;
-    if let Some(path) = any_name(unit, arch).find_map(|name| cache.brought(&name)) {
-        return read(&path, true);
+    let found = |of: &dyn Fn(&str) -> Option<PathBuf>| {
+        any_name(unit, arch).find_map(|(target, name)| Some((target, of(&name)?)))
+    };
+    if let Some((target, path)) = found(&|name| cache.brought(name)) {
+        return read(&path, target, true);
     }
     let nvrtc = match Nvrtc::find() {
         Ok(nvrtc) => nvrtc,
         Err(error) => {
-            return match any_name(unit, arch).find_map(|name| cache.find(&name)) {
-                Some(path) => read(&path, true),
+            return match found(&|name| cache.find(name)) {
+                Some((target, path)) => read(&path, target, true),
                 None => Err(without_kernels(error, arch, cache)),
             };
         }
     };
-    let name = name(unit, arch, nvrtc.version());
+    let target = nvrtc.target(arch)?;
+    let name = name(unit, target, &key(unit, target), nvrtc.version());
     let made = || {
         let entry = cache.entry(&name, |path| {
-            let cubin = nvrtc.compile(unit, arch)?;
-            write(path, &resources(&cubin.names, &cubin.log), &cubin.image)
+            let code = nvrtc.compile(unit, target)?;
+            write(path, &resources(&code.names, &code.log), &code.image)
         })?;
-        read(entry.path(), entry.is_kept())
+        read(entry.path(), target, entry.is_kept())
     };
     made().or_else(|error| match error {
         // A file that was cut short, by a power failure say, is made again.
@@ -94,20 +104,37 @@ pub fn compile(unit: Unit, arch: u32, cache: &Cache) -> Result<Compiled> {
     })
 }
 
-/// The file of a unit compiled for an architecture by a version of the compiler.
-fn name(unit: Unit, arch: u32, version: (i32, i32)) -> String {
-    let (major, minor) = version;
-    let key = unit.key(&options(arch).each_ref().map(String::as_str));
+/// What the content of a unit's file follows from, the version of the compiler aside.
+fn key(unit: Unit, target: Target) -> String {
+    unit.key(&options(target).each_ref().map(String::as_str))
+}
+
+/// The file of a unit compiled by a version of the compiler.
+fn name(unit: Unit, target: Target, key: &str, (major, minor): (i32, i32)) -> String {
     let file = unit.file().name.trim_end_matches(".cu");
-    format!("{file}-{}-sm_{arch}-{key}-nvrtc{major}.{minor}.cubin", unit.dtype())
+    let kind = if matches!(target, Target::Machine(_)) { "cubin" } else { "ptx" };
+    format!("{file}-{}-{target}-{key}-nvrtc{major}.{minor}.{kind}", unit.dtype())
 }
 
 /// The files that an architecture can run: its own first, then those of older ones of its generation, which the hardware
-/// runs too; each by any version of the compiler.
-fn any_name(unit: Unit, arch: u32) -> impl Iterator<Item = String> {
-    let versions = || [12, 13].into_iter().flat_map(|major| (0..=9).rev().map(move |minor| (major, minor)));
-    let generation = (arch / 10 * 10..=arch).rev().filter(move |&arch| supported(unit.dtype(), arch));
-    generation.flat_map(move |arch| versions().map(move |version| name(unit, arch, version)))
+/// runs too, then PTX, the newest first; each by any version of the compiler.
+fn any_name(unit: Unit, arch: u32) -> impl Iterator<Item = (Target, String)> {
+    let has_type = move |arch: &u32| supported(unit.dtype(), *arch);
+    let generation = (arch / 10 * 10..=arch).rev().filter(has_type).map(Target::Machine);
+    let older = VIRTUAL.into_iter().filter(move |older| *older <= arch).filter(has_type).map(Target::Ptx);
+    generation.chain(older).flat_map(move |target| {
+        let versions = [12, 13].into_iter().flat_map(|major| (0..=9).rev().map(move |minor| (major, minor)));
+        let key = key(unit, target);
+        versions.map(move |version| (target, name(unit, target, &key, version)))
+    })
+}
+
+/// What it means that kernels for an architecture are PTX.
+pub fn without_machine_code(arch: u32, target: Target) -> String {
+    format!(
+        "the kernels are PTX for {target}, which the driver compiles for sm_{arch} when they are first loaded: the NVRTC \
+         that made them does not know sm_{arch}; a newer one makes its own code, perhaps faster"
+    )
 }
 
 /// Why there is neither a compiler nor a compiled kernel, and what there is instead.
@@ -143,7 +170,7 @@ fn write(path: &Path, kernels: &[CompiledKernel], image: &[u8]) -> Result<()> {
     std::fs::write(path, bytes).map_err(|e| Error::io(path, e))
 }
 
-fn read(path: &Path, kept: bool) -> Result<Compiled> {
+fn read(path: &Path, target: Target, kept: bool) -> Result<Compiled> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let broken = || Error::file(path, "is no compiled kernel file, or a damaged one; delete it");
     let (len, rest) = bytes.split_first_chunk::<8>().ok_or_else(broken)?;
@@ -153,7 +180,7 @@ fn read(path: &Path, kept: bool) -> Result<Compiled> {
     if header.sha256 != digest(image) {
         return Err(broken());
     }
-    Ok(Compiled { image: image.to_vec(), kernels: header.kernels, kept })
+    Ok(Compiled { target, image: image.to_vec(), kernels: header.kernels, kept })
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -203,11 +230,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kernel");
         write(&path, &[], b"an image").unwrap();
-        assert_eq!(read(&path, true).unwrap().image, b"an image");
+        let read = |path| read(path, Target::Machine(80), true);
+        assert_eq!(read(&path).unwrap().image, b"an image");
         let whole = std::fs::read(&path).unwrap();
         for cut in [0, 7, 12, whole.len() - 1] {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            assert!(matches!(read(&path, true), Err(Error::File { .. })), "cut to {cut} bytes");
+            assert!(matches!(read(&path), Err(Error::File { .. })), "cut to {cut} bytes");
         }
     }
 
@@ -215,12 +243,21 @@ mod tests {
     fn a_generation_runs_what_was_made_for_its_older_members() {
         let unit = |dtype| Unit::all().unwrap().into_iter().find(|unit| unit.dtype() == dtype).unwrap();
         let of = |dtype, arch| -> Vec<String> {
-            let names = any_name(unit(dtype), arch).map(|name| name.split('-').nth(2).unwrap().to_owned());
+            let names = any_name(unit(dtype), arch).map(|(target, name)| {
+                let written = name.split('-').nth(2).unwrap().to_owned();
+                assert_eq!(written, target.to_string());
+                assert_eq!(name.ends_with(".ptx"), written.starts_with("compute_"));
+                written
+            });
             names.collect::<Vec<_>>().chunk_by(|a, b| a == b).map(|same| same[0].clone()).collect()
         };
-        assert_eq!(of(Dtype::F16, 75), ["sm_75", "sm_74", "sm_73", "sm_72", "sm_71", "sm_70"]);
-        assert_eq!(of(Dtype::Bf16, 90), ["sm_90"]);
+        assert_eq!(of(Dtype::F16, 75), ["sm_75", "sm_74", "sm_73", "sm_72", "sm_71", "sm_70", "compute_75"]);
+        assert_eq!(
+            of(Dtype::Bf16, 90),
+            ["sm_90", "compute_90", "compute_89", "compute_87", "compute_86", "compute_80"]
+        );
         assert_eq!(of(Dtype::F32, 86)[..2], ["sm_86", "sm_85"]);
+        assert_eq!(of(Dtype::F32, 150)[1], "compute_121");
     }
 
     #[test]

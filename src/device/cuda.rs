@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -10,6 +10,7 @@ use cudarc::driver::sys;
 use super::cache::Cache;
 use super::compiler;
 use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
+use super::nvrtc::Target;
 use super::source::Unit;
 use crate::{Error, Result};
 
@@ -42,6 +43,8 @@ pub struct Cuda {
     stream: sys::CUstream,
     staging: Mutex<Staging>,
     cache: Cache,
+    /// Tells once that the driver compiles kernels.
+    jit: Once,
     functions: Mutex<Vec<Handle<sys::CUfunction>>>,
     /// By number; empty where released.
     graphs: Mutex<Vec<Option<Handle<sys::CUgraphExec>>>>,
@@ -159,7 +162,8 @@ impl Cuda {
         let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(|e| failed("allocate host memory", e))?;
         let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
         let (functions, graphs) = Default::default();
-        Ok(Self { ordinal, properties, context, stream, staging, cache, functions, graphs })
+        let jit = Once::new();
+        Ok(Self { ordinal, properties, context, stream, staging, cache, jit, functions, graphs })
     }
 
     /// Copies a small upload to page-locked memory and from there to the GPU, without waiting for that.
@@ -326,9 +330,14 @@ impl Driver for Cuda {
     }
 
     fn load(&self, unit: Unit) -> Result<HashMap<String, Function>> {
-        let compiled = compiler::compile(unit, self.properties.arch, &self.cache)?;
+        let arch = self.properties.arch;
+        let compiled = compiler::compile(unit, arch, &self.cache)?;
+        if let Target::Ptx(_) = compiled.target {
+            self.jit.call_once(|| tracing::warn!("{}", compiler::without_machine_code(arch, compiled.target)));
+        }
         self.enter()?;
-        // SAFETY: the image is a whole cubin, as its checksum says; the module is never unloaded.
+        // SAFETY: the image is a whole cubin, or PTX with the zero byte at its end, as its checksum says; the module is never
+        // unloaded.
         unsafe {
             let module = result::module::load_data(compiled.image.as_ptr().cast())
                 .map_err(|e| failed(&format!("load {unit}"), e))?;

@@ -1,9 +1,10 @@
 //! NVRTC, the run-time compiler for CUDA C++, found and loaded at run time.
 //!
-//! Only the ten functions that making a cubin takes. The crate `cudarc` binds them too, but for one major version at a
+//! Only the functions that making kernels takes. The crate `cudarc` binds them too, but for one major version at a
 //! time and panicking without it, while both 12 (the last for sm_70) and 13 serve here.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -24,10 +25,28 @@ pub struct Nvrtc {
     version: (i32, i32),
 }
 
+/// What kernels are compiled to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Machine code of an architecture, `sm_…`.
+    Machine(u32),
+    /// PTX of a virtual architecture, `compute_…`, from which the driver makes machine code of a newer one when it loads it.
+    Ptx(u32),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(arch) => write!(f, "sm_{arch}"),
+            Self::Ptx(arch) => write!(f, "compute_{arch}"),
+        }
+    }
+}
+
 /// A compiled unit.
 #[derive(Debug)]
-pub struct Cubin {
-    /// The binary.
+pub struct Code {
+    /// The cubin, or the text of the PTX with the zero byte at its end.
     pub image: Vec<u8>,
     /// Lowered name of every instance.
     pub names: Vec<(String, String)>,
@@ -87,6 +106,37 @@ impl Nvrtc {
         self.version
     }
 
+    /// What kernels for an architecture are compiled to: its machine code, or where it is newer than this compiler the PTX of
+    /// the newest that the compiler knows.
+    ///
+    /// # Errors
+    /// When the library does not say what it knows.
+    pub fn target(&self, arch: u32) -> Result<Target> {
+        let known = self.architectures()?;
+        let older = known.iter().copied().filter(|&known| known < arch).max();
+        Ok(match older {
+            Some(newest) if !known.contains(&arch) => Target::Ptx(newest),
+            _ => Target::Machine(arch),
+        })
+    }
+
+    /// Compute capabilities, times ten, that it compiles for.
+    fn architectures(&self) -> Result<Vec<u32>> {
+        // SAFETY: the signatures are the documented ones; the array is as long as was asked for.
+        let found = unsafe {
+            let count: Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> =
+                self.symbol(b"nvrtcGetNumSupportedArchs\0")?;
+            let all: Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int> =
+                self.symbol(b"nvrtcGetSupportedArchs\0")?;
+            let mut len: c_int = 0;
+            self.check(count(&mut len), "nvrtcGetNumSupportedArchs")?;
+            let mut found = vec![c_int::default(); usize::try_from(len).unwrap_or(0)];
+            self.check(all(found.as_mut_ptr()), "nvrtcGetSupportedArchs")?;
+            found
+        };
+        Ok(found.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect())
+    }
+
     /// # Safety
     /// `T` is the symbol's type.
     unsafe fn symbol<T>(&self, name: &[u8]) -> Result<Symbol<'_, T>> {
@@ -96,11 +146,11 @@ impl Nvrtc {
         })
     }
 
-    /// Compiles a unit to a cubin for a real architecture.
+    /// Compiles a unit.
     ///
     /// # Errors
     /// What the compiler says, or an architecture that it does not know.
-    pub fn compile(&self, unit: Unit, arch: u32) -> Result<Cubin> {
+    pub fn compile(&self, unit: Unit, target: Target) -> Result<Code> {
         let text = |s: &str| CString::new(s).expect("sources hold no zero byte");
         let source = text(&unit.file().text);
         let name = text(&unit.file().name);
@@ -132,7 +182,7 @@ impl Nvrtc {
                 header_names.as_ptr(),
             );
             self.check(code, "nvrtcCreateProgram")?;
-            let result = self.compile_program(program, unit, arch);
+            let result = self.compile_program(program, unit, target);
             let destroy: Symbol<'_, unsafe extern "C" fn(*mut Program) -> c_int> =
                 self.symbol(b"nvrtcDestroyProgram\0")?;
             destroy(&mut program);
@@ -142,7 +192,7 @@ impl Nvrtc {
 
     /// # Safety
     /// `program` is a program of this library.
-    unsafe fn compile_program(&self, program: Program, unit: Unit, arch: u32) -> Result<Cubin> {
+    unsafe fn compile_program(&self, program: Program, unit: Unit, target: Target) -> Result<Code> {
         // SAFETY: as in `compile`.
         unsafe {
             let add: Symbol<'_, unsafe extern "C" fn(Program, *const c_char) -> c_int> =
@@ -152,7 +202,7 @@ impl Nvrtc {
             for instance in &instances {
                 self.check(add(program, instance.as_ptr()), "nvrtcAddNameExpression")?;
             }
-            let options = options(arch).map(|o| CString::new(o).expect("options hold no zero byte"));
+            let options = options(target).map(|o| CString::new(o).expect("options hold no zero byte"));
             let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
             let compile: Symbol<'_, unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int> =
                 self.symbol(b"nvrtcCompileProgram\0")?;
@@ -164,11 +214,14 @@ impl Nvrtc {
                 let first =
                     log.lines().find(|line| line.contains("error")).unwrap_or("the architecture is unknown to it");
                 return Err(Error::Device(format!(
-                    "NVRTC {major}.{minor} cannot compile {unit} for sm_{arch}: {first}{}",
-                    if arch < 75 && major > 12 { " (sm_70 needs NVRTC 12)" } else { "" }
+                    "NVRTC {major}.{minor} cannot compile {unit} for {target}: {first}{}",
+                    if matches!(target, Target::Machine(..75)) && major > 12 { " (sm_70 needs NVRTC 12)" } else { "" }
                 )));
             }
-            let image = self.bytes(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0")?;
+            let image = match target {
+                Target::Machine(_) => self.bytes(program, b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0")?,
+                Target::Ptx(_) => self.bytes(program, b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0")?,
+            };
             let lowered: Symbol<'_, unsafe extern "C" fn(Program, *const c_char, *mut *const c_char) -> c_int> =
                 self.symbol(b"nvrtcGetLoweredName\0")?;
             let mut names = Vec::with_capacity(instances.len());
@@ -178,7 +231,7 @@ impl Nvrtc {
                 let name = CStr::from_ptr(name).to_string_lossy().into_owned();
                 names.push((instance.to_string_lossy().into_owned(), name));
             }
-            Ok(Cubin { image, names, log })
+            Ok(Code { image, names, log })
         }
     }
 
@@ -230,12 +283,12 @@ fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     paths
 }
 
-/// Options of every compilation. Subnormal f32 numbers count as zero, as on the host. The assembler reports registers and
-/// spills in the log.
-pub(super) fn options(arch: u32) -> [String; 4] {
+/// Options of every compilation. Subnormal f32 numbers count as zero, as on the host. The assembler, where it runs, reports
+/// registers and spills in the log.
+pub(super) fn options(target: Target) -> [String; 4] {
     let fixed = ["--std=c++17", "--ftz=true", "--ptxas-options=-v"].map(String::from);
     let [std, ftz, report] = fixed;
-    [format!("--gpu-architecture=sm_{arch}"), std, ftz, report]
+    [format!("--gpu-architecture={target}"), std, ftz, report]
 }
 
 #[cfg(test)]
