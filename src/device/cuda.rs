@@ -11,6 +11,7 @@ use super::cache::Cache;
 use super::compiler;
 use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
 use super::nvrtc::Target;
+use super::occupancy::{LANES, Limits, Needs};
 use super::source::Unit;
 use crate::{Error, Result};
 
@@ -18,6 +19,9 @@ use crate::{Error, Result};
 const OLDEST_DRIVER: i32 = 12_000;
 /// Bytes of shared memory that a block has unasked; a kernel that is launched with more must be given them.
 const UNASKED_SHARED_BYTES: u32 = 48 << 10;
+
+/// The carve-out of a kernel that leaves it to the driver.
+const DRIVERS_CHOICE: i32 = -1;
 
 /// Properties of a GPU that can be read without opening it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,9 +49,68 @@ pub struct Cuda {
     cache: Cache,
     /// Tells once that the driver compiles kernels.
     jit: Once,
-    functions: Mutex<Vec<Handle<sys::CUfunction>>>,
+    limits: Limits,
+    functions: Mutex<Vec<Loaded>>,
     /// By number; empty where released.
     graphs: Mutex<Vec<Option<Handle<sys::CUgraphExec>>>>,
+}
+
+/// A kernel, and what its launches were given so far.
+#[derive(Debug)]
+struct Loaded {
+    function: Handle<sys::CUfunction>,
+    registers: u32,
+    /// Bytes of static shared memory.
+    shared: u32,
+    /// Bytes of dynamic shared memory that it may be launched with.
+    granted: u32,
+    /// The percentage of a multiprocessor's memory that it asked for as shared; `None` leaves it to the driver.
+    carve_out: Option<u32>,
+}
+
+impl Loaded {
+    /// # Safety
+    /// The function is loaded, and its context current.
+    unsafe fn new(function: sys::CUfunction) -> std::result::Result<Self, DriverError> {
+        use sys::CUfunction_attribute_enum::{CU_FUNC_ATTRIBUTE_NUM_REGS, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES};
+        // SAFETY: promised by the caller.
+        let attribute = |which| unsafe { result::function::get_function_attribute(function, which) };
+        let number = |value: i32| u32::try_from(value).unwrap_or(0);
+        Ok(Self {
+            function: Handle(function),
+            registers: number(attribute(CU_FUNC_ATTRIBUTE_NUM_REGS)?),
+            shared: number(attribute(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?),
+            granted: UNASKED_SHARED_BYTES,
+            carve_out: None,
+        })
+    }
+
+    /// Gives a launch its shared memory: leave to have more of it than unasked, and a split of a multiprocessor's memory that
+    /// holds as many blocks as its registers allow.
+    ///
+    /// # Safety
+    /// The context is current.
+    unsafe fn give_shared(&mut self, limits: Limits, shape: &LaunchShape) -> std::result::Result<(), DriverError> {
+        use sys::CUfunction_attribute_enum::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+        };
+        let set = |which, value: i32| {
+            // SAFETY: the function stays loaded; promised by the caller.
+            unsafe { result::function::set_function_attribute(self.function.0, which, value) }
+        };
+        if shape.shared > self.granted {
+            set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shape.shared as i32)?;
+            self.granted = shape.shared;
+        }
+        let (threads, shared) = (shape.block.iter().product(), self.shared + shape.shared);
+        let wanted = limits.carve_out(Needs { registers: self.registers, threads, shared });
+        if self.carve_out != wanted {
+            let percent = wanted.map_or(DRIVERS_CHOICE, |percent| percent as i32);
+            set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, percent)?;
+            self.carve_out = wanted;
+        }
+        Ok(())
+    }
 }
 
 /// Bytes of the memory that small uploads pass through.
@@ -162,8 +225,9 @@ impl Cuda {
         let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(|e| failed("allocate host memory", e))?;
         let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
         let (functions, graphs) = Default::default();
+        let limits = limits(device, properties.arch)?;
         let jit = Once::new();
-        Ok(Self { ordinal, properties, context, stream, staging, cache, jit, functions, graphs })
+        Ok(Self { ordinal, properties, context, stream, staging, cache, jit, limits, functions, graphs })
     }
 
     /// Copies a small upload to page-locked memory and from there to the GPU, without waiting for that.
@@ -206,6 +270,28 @@ impl Drop for Cuda {
             }
         }
     }
+}
+
+/// What a multiprocessor of a GPU has room for.
+fn limits(device: sys::CUdevice, arch: u32) -> Result<Limits> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR as BLOCKS,
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR as SHARED,
+        CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR as THREADS,
+        CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK as RESERVED,
+    };
+    let attribute = |which| {
+        // SAFETY: the device handle is valid.
+        let value = unsafe { result::device::get_attribute(device, which) };
+        value.map(|value| u32::try_from(value).unwrap_or(0)).map_err(|e| failed("ask the GPU", e))
+    };
+    Ok(Limits {
+        warps: attribute(THREADS)? / LANES,
+        blocks: attribute(BLOCKS)?,
+        shared: attribute(SHARED)?.max(1),
+        reserved: attribute(RESERVED)?,
+        unit: if arch < 80 { 256 } else { 128 },
+    })
 }
 
 /// Loads the driver, which is an error and never a panic where there is none.
@@ -347,8 +433,9 @@ impl Driver for Cuda {
                 let symbol = CString::new(kernel.symbol).expect("symbols hold no zero byte");
                 let function = result::module::get_function(module, symbol)
                     .map_err(|e| failed(&format!("find {}", kernel.instance), e))?;
+                let loaded = Loaded::new(function).map_err(|e| failed("ask for a kernel's needs", e))?;
                 found.insert(kernel.instance, Function(functions.len()));
-                functions.push(Handle(function));
+                functions.push(loaded);
             }
             Ok(found)
         }
@@ -356,13 +443,13 @@ impl Driver for Cuda {
 
     unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
         self.enter()?;
-        let function = self.functions.lock().unwrap_or_else(|e| e.into_inner())[function.0].0;
-        if shape.shared > UNASKED_SHARED_BYTES {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is loaded.
-            unsafe { result::function::set_function_attribute(function, attribute, shape.shared as i32) }
+        let function = {
+            let loaded = &mut self.functions.lock().unwrap_or_else(|e| e.into_inner())[function.0];
+            // SAFETY: the context is current.
+            unsafe { loaded.give_shared(self.limits, &shape) }
                 .map_err(|e| failed("give a kernel its shared memory", e))?;
-        }
+            loaded.function.0
+        };
         let mut pointers = pointers(arguments);
         let triple = |[x, y, z]: [u32; 3]| (x, y, z);
         // SAFETY: promised by the caller.

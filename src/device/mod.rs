@@ -16,6 +16,7 @@ pub mod emulator;
 pub(crate) mod float_mode;
 pub mod gpu;
 pub mod nvrtc;
+pub mod occupancy;
 mod recording;
 pub mod scan;
 pub mod signature;

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::network_run::gpu_plan;
-use super::occupancy::Occupancy;
 use super::projection::{ProjectedTime, Projection};
 use super::roofline::DataSheet;
 use super::step_launches::{CountingDevice, DistinctStep, distinct_steps, resources};
@@ -12,6 +11,7 @@ use crate::device::cache::Cache;
 use crate::device::compiler::CompiledKernel;
 use crate::device::counters::{CountedBlocks, Counters, LaunchCounters, TouchedBytes};
 use crate::device::gpu::Launch;
+use crate::device::occupancy::Occupancy;
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Pass};
 use crate::model::Model;

@@ -14,7 +14,6 @@ mod limits;
 mod machine;
 mod network_run;
 mod noise;
-mod occupancy;
 mod peaks;
 mod peer;
 mod plan_record;
@@ -44,7 +43,6 @@ pub use machine::{CacheLevel, Machine};
 pub use network_run::{
     DRY_RUN_ARCH, NetworkCase, NetworkRun, Series, launch_counts, peak_memory, row_of_passes, sample_networks,
 };
-pub use occupancy::Occupancy;
 pub use peaks::{Peaks, measure_peaks};
 pub use peer::{Answer, LayerAnswer, LayerQuestion, NetworkAnswer, NetworkQuestion, Peer, PeerScript, RuntimeQuestion};
 pub use plan_record::{DeviceTime, PlanRecord, PlanSize, StepRecord};

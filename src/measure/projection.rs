@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::network_run::{NetworkCase, gpu_plan};
-use super::occupancy::Occupancy;
 use super::record::ProjectedRate;
 use super::roofline::{DataSheet, KernelCost};
 use super::step_launches::{DistinctStep, distinct_steps, resources};
@@ -20,6 +19,7 @@ use crate::Result;
 use crate::device::cache::Cache;
 use crate::device::compiler::CompiledKernel;
 use crate::device::gpu::Launch;
+use crate::device::occupancy::Occupancy;
 use crate::dtype::Dtype;
 use crate::engine::{Fusion, Pass};
 use crate::graph::Graph;
