@@ -192,6 +192,12 @@ impl Argument {
         self.kind
     }
 
+    /// Where it points to, if it is a pointer and not the null pointer.
+    pub(super) fn address(&self) -> Option<Address> {
+        let is_pointer = matches!(self.kind, Kind::Pointer { .. });
+        Some(self.words[0]).filter(|at| is_pointer && *at != 0)
+    }
+
     /// Whether it is the null pointer.
     pub fn is_null(&self) -> bool {
         matches!(self.kind, Kind::Pointer { .. }) && self.words[0] == 0

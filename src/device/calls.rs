@@ -9,6 +9,8 @@ pub struct Calls {
     pub uploads: u64,
     /// Copies to the host.
     pub downloads: u64,
+    /// Copies within the device.
+    pub copies: u64,
     /// Clearings.
     pub zeros: u64,
     /// Launches, those left out that are recorded.
@@ -17,6 +19,8 @@ pub struct Calls {
     pub captures: u64,
     /// Replays.
     pub replays: u64,
+    /// Events that were recorded, and queues that were put behind one.
+    pub events: u64,
     /// Waits of the host for the device.
     pub waits: u64,
 }

@@ -9,7 +9,10 @@ use cudarc::driver::sys;
 
 use super::cache::Cache;
 use super::compiler;
-use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
+use super::driver::{
+    Address, Argument, CapturedGraph, Driver, Event, Function, HostBlock, LOST, LaunchShape, OUT_OF_MEMORY, Queue,
+    pointers,
+};
 use super::nvrtc::Target;
 use super::occupancy::{LANES, Limits, Needs};
 use super::source::Unit;
@@ -38,13 +41,14 @@ pub struct Properties {
     pub memory_bytes: u64,
 }
 
-/// One GPU with one stream.
+/// One GPU with two streams: of work, and of copies beside it.
 #[derive(Debug)]
 pub struct Cuda {
     ordinal: usize,
     properties: Properties,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    copies: sys::CUstream,
     staging: Mutex<Staging>,
     cache: Cache,
     /// Tells once that the driver compiles kernels.
@@ -53,6 +57,8 @@ pub struct Cuda {
     functions: Mutex<Vec<Loaded>>,
     /// By number; empty where released.
     graphs: Mutex<Vec<Option<Handle<sys::CUgraphExec>>>>,
+    /// By number; empty where released.
+    events: Mutex<Vec<Option<Handle<sys::CUevent>>>>,
 }
 
 /// A kernel, and what its launches were given so far.
@@ -213,21 +219,36 @@ impl Cuda {
             return Err(Error::Device(format!("cuda:{ordinal} is sm_{arch}; sm_70 or newer is needed")));
         }
         let device = result::device::get(ordinal as i32).map_err(|e| failed("open the GPU", e))?;
-        // SAFETY: the device handle is valid; the context and the stream live until `drop`.
-        let (context, stream) = unsafe {
+        // SAFETY: the device handle is valid; the context and the streams live until `drop`.
+        let (context, [stream, copies]) = unsafe {
             let context = result::primary_ctx::retain(device).map_err(|e| failed("open a context", e))?;
             result::ctx::set_current(context).map_err(|e| failed("open a context", e))?;
-            let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-                .map_err(|e| failed("open a stream", e))?;
-            (context, stream)
+            let stream = || {
+                let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+                stream.map_err(|e| failed("open a stream", e))
+            };
+            (context, [stream()?, stream()?])
         };
         // SAFETY: the context is current; the memory lives until `drop`.
         let memory = unsafe { result::malloc_host(STAGING_BYTES, 0) }.map_err(|e| failed("allocate host memory", e))?;
         let staging = Mutex::new(Staging { memory: memory.cast(), used: 0 });
-        let (functions, graphs) = Default::default();
+        let (functions, graphs, events) = Default::default();
         let limits = limits(device, properties.arch)?;
         let jit = Once::new();
-        Ok(Self { ordinal, properties, context, stream, staging, cache, jit, limits, functions, graphs })
+        Ok(Self {
+            ordinal,
+            properties,
+            context,
+            stream,
+            copies,
+            staging,
+            cache,
+            jit,
+            limits,
+            functions,
+            graphs,
+            events,
+        })
     }
 
     /// Copies a small upload to page-locked memory and from there to the GPU, without waiting for that.
@@ -251,6 +272,18 @@ impl Cuda {
         Ok(())
     }
 
+    fn stream_of(&self, queue: Queue) -> sys::CUstream {
+        match queue {
+            Queue::Work => self.stream,
+            Queue::Copies => self.copies,
+        }
+    }
+
+    fn event_of(&self, event: Event) -> sys::CUevent {
+        let event = self.events.lock().unwrap_or_else(|e| e.into_inner())[event.0];
+        event.expect("a released event is never used").0
+    }
+
     fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
         unsafe { result::ctx::set_current(self.context) }.map_err(|e| failed("use the GPU", e))
@@ -261,12 +294,14 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         if self.enter().is_ok() {
             let staging = self.staging.get_mut().unwrap_or_else(|e| e.into_inner());
-            // SAFETY: stream and memory are this device's own, and the stream has come to rest. Modules, graphs and the
+            // SAFETY: streams and memory are this device's own, and the streams have come to rest. Modules, graphs and the
             // primary context go with the process.
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
+                let _ = result::stream::synchronize(self.copies);
                 let _ = result::free_host(staging.memory.cast());
                 let _ = result::stream::destroy(self.stream);
+                let _ = result::stream::destroy(self.copies);
             }
         }
     }
@@ -403,6 +438,95 @@ impl Driver for Cuda {
         // SAFETY: promised by the caller; the host memory outlives the copy since the stream is waited for.
         unsafe { result::memcpy_dtoh_async(to, from, self.stream) }.map_err(|e| failed("copy from the GPU", e))?;
         self.synchronize()
+    }
+
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: promised by the caller.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(|e| failed("copy on the GPU", e))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostBlock> {
+        self.enter()?;
+        // SAFETY: the context is current. The memory is as long, and initialised before anybody has it.
+        unsafe {
+            let memory = result::malloc_host(bytes.max(1), 0)
+                .map_err(|e| failed(&format!("lock {bytes} bytes of the host's memory"), e))?;
+            memory.cast::<u8>().write_bytes(0, bytes);
+            Ok(HostBlock { at: memory as usize, len: bytes })
+        }
+    }
+
+    unsafe fn free_host(&self, block: HostBlock) {
+        if self.enter().is_ok() {
+            // SAFETY: promised by the caller. An error here belongs to earlier work, which reports it itself.
+            unsafe {
+                let _ = result::free_host(block.at as *mut _);
+            }
+        }
+    }
+
+    unsafe fn upload_beside(&self, to: Address, from: HostBlock, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: promised by the caller, for as long as the copy takes.
+        unsafe { result::memcpy_htod_async(to, &from.bytes()[..bytes], self.copies) }
+            .map_err(|e| failed("copy to the GPU", e))
+    }
+
+    unsafe fn download_later(&self, mut to: HostBlock, from: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: promised by the caller, for as long as the copy takes.
+        unsafe { result::memcpy_dtoh_async(&mut to.bytes_mut()[..bytes], from, self.stream) }
+            .map_err(|e| failed("copy from the GPU", e))
+    }
+
+    fn event(&self) -> Result<Event> {
+        self.enter()?;
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+            .map_err(|e| failed("create an event", e))?;
+        let mut events = self.events.lock().unwrap_or_else(|e| e.into_inner());
+        events.push(Some(Handle(event)));
+        Ok(Event(events.len() - 1))
+    }
+
+    fn release_event(&self, event: Event) {
+        let event = self.events.lock().unwrap_or_else(|e| e.into_inner())[event.0].take();
+        if let (Some(event), Ok(())) = (event, self.enter()) {
+            // SAFETY: taken out of the table, so nobody else has it; the driver waits for work that does.
+            unsafe {
+                let _ = result::event::destroy(event.0);
+            }
+        }
+    }
+
+    fn record(&self, event: Event, queue: Queue) -> Result<()> {
+        self.enter()?;
+        // SAFETY: events live until they are released, and the streams as long as `self`.
+        unsafe { result::event::record(self.event_of(event), self.stream_of(queue)) }
+            .map_err(|e| failed("record an event", e))
+    }
+
+    fn order(&self, queue: Queue, behind: Event) -> Result<()> {
+        self.enter()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as in `record`.
+        unsafe { result::stream::wait_event(self.stream_of(queue), self.event_of(behind), flags) }
+            .map_err(|e| failed("put work behind an event", e))
+    }
+
+    fn wait(&self, event: Event) -> Result<()> {
+        self.enter()?;
+        // SAFETY: as in `record`.
+        unsafe { result::event::synchronize(self.event_of(event)) }.map_err(|e| failed("finish work on the GPU", e))
     }
 
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {

@@ -62,7 +62,57 @@ impl From<ConvGeometry> for Argument {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CapturedGraph(pub(super) usize);
 
-/// A device that runs kernels. All work goes to one stream and is done in order.
+/// A queue of a device. What is in one is done in order; the two run side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// Launches, clearings, and copies unless they say otherwise.
+    Work,
+    /// Copies from page-locked memory beside the work.
+    Copies,
+}
+
+/// A place in a queue that the host or the other queue can wait for. One that was never recorded is behind nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event(pub(super) usize);
+
+/// Page-locked memory of the host, which a device reads and writes while the host goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostBlock {
+    pub(super) at: usize,
+    pub(super) len: usize,
+}
+
+impl HostBlock {
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes.
+    ///
+    /// # Safety
+    /// It was not freed, and nobody writes to it, nor does a copy of the device that is under way.
+    pub unsafe fn bytes(&self) -> &[u8] {
+        // SAFETY: promised by the caller; a driver gives as many bytes, and initialised.
+        unsafe { std::slice::from_raw_parts(self.at as *const u8, self.len) }
+    }
+
+    /// The bytes, to be written.
+    ///
+    /// # Safety
+    /// It was not freed, and nobody else uses it, nor does a copy of the device that is under way.
+    pub unsafe fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.at as *mut u8, self.len) }
+    }
+}
+
+/// A device that runs kernels. All work goes to one queue and is done in order; copies can be put into another.
 ///
 /// # Safety
 /// Callers of the unsafe methods promise that addresses come from this driver's `allocate`, were not freed, and have
@@ -133,6 +183,74 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// When the device fails, perhaps in earlier work.
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()>;
 
+    /// Device to device, after all earlier work and before all later.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
+
+    /// Page-locked memory.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    fn allocate_host(&self, bytes: usize) -> Result<HostBlock>;
+
+    /// Frees page-locked memory.
+    ///
+    /// # Safety
+    /// It came from `allocate_host`, was not freed, and no copy to or from it is under way.
+    unsafe fn free_host(&self, block: HostBlock);
+
+    /// Page-locked memory to device, in the queue of copies. The host goes on at once, and must leave the memory alone until
+    /// it has waited for an event behind this.
+    ///
+    /// # Safety
+    /// See the trait; the host's memory is as long, and stays.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    unsafe fn upload_beside(&self, to: Address, from: HostBlock, bytes: usize) -> Result<()>;
+
+    /// Device to page-locked memory, after all earlier work. The host goes on at once, and finds the bytes there when it has
+    /// waited for an event behind this.
+    ///
+    /// # Safety
+    /// As `upload_beside`.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    unsafe fn download_later(&self, to: HostBlock, from: Address, bytes: usize) -> Result<()>;
+
+    /// An event.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn event(&self) -> Result<Event>;
+
+    /// Forgets an event, which is never used again.
+    fn release_event(&self, event: Event);
+
+    /// Moves an event to the end of a queue as it is now.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    fn record(&self, event: Event, queue: Queue) -> Result<()>;
+
+    /// Lets everything that a queue is given from now on begin behind an event.
+    ///
+    /// # Errors
+    /// When the device fails, perhaps in earlier work.
+    fn order(&self, queue: Queue, behind: Event) -> Result<()>;
+
+    /// Lets the host wait for an event.
+    ///
+    /// # Errors
+    /// When work before it failed.
+    fn wait(&self, event: Event) -> Result<()>;
+
     /// Sets bytes to zero.
     ///
     /// # Safety
@@ -157,7 +275,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// When the device refuses.
     unsafe fn launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()>;
 
-    /// Waits for all work.
+    /// Waits for all work, but not for copies beside it.
     ///
     /// # Errors
     /// When some of it failed.
@@ -197,4 +315,21 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 /// Pointers to the arguments, as a launch takes them.
 pub(super) fn pointers(arguments: &[Argument]) -> Vec<*mut std::ffi::c_void> {
     arguments.iter().map(Argument::bytes).collect()
+}
+
+/// Memory of the host for a driver that has no page-locked memory, filled with a byte.
+pub(super) fn allocate_on_host(bytes: usize, fill: u8) -> Result<HostBlock> {
+    let mut memory: Vec<u8> = crate::memory::zeros(bytes, "page-locked memory")?;
+    memory.fill(fill);
+    let memory = Box::leak(memory.into_boxed_slice());
+    Ok(HostBlock { at: memory.as_mut_ptr() as usize, len: bytes })
+}
+
+/// Frees memory of [`allocate_on_host`].
+///
+/// # Safety
+/// It came from there, and nobody uses it any more.
+pub(super) unsafe fn free_on_host(mut block: HostBlock) {
+    // SAFETY: promised by the caller: this is the box that was leaked.
+    drop(unsafe { Box::from_raw(std::ptr::from_mut(block.bytes_mut())) });
 }

@@ -4,7 +4,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LaunchShape};
+use super::driver::{
+    Address, Argument, CapturedGraph, Driver, Event, Function, HostBlock, LaunchShape, Queue, allocate_on_host,
+    free_on_host,
+};
 use super::source::Unit;
 use crate::{Error, Result};
 
@@ -66,6 +69,45 @@ impl Driver for DryRun {
 
     unsafe fn download(&self, to: &mut [u8], _: Address) -> Result<()> {
         to.fill(0);
+        Ok(())
+    }
+
+    unsafe fn copy(&self, _: Address, _: Address, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostBlock> {
+        allocate_on_host(bytes, 0)
+    }
+
+    unsafe fn free_host(&self, block: HostBlock) {
+        // SAFETY: promised by the caller.
+        unsafe { free_on_host(block) }
+    }
+
+    unsafe fn upload_beside(&self, _: Address, _: HostBlock, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn download_later(&self, _: HostBlock, _: Address, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn event(&self) -> Result<Event> {
+        Ok(Event(0))
+    }
+
+    fn release_event(&self, _: Event) {}
+
+    fn record(&self, _: Event, _: Queue) -> Result<()> {
+        Ok(())
+    }
+
+    fn order(&self, _: Queue, _: Event) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&self, _: Event) -> Result<()> {
         Ok(())
     }
 

@@ -18,8 +18,12 @@ use rayon::prelude::*;
 use super::cache::Cache;
 use super::calls::{CallLog, Calls};
 use super::counters::{AllocationMap, CountedBlocks, CounterLog, Counters, LaunchCounters, TouchedMaps};
-use super::driver::{Address, Argument, CapturedGraph, Driver, Function, LOST, LaunchShape, OUT_OF_MEMORY, pointers};
+use super::driver::{
+    Address, Argument, CapturedGraph, Driver, Event, Function, HostBlock, LOST, LaunchShape, OUT_OF_MEMORY, Queue,
+    allocate_on_host, free_on_host, pointers,
+};
 use super::float_mode::flush_subnormals;
+use super::queues::Queues;
 use super::source::{Unit, write_all};
 use crate::{Error, Result};
 
@@ -79,6 +83,7 @@ pub struct Emulator {
     allocations: Mutex<HashMap<Address, Allocation>>,
     launches: AtomicU64,
     recordings: Mutex<Recordings>,
+    queues: Mutex<Queues>,
 }
 
 /// Memory that was allocated, and how often counted work had begun by then.
@@ -157,8 +162,8 @@ impl Emulator {
                 "counters need g++, whose hooks tell loads before they are joined; set CXX".into(),
             ));
         }
-        let (loaded, allocations, launches, recordings) = Default::default();
-        Ok(Self { options, cache, compiler, loaded, allocations, launches, recordings })
+        let (loaded, allocations, launches, recordings, queues) = Default::default();
+        Ok(Self { options, cache, compiler, loaded, allocations, launches, recordings, queues })
     }
 
     /// Whether only some blocks of a launch run, so that nobody wants their results. Memory is then not touched but by them.
@@ -178,6 +183,17 @@ impl Emulator {
         self.recordings.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Gives the queue of work something that uses memory at these addresses.
+    fn work_on(&self, used: impl IntoIterator<Item = Address>) -> Result<()> {
+        let mut queues = self.queues();
+        queues.give(Queue::Work)?;
+        used.into_iter().try_for_each(|at| queues.uses(Queue::Work, at))
+    }
+
     fn called(&self, of: impl FnOnce(&mut Calls) -> &mut u64) {
         self.options.calls.count(of);
     }
@@ -187,6 +203,7 @@ impl Emulator {
     unsafe fn run_launch(&self, function: Function, shape: LaunchShape, arguments: &[Argument]) -> Result<()> {
         self.launches.fetch_add(1, Ordering::Relaxed);
         self.require_device("launch a kernel")?;
+        self.work_on(arguments.iter().filter_map(Argument::address))?;
         let (launch, index) = self.loaded.lock().unwrap_or_else(|e| e.into_inner()).functions[function.0];
         let launch = Launched { launch, index, shape, arguments, order_seed: self.options.order_seed };
         match &self.options.counters {
@@ -197,11 +214,13 @@ impl Emulator {
 
     /// # Safety
     /// As [`Driver::zero`].
-    unsafe fn run_zero(&self, at: Address, bytes: usize) {
+    unsafe fn run_zero(&self, at: Address, bytes: usize) -> Result<()> {
+        self.work_on([at])?;
         if !self.samples() {
             // SAFETY: promised by the caller.
             unsafe { (at as *mut u8).write_bytes(0, bytes) };
         }
+        Ok(())
     }
 
     fn flags(&self) -> Vec<String> {
@@ -473,12 +492,14 @@ impl Driver for Emulator {
         };
         let begun = self.options.counters.as_ref().map_or(0, CounterLog::begun);
         allocations.insert(address, Allocation { layout, begun });
+        self.queues().allocated(address..address + layout.size() as u64);
         Ok(address)
     }
 
     unsafe fn free(&self, address: Address) {
         let allocation = self.allocations.lock().unwrap_or_else(|e| e.into_inner()).remove(&address);
         if let Some(Allocation { layout, .. }) = allocation {
+            self.queues().freed(&(address..address + layout.size() as u64));
             // SAFETY: the address came from `allocate` with this layout, and is no longer in the table.
             unsafe { std::alloc::dealloc(address as *mut u8, layout) }
         }
@@ -487,6 +508,7 @@ impl Driver for Emulator {
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
         self.called(|calls| &mut calls.uploads);
         self.require_device("copy to the device")?;
+        self.work_on([to])?;
         // SAFETY: promised by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
         Ok(())
@@ -496,9 +518,74 @@ impl Driver for Emulator {
         self.called(|calls| &mut calls.downloads);
         self.called(|calls| &mut calls.waits);
         self.require_device("copy from the device")?;
+        self.work_on([from])?;
         // SAFETY: promised by the caller.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+        // SAFETY: whoever frees memory that a copy uses is told.
+        unsafe { self.queues().wait(None) }
+    }
+
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.called(|calls| &mut calls.copies);
+        self.require_device("copy on the device")?;
+        self.work_on([to, from])?;
+        // SAFETY: promised by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostBlock> {
+        allocate_on_host(bytes, POISON)
+    }
+
+    unsafe fn free_host(&self, block: HostBlock) {
+        self.queues().freed(&(block.at as u64..(block.at + block.len) as u64));
+        // SAFETY: promised by the caller.
+        unsafe { free_on_host(block) }
+    }
+
+    unsafe fn upload_beside(&self, to: Address, from: HostBlock, bytes: usize) -> Result<()> {
+        self.called(|calls| &mut calls.uploads);
+        self.require_device("copy to the device")?;
+        // SAFETY: promised by the caller.
+        unsafe { self.queues().upload(to, from, bytes) }
+    }
+
+    unsafe fn download_later(&self, to: HostBlock, from: Address, bytes: usize) -> Result<()> {
+        self.called(|calls| &mut calls.downloads);
+        self.require_device("copy from the device")?;
+        self.work_on([from])?;
+        // SAFETY: promised by the caller.
+        unsafe {
+            let data = std::slice::from_raw_parts(from as *const u8, bytes).to_vec();
+            self.queues().download(to, data);
+        }
+        Ok(())
+    }
+
+    fn event(&self) -> Result<Event> {
+        Ok(self.queues().event())
+    }
+
+    fn release_event(&self, _: Event) {}
+
+    fn record(&self, event: Event, queue: Queue) -> Result<()> {
+        self.called(|calls| &mut calls.events);
+        self.queues().record(event, queue);
+        Ok(())
+    }
+
+    fn order(&self, queue: Queue, behind: Event) -> Result<()> {
+        self.called(|calls| &mut calls.events);
+        // SAFETY: whoever frees memory that a copy uses is told.
+        unsafe { self.queues().order(queue, behind) }
+    }
+
+    fn wait(&self, event: Event) -> Result<()> {
+        self.called(|calls| &mut calls.waits);
+        self.require_device("finish work")?;
+        // SAFETY: as above.
+        unsafe { self.queues().wait(Some(event)) }
     }
 
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
@@ -508,8 +595,7 @@ impl Driver for Emulator {
         }
         self.called(|calls| &mut calls.zeros);
         // SAFETY: promised by the caller.
-        unsafe { self.run_zero(at, bytes) };
-        Ok(())
+        unsafe { self.run_zero(at, bytes) }
     }
 
     fn load(&self, unit: Unit) -> Result<HashMap<String, Function>> {
@@ -534,7 +620,9 @@ impl Driver for Emulator {
 
     fn synchronize(&self) -> Result<()> {
         self.called(|calls| &mut calls.waits);
-        self.require_device("finish work")
+        self.require_device("finish work")?;
+        // SAFETY: whoever frees memory that a copy uses is told.
+        unsafe { self.queues().wait(None) }
     }
 
     fn begin_capture(&self) -> Result<()> {
@@ -559,7 +647,7 @@ impl Driver for Emulator {
             unsafe {
                 match step {
                     Recorded::Launch(function, shape, arguments) => self.run_launch(*function, *shape, arguments)?,
-                    Recorded::Zero(at, bytes) => self.run_zero(*at, *bytes),
+                    Recorded::Zero(at, bytes) => self.run_zero(*at, *bytes)?,
                 }
             }
             Ok(())

@@ -180,6 +180,21 @@ impl ByteImages {
         }
     }
 
+    /// As [`set_pixels`](Self::set_pixels), for batch after batch: a GPU works on while they come.
+    ///
+    /// # Errors
+    /// When the device fails, or there is no memory to pass them through.
+    ///
+    /// # Panics
+    /// When there is no room for them.
+    pub fn pass_pixels(&mut self, pixels: &[u8]) -> Result<()> {
+        assert!(pixels.len() <= self.images * self.shape.len(), "more images than there is room for");
+        match &mut self.gpu {
+            Some(gpu) => gpu.pass_pixels(pixels),
+            None => self.set_pixels(pixels),
+        }
+    }
+
     /// Takes the views of a batch.
     ///
     /// # Errors

@@ -187,7 +187,7 @@ impl Feed {
         match (self, images) {
             (Self::Bytes { images, resident }, StepImages::Bytes { pixels, views }) => {
                 if !*resident {
-                    images.set_pixels(pixels)?;
+                    images.pass_pixels(pixels)?;
                 }
                 images.set_views(views)?;
                 engine.begin(views.len())

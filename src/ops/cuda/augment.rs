@@ -6,6 +6,7 @@ use super::{Call, configured};
 use crate::Result;
 use crate::device::argument::Element;
 use crate::device::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
+use crate::device::relay::Relay;
 use crate::dtype::Dtype;
 use crate::ops::augment::{ByteTables, ImageRoom, ImageView};
 use crate::ops::config::{AugmentProblem, KernelPass};
@@ -21,6 +22,8 @@ fn all(buffer: &GpuBuffer) -> GpuView<'_> {
 /// Images, views and tables in a GPU's memory.
 #[derive(Debug)]
 pub struct GpuImages {
+    /// What batches pass through, once one has.
+    relay: Option<Relay>,
     pixels: GpuBuffer,
     views: GpuBuffer,
     tables: GpuBuffer,
@@ -36,6 +39,7 @@ impl GpuImages {
     pub fn new(gpu: &Arc<Gpu>, shape: Shape, tables: &ByteTables, room: ImageRoom) -> Result<Self> {
         let bytes = |len: usize| GpuBuffer::zeros(gpu, Dtype::F32, len.div_ceil(size_of::<f32>()));
         let mut new = Self {
+            relay: None,
             pixels: bytes(room.images * shape.len())?,
             views: bytes(room.batch * size_of::<ImageView>())?,
             tables: GpuBuffer::zeros(gpu, Dtype::F32, tables.values().len())?,
@@ -48,6 +52,16 @@ impl GpuImages {
     /// See [`crate::ops::augment::ByteImages::set_pixels`].
     pub fn set_pixels(&mut self, pixels: &[u8]) -> Result<()> {
         self.pixels.write_bytes(pixels)
+    }
+
+    /// See [`crate::ops::augment::ByteImages::pass_pixels`].
+    pub fn pass_pixels(&mut self, pixels: &[u8]) -> Result<()> {
+        let Self { relay, pixels: to, .. } = self;
+        let relay = match relay {
+            Some(relay) => relay,
+            None => relay.insert(Relay::new(to.gpu(), to.bytes())?),
+        };
+        relay.send(pixels, to)
     }
 
     /// See [`crate::ops::augment::ByteImages::set_views`].
