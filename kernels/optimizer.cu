@@ -6,8 +6,8 @@
 // The factor f takes the loss scale out and clips by the global norm. Each element has a group: 0 is never touched, 1
 // has no weight decay, 2 decays with λ. The same pass writes the copy of the weights in the network's type T for the
 // next step, at the same places. What changes from step to step lies in an OptimizerState on the device, so that a
-// captured graph needs no new arguments: the host writes learning_rate before a step, and `optimizer_prepare` does the
-// rest between the backward pass and the step. Where a gradient is not finite, that step changes no weight, and the
+// captured graph needs no new arguments: `optimizer_prepare` writes it between the backward pass and the step, and the host
+// writes the learning rate beside it and reads the state, perhaps a step late. Where a gradient is not finite, that step changes no weight, and the
 // loss scale is halved; after 2000 good steps in a row it is doubled. The norm is summed in two stages, in a fixed
 // order.
 //
@@ -20,8 +20,8 @@
 // gradient_squares       grid (G)                                                                          1 instance
 //     (const float* g, const u8* groups, float* partials [G], long long n)
 // optimizer_prepare      grid (1)                                                                          1 instance
-//     (OptimizerState* state, const float* partials [count], int count, float max_norm, float beta1, float beta2,
-//      int dynamic_scale)
+//     (OptimizerState* state, const float* learning_rate [1], const float* partials [count], int count, float max_norm,
+//      float beta1, float beta2, int dynamic_scale)
 //     count 0 where neither clipping nor loss scaling wants the norm; max_norm 0 does not clip; betas are 0 for SGD
 // optimizer_sgd<T>       grid (W)                                                                          3 instances
 //     (const OptimizerState* state, float* w, const float* g, float* v, const u8* groups, T* copy or null,
@@ -43,9 +43,9 @@ struct OptimizerState {
     u64 seen;
     /// Steps taken.
     u64 taken;
-    /// Written by the host.
+    /// Of the present step.
     float learning_rate;
-    /// Factor on the loss; 1 without loss scaling.
+    /// Factor on the loss of the next step; 1 without loss scaling.
     float loss_scale;
     /// Steps since the loss scale changed, and batches that were skipped.
     u32 good_steps, skipped;
@@ -104,14 +104,16 @@ __device__ __forceinline__ double power(double base, u64 exponent) {
 }
 
 __global__ void __launch_bounds__(256) optimizer_prepare(
-    OptimizerState* __restrict__ state,   // [1]
-    const float* __restrict__ partials,   // [count]; not read where count is 0
+    OptimizerState* __restrict__ state,        // [1]
+    const float* __restrict__ learning_rate,   // [1]
+    const float* __restrict__ partials,        // [count]; not read where count is 0
     int count, float max_norm, float beta1, float beta2, int dynamic_scale) {
     SHARED_ARRAY(double, shared, BLOCK_THREADS);
     const double squares = sum_array(partials, count, shared);
     if (threadIdx.x != 0) return;
     OptimizerState now = *state;
     const double scale = now.loss_scale;
+    now.learning_rate = *learning_rate;
     now.seen++;
     now.gradient_norm = sqrt_f(static_cast<float>(squares / (scale * scale)));
     now.skip = is_finite(now.gradient_norm) ? 0 : 1;

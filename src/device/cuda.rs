@@ -120,9 +120,9 @@ impl Loaded {
 }
 
 /// Bytes of the memory that small uploads pass through.
-const STAGING_BYTES: usize = 1 << 20;
-/// Bytes of an upload that is small: a step's labels, slopes and learning rate, not its images.
-const STAGED_BYTES: usize = 1 << 14;
+const STAGING_BYTES: usize = 4 << 20;
+/// Bytes of an upload that is small: all inputs of a step, not its images.
+const STAGED_BYTES: usize = 1 << 16;
 
 /// Page-locked memory of the host, from which the GPU copies while the host goes on. Uploads take one piece after the
 /// other, and begin anew when what was copied from there is known to be done.

@@ -166,6 +166,29 @@ impl Device {
         self.zeros_of(Dtype::F32, len)
     }
 
+    /// Allocates `len` zeros of `f32` that the host writes before work, and that kernels read alone: a GPU gets all that were
+    /// written in one copy.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn inputs(&self, len: usize) -> Result<Buffer> {
+        match self {
+            Self::Cpu => self.zeros(len),
+            Self::Gpu(gpu, _) => GpuBuffer::input(gpu, Dtype::F32, len).map(Buffer::Gpu),
+        }
+    }
+
+    /// Allocates `len` zeros of `f32` that kernels write, and that the host reads after work: from a GPU all come in one copy.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn outcomes(&self, len: usize) -> Result<Buffer> {
+        match self {
+            Self::Cpu => self.zeros(len),
+            Self::Gpu(gpu, _) => GpuBuffer::outcome(gpu, Dtype::F32, len).map(Buffer::Gpu),
+        }
+    }
+
     /// Allocates `len` zeros of the type of activations.
     ///
     /// # Errors

@@ -165,6 +165,7 @@ impl Engine {
         }
         let layout = Layout::new(&plan);
         let params = Params::new(device, &planned, &plan)?;
+        let sites = planned.graph.sites();
         let mut engine = Self {
             recordings: SizedRecordings::default(),
             device: device.clone(),
@@ -179,8 +180,8 @@ impl Engine {
             logits: device.activations(options.batch * planned.graph.output_shape().len())?,
             images: Vec::new(),
             slopes: None,
-            slopes_at: device.zeros(planned.graph.sites())?,
-            scores: device.zeros(planned.graph.sites())?,
+            slopes_at: device.inputs(sites)?,
+            scores: if options.training { device.outcomes(sites)? } else { device.zeros(sites)? },
             collect_scores: false,
             loss_scale: 1.0,
             dropout: DropoutStream::new(device)?,

@@ -29,7 +29,7 @@ impl DropoutStream {
     pub fn new(device: &Device) -> Result<Self> {
         let gpu = match device {
             Device::Cpu => None,
-            Device::Gpu(gpu, _) => Some(GpuBuffer::zeros(gpu, Dtype::F32, size_of::<u64>() / size_of::<f32>())?),
+            Device::Gpu(gpu, _) => Some(GpuBuffer::input(gpu, Dtype::F32, size_of::<u64>() / size_of::<f32>())?),
         };
         let mut new = Self { stream: 0, gpu };
         new.set(0, 0)?;

@@ -13,6 +13,7 @@ use super::cuda::loss::{GpuLoss, LogitsShape};
 use super::product::Shared;
 use super::team::map;
 use crate::device::float_mode::flush_subnormals;
+use crate::device::gpu::Snapshot;
 use crate::device::{Device, View, ViewMut};
 use crate::{Error, Result};
 
@@ -95,6 +96,19 @@ impl LossRecord {
     /// When the device fails, or an operation before failed.
     pub fn sum(&self) -> Result<LossSum> {
         self.gpu.as_ref().map_or(Ok(self.sum), GpuLoss::sum)
+    }
+
+    /// The sums as they were [posted](crate::device::gpu::Gpu::post_outcomes).
+    ///
+    /// # Panics
+    /// On the host, or where they [are not](Self::is_posted).
+    pub fn posted_sum(&self, at: &Snapshot) -> LossSum {
+        self.gpu().posted_sum(at)
+    }
+
+    /// Whether the sums are among what a GPU posts.
+    pub fn is_posted(&self) -> bool {
+        self.gpu.as_ref().is_some_and(GpuLoss::is_posted)
     }
 
     /// Images of the batch.

@@ -11,7 +11,7 @@ use super::cuda::optimizer::GpuOptimizer;
 use super::product::Shared;
 use super::simd::vectorised;
 use super::team::{each_chunk_pair, map};
-use crate::device::gpu::GpuViewMut;
+use crate::device::gpu::{GpuViewMut, Snapshot};
 use crate::device::{Buffer, Device, View};
 use crate::{Error, Result, memory};
 
@@ -173,8 +173,7 @@ impl OptimizerState {
     /// When the device fails.
     pub fn begin(&mut self, update: Update) -> Result<()> {
         self.begun = Some(update);
-        let steps = self.steps;
-        self.gpu.as_mut().map_or(Ok(()), |gpu| gpu.begin(update.lr, steps))
+        self.gpu.as_mut().map_or(Ok(()), |gpu| gpu.begin(update.lr))
     }
 
     /// Clips, then changes the weights by the step begun. On a GPU `copy` gets the new weights in the network's type.
@@ -223,6 +222,22 @@ impl OptimizerState {
         }
     }
 
+    /// What became of a step by `update` whose outcome was [posted](crate::device::gpu::Gpu::post_outcomes) behind it; the next
+    /// one may have begun. Steps are told in their order.
+    ///
+    /// # Panics
+    /// On the host, or where outcomes [are not posted](Self::is_posted).
+    pub fn finish_posted(&mut self, update: Update, at: &Snapshot) -> StepOutcome {
+        let outcome = self.gpu.as_mut().expect("the optimizer of a GPU").finish_posted(update, at);
+        self.steps += u64::from(!outcome.skipped);
+        outcome
+    }
+
+    /// Whether outcomes are among what a GPU posts.
+    pub fn is_posted(&self) -> bool {
+        self.gpu.as_ref().is_some_and(GpuOptimizer::is_posted)
+    }
+
     fn begun(&self) -> Result<Update> {
         self.begun.ok_or_else(|| Error::Config("a step must be begun before it is done".into()))
     }
@@ -258,11 +273,10 @@ impl OptimizerState {
     pub fn restore(&mut self, buffers: &[Vec<f32>], steps: u64) -> Result<()> {
         // A GPU saves its loss scale behind the buffers; runs may go on on another device.
         let (buffers, rest) = buffers.split_at(self.buffers.len().min(buffers.len()));
-        if let (Some(gpu), [[scale, good_steps]]) =
-            (&mut self.gpu, &rest.iter().map(Vec::as_slice).collect::<Vec<_>>()[..])
-        {
-            gpu.restore(*scale, *good_steps);
-        }
+        let scaling = match rest {
+            [scaling] => <[f32; 2]>::try_from(scaling.as_slice()).ok(),
+            _ => None,
+        };
         if buffers.len() != self.buffers.len() || buffers.iter().any(|b| b.len() != self.len) {
             let got = format!("{:?} elements", buffers.iter().map(Vec::len).collect::<Vec<_>>());
             return Err(Error::shape("optimizer", format!("{} buffers of {}", self.buffers.len(), self.len), got));
@@ -271,7 +285,7 @@ impl OptimizerState {
             own.write(saved)?;
         }
         self.steps = steps;
-        Ok(())
+        self.gpu.as_mut().map_or(Ok(()), |gpu| gpu.restore(scaling, steps))
     }
 
     /// Euclidean norm of all gradients, in `f64`.

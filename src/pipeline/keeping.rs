@@ -22,6 +22,10 @@ impl<H: Hook> Hook for Keeping<'_, H> {
         self.hook.before_forward(step, at)
     }
 
+    fn follows_steps(&self) -> bool {
+        self.hook.follows_steps()
+    }
+
     fn after_step(&mut self, step: &TrainStep<'_>, at: Progress<'_>) -> Result<()> {
         self.hook.after_step(step, at)
     }

@@ -153,6 +153,10 @@ impl Hook for Finetune {
         step.set_slopes(&self.removal.slopes(&self.mask, at.step, at.total_steps))
     }
 
+    fn follows_steps(&self) -> bool {
+        false
+    }
+
     fn before_evaluation(&mut self, engine: &mut Engine, at: Progress<'_>) -> Result<()> {
         engine.set_slopes(&self.last_slopes(at.step, at.total_steps))
     }

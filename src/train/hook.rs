@@ -35,6 +35,12 @@ pub trait Hook {
         Ok(())
     }
 
+    /// Whether [`after_step`](Self::after_step) is to be called. Where it is not, a GPU takes the next step before what came of
+    /// the last one is read.
+    fn follows_steps(&self) -> bool {
+        true
+    }
+
     /// After each step, but for those that were skipped since a scaled gradient overflowed; the place to read score
     /// gradients.
     ///
@@ -92,4 +98,8 @@ pub trait Hook {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoHook;
 
-impl Hook for NoHook {}
+impl Hook for NoHook {
+    fn follows_steps(&self) -> bool {
+        false
+    }
+}

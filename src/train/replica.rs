@@ -38,7 +38,7 @@ impl<'a> Replica<'a> {
         let taps = teacher.as_ref().map_or_else(Vec::new, Teacher::student_taps);
         let planned = EngineOptions { batch, fusion: options.fusion, training: true, taps };
         // The optimizer is with the replica of the first images.
-        let scale = if images.start == 0 { None } else { Some(device.zeros(1)?) };
+        let scale = if images.start == 0 { None } else { Some(device.inputs(1)?) };
         Ok(Self {
             engine: Engine::new(device, model, &planned)?,
             feed: Feed::default(),
@@ -65,7 +65,7 @@ impl<'a> Replica<'a> {
         self.engine.set_loss_scale(loss_scale);
         self.scale.as_mut().map_or(Ok(()), |scale| scale.write(&[loss_scale]))?;
         self.feed.set(&part.images, &mut self.engine)?;
-        self.loss.begin(part.labels)
+        self.loss.next(part.labels)
     }
 
     /// Augmentation, forward pass, loss and backward pass. `scale` is the factor on the loss `[1]`, where the device can
@@ -75,6 +75,7 @@ impl<'a> Replica<'a> {
     /// When the device fails.
     pub fn gradients(&mut self, scale: Option<View<'_>>) -> Result<()> {
         let Self { engine, feed, teacher, loss, d_logits, .. } = self;
+        loss.clear()?;
         feed.write(engine);
         let scale = self.scale.as_ref().map(|own| own.view(0..1)).or(scale);
         match teacher {

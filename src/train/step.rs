@@ -4,11 +4,14 @@
 //! A step is made of replicas, which turn their parts of a batch into gradients; of the mean of these, taken in a fixed
 //! order; and of one update, whose weights all replicas get. One device is one replica, and then nothing is exchanged.
 
+use std::sync::Arc;
+
 use super::exchange::{Exchange, mean};
 use super::feed::{FedBatches, Feed, Source, StepBatch};
 use super::replica::Replica;
 use super::teacher::Distillation;
 use crate::data::Loader;
+use crate::device::gpu::{Gpu, Posted};
 use crate::device::{Device, Recording, View};
 use crate::engine::{Engine, Fusion};
 use crate::graph::Graph;
@@ -71,6 +74,8 @@ pub struct TrainStep<'a> {
     optimizer: OptimizerState,
     exchange: Exchange,
     source: Source,
+    /// The last step that was [taken ahead](Self::run_ahead), and its update.
+    untold: Option<(Posted, Update)>,
 }
 
 impl<'a> TrainStep<'a> {
@@ -100,6 +105,7 @@ impl<'a> TrainStep<'a> {
             optimizer,
             exchange: Exchange::default(),
             source: Source::default(),
+            untold: None,
         })
     }
 
@@ -131,6 +137,44 @@ impl<'a> TrainStep<'a> {
         self.begin(batch, settings)?;
         self.compute()?;
         self.finish()
+    }
+
+    /// Takes one step and does not wait for it, where a single GPU replays it. Returns what came of the step taken before it
+    /// and not told yet, if there is one, or where steps are waited for what came of this one. Nothing that follows from
+    /// a step's outcome is right before it was told: the optimizer's state, the loss scale, score gradients.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), for this step or the one before.
+    pub fn run_ahead(&mut self, batch: &StepBatch<'_>, settings: StepSettings) -> Result<Option<TakenStep>> {
+        let Some(gpu) = self.posting() else { return self.run(batch, settings).map(Some) };
+        self.begin(batch, settings)?;
+        self.compute()?;
+        let before = self.untold.replace((gpu.post_outcomes()?, settings.update));
+        before.map(|before| self.told(&before)).transpose()
+    }
+
+    /// What came of the last step that was [taken ahead](Self::run_ahead), if it was not told yet.
+    ///
+    /// # Errors
+    /// When a device failed.
+    pub fn settle(&mut self) -> Result<Option<TakenStep>> {
+        self.untold.take().map(|untold| self.told(&untold)).transpose()
+    }
+
+    /// The GPU, where steps can be told of later.
+    fn posting(&self) -> Option<Arc<Gpu>> {
+        match (&self.replicas[..], self.device()) {
+            ([only], Device::Gpu(gpu, _)) if self.recorded && only.loss.is_posted() && self.optimizer.is_posted() => {
+                Some(gpu.clone())
+            }
+            _ => None,
+        }
+    }
+
+    fn told(&mut self, (posted, update): &(Posted, Update)) -> Result<TakenStep> {
+        let at = posted.snapshot()?;
+        let loss = self.replicas[0].loss.posted_sum(&at);
+        Ok(TakenStep { loss, images: self.images(), update: self.optimizer.finish_posted(*update, &at) })
     }
 
     /// Begins a step: everything that comes from the host goes to the devices.

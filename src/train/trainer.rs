@@ -4,6 +4,7 @@
 //! dropout from (seed, step), the learning rate from the step, and all else is in the checkpoint. Time decides only when
 //! a checkpoint is written.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::config::TrainConfig;
@@ -12,7 +13,7 @@ use super::feed::StepBatch;
 use super::hook::{Hook, Progress};
 use super::metrics::{EpochRecord, EvaluationRecord};
 use super::session::Session;
-use super::step::{StepOptions, StepSettings, TrainStep};
+use super::step::{StepOptions, StepSettings, TakenStep, TrainStep};
 use super::teacher::Distillation;
 use crate::data::Loader;
 use crate::device::Device;
@@ -90,6 +91,9 @@ struct Run<'a> {
     /// For inference; gets the trained weights before each evaluation.
     evaluator: Engine,
     position: Position,
+    /// Steps taken whose outcome was not read yet, and their learning rates.
+    untold: VecDeque<(Progress<'a>, f32)>,
+    /// Of all steps of the epoch whose outcome was read.
     sums: Sums,
     saved: Instant,
     /// Step of the checkpoint on disk, if there is one.
@@ -138,7 +142,20 @@ impl<'a> Run<'a> {
         }
         let now = Instant::now();
         let (epoch_start, epoch_images, kept) = (now, 0, false);
-        Ok(Self { stage, step, evaluator, position, sums, saved: now, saved_step, epoch_start, epoch_images, kept })
+        let untold = VecDeque::new();
+        Ok(Self {
+            stage,
+            step,
+            evaluator,
+            position,
+            untold,
+            sums,
+            saved: now,
+            saved_step,
+            epoch_start,
+            epoch_images,
+            kept,
+        })
     }
 
     fn run(&mut self, session: &mut Session) -> Result<Model> {
@@ -196,14 +213,15 @@ impl<'a> Run<'a> {
             self.take_step(&batch.batch())?;
             self.position.step_in_epoch += 1;
             self.position.step += 1;
-            let loss = self.sums.loss / self.sums.images as f64;
+            // Of the steps that were told, which before the second may be none.
+            let loss = self.sums.loss / self.sums.images.max(1) as f64;
             session.reporter.step(self.position.step, format_args!("loss {loss:.3}"));
             if session.interrupt.is_set() {
                 return Err(self.interrupted(session));
             }
             self.save_if_due(session, session.save_every)?;
         }
-        Ok(())
+        self.settle()
     }
 
     /// Evaluates where the settings ask for it at this step, and the last epoch has not ended with an evaluation. Nothing is
@@ -215,6 +233,7 @@ impl<'a> Run<'a> {
         if is_done || !config.evaluate_after.contains(&step) {
             return Ok(());
         }
+        self.settle()?;
         let start = Instant::now();
         let evaluation = match self.evaluate(session) {
             Err(Error::Interrupted(_)) => return Err(self.interrupted(session)),
@@ -235,16 +254,35 @@ impl<'a> Run<'a> {
         let at = progress(&self.stage, &self.position);
         self.stage.hook.before_forward(&mut self.step, at)?;
         let update = Update { lr, weight_decay: config.weight_decay, clip_norm: config.clip_norm };
-        let taken = self.step.run(batch, StepSettings { seed: config.seed, step: at.step, update })?;
+        let settings = StepSettings { seed: config.seed, step: at.step, update };
+        self.untold.push_back((at, lr));
+        if !self.stage.hook.follows_steps() {
+            let told = self.step.run_ahead(batch, settings)?;
+            return told.map_or(Ok(()), |taken| self.tell(&taken));
+        }
+        let taken = self.step.run(batch, settings)?;
+        self.tell(&taken)?;
+        if !taken.update.skipped {
+            self.stage.hook.after_step(&self.step, at)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what came of the steps taken so far.
+    fn settle(&mut self) -> Result<()> {
+        let told = self.step.settle()?;
+        told.map_or(Ok(()), |taken| self.tell(&taken))
+    }
+
+    /// Takes note of the outcome of the first step that was not told yet.
+    fn tell(&mut self, taken: &TakenStep) -> Result<()> {
+        let (at, lr) = self.untold.pop_front().expect("a step that was taken");
         if !taken.loss.loss.is_finite() {
             return Err(diverged(&at, "loss", taken.loss.loss / taken.images as f64, lr));
         }
         let outcome = taken.update;
         if outcome.skipped && !outcome.scaled {
             return Err(diverged(&at, "gradient", outcome.gradient_norm.unwrap_or(f64::NAN), lr));
-        }
-        if !outcome.skipped {
-            self.stage.hook.after_step(&self.step, at)?;
         }
         self.sums.loss += taken.loss.loss;
         self.sums.correct += taken.loss.correct;
@@ -366,6 +404,7 @@ impl<'a> Run<'a> {
     }
 
     fn save(&mut self, session: &mut Session) -> Result<()> {
+        self.settle()?;
         if let Some(path) = &session.checkpoint {
             let checkpoint = Checkpoint {
                 model: self.model()?,

@@ -17,14 +17,50 @@ pub struct GpuBuffer {
     address: Address,
     len: usize,
     dtype: Dtype,
+    memory: Memory,
+}
+
+/// Whose memory a buffer lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Own,
+    Inputs,
+    Outcomes,
 }
 
 impl GpuBuffer {
     /// `len` zeros.
     pub fn zeros(gpu: &Arc<Gpu>, dtype: Dtype, len: usize) -> Result<Self> {
-        let mut buffer = Self { gpu: gpu.clone(), address: gpu.allocate(len * dtype.bytes())?, len, dtype };
-        buffer.clear()?;
-        Ok(buffer)
+        let address = gpu.allocate(len * dtype.bytes())?;
+        Self::cleared(Self { gpu: gpu.clone(), address, len, dtype, memory: Memory::Own })
+    }
+
+    /// `len` zeros for what the host writes before work and kernels read alone: with all others of the kind it comes to the
+    /// device in one copy, before the next launch. Where there is no room for it, as [`zeros`](Self::zeros).
+    pub fn input(gpu: &Arc<Gpu>, dtype: Dtype, len: usize) -> Result<Self> {
+        match gpu.take_input(len * dtype.bytes())? {
+            Some(address) => Self::cleared(Self { gpu: gpu.clone(), address, len, dtype, memory: Memory::Inputs }),
+            None => Self::zeros(gpu, dtype, len),
+        }
+    }
+
+    /// `len` zeros for what kernels write and the host reads after work: with all others of the kind it comes to the host in one
+    /// copy. Where there is no room for it, as [`zeros`](Self::zeros).
+    pub fn outcome(gpu: &Arc<Gpu>, dtype: Dtype, len: usize) -> Result<Self> {
+        match gpu.take_outcome(len * dtype.bytes())? {
+            Some(address) => Self::cleared(Self { gpu: gpu.clone(), address, len, dtype, memory: Memory::Outcomes }),
+            None => Self::zeros(gpu, dtype, len),
+        }
+    }
+
+    fn cleared(mut self) -> Result<Self> {
+        self.clear()?;
+        Ok(self)
+    }
+
+    /// Whether it is among the outcomes that [`Gpu::post_outcomes`] sends.
+    pub fn is_outcome(&self) -> bool {
+        self.memory == Memory::Outcomes
     }
 
     /// The device.
@@ -59,7 +95,10 @@ impl GpuBuffer {
 
     /// Copies the first elements to the host.
     pub fn read(&self, out: &mut [f32]) -> Result<()> {
-        self.view(0..out.len()).read(out)
+        let mut bytes: Vec<u8> = memory::zeros(out.len() * self.dtype.bytes(), "a copy from the device")?;
+        self.read_bytes(&mut bytes)?;
+        self.dtype.decode(&bytes, out);
+        Ok(())
     }
 
     /// Copies numbers to the front.
@@ -71,6 +110,9 @@ impl GpuBuffer {
     /// Copies bytes of any meaning to the front.
     pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= self.bytes(), "more bytes than the buffer holds");
+        if self.memory == Memory::Inputs {
+            return self.gpu.write_input(self.address, bytes);
+        }
         // SAFETY: the buffer has room.
         unsafe { self.gpu.upload(self.address, bytes) }
     }
@@ -86,14 +128,20 @@ impl GpuBuffer {
     /// Copies bytes of any meaning from the front.
     pub fn read_bytes(&self, bytes: &mut [u8]) -> Result<()> {
         assert!(bytes.len() <= self.bytes(), "more bytes than the buffer holds");
+        if self.memory == Memory::Outcomes {
+            return self.gpu.read_outcome(self.address, bytes);
+        }
         // SAFETY: the buffer is as long.
         unsafe { self.gpu.download(bytes, self.address) }
     }
 
-    /// Sets everything to zero. Unlike [`write`](Self::write) it may be part of a recording.
+    /// Sets everything to zero. Unlike [`write`](Self::write) it may be part of a recording, inputs excepted.
     pub fn clear(&mut self) -> Result<()> {
+        if self.memory == Memory::Inputs {
+            return self.gpu.write_input(self.address, &vec![0; self.bytes()]);
+        }
         // SAFETY: the buffer has this size.
-        unsafe { self.gpu.driver.zero(self.address, self.bytes()) }
+        unsafe { self.gpu.zero(self.address, self.bytes()) }
     }
 
     /// A range, to be read.
@@ -131,7 +179,11 @@ impl GpuBuffer {
 
 impl Drop for GpuBuffer {
     fn drop(&mut self) {
-        self.gpu.release(self.address, self.bytes());
+        match self.memory {
+            Memory::Own => self.gpu.release(self.address, self.bytes()),
+            Memory::Inputs => self.gpu.give_back_input(self.address, self.bytes()),
+            Memory::Outcomes => self.gpu.give_back_outcome(self.address, self.bytes()),
+        }
     }
 }
 

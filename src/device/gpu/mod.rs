@@ -5,9 +5,10 @@
 
 mod buffer;
 mod pool;
+mod region;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rayon::prelude::*;
@@ -21,8 +22,10 @@ use super::source::Unit;
 use crate::dtype::Dtype;
 use crate::{Error, Result};
 use pool::Pool;
+use region::{Inputs, Outcomes};
 
 pub use buffer::{GpuBuffer, GpuView, GpuViewMut, Tickets, Workspace};
+pub use region::{Posted, Snapshot};
 
 /// A GPU, real or emulated. Only one thread at a time may launch work: the contents of the workspace and of recordings
 /// depend on the order of the launches.
@@ -32,6 +35,11 @@ pub struct Gpu {
     functions: Mutex<HashMap<&'static str, (Function, Arc<Signature>)>>,
     launched: Mutex<BTreeMap<String, u64>>,
     pool: Mutex<Pool>,
+    inputs: Mutex<Inputs>,
+    inputs_changed: AtomicBool,
+    outcomes: Mutex<Outcomes>,
+    /// How much work it was given so far: what was read of it before is old.
+    work: AtomicU64,
     failure: Mutex<Option<Error>>,
     configurations: Configurations,
     /// Launches, while somebody watches them.
@@ -55,8 +63,23 @@ impl Gpu {
     /// A device over a driver.
     pub fn new(driver: Box<dyn Driver>) -> Arc<Self> {
         let (functions, launched, pool, failure) = Default::default();
+        let (inputs, inputs_changed, outcomes, work) = Default::default();
         let (configurations, launches, recording, blocking) = Default::default();
-        Arc::new(Self { driver, functions, launched, pool, failure, configurations, launches, recording, blocking })
+        Arc::new(Self {
+            driver,
+            functions,
+            launched,
+            pool,
+            inputs,
+            inputs_changed,
+            outcomes,
+            work,
+            failure,
+            configurations,
+            launches,
+            recording,
+            blocking,
+        })
     }
 
     /// The driver.
@@ -103,6 +126,7 @@ impl Gpu {
             if let Some(launches) = &mut *lock(&self.launches) {
                 launches.push(Launch { instance: instance.to_owned(), shape });
             }
+            self.begin_work()?;
             // SAFETY: number and types were checked; the rest is promised by the caller.
             unsafe { self.driver.launch(function, shape, arguments) }
         });
@@ -216,8 +240,28 @@ impl Gpu {
     /// # Errors
     /// When the device fails.
     pub unsafe fn replay(&self, graph: CapturedGraph) -> Result<()> {
+        self.begin_work()?;
         // SAFETY: promised by the caller.
         unsafe { self.driver.replay(graph) }
+    }
+
+    /// Gets inputs to the device before work that is not only recorded.
+    fn begin_work(&self) -> Result<()> {
+        if self.is_recording() {
+            return Ok(());
+        }
+        self.work.fetch_add(1, Ordering::Relaxed);
+        self.flush_inputs()
+    }
+
+    /// Sets bytes to zero. It may be part of a recording.
+    ///
+    /// # Safety
+    /// The device's memory has as many.
+    unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
+        self.begin_work()?;
+        // SAFETY: promised by the caller.
+        unsafe { self.driver.zero(at, bytes) }
     }
 
     /// Forgets a recording, which is never replayed again, and gives back the workspaces that it alone had kept.
@@ -246,6 +290,7 @@ impl Gpu {
     /// When the device fails, or is recording.
     pub unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
         self.refuse_while_recording("a copy to the device")?;
+        self.work.fetch_add(1, Ordering::Relaxed);
         // SAFETY: promised by the caller.
         unsafe { self.driver.upload(to, from) }
     }
@@ -259,6 +304,7 @@ impl Gpu {
     /// When the device fails, or is recording.
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         self.refuse_while_recording("a copy of a batch")?;
+        self.work.fetch_add(1, Ordering::Relaxed);
         // SAFETY: promised by the caller.
         unsafe { self.driver.copy(to, from, bytes) }
     }
@@ -273,6 +319,7 @@ impl Gpu {
     pub unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
         self.check()?;
         self.refuse_while_recording("a copy to the host")?;
+        self.flush_inputs()?;
         // SAFETY: promised by the caller.
         unsafe { self.driver.download(to, from) }
     }
@@ -288,6 +335,7 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
+        self.free_regions();
         let pool = std::mem::take(&mut *lock(&self.pool));
         for address in pool.into_addresses() {
             // SAFETY: buffers hold the device alive, so nothing but the pool is left.

@@ -16,6 +16,8 @@ pub(super) struct Pool {
     workspaces: Vec<Lent>,
     /// Most bytes that one operation has asked of them.
     workspace_peak: u64,
+    /// Bytes that small buffers share.
+    pub(super) regions: u64,
     /// Counters that are zero between launches. Outgrown ones stay, for recordings hold their addresses.
     tickets: Vec<Tickets>,
 }
@@ -73,12 +75,13 @@ impl Gpu {
         (pool.used, pool.peak)
     }
 
-    /// Bytes of all buffers, workspaces left out: those are as large as any operation so far wanted them.
+    /// Bytes of all buffers, workspaces left out, which are as large as any operation so far wanted them, and small buffers that
+    /// share memory.
     pub fn buffer_bytes(&self) -> u64 {
         let pool = lock(&self.pool);
         let workspaces = pool.workspaces.iter().map(|w| w.bytes);
         let tickets = pool.tickets.iter().map(|t| t.len * size_of::<u32>());
-        pool.used - workspaces.chain(tickets).map(|bytes| self.rounded(bytes) as u64).sum::<u64>()
+        pool.used - pool.regions - workspaces.chain(tickets).map(|bytes| self.rounded(bytes) as u64).sum::<u64>()
     }
 
     /// Most bytes of workspace that one operation asked for since this was last called.

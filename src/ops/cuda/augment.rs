@@ -41,7 +41,7 @@ impl GpuImages {
         let mut new = Self {
             relay: None,
             pixels: bytes(room.images * shape.len())?,
-            views: bytes(room.batch * size_of::<ImageView>())?,
+            views: GpuBuffer::input(gpu, Dtype::F32, room.batch * size_of::<ImageView>() / size_of::<f32>())?,
             tables: GpuBuffer::zeros(gpu, Dtype::F32, tables.values().len())?,
             images: room.images,
         };

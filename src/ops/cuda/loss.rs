@@ -7,7 +7,7 @@ use super::{Call, configured, long};
 use crate::Result;
 use crate::device::View;
 use crate::device::argument::Element;
-use crate::device::gpu::{Gpu, GpuBuffer, GpuView, Workspace};
+use crate::device::gpu::{Gpu, GpuBuffer, GpuView, Snapshot, Workspace};
 use crate::dtype::Dtype;
 use crate::ops::config::KernelPass;
 use crate::ops::loss::{Gradient, LossSum, SoftTarget};
@@ -21,6 +21,12 @@ struct Sums {
     images: u64,
 }
 
+impl From<Sums> for LossSum {
+    fn from(sums: Sums) -> Self {
+        Self { loss: sums.loss, correct: sums.correct }
+    }
+}
+
 /// Labels and sums of a batch.
 #[derive(Debug)]
 pub struct GpuLoss {
@@ -31,8 +37,8 @@ pub struct GpuLoss {
 impl GpuLoss {
     /// For batches of up to `batch` images.
     pub fn new(gpu: &Arc<Gpu>, batch: usize) -> Result<Self> {
-        let sums = GpuBuffer::zeros(gpu, Dtype::F32, size_of::<Sums>() / size_of::<f32>())?;
-        Ok(Self { sums, labels: GpuBuffer::zeros(gpu, Dtype::F32, batch)? })
+        let sums = GpuBuffer::outcome(gpu, Dtype::F32, size_of::<Sums>() / size_of::<f32>())?;
+        Ok(Self { sums, labels: GpuBuffer::input(gpu, Dtype::F32, batch)? })
     }
 
     /// Takes a batch's labels.
@@ -49,7 +55,19 @@ impl GpuLoss {
     pub fn sum(&self) -> Result<LossSum> {
         let mut sums = Sums::default();
         self.sums.read_bytes(bytemuck::bytes_of_mut(&mut sums))?;
-        Ok(LossSum { loss: sums.loss, correct: sums.correct })
+        Ok(sums.into())
+    }
+
+    /// The sums as they were posted, if they are.
+    pub fn posted_sum(&self, at: &Snapshot) -> LossSum {
+        let mut sums = Sums::default();
+        at.read(&self.sums, bytemuck::bytes_of_mut(&mut sums));
+        sums.into()
+    }
+
+    /// Whether the sums can be posted.
+    pub fn is_posted(&self) -> bool {
+        self.sums.is_outcome()
     }
 
     fn labels(&self) -> GpuView<'_> {

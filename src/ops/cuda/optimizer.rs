@@ -3,7 +3,7 @@
 use super::{Call, configured, long};
 use crate::Result;
 use crate::device::argument::Element;
-use crate::device::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut};
+use crate::device::gpu::{Gpu, GpuBuffer, GpuView, GpuViewMut, Snapshot};
 use crate::dtype::Dtype;
 use crate::ops::config::{KernelPass, OptimizerProblem};
 use crate::ops::optimizer::{Optimizer, ParamSpan, StepOutcome, Update};
@@ -32,11 +32,15 @@ pub struct DeviceState {
 /// The state of a GPU's optimizer, its flat buffers excepted.
 #[derive(Debug)]
 pub struct GpuOptimizer {
+    /// Written by the kernels alone, from one step to the next.
     state: GpuBuffer,
+    /// The learning rate `[1]`.
+    rate: GpuBuffer,
     /// A byte per element: 0 untouched, 1 without weight decay, 2 with it.
     groups: GpuBuffer,
     /// Whether the loss is scaled.
     scaled: bool,
+    /// The state after the last step whose outcome was read.
     host: DeviceState,
 }
 
@@ -58,11 +62,13 @@ impl GpuOptimizer {
         let scaled = precision == Dtype::F16;
         let host =
             DeviceState { loss_scale: if scaled { FIRST_LOSS_SCALE } else { 1.0 }, ..bytemuck::Zeroable::zeroed() };
-        let state = GpuBuffer::zeros(gpu, Dtype::F32, size_of::<DeviceState>() / 4)?;
+        let mut state = GpuBuffer::outcome(gpu, Dtype::F32, size_of::<DeviceState>() / 4)?;
+        state.write_bytes(bytemuck::bytes_of(&host))?;
+        let rate = GpuBuffer::input(gpu, Dtype::F32, 1)?;
         // A float of room per four groups.
         let mut group_buffer = GpuBuffer::zeros(gpu, Dtype::F32, len / 4)?;
         group_buffer.write_bytes(&groups)?;
-        Ok(Self { state, groups: group_buffer, scaled, host })
+        Ok(Self { state, rate, groups: group_buffer, scaled, host })
     }
 
     /// Factor on the loss of the next step.
@@ -80,18 +86,24 @@ impl GpuOptimizer {
         [self.host.loss_scale, self.host.good_steps as f32]
     }
 
-    /// Restores the loss scale and its good steps from a checkpoint.
-    pub fn restore(&mut self, loss_scale: f32, good_steps: f32) {
-        (self.host.loss_scale, self.host.good_steps) = (loss_scale, good_steps as u32);
-    }
-
-    /// Writes the learning rate of the next step, which follows `steps` others, to where kernels read it.
+    /// Goes on behind `steps` others, with the loss scale and its good steps of a checkpoint that has them.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn begin(&mut self, lr: f32, steps: u64) -> Result<()> {
-        (self.host.learning_rate, self.host.taken) = (lr, steps);
+    pub fn restore(&mut self, saved: Option<[f32; 2]>, steps: u64) -> Result<()> {
+        if let Some([loss_scale, good_steps]) = saved {
+            (self.host.loss_scale, self.host.good_steps) = (loss_scale, good_steps as u32);
+        }
+        self.host.taken = steps;
         self.state.write_bytes(bytemuck::bytes_of(&self.host))
+    }
+
+    /// Writes the learning rate of the next step to where kernels read it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn begin(&mut self, lr: f32) -> Result<()> {
+        self.rate.write(&[lr])
     }
 
     /// Launches one step; `copy` gets the new weights in the network's type.
@@ -126,6 +138,7 @@ impl GpuOptimizer {
         let count = if wants_norm { config.norm } else { 0 };
         Call::new(gpu, "optimizer_prepare")
             .updates_memory("the state", state, STATE, 1)
+            .reads("the learning rate", self.rate.view(0..1), 1)
             .floats("the partial sums", partials, count)
             .sizes([count])
             .value(size.clip_norm)
@@ -161,11 +174,26 @@ impl GpuOptimizer {
     /// When the device or an earlier launch failed.
     pub fn finish(&mut self, size: Update) -> Result<StepOutcome> {
         self.state.read_bytes(bytemuck::bytes_of_mut(&mut self.host))?;
-        Ok(StepOutcome {
+        Ok(self.outcome(size))
+    }
+
+    /// The outcome of a step that was posted behind it.
+    pub fn finish_posted(&mut self, size: Update, at: &Snapshot) -> StepOutcome {
+        at.read(&self.state, bytemuck::bytes_of_mut(&mut self.host));
+        self.outcome(size)
+    }
+
+    /// Whether the outcome can be posted.
+    pub fn is_posted(&self) -> bool {
+        self.state.is_outcome()
+    }
+
+    fn outcome(&self, size: Update) -> StepOutcome {
+        StepOutcome {
             gradient_norm: self.wants_norm(size).then(|| f64::from(self.host.gradient_norm)),
             skipped: self.host.skip != 0,
             scaled: self.scaled,
-        })
+        }
     }
 
     fn wants_norm(&self, size: Update) -> bool {
