@@ -281,6 +281,12 @@ struct Stager {
     }
 };
 
+/// Where a column of a row lies in a slice of sums. Blocks of 16 columns trade places in every other four rows, and blocks of
+/// four where that lets eight lanes read eight columns each: what lanes store and read at a time lies in distinct banks.
+__device__ __forceinline__ int slice_column(int row, int column) {
+    return column ^ ((row & 4) << 2) ^ ((((column >> 5) ^ row) & 1) << 2);
+}
+
 /// Sums of a tile in tensor-core accumulators: a warp has 32 columns and as many rows as its share comes to. They leave
 /// through shared memory in slices, each of 16 rows of every warp.
 template <typename T, int TILE_M, int TILE_N, Major A, Major B, int LD_A, int LD_B,
@@ -331,13 +337,15 @@ struct TensorSums {
     }
 
     __device__ __forceinline__ void store_slice(int slice, float* shared, int ld) const {
-        float* const to = shared + warp() / WARPS_N * 16 * ld + first_column();
+        const int row = warp() / WARPS_N * 16 + first_row_of_lane(), column = first_column() + first_column_of_lane();
+        float* const line = shared + row * ld;
         // Registers have no index at run time.
 #pragma unroll
         for (int i = 0; i < SLICES; i++) {
             if (i != slice) continue;
-            store(to, ld, sums[i][0]);
-            store(to + 16, ld, sums[i][1]);
+            // The lane's other rows and columns differ from these in bits that `slice_column` leaves alone.
+            store(line + slice_column(row, column), ld, sums[i][0]);
+            store(line + slice_column(row, column + 16), ld, sums[i][1]);
         }
     }
 
@@ -419,7 +427,8 @@ struct FloatSums {
             const int row = index<A == Major::Row, THREADS_M>(thread_m(), i);
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
-                shared[row * ld + index<B == Major::Column, THREADS_N>(thread_n(), j)] = sums[i][j];
+                const int column = index<B == Major::Column, THREADS_N>(thread_n(), j);
+                shared[row * ld + slice_column(row, column)] = sums[i][j];
             }
         }
     }
@@ -452,21 +461,29 @@ constexpr int slice_bytes = Sums::SLICE_ROWS * slice_stride(TILE_N) * 4;
 template <int TILE_N, int THREADS, bool VECTOR, int AT_ONCE = 2, class Sums, class Writer>
 __device__ __forceinline__ void write_slices(const Sums& sums, Writer& writer, Origin at, int m_end, int n_end,
                                              void* shared) {
-    constexpr int N = VECTOR ? VECTOR_LEN<typename Writer::Output> : 1, PER_ROW = TILE_N / N;
-    constexpr int STRIDE = slice_stride(TILE_N);
+    constexpr int N = VECTOR ? VECTOR_LEN<typename Writer::Output> : 1, PER_ROW = TILE_N / N, PART = N < 4 ? N : 4;
+    constexpr int STRIDE = slice_stride(TILE_N), APART = THREADS / PER_ROW;
+    static_assert(THREADS % PER_ROW == 0, "a thread has one column of all its rows");
     float* const slice = static_cast<float*>(shared);
+    const int first = thread_index() / PER_ROW, column = thread_index() % PER_ROW * N, n = at.n + column;
 #pragma unroll 1
     for (int s = 0; s < Sums::SLICES; s++) {
         __syncthreads();
         sums.store_slice(s, slice, STRIDE);
         __syncthreads();
 #pragma unroll AT_ONCE
-        for (int i = thread_index(); i < Sums::SLICE_ROWS * PER_ROW; i += THREADS) {
-            const int row = i / PER_ROW, column = i % PER_ROW * N;
-            const int m = at.m + Sums::tile_row(s, row), n = at.n + column;
-            if (m >= m_end || n >= n_end) continue;
+        for (int i = 0; i < divide_up(Sums::SLICE_ROWS, APART); i++) {
+            const int row = first + i * APART, m = at.m + Sums::tile_row(s, row);
+            if ((Sums::SLICE_ROWS % APART != 0 && row >= Sums::SLICE_ROWS) || m >= m_end || n >= n_end) continue;
             float values[N];
-            load_floats<N>(slice + row * STRIDE + column, values);
+#pragma unroll
+            for (int part = 0; part < N; part += PART) {
+                // Rows eight apart have their columns in the same places.
+                const int place = slice_column(APART % 8 == 0 ? first : row, column + part);
+                const Vector<float, PART> loaded = load_vector<float, PART>(slice + row * STRIDE + place);
+#pragma unroll
+                for (int j = 0; j < PART; j++) values[part + j] = loaded[j];
+            }
             writer.write(m, n, values);
         }
     }

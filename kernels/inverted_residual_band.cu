@@ -136,7 +136,7 @@ struct WeightVectors {
 template <class Take>
 __device__ __forceinline__ void by_rows(const Accumulator& product, float* sums, Take take) {
     const int lane = lane_in_warp(), m = lane / 2, n = lane % 2 * N;
-    store(sums, LD_SUMS, product);
+    store(sums + first_row_of_lane() * LD_SUMS + first_column_of_lane(), LD_SUMS, product);
     __syncwarp();
     float values[N];
     load_floats<N>(sums + m * LD_SUMS + n, values);

@@ -282,9 +282,8 @@ constexpr int LANE_ROWS_APART = 2;
 
 #endif
 
-/// Writes the tile row-major; `ld` is a multiple of 4.
-__device__ __forceinline__ void store(float* shared, int ld, const Accumulator& acc) {
-    float* const to = shared + first_row_of_lane() * ld + first_column_of_lane();
+/// Writes the lane's elements of a tile that is row-major, `ld` apart, `to` being where its first one lies; `ld` is a multiple of 4.
+__device__ __forceinline__ void store(float* to, int ld, const Accumulator& acc) {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
         store_vector<float, 2>(to + i / 2 % 2 * LANE_ROWS_APART * ld + i / 4 * 8, {{acc.v[i], acc.v[i + 1]}});
