@@ -26,6 +26,8 @@ const MAX_HOST_BYTES: usize = 512 << 20;
 const GPU_SHARE: usize = 3;
 /// Launches of small work in a graph at least: the GPU is then still busy with one replay while the host starts the next.
 const MIN_LAUNCHES: usize = 24;
+/// Bytes that a graph moves at least where its launches are counted by them: half a millisecond at 1 TB/s.
+const GRAPH_BYTES: usize = 500_000_000;
 /// Warm-up of a GPU before its work is timed: its clock is low at rest and rises over some hundred milliseconds.
 const RAMP: Duration = Duration::from_millis(300);
 /// Retries of a sample in which two replays took no longer than one, which happens on a disturbed machine.
@@ -71,6 +73,20 @@ impl<'a> Launches<'a> {
     /// What `body` returns, or the device.
     pub fn new(device: &Device, sets: usize, body: impl FnMut(usize) -> Result<()> + 'a) -> Result<Self> {
         Self::prepare(device, sets, MIN_LAUNCHES.next_multiple_of(sets), body)
+    }
+
+    /// The same for work that moves so many bytes: where each launch takes long, a graph has fewer.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(super) fn of_bytes(
+        device: &Device,
+        sets: usize,
+        bytes: usize,
+        body: impl FnMut(usize) -> Result<()> + 'a,
+    ) -> Result<Self> {
+        let launches = GRAPH_BYTES.div_ceil(bytes.max(1)).clamp(1, MIN_LAUNCHES).next_multiple_of(sets);
+        Self::prepare(device, sets, launches, body)
     }
 
     /// Prepares work so large that one launch of it is a sample, such as a network's pass.

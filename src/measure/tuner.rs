@@ -30,7 +30,7 @@ const ORDER: f64 = 1e-4;
 const ROUNDING: f64 = 4.0;
 
 /// Numbers at each end of a result that are compared: what is between are tiles like the first.
-const END: usize = 1 << 21;
+const END: usize = 1 << 19;
 
 /// What was found for a problem: an entry of `bench kernels --tune`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -169,10 +169,11 @@ impl One<'_> {
     fn launches<'b>(&'b self, name: &'b str) -> Result<Launches<'b>> {
         let Tuner { device, ref bench, batch, .. } = *self.tuner;
         let bytes = self.step.cost.bytes(batch, self.precision.bytes() as u64);
-        let sets = rotation(device, usize::try_from(bytes).unwrap_or(usize::MAX));
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let sets = rotation(device, bytes);
         let operands = (0..sets).map(|_| bench.operands(&self.step.step, batch));
         let mut operands = operands.collect::<Result<Vec<SequenceRun>>>()?;
-        Launches::new(device, sets, move |set| {
+        Launches::of_bytes(device, sets, bytes, move |set| {
             self.with(name, || operands[set].run());
             Ok(())
         })
