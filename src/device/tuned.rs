@@ -137,12 +137,15 @@ pub fn path(driver: &dyn Driver, cache: &Cache) -> Option<PathBuf> {
 ///
 /// # Errors
 /// A named file that cannot be read or is of another device or of other kernels. One that lies in the cache and does not
-/// fit is left alone, and a line says so.
+/// fit is left alone, and one that is named and not there is none; a line says so.
 pub fn adopt(gpu: &Gpu, cache: &Cache) -> Result<()> {
     let Some(path) = path(gpu.driver(), cache) else { return Ok(()) };
     let is_named = std::env::var_os(VARIABLE).is_some_and(|named| !named.is_empty());
     if !path.exists() {
-        // The tuner is about to write it.
+        // No error, since the tuner may be about to write it.
+        if is_named {
+            tracing::warn!("{}: no such file; kernels are configured as without it", path.display());
+        }
         return Ok(());
     }
     let read = TunedFile::read(&path).and_then(|file| match file.strange_to(gpu.driver())? {

@@ -88,8 +88,13 @@ impl LayerBench {
             operands.run();
             self.device.check()
         })?;
-        let mut names: Vec<String> = decisions.iter().map(Decision::to_string).collect();
-        names.dedup();
+        let mut names: Vec<String> = Vec::new();
+        for name in decisions.iter().map(Decision::to_string) {
+            // Of two problems with the same outcome one is told.
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
         Ok((!names.is_empty()).then(|| names.join(", ")))
     }
 

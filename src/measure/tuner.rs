@@ -75,13 +75,8 @@ impl<'a> Tuner<'a> {
     }
 
     /// How many choices there are.
-    pub fn len(&self) -> usize {
+    pub fn choices(&self) -> usize {
         self.choices.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.choices.is_empty()
     }
 
     /// Tunes one choice after the other, and makes the device use what was found; `each` gets every record as it is made.

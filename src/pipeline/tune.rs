@@ -53,8 +53,8 @@ pub fn tune(
         }
     }
     let tuner = Tuner::new(device, &steps, batch, budget)?;
-    reporter.begin("tune", 0, tuner.len() as u64);
-    let mut records = Vec::with_capacity(tuner.len());
+    reporter.begin("tune", 0, tuner.choices() as u64);
+    let mut records = Vec::with_capacity(tuner.choices());
     let outcome = tuner.run(&mut |record| {
         for failure in &record.failed {
             tracing::warn!("{} of {}: {failure}", record.tuned.kernels, record.step);

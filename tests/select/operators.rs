@@ -4,10 +4,11 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use depthshrinker::io::read_model;
+use depthshrinker::measure::LatencyTable;
 use depthshrinker::shrink::padding::PaddingMode;
 use depthshrinker::shrink::select::{BlockOptions, Operator, OperatorValues, Operators};
 use depthshrinker::shrink::surgery::{Linearise, linearise};
-use depthshrinker::shrink::{Mask, Selection};
+use depthshrinker::shrink::{Importance, Mask, Selection};
 use libtest_mimic::Trial;
 
 use crate::networks::{plain_network, plain_times};
@@ -122,7 +123,8 @@ fn whole_job() {
     }
 }
 
-/// By measured losses: of all choices that merge and bypass nothing else than the two providers alone, none is better by their sums.
+/// By measured losses: the time is kept, and no block is better off merged instead of kept, or kept instead of merged, by what
+/// `sensitivity` measures of the same images.
 fn measured() {
     let dir = folder();
     let search = |method: &str| {
@@ -131,13 +133,28 @@ fn measured() {
         Selection::read(&dir.path().join(method).join("plan.json")).unwrap()
     };
     let (mixed, merging, bypassing) = (search("operators"), search("sensitivity"), search("remove-block"));
+    assert!(!merging.bypass && bypassing.bypass && !mixed.bypass);
     let graph = read_model(&dir.path().join("m.safetensors")).unwrap().0.graph;
+    let positions = graph.positions().unwrap();
+    let table = LatencyTable::read(&dir.path().join("operators/latency.csv")).unwrap();
+    let importance = Importance::read(&dir.path().join("sensitivity/importance.csv")).unwrap();
+    let options = BlockOptions::new(&positions, &table, Some(&importance)).unwrap();
     let of = Operators::of(&mixed, &graph);
     let count = |form: Operator| of.operators().iter().filter(|of| **of == form).count();
     assert!(count(Operator::Kept) > 0 && count(Operator::Merged) + count(Operator::Bypassed) > 0, "{of}");
-    assert!(!merging.bypass && bypassing.bypass && !mixed.bypass);
     // What a shortcut takes is nothing, so with bypasses as many blocks or more can stay as with merges alone.
     assert!(mixed.keep.count() >= merging.keep.count().min(bypassing.keep.count()), "{of}");
+    let (time, budget) = (options.operators_ms(&of), 0.5 * options.time_ms(&Mask::all(graph.blocks.len())));
+    assert!(time <= budget, "{of}: {time} of {budget} ms");
+    for (index, (block, operator)) in options.blocks().iter().zip(of.operators()).enumerate() {
+        match operator {
+            Operator::Kept if block.saving_ms() >= 0.0 => assert!(block.importance <= 1e-6, "{of}: block {index}"),
+            Operator::Merged if time + block.saving_ms() <= budget => {
+                assert!(block.importance >= -1e-6, "{of}: block {index}");
+            }
+            _ => {}
+        }
+    }
 }
 
 pub fn trials() -> Vec<Trial> {
