@@ -301,8 +301,11 @@ fn by_the_clock() {
         let more = ["--method", name, "--latency-fraction", "0.8", "--match-latency=0.3", "--latency", "macs"];
         let plan = json(depthshrinker(dir.path(), &[&search[..], &more].concat()));
         let matched = &plan["matched"];
-        assert!((matched["target"].as_f64().unwrap() - 0.8).abs() < 1e-9 && matched["share"].as_f64().unwrap() > 0.0);
-        assert!(plan["channels"]["counts"].as_object().is_some_and(|counts| !counts.is_empty()), "{name}");
+        assert!((matched["target"].as_f64().unwrap() - 0.8).abs() < 1e-9);
+        // Which network the clock chooses is the machine's to say; the whole one is the only one known to take all.
+        let counts = plan["channels"]["counts"].as_object().unwrap_or_else(|| panic!("{name}: {plan}"));
+        let share = matched["share"].as_f64().unwrap();
+        assert!(share > 0.0 && (!counts.is_empty() || share == 1.0), "{name}: {plan}");
         for (budget, words) in
             [(["--remove", "3"], "needs a budget that is a time"), (["--budget-ms", "1e-9"], "the fastest takes")]
         {
