@@ -1,7 +1,7 @@
 //! The operation table: one list of cases, each run in several modes against the seven-loop f64 reference.
 //!
 //! `forward` and `gradient` compare with the reference and its finite differences, `add` checks accumulation,
-//! `threads` demands the same bits from one thread and from three.
+//! `threads` demands the same bits from one thread and from three; `tiles` are convolutions by Winograd's algorithm.
 
 mod reference;
 
@@ -12,6 +12,7 @@ use depthshrinker::device::{Device, View, ViewMut};
 use depthshrinker::graph::{Bias, Conv};
 use depthshrinker::ops::activation::{self, Act, Clamp};
 use depthshrinker::ops::batch_norm::{BatchNormProblem, Normalised, StatisticsOut, SumsOut};
+use depthshrinker::ops::conv::winograd::{self, WinogradProblem};
 use depthshrinker::ops::conv::{ConvGradient, ConvInput, ConvProblem, GradientsOut};
 use depthshrinker::ops::dropout::DropoutStream;
 use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
@@ -42,6 +43,19 @@ const HOST_CUTS: &[ConvRow] = &[
     (2, (9, 8, 8), 8, (2, 1), (3, 2), [0; 4], 8),
     (2, (1, 1, 8), 8, (3, 3), (1, 1), [1; 4], 8),
     (2, (2, 3, 8), 8, (3, 3), (1, 1), [4; 4], 8),
+];
+
+/// Convolutions in tiles: kernels 3 and 5, whole tiles and parts of them, borders of all kinds, part of a last vector, more tiles
+/// than a task takes.
+const IN_TILES: &[ConvRow] = &[
+    (1, (16, 16, 16), 16, (3, 3), (1, 1), [1; 4], 1),
+    (3, (14, 14, 24), 40, (3, 3), (1, 1), [1; 4], 1),
+    (2, (17, 19, 40), 24, (3, 3), (1, 1), [0, 1, 2, 3], 1),
+    (2, (19, 17, 100), 33, (3, 3), (1, 1), [0; 4], 1),
+    (1, (4, 61, 17), 19, (3, 3), (1, 1), [5, 7, 1, 0], 1),
+    (1, (9, 11, 24), 32, (5, 5), (1, 1), [2; 4], 1),
+    (3, (12, 12, 40), 30, (5, 5), (1, 1), [0; 4], 1),
+    (2, (10, 9, 20), 48, (5, 5), (1, 1), [4, 0, 1, 3], 1),
 ];
 
 /// Relative tolerance of an f32 sum of `k` products.
@@ -125,6 +139,67 @@ fn conv_trials(p: ConvProblem) -> Vec<Trial> {
                 let (dx, dw) = conv_gradients(p, d, None);
                 [conv_forward(p, d), dx, dw].concat()
             })
+        }),
+    ]
+}
+
+/// A convolution in tiles, from its weights as they are.
+fn forward_in_tiles(p: &ConvProblem, d: &ConvData, epilogue: &Epilogue<View<'_>, Act<'_>>) -> Vec<f32> {
+    let problem = WinogradProblem::new(*p).expect("a convolution that is computed in tiles");
+    let mut y = vec![f32::NAN; p.n * p.output.len()];
+    winograd::forward(&problem, View::Host(&d.x), View::Host(&d.w), epilogue, ViewMut::Host(&mut y));
+    y
+}
+
+fn tiles_trials(p: ConvProblem) -> Vec<Trial> {
+    let name = conv_name(&p);
+    let trial = |mode: &str, run: fn(&ConvProblem, &ConvData) -> Result<(), String>| {
+        Trial::test(format!("tiles/{name}/{mode}"), move || run(&p, &conv_data(&p)).map_err(Failed::from))
+    };
+    vec![
+        trial("forward", |p, d| {
+            let expected = reference::conv(p, &widen(&d.x), &widen(&d.w));
+            // Errors are about twice those of a sum.
+            let tolerance = 2.0 * tolerance(p.weight_len() / p.output.c);
+            compare("y", &forward_in_tiles(p, d, &Epilogue::default()), &expected, tolerance)
+        }),
+        trial("finish", |p, d| {
+            let len = d.dy.len();
+            for (bias, act) in [
+                (numbers(4, p.output.len()), Act::new(Some(1.5), 0.25)),
+                (numbers(6, p.output.c), Act::new(Some(1.5), 0.0)),
+            ] {
+                let residual = numbers(5, len);
+                let operand = match bias.len() == p.output.c {
+                    true => BiasOperand::Channel(View::Host(&bias)),
+                    false => BiasOperand::Map(View::Host(&bias)),
+                };
+                let epilogue = Epilogue { bias: operand, residual: Some(View::Host(&residual)), act: Some(act) };
+                let y = forward_in_tiles(p, d, &epilogue);
+                let sums = forward_in_tiles(p, d, &Epilogue::default());
+                let expected = (0..len).map(|i| {
+                    let sum = f64::from(sums[i]) + f64::from(bias[i % bias.len()]) + f64::from(residual[i]);
+                    clamp(sum, 1.5, f64::from(act.clamp.slope))
+                });
+                compare("y", &y, &expected.collect::<Vec<f64>>(), 1e-6)?;
+            }
+            Ok(())
+        }),
+        // Nor do weights that are packed ahead, or images alone, change a bit.
+        trial("threads", |p, d| {
+            let problem = WinogradProblem::new(*p).expect("a convolution that is computed in tiles");
+            let mut packed = vec![f32::NAN; problem.packed_elements()];
+            problem.pack(&d.w, &mut packed);
+            let epilogue = Epilogue::default();
+            let all = forward_in_tiles(p, d, &epilogue);
+            for (x, expected) in d.x.chunks(p.input.len()).zip(all.chunks(p.output.len())) {
+                let one = WinogradProblem::new(p.batch(1)).expect("the same for one image");
+                let mut y = vec![f32::NAN; expected.len()];
+                let w = View::Packed(&d.w, &packed);
+                winograd::forward(&one, View::Host(x), w, &epilogue, ViewMut::Host(&mut y));
+                assert_eq!(y, expected);
+            }
+            same_bits(|| forward_in_tiles(p, d, &Epilogue::default()))
         }),
     ]
 }
@@ -639,6 +714,7 @@ fn main() {
     let arguments = Arguments::from_args();
     let mut trials: Vec<Trial> =
         CONVOLUTIONS.iter().chain(HOST_CUTS).flat_map(|row| conv_trials(problem(row))).collect();
+    trials.extend(IN_TILES.iter().flat_map(|row| tiles_trials(problem(row))));
     trials.extend(NORMS.iter().flat_map(norm_trials));
     trials.extend(small_trials());
     if std::env::var_os("DEPTHSHRINKER_SIMD").is_none() {

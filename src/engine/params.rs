@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::graph::ParamSpec;
 use crate::model::{Model, Weights};
 use crate::ops::copy::copy;
-use crate::ops::product::PanelLayout;
+use crate::ops::packing::Packing;
 use crate::ops::step::{ParamId, Place};
 use crate::tensor::Tensor;
 use crate::{Result, memory};
@@ -30,7 +30,7 @@ pub(super) struct Params {
     /// Weights as the host's products read them, where they are read more often than they change: not in training.
     panels: Vec<f32>,
     /// How each parameter is packed there, and where.
-    packed: Vec<Option<(PanelLayout, Range<usize>)>>,
+    packed: Vec<Option<(Packing, Range<usize>)>>,
     /// Whether `values` changed since `copy` and `panels` were made.
     stale: bool,
 }
@@ -62,12 +62,12 @@ impl Params {
         let mut packed = vec![None; specs.len()];
         let mut end: usize = 0;
         let is_packed = *device == Device::Cpu && !training;
-        for (value, layout) in plan.steps.iter().filter(|_| is_packed).flat_map(|step| step.step.panels()) {
+        for (value, packing) in plan.steps.iter().filter(|_| is_packed).flat_map(|step| step.step.packed()) {
             if let Place::Weight(id) = plan.values.get(value).place {
                 packed[id.index()].get_or_insert_with(|| {
                     let start = end;
-                    end = (start + layout.panel_elements()).next_multiple_of(ALIGNMENT);
-                    (layout, start..start + layout.panel_elements())
+                    end = (start + packing.elements()).next_multiple_of(ALIGNMENT);
+                    (packing, start..start + packing.elements())
                 });
             }
         }
@@ -117,8 +117,8 @@ impl Params {
             copy(self.values.view(0..len), own.view_mut(0..len));
         }
         for (packed, range) in self.packed.iter().zip(&self.ranges) {
-            if let Some((layout, to)) = packed {
-                layout.pack(self.values.view(range.clone()).host(), &mut self.panels[to.clone()]);
+            if let Some((packing, to)) = packed {
+                packing.pack(self.values.view(range.clone()).host(), &mut self.panels[to.clone()]);
             }
         }
     }
@@ -177,7 +177,7 @@ struct Readable<'a> {
     values: &'a Buffer,
     copy: Option<&'a Buffer>,
     panels: &'a [f32],
-    packed: &'a [Option<(PanelLayout, Range<usize>)>],
+    packed: &'a [Option<(Packing, Range<usize>)>],
 }
 
 impl<'a> Readable<'a> {

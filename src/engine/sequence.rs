@@ -122,10 +122,10 @@ impl SequenceRun {
     /// # Errors
     /// When memory cannot be had.
     pub fn pack_weights(&mut self) -> Result<()> {
-        for (id, layout) in self.sequence.steps.iter().flat_map(|step| step.panels()) {
+        for (id, packing) in self.sequence.steps.iter().flat_map(|step| step.packed()) {
             if let Some(buffer @ Buffer::Host(_)) = &self.buffers[id.index()] {
-                let mut panels = memory::zeros(layout.panel_elements(), "packed weights")?;
-                layout.pack(buffer.view(0..buffer.len()).host(), &mut panels);
+                let mut panels = memory::zeros(packing.elements(), "packed weights")?;
+                packing.pack(buffer.view(0..buffer.len()).host(), &mut panels);
                 self.panels[id.index()] = panels;
             }
         }

@@ -8,6 +8,7 @@ use super::cuda;
 use super::epilogue::{BiasOperand, Epilogue};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
 use super::outer::{Pixels, sum_outer};
+use super::packing::Packing;
 use super::parallel::slab_range;
 use super::product::{Ends, Packed, PanelLayout, Product, Rows, Shared};
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
@@ -183,9 +184,9 @@ impl Step for LinearStep {
         Work { flops: 2 * self.layer.macs_per_image(), unit: ComputeUnit::Matrix }
     }
 
-    fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
+    fn packed(&self) -> Vec<(ValueId, Packing)> {
         let Linear { c_in, c_out } = self.layer;
-        vec![(self.w, LinearProblem { n: 1, c_in, c_out }.panels())]
+        vec![(self.w, Packing::Panels(LinearProblem { n: 1, c_in, c_out }.panels()))]
     }
 
     fn run(&self, io: &mut Io<'_>) {

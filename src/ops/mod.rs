@@ -24,6 +24,7 @@ pub mod loss;
 pub mod operation;
 pub mod optimizer;
 mod outer;
+pub mod packing;
 pub mod pad;
 mod parallel;
 pub mod pool;

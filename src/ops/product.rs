@@ -186,9 +186,7 @@ impl<'a> Packed<'a> {
 
     /// The panels.
     pub fn panels(&self) -> Panels<'_> {
-        let data = self.given.unwrap_or(&self.own);
-        assert_eq!(data.len(), self.layout.panel_elements(), "panels of another layout");
-        Panels { layout: self.layout, data }
+        Panels::new(self.layout, self.given.unwrap_or(&self.own))
     }
 }
 
@@ -207,7 +205,13 @@ pub(super) struct Panels<'a> {
     data: &'a [f32],
 }
 
-impl Panels<'_> {
+impl<'a> Panels<'a> {
+    /// Those that were packed as a layout says.
+    pub fn new(layout: PanelLayout, data: &'a [f32]) -> Self {
+        assert_eq!(data.len(), layout.panel_elements(), "panels of another layout");
+        Self { layout, data }
+    }
+
     /// How they lie.
     pub fn layout(&self) -> &PanelLayout {
         &self.layout

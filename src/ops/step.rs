@@ -10,7 +10,7 @@ use super::activation::{Act, Activation};
 use super::batch_norm::{NormGradient, PlannedNormalisation};
 use super::conv::ConvProblem;
 use super::dropout::DropoutStream;
-use super::product::PanelLayout;
+use super::packing::Packing;
 pub use crate::device::Backend;
 use crate::device::{View, ViewMut};
 use crate::dtype::Dtype;
@@ -247,8 +247,8 @@ pub trait Step: Debug + Send + Sync {
     /// without one belong to inference alone.
     fn gradient(&self, to: &mut dyn Backward);
 
-    /// Weights that the host reads as operands of products: in panels, where they are packed ahead of many passes.
-    fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
+    /// Weights that the host reads packed, where they are packed ahead of many passes.
+    fn packed(&self) -> Vec<(ValueId, Packing)> {
         Vec::new()
     }
 

@@ -9,6 +9,7 @@ mod parts;
 mod pointwise;
 mod source;
 mod step;
+pub mod winograd;
 
 use std::ops::Range;
 
@@ -292,14 +293,8 @@ pub fn forward(p: &ConvProblem, x: View<'_>, w: View<'_>, epilogue: &Epilogue<Vi
     if let View::Gpu(x) = x {
         return cuda::conv::forward(p, x, w.gpu(), epilogue.gpu(), &y.gpu());
     }
-    let ends = Ends {
-        accumulate: false,
-        bias: epilogue.bias.operand().map(View::host),
-        residual: epilogue.residual.map(View::host),
-        clamp: epilogue.act.map_or(Clamp::NONE, |act| act.clamp),
-    };
     let x = Source::new(ConvInput::Stored(x));
-    forward_with(p, &x, w, &ends, y.host(), |_, _: &mut [f32]| ());
+    forward_with(p, &x, w, &epilogue.host(), y.host(), |_, _: &mut [f32]| ());
 }
 
 /// y = conv(x, w), and the statistics of y for the batch-norm behind it, taken while each piece is in cache or in registers.
@@ -472,6 +467,15 @@ impl<'a> Epilogue<View<'a>, Act<'a>> {
         }
         if let Some(residual) = self.residual {
             require("a convolution", [("the residual", residual.len(), p.n * p.output.len())]);
+        }
+    }
+
+    fn host(&self) -> Ends<'a> {
+        Ends {
+            accumulate: false,
+            bias: self.bias.operand().map(View::host),
+            residual: self.residual.map(View::host),
+            clamp: self.act.map_or(Clamp::NONE, |act| act.clamp),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{BatchNormBefore, ConvFamily, ConvGradient, ConvInput, ConvProblem, GradientsOut};
 use crate::ops::batch_norm::{NormGradient, PlannedNormalisation, PlannedStatistics, PlannedSums, StatisticsStep};
 use crate::ops::epilogue::PlannedEpilogue;
-use crate::ops::product::PanelLayout;
+use crate::ops::packing::Packing;
 use crate::ops::step::{
     Backend, Backward, ComputeUnit, GradientOperand, Io, Operand, ParamId, Place, Sink, Step, Uses, ValueId, Values,
     Work,
@@ -93,8 +93,8 @@ impl Step for ConvStep {
         Work { flops: 2 * self.problem.macs(), unit: self.problem.unit() }
     }
 
-    fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
-        self.problem.panels().map(|layout| (self.w, layout)).into_iter().collect()
+    fn packed(&self) -> Vec<(ValueId, Packing)> {
+        self.problem.panels().map(|layout| (self.w, Packing::Panels(layout))).into_iter().collect()
     }
 
     fn run(&self, io: &mut Io<'_>) {

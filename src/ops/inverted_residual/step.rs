@@ -2,7 +2,7 @@
 
 use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem, forward};
 use crate::ops::activation::{Activation, Clamp};
-use crate::ops::product::PanelLayout;
+use crate::ops::packing::Packing;
 use crate::ops::step::{Backward, ComputeUnit, Io, Step, Uses, ValueId, Work};
 
 /// A convolution of the block in a plan.
@@ -61,10 +61,10 @@ impl Step for InvertedResidualStep {
         Work { flops: self.problem.flops(), unit: ComputeUnit::Matrix }
     }
 
-    fn panels(&self) -> Vec<(ValueId, PanelLayout)> {
+    fn packed(&self) -> Vec<(ValueId, Packing)> {
         let expand = self.expand.zip(self.problem.expand()).map(|(conv, problem)| (conv.w, problem));
         let products = expand.into_iter().chain([(self.project.w, self.problem.project())]);
-        products.filter_map(|(w, problem)| Some((w, problem.panels()?))).collect()
+        products.filter_map(|(w, problem)| Some((w, Packing::Panels(problem.panels()?)))).collect()
     }
 
     fn run(&self, io: &mut Io<'_>) {
