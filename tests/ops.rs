@@ -46,13 +46,14 @@ const HOST_CUTS: &[ConvRow] = &[
 ];
 
 /// Convolutions in tiles: kernels 3 and 5, whole tiles and parts of them, borders of all kinds, part of a last vector, more tiles
-/// than a task takes.
+/// than a task takes, more weights than a cache keeps.
 const IN_TILES: &[ConvRow] = &[
     (1, (16, 16, 16), 16, (3, 3), (1, 1), [1; 4], 1),
     (3, (14, 14, 24), 40, (3, 3), (1, 1), [1; 4], 1),
     (2, (17, 19, 40), 24, (3, 3), (1, 1), [0, 1, 2, 3], 1),
     (2, (19, 17, 100), 33, (3, 3), (1, 1), [0; 4], 1),
     (1, (4, 61, 17), 19, (3, 3), (1, 1), [5, 7, 1, 0], 1),
+    (1, (13, 14, 112), 104, (3, 3), (1, 1), [1; 4], 1),
     (1, (9, 11, 24), 32, (5, 5), (1, 1), [2; 4], 1),
     (3, (12, 12, 40), 30, (5, 5), (1, 1), [0; 4], 1),
     (2, (10, 9, 20), 48, (5, 5), (1, 1), [4, 0, 1, 3], 1),

@@ -203,13 +203,15 @@ impl Drop for Packed<'_> {
 pub(super) struct Panels<'a> {
     layout: PanelLayout,
     data: &'a [f32],
+    /// What will be read behind them.
+    next: &'a [f32],
 }
 
 impl<'a> Panels<'a> {
     /// Those that were packed as a layout says.
     pub fn new(layout: PanelLayout, data: &'a [f32]) -> Self {
         assert_eq!(data.len(), layout.panel_elements(), "panels of another layout");
-        Self { layout, data }
+        Self { layout, data, next: &[] }
     }
 
     /// How they lie.
@@ -217,10 +219,11 @@ impl<'a> Panels<'a> {
         &self.layout
     }
 
-    /// Those of one group, as if there were no other.
+    /// Those of one group, as if there were no other; the next group's are taken to be read next.
     pub fn of_group(&self, group: usize) -> Self {
         let len = self.layout.group_len();
-        Self { layout: PanelLayout { groups: 1, ..self.layout }, data: &self.data[group * len..(group + 1) * len] }
+        let (data, next) = self.data[group * len..].split_at(len);
+        Self { layout: PanelLayout { groups: 1, ..self.layout }, data, next }
     }
 }
 
@@ -310,16 +313,24 @@ impl<'a> Shared<'a> {
     }
 
     /// A range of it.
+    #[inline(always)]
     pub fn range(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "a part of a shared result outside of it");
         // SAFETY: the start lies inside of the slice, or at its end.
         Self { data: unsafe { self.data.add(range.start) }, len: range.len(), ..*self }
     }
 
+    /// Where it begins.
+    #[inline(always)]
+    pub fn as_mut_ptr(&self) -> *mut f32 {
+        self.data
+    }
+
     /// All of it.
     ///
     /// # Safety
     /// Nobody else may use it as long as the slice lives.
+    #[inline(always)]
     pub unsafe fn slice(&self) -> &'a mut [f32] {
         // SAFETY: it is part of a borrowed slice, and the caller promises that nobody else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
@@ -500,9 +511,12 @@ impl WithSimd for Tiles<'_, '_> {
                 Place::Blocks(_) => (vectors.start - origin) * self.steps.vector,
             };
             // Weights come from far away: the next panel's are asked for while this one's are used.
-            let has_next = panel + 1 < columns.end && k.len() == layout.k;
-            let next = &group_data[(vectors.end * S::F32_LANES * layout.k).min(group_data.len())..];
-            let next = &next[..if has_next { (MAX_VECTORS * S::F32_LANES * k.len()).min(next.len()) } else { 0 }];
+            let next = match panel + 1 < columns.end {
+                true => &group_data[vectors.end * S::F32_LANES * layout.k..],
+                false => panels.next,
+            };
+            let is_whole = k.len() == layout.k;
+            let next = &next[..if is_whole { (MAX_VECTORS * S::F32_LANES * k.len()).min(next.len()) } else { 0 }];
             // Tiles of as many rows, or one more.
             let tiles = count.div_ceil(most_rows::<S>(vectors.len()));
             let (few, large) = (count.checked_div(tiles).unwrap_or(0), count.checked_rem(tiles).unwrap_or(0));

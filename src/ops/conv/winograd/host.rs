@@ -14,22 +14,13 @@ use crate::ops::product::{Ends, Panels, Product, Rows, Shared, Starts};
 use crate::ops::simd::{clamp_vector, dispatch, load, store, unrolled};
 use crate::ops::team::{each, threads};
 
-/// Elements of the transformed tiles of a task: what stays in a core's second-level cache.
+/// Elements that a core's second-level cache holds, and those of the transformed tiles of a task, which are to stay there.
+const CACHE_ELEMENTS: usize = 256 << 10;
 const TASK_ELEMENTS: usize = 96 << 10;
 /// Tiles of a task at least, so that weights are read for many.
 const MIN_TASK_TILES: usize = 24;
 /// Elements between the tiles of two positions, so that these do not fall on the same lines of a cache.
 const GAP: usize = 16;
-
-impl WinogradProblem {
-    /// Tiles that a task takes, and how many tasks there are.
-    fn tasks(&self) -> (usize, usize) {
-        let p = self.conv();
-        let tiles = p.n * self.tiles_per_image();
-        let per_task = (TASK_ELEMENTS / (POSITIONS * (p.input.c + p.output.c))).max(MIN_TASK_TILES);
-        (tiles, tiles.div_ceil(per_task).next_multiple_of(threads()).min(tiles))
-    }
-}
 
 /// y = φ(x ∗ w + bias + residual); `w` as [`WinogradProblem::pack`] packs it, or packed here for one pass.
 pub(super) fn forward(of: &WinogradProblem, x: &[f32], w: View<'_>, ends: &Ends<'_>, y: &mut [f32]) {
@@ -39,25 +30,83 @@ pub(super) fn forward(of: &WinogradProblem, x: &[f32], w: View<'_>, ends: &Ends<
         of.pack(w.host(), &mut own);
         &own
     });
-    let panels = Panels::new(of.products(), packed);
-    let (tiles, tasks) = of.tasks();
-    let y = Shared::new(y);
+    let (panels, y) = (Panels::new(of.products(), packed), Shared::new(y));
+    let ConvProblem { n, input, output, .. } = *of.conv();
+    let tiles = n * of.tiles_per_image();
+    let threads = threads();
+    // Weights that no cache keeps, for few tiles: threads share out the positions, so that each reads its part of them only.
+    let weights = input.c * output.c;
+    if threads > 1 && tiles * (input.c + output.c) < weights && POSITIONS * weights > CACHE_ELEMENTS {
+        return Held::with(of, 0..tiles, |held| {
+            each(threads, |part| held.read(x, slab_range(tiles, threads, part)));
+            each(threads, |part| held.multiply(panels, slab_range(POSITIONS, threads, part)));
+            each(threads, |part| held.write(ends, y, slab_range(tiles, threads, part)));
+        });
+    }
+    let per_task = (TASK_ELEMENTS / (POSITIONS * (input.c + output.c))).max(MIN_TASK_TILES);
+    let tasks = tiles.div_ceil(per_task).next_multiple_of(threads).min(tiles);
     each(tasks, |task| {
         let tiles = slab_range(tiles, tasks, task);
+        Held::with(of, tiles.clone(), |held| {
+            held.read(x, tiles.clone());
+            held.multiply(panels, 0..POSITIONS);
+            held.write(ends, y, tiles);
+        });
+    });
+}
+
+/// Tiles that are in memory together.
+struct Held<'a> {
+    of: &'a WinogradProblem,
+    tiles: Range<usize>,
+    /// V `[36, tiles, c_in]` of whole vectors of channels, with `read` elements from one position to the next.
+    v: Shared<'a>,
+    read: usize,
+    /// M `[36, tiles, c_out]` likewise.
+    m: Shared<'a>,
+    written: usize,
+}
+
+impl Held<'_> {
+    fn with(of: &WinogradProblem, tiles: Range<usize>, body: impl FnOnce(&Held<'_>)) {
         let (c_in, c_out) = (padded(of.conv().input.c), padded(of.conv().output.c));
         let (read, written) = (tiles.len() * c_in + GAP, tiles.len() * c_out + GAP);
         with_scratch(POSITIONS * (read + written), |scratch| {
             let (v, m) = scratch.split_at_mut(POSITIONS * read);
-            dispatch(Read { of, x, tiles: tiles.clone(), v, step: read });
-            for (position, (v, m)) in v.chunks_exact(read).zip(m.chunks_exact_mut(written)).enumerate() {
-                let starts = Starts::Every { count: tiles.len(), elements: c_in };
-                let rows = Rows { data: v, starts, step: 0, run: of.conv().input.c };
-                Product::new(panels.of_group(position), rows, Ends::NONE).run(&mut m[..tiles.len() * c_out]);
-            }
-            // SAFETY: tasks write the pixels of their own tiles.
-            dispatch(Write { of, m, step: written, tiles, ends, y });
+            body(&Held { of, tiles, v: Shared::new(v), read, m: Shared::new(m), written });
         });
-    });
+    }
+
+    /// x → V of some of the tiles.
+    fn read(&self, x: &[f32], tiles: Range<usize>) {
+        with_scratch(self.of.conv().input.c, |zeros| {
+            zeros.fill(0.0);
+            dispatch(Read { held: self, x, zeros, tiles });
+        });
+    }
+
+    /// V → M at some positions, all of whose tiles were read.
+    fn multiply(&self, panels: Panels<'_>, positions: Range<usize>) {
+        let (count, conv) = (self.tiles.len(), self.of.conv());
+        for position in positions {
+            // SAFETY: nobody writes V any more.
+            let v = unsafe { self.v.range(position * self.read..(position + 1) * self.read).slice() };
+            let starts = Starts::Every { count, elements: padded(conv.input.c) };
+            let product = Product::new(
+                panels.of_group(position),
+                Rows { data: v, starts, step: 0, run: conv.input.c },
+                Ends::NONE,
+            );
+            let start = position * self.written;
+            // SAFETY: a position belongs to one task.
+            unsafe { product.run_shared(self.m.range(start..start + count * padded(conv.output.c))) };
+        }
+    }
+
+    /// M → y of some of the tiles, at which all positions were multiplied.
+    fn write(&self, ends: &Ends<'_>, y: Shared<'_>, tiles: Range<usize>) {
+        dispatch(Write { held: self, tiles, ends, y });
+    }
 }
 
 /// Where a tile lies.
@@ -95,22 +144,26 @@ impl WinogradProblem {
 /// Six vectors: a row or a column of a tile.
 type Six<V> = [V; TILE];
 
+/// Bᵀ·d at the points p and −p of a pair, where q² is the square of the other pair: (d4 − q²·d2) ± p·(d3 − q²·d1).
+#[inline(always)]
+fn read_pair<S: Simd>(simd: S, d: &Six<S::f32s>, p: f32, q2: f32) -> [S::f32s; 2] {
+    let (p, q2) = (simd.splat_f32s(p), simd.splat_f32s(-q2));
+    let (even, odd) = (simd.mul_add_e_f32s(q2, d[2], d[4]), simd.mul_add_e_f32s(q2, d[1], d[3]));
+    [simd.mul_add_e_f32s(p, odd, even), simd.mul_add_e_f32s(simd.neg_f32s(p), odd, even)]
+}
+
 /// Bᵀ·d.
 #[inline(always)]
 fn read_transform<S: Simd>(simd: S, d: Six<S::f32s>) -> Six<S::f32s> {
     const A2: f32 = A * A;
     const B2: f32 = B * B;
-    let [product, sum] = [simd.splat_f32s(A2 * B2), simd.splat_f32s(-(A2 + B2))];
-    // Even and odd part of a pair of points: (d4 − q²·d2) ± p·(d3 − q²·d1).
-    let pair = |p: f32, q2: f32| {
-        let (p, q2) = (simd.splat_f32s(p), simd.splat_f32s(-q2));
-        let (even, odd) = (simd.mul_add_e_f32s(q2, d[2], d[4]), simd.mul_add_e_f32s(q2, d[1], d[3]));
-        (simd.mul_add_e_f32s(p, odd, even), simd.mul_add_e_f32s(simd.neg_f32s(p), odd, even))
-    };
-    let (a, minus_a) = pair(A, B2);
-    let (b, minus_b) = pair(B, A2);
-    let ends = |low, middle, high| simd.mul_add_e_f32s(product, low, simd.mul_add_e_f32s(sum, middle, high));
-    [ends(d[0], d[2], d[4]), a, minus_a, b, minus_b, ends(d[1], d[3], d[5])]
+    let (product, sum) = (simd.splat_f32s(A2 * B2), simd.splat_f32s(-(A2 + B2)));
+    let [a, minus_a] = read_pair(simd, &d, A, B2);
+    let [b, minus_b] = read_pair(simd, &d, B, A2);
+    // At 0 and ∞.
+    let first = simd.mul_add_e_f32s(product, d[0], simd.mul_add_e_f32s(sum, d[2], d[4]));
+    let last = simd.mul_add_e_f32s(product, d[1], simd.mul_add_e_f32s(sum, d[3], d[5]));
+    [first, a, minus_a, b, minus_b, last]
 }
 
 /// Aᵀ·m for as many rows of the output as a tile has: four or two.
@@ -121,7 +174,7 @@ fn write_transform<S: Simd, const SIDE: usize>(simd: S, m: Six<S::f32s>) -> [S::
     let mut y = [m[0]; SIDE];
     unrolled!(I < SIDE, {
         let (a, b) = (simd.splat_f32s(A.powi(I as i32)), simd.splat_f32s(B.powi(I as i32)));
-        let (of_a, of_b) = if I % 2 == 0 { (even_a, even_b) } else { (odd_a, odd_b) };
+        let (of_a, of_b) = if I.is_multiple_of(2) { (even_a, even_b) } else { (odd_a, odd_b) };
         y[I] = match I {
             0 => simd.add_f32s(m[0], simd.add_f32s(of_a, of_b)),
             _ if I + 1 == SIDE => simd.mul_add_e_f32s(a, of_a, simd.mul_add_e_f32s(b, of_b, m[5])),
@@ -131,13 +184,13 @@ fn write_transform<S: Simd, const SIDE: usize>(simd: S, m: Six<S::f32s>) -> [S::
     y
 }
 
-/// x → V `[36, tiles, c_in]` of whole vectors of channels, with `step` elements from one position to the next.
+/// x → V.
 struct Read<'a> {
-    of: &'a WinogradProblem,
+    held: &'a Held<'a>,
     x: &'a [f32],
+    /// A pixel outside of the image.
+    zeros: &'a [f32],
     tiles: Range<usize>,
-    v: &'a mut [f32],
-    step: usize,
 }
 
 impl WithSimd for Read<'_> {
@@ -145,40 +198,37 @@ impl WithSimd for Read<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { of, x, tiles, v, step } = self;
+        let Self { held: &Held { of, tiles: ref all, v, read: step, .. }, x, zeros, tiles } = self;
         let ConvProblem { input, .. } = *of.conv();
         let c = padded(input.c);
-        assert!(v.len() >= POSITIONS * step && step >= tiles.len() * c, "transformed tiles");
-        with_scratch(c, |zeros| {
-            zeros.fill(0.0);
-            for (index, tile) in tiles.enumerate() {
-                let pixels = of.pixels(x, zeros, tile);
-                for channel in (0..input.c).step_by(S::F32_LANES) {
-                    let lanes = S::F32_LANES.min(input.c - channel);
-                    let mut half = MaybeUninit::<[[S::f32s; TILE]; TILE]>::uninit();
-                    for (i, pixels) in pixels.iter().enumerate() {
-                        let mut d = [simd.splat_f32s(0.0); TILE];
-                        // SAFETY: a pixel has all channels, be it of x or of zeros.
-                        unrolled!(J < TILE, d[J] = unsafe { load_at(simd, pixels[J].add(channel), lanes) }, 0 1 2 3 4 5);
-                        let d = read_transform(simd, d);
-                        // SAFETY: a row of six.
-                        unsafe { half.as_mut_ptr().cast::<Six<S::f32s>>().add(i).write(d) };
-                    }
-                    // SAFETY: all rows were written.
-                    let half = unsafe { half.assume_init_ref() };
-                    let at = index * c + channel;
-                    for j in 0..TILE {
-                        let mut d = [simd.splat_f32s(0.0); TILE];
-                        unrolled!(I < TILE, d[I] = half[I][j], 0 1 2 3 4 5);
-                        let d = read_transform(simd, d);
-                        // SAFETY: a whole vector of a tile of a position, as was asserted.
-                        unrolled!(I < TILE, unsafe {
+        assert!(all.start <= tiles.start && tiles.end <= all.end, "tiles that are held");
+        for tile in tiles {
+            let pixels = of.pixels(x, zeros, tile);
+            for channel in (0..input.c).step_by(S::F32_LANES) {
+                let lanes = S::F32_LANES.min(input.c - channel);
+                let mut half = MaybeUninit::<[[S::f32s; TILE]; TILE]>::uninit();
+                for (i, pixels) in pixels.iter().enumerate() {
+                    let mut d = [simd.splat_f32s(0.0); TILE];
+                    // SAFETY: a pixel has all channels, be it of x or of zeros.
+                    unrolled!(J < TILE, d[J] = unsafe { load_at(simd, pixels[J].add(channel), lanes) }, 0 1 2 3 4 5);
+                    let d = read_transform(simd, d);
+                    // SAFETY: a row of six.
+                    unsafe { half.as_mut_ptr().cast::<Six<S::f32s>>().add(i).write(d) };
+                }
+                // SAFETY: all rows were written.
+                let half = unsafe { half.assume_init_ref() };
+                let at = (tile - all.start) * c + channel;
+                for j in 0..TILE {
+                    let mut d = [simd.splat_f32s(0.0); TILE];
+                    unrolled!(I < TILE, d[I] = half[I][j], 0 1 2 3 4 5);
+                    let d = read_transform(simd, d);
+                    // SAFETY: a whole vector of a tile of a position, as was asserted.
+                    unrolled!(I < TILE, unsafe {
                             v.as_mut_ptr().add((I * TILE + j) * step + at).cast::<S::f32s>().write_unaligned(d[I]);
                         }, 0 1 2 3 4 5);
-                    }
                 }
             }
-        });
+        }
     }
 }
 
@@ -202,11 +252,9 @@ impl WinogradProblem {
     }
 }
 
-/// M `[36, tiles, c_out]` of whole vectors of channels, with `step` elements from one position to the next → y.
+/// M → y.
 struct Write<'a> {
-    of: &'a WinogradProblem,
-    m: &'a [f32],
-    step: usize,
+    held: &'a Held<'a>,
     tiles: Range<usize>,
     ends: &'a Ends<'a>,
     y: Shared<'a>,
@@ -217,7 +265,7 @@ impl WithSimd for Write<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        match self.of.side() {
+        match self.held.of.side() {
             4 => self.tiles_of::<S, 4>(simd),
             _ => self.tiles_of::<S, 2>(simd),
         }
@@ -227,18 +275,19 @@ impl WithSimd for Write<'_> {
 impl Write<'_> {
     #[inline(always)]
     fn tiles_of<S: Simd, const SIDE: usize>(&self, simd: S) {
-        let c = self.of.conv().output.c;
-        assert!(self.m.len() >= POSITIONS * self.step && self.step >= self.tiles.len() * padded(c), "products");
-        for (index, tile) in self.tiles.clone().enumerate() {
-            let place = self.of.place(tile);
+        let &Held { of, tiles: ref all, m, written: step, .. } = self.held;
+        let (c, width) = (of.conv().output.c, padded(of.conv().output.c));
+        assert!(all.start <= self.tiles.start && self.tiles.end <= all.end, "tiles that are held");
+        for tile in self.tiles.clone() {
+            let place = of.place(tile);
             for channel in (0..c).step_by(S::F32_LANES) {
-                let m = self.m[index * padded(c) + channel..].as_ptr().cast::<f32>();
+                let at = (tile - all.start) * width + channel;
                 // Columns of the half that is done.
                 let mut half = MaybeUninit::<[[S::f32s; SIDE]; TILE]>::uninit();
                 for j in 0..TILE {
                     let mut d = [simd.splat_f32s(0.0); TILE];
                     // SAFETY: a whole vector of a tile of a position, as was asserted.
-                    unrolled!(I < TILE, d[I] = unsafe { load_at(simd, m.add((I * TILE + j) * self.step), S::F32_LANES) }, 0 1 2 3 4 5);
+                    unrolled!(I < TILE, d[I] = unsafe { load_at(simd, m.as_mut_ptr().add((I * TILE + j) * step + at), S::F32_LANES) }, 0 1 2 3 4 5);
                     let d = write_transform::<S, SIDE>(simd, d);
                     // SAFETY: a column of six.
                     unsafe { half.as_mut_ptr().cast::<[S::f32s; SIDE]>().add(j).write(d) };
@@ -265,7 +314,7 @@ impl Write<'_> {
         channels: Range<usize>,
         sums: [S::f32s; SIDE],
     ) {
-        let (output, Ends { bias, residual, clamp, .. }) = (self.of.conv().output, *self.ends);
+        let (output, Ends { bias, residual, clamp, .. }) = (self.held.of.conv().output, *self.ends);
         if place.row + i >= output.h {
             return;
         }
