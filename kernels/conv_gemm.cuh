@@ -17,11 +17,12 @@
 // the products of the tile before. f16 and bf16 are multiplied by tensor cores, float by 8x4 sums in the registers of a
 // thread. Without VECTOR the elements are gathered one by one, and the rest is the same.
 //
-// TILE_M x TILE_N is 64x64 for all types, and 128x128 or 128x32 too for f16 and bf16; gemm_threads() is the size of a block.
-// An element of C is summed over k in the same order in all of them, so that the choice changes no result: 128x32 suits
-// N <= 32, 128x128 suits products with enough tiles of that size to fill the device, 64x64 the rest.
+// TILE_M x TILE_N is 64x64 for all types, and 128x32, 128x128 and, forward, 128x64, 128x96 and 256x32 too for f16 and bf16;
+// gemm_threads() is the size of a block. An element of C is summed over k in the same order in all of them, so that the choice
+// changes no result. Where a tile has 128x64 or more, a warp has 64x32 sums instead of 32x32, for which it reads a quarter less of
+// shared memory a product; the small ones suit products that have too few of the others to fill the device.
 //
-// A tensor has less than 2^31 − 128 pixels, and an image less than 2^31 elements.
+// A tensor has less than 2^31 − 256 pixels, and an image less than 2^31 elements.
 
 #pragma once
 
@@ -48,15 +49,25 @@ struct Either<false, A, B> {
 /// The launch's block has one dimension.
 __device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
 
-/// Threads of a block: four warps, eight for the largest tile.
+/// Threads of a block: warps of 64x32 sums, or four where that would be fewer.
 constexpr __device__ int gemm_threads(int tile_m, int tile_n) {
-    return tile_m * tile_n > 64 * 64 * 2 ? 256 : 128;
+    return tile_m * tile_n > 64 * 32 * 4 ? tile_m * tile_n / 64 : 128;
 }
 
-/// Blocks of 256 threads that a multiprocessor is to have room for. Two hide each other's barriers; the fragments of
-/// wmma and the gathering of single elements take more registers than two would leave.
-template <bool VECTOR>
-constexpr int MIN_BLOCKS = VECTOR && ARCH >= 800 ? 2 : 1;
+/// Blocks that a multiprocessor is to have room for. Some hide each other's barriers; below 8.0 fragments and staged tiles, and
+/// everywhere the gathering of single elements, take more registers than that would leave.
+template <int TILE_M, int TILE_N, bool VECTOR>
+constexpr int MIN_BLOCKS = !VECTOR || ARCH < 800        ? 1
+                           : TILE_M * TILE_N == 128 * 64 ? 3
+                                                         : 512 / gemm_threads(TILE_M, TILE_N);
+
+/// Where an element of an operand lies, and whether it is stored: what is not reads as zero. A null pointer would say the same, but be
+/// compared again for every vector.
+template <typename T>
+struct Place {
+    const T* at;
+    bool stored;
+};
 
 /// A matrix as an operand: its rows are the lines. `Form` makes what is multiplied of what is stored, by channel, which
 /// is the position in a line.
@@ -79,9 +90,9 @@ struct Matrix {
     __device__ __forceinline__ void advance_line(Line& line, int step) const { line += step; }
     __device__ __forceinline__ void advance(Position& position, int step) const { position += step; }
 
-    /// The element's address, null where it reads as zero.
-    __device__ __forceinline__ const T* at(Line line, Position position) const {
-        return line < lines && position < length ? data + static_cast<i64>(line) * stride + position : nullptr;
+    __device__ __forceinline__ Place<T> at(Line line, Position position) const {
+        const i64 bytes = wide_product(line, stride * static_cast<int>(sizeof(T)));
+        return {behind(data + position, bytes), line < lines && position < length};
     }
 };
 
@@ -98,8 +109,8 @@ struct Stager {
     static constexpr int N = VECTOR_LEN<T>;
     static constexpr int PER_LINE = LENGTH / N;
     static constexpr int APART = THREADS / PER_LINE;
-    static constexpr int COUNT = LINES / APART;
-    static_assert(LENGTH % N == 0 && THREADS % PER_LINE == 0 && LINES % APART == 0, "threads share a tile evenly");
+    static constexpr int COUNT = (LINES + APART - 1) / APART;
+    static_assert(LENGTH % N == 0 && THREADS % PER_LINE == 0, "threads share a line evenly");
     static_assert(!PERMUTED || !ACROSS, "lines that change keep their order");
 
     // A vector is moved as one word: one of small elements is taken apart and put together again where it may be zero,
@@ -110,6 +121,9 @@ struct Stager {
     typename Operand::Line lines[COUNT];
     typename Operand::Position position;
     typename Either<VECTOR, Word, Vector<T, N>>::Type staged[COUNT];
+
+    // Where the thread's first vector lies in a tile.
+    const int first_slot = opaque(tile_line(0) * LD + tile_vector() * N);
 
     // What the thread's vectors are formed with: their channels, which of them there are, and the same vectors of the
     // second tensor.
@@ -151,6 +165,9 @@ struct Stager {
         return PER_LINE < 8 ? lane_in_warp() / WARP_LINES : thread_index() % PER_LINE;
     }
 
+    /// Whether the tile has the thread's vector i.
+    __device__ __forceinline__ static bool has(int i) { return (i + 1) * APART <= LINES || tile_line(i) < LINES; }
+
     /// Goes on to the next tile.
     __device__ __forceinline__ void advance() {
         if constexpr (ACROSS) {
@@ -163,15 +180,16 @@ struct Stager {
 
     /// Where the thread's vector i lies in the tile.
     __device__ __forceinline__ T* slot(T* tile, int i) const {
-        return tile + tile_line(i) * LD + tile_vector() * N;
+        return tile + first_slot + i * APART * LD;
     }
 
     /// Starts copying a tile.
     __device__ __forceinline__ void copy(T* tile) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const T* from = operand.at(lines[i], position);
-            copy_async_16<Operand::REUSED>(slot(tile, i), from, from != nullptr);
+            if (!has(i)) continue;
+            const Place<T> from = operand.at(lines[i], position);
+            copy_async_16<Operand::REUSED>(slot(tile, i), from.at, from.stored);
         }
         advance();
     }
@@ -182,9 +200,9 @@ struct Stager {
             if constexpr (FORMS) look_up();
 #pragma unroll
             for (int i = 0; i < COUNT; i++) {
-                const T* from = operand.at(lines[i], position);
+                const Place<T> from = operand.at(lines[i], position);
                 staged[i] = Word{};
-                if (from != nullptr) staged[i] = load_vector<Word, 1>(reinterpret_cast<const Word*>(from))[0];
+                if (from.stored && has(i)) staged[i] = load_vector<Word, 1>(reinterpret_cast<const Word*>(from.at))[0];
             }
         } else {
             typename Operand::Position element = position;
@@ -192,8 +210,8 @@ struct Stager {
             for (int e = 0; e < N; e++) {
 #pragma unroll
                 for (int i = 0; i < COUNT; i++) {
-                    const T* from = operand.at(lines[i], element);
-                    staged[i][e] = from != nullptr ? formed(from, element) : T{};
+                    const Place<T> from = operand.at(lines[i], element);
+                    staged[i][e] = from.stored && has(i) ? formed(from.at, element) : T{};
                 }
                 operand.advance(element, 1);
             }
@@ -221,11 +239,11 @@ struct Stager {
         present = 0;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const T* from = operand.at(lines[i], position);
-            if (from == nullptr) continue;
+            const Place<T> from = operand.at(lines[i], position);
+            if (!from.stored || !has(i)) continue;
             present |= 1u << i;
             if constexpr (OnLoad::READS_TWO) {
-                const T* other = operand.form.y + (from - operand.data);
+                const T* other = operand.form.y + (from.at - operand.data);
                 second[i] = load_vector<Word, 1>(reinterpret_cast<const Word*>(other))[0];
             }
         }
@@ -262,6 +280,7 @@ struct Stager {
     __device__ __forceinline__ void deposit(T* tile) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
+            if (!has(i)) continue;
             if constexpr (!VECTOR) {
                 store_vector<T, N>(slot(tile, i), staged[i]);
             } else {
@@ -297,6 +316,9 @@ struct TensorSums {
     static constexpr int WARP_M = TILE_M / WARPS_M;
     static constexpr int SLICES = WARP_M / 16, SLICE_ROWS = WARPS_M * 16;
 
+    using Left = FragmentA<T, A>;
+    using Right = FragmentB<T, B>;
+
     Accumulator sums[SLICES][2];
 
     __device__ __forceinline__ static int warp() { return thread_index() / WARP_SIZE; }
@@ -314,22 +336,28 @@ struct TensorSums {
         }
     }
 
+    /// Where a lane begins to read a tile of A, and one of B.
+    __device__ __forceinline__ static int left_at() {
+        return first_row() * (A == Major::Row ? LD_A : 1) + Left::lane_offset(LD_A);
+    }
+    __device__ __forceinline__ static int right_at() {
+        return first_column() * (B == Major::Row ? 1 : LD_B) + Right::lane_offset(LD_B);
+    }
+
+    /// Adds the products of tiles, given from `left_at` and `right_at` on.
     template <int TILE_K>
     __device__ __forceinline__ void accumulate(const T* a, const T* b) {
-        const int m = first_row(), n = first_column();
 #pragma unroll
         for (int k = 0; k < TILE_K; k += 16) {
-            FragmentB<T, B> right[2];
+            Right right[2];
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                const int at = n + 16 * j;
-                load(right[j], B == Major::Row ? b + k * LD_B + at : b + at * LD_B + k, LD_B);
+                load(right[j], B == Major::Row ? b + k * LD_B + 16 * j : b + 16 * j * LD_B + k, LD_B);
             }
 #pragma unroll
             for (int i = 0; i < SLICES; i++) {
-                const int at = m + 16 * i;
-                FragmentA<T, A> left;
-                load(left, A == Major::Row ? a + at * LD_A + k : a + k * LD_A + at, LD_A);
+                Left left;
+                load(left, A == Major::Row ? a + 16 * i * LD_A + k : a + k * LD_A + 16 * i, LD_A);
                 mma(sums[i][0], left, right[0]);
                 mma(sums[i][1], left, right[1]);
             }
@@ -402,6 +430,9 @@ struct FloatSums {
             for (int j = 0; j < COLUMNS; j++) sums[i][j] = 0.0f;
         }
     }
+
+    __device__ __forceinline__ static int left_at() { return 0; }
+    __device__ __forceinline__ static int right_at() { return 0; }
 
     template <int TILE_K>
     __device__ __forceinline__ void accumulate(const float* a, const float* b) {
@@ -529,9 +560,10 @@ struct Gemm {
     static constexpr int LD_A = LENGTH_A + PADDING, LD_B = LENGTH_B + PADDING;
     static constexpr int STAGE = LINES_A * LD_A + LINES_B * LD_B;
 
-    // Three stages hide more latency; the largest tile has room for two in 48 KiB.
+    // Three stages hide more latency, where 48 KiB have room for them.
     static constexpr bool ASYNC = VECTOR && ARCH >= 800;
-    static constexpr int STAGES = ASYNC && THREADS < 256 ? 3 : 2;
+    static constexpr int MOST_BYTES = 48 * 1024, ONE_BYTES = STAGE * static_cast<int>(sizeof(T));
+    static constexpr int STAGES = ASYNC && 3 * ONE_BYTES <= MOST_BYTES ? 3 : 2;
 
     // Where a lane's columns are known, B's lines are staged so that they neighbour, and the sums need not pass through
     // shared memory.
@@ -545,10 +577,15 @@ struct Gemm {
     using StagerB = Stager<Operand, LINES_B, LENGTH_B, LD_B, !B_ALONG_K, THREADS, VECTOR, DIRECT>;
 
     // Sums that pass through shared memory do so after the last product.
-    static constexpr int STAGE_BYTES = STAGES * STAGE * static_cast<int>(sizeof(T));
+    static constexpr int STAGE_BYTES = STAGES * ONE_BYTES;
     static constexpr int SLICE_BYTES = DIRECT ? 0 : slice_bytes<Sums, TILE_N>;
     static constexpr int SHARED_BYTES = STAGE_BYTES > SLICE_BYTES ? STAGE_BYTES : SLICE_BYTES;
-    static_assert(SHARED_BYTES <= 48 * 1024, "static shared memory");
+    static_assert(SHARED_BYTES <= MOST_BYTES, "static shared memory");
+
+    /// Where the lane reads a stage's tile of A, and that of B, reckoned once.
+    struct Lane {
+        int left = opaque(Sums::left_at()), right = opaque(LINES_A * LD_A + Sums::right_at());
+    };
 
     Sums sums;
 
@@ -576,6 +613,7 @@ struct Gemm {
     template <class Left, class Right>
     __device__ __forceinline__ void multiply_async(Left& left, Right& right, int steps, T* tiles) {
         constexpr int AHEAD = STAGES - 1;
+        const Lane lane;
         Left left_behind = left;
         Right right_behind = right;
         if constexpr (Left::FORMS) left_behind.look_up();
@@ -602,7 +640,7 @@ struct Gemm {
                 // After the barrier all copies of the tile have arrived, and no thread reads the previous tile any more.
                 __syncthreads();
                 start(step + AHEAD, stage == 0 ? STAGES - 1 : stage - 1);
-                accumulate(tiles + stage * STAGE);
+                accumulate(tiles + stage * STAGE, lane);
             }
         }
     }
@@ -618,23 +656,24 @@ struct Gemm {
     // who is past it has left the products of the tile before.
     template <class Left, class Right>
     __device__ __forceinline__ void multiply_staged(Left& left, Right& right, int steps, T* tiles) {
-        for (int step = 0; step <= steps; step++) {
-            T* const tile = tiles + step % 2 * STAGE;
+        const Lane lane;
+        int stage = 0;
+        for (int step = 0; step <= steps; step++, stage ^= STAGE) {
             if (step < steps) {
                 left.fetch();
                 right.fetch();
             }
-            if (step > 0) accumulate(tiles + (step - 1) % 2 * STAGE);
+            if (step > 0) accumulate(tiles + (stage ^ STAGE), lane);
             if (step < steps) {
-                left.deposit(tile);
-                right.deposit(tile + LINES_A * LD_A);
+                left.deposit(tiles + stage);
+                right.deposit(tiles + stage + LINES_A * LD_A);
                 __syncthreads();
             }
         }
     }
 
-    __device__ __forceinline__ void accumulate(const T* tile) {
-        sums.template accumulate<TILE_K>(tile, tile + LINES_A * LD_A);
+    __device__ __forceinline__ void accumulate(const T* stage, const Lane& lane) {
+        sums.template accumulate<TILE_K>(stage + lane.left, stage + lane.right);
     }
 
     /// Hands the sums below `m_end` and `n_end` to the writer in vectors of 16 bytes of its output, one by one without

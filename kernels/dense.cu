@@ -10,8 +10,8 @@
 // `partials`. No output may overlap an input, but for dx where it accumulates.
 //
 //   VECTOR     needs c_in / groups and c_out / groups to be multiples of 16 bytes of T, and all pointers aligned to 16
-//   tiles      64x64 for every T; with VECTOR also 128x128 and 128x32 for f16 and bf16
-//   block      128 threads; 256 for 128x128.   dynamic shared memory: none
+//   tiles      64x64 for every T; with VECTOR also 128x32, 128x128 and, forward, 128x64, 128x96 and 256x32 for f16 and bf16
+//   block      128 threads; 192 for 128x96 and 256 for 128x128.   dynamic shared memory: none
 //   grid       (tiles of the result M x N, y, groups)
 //
 //   kernel                                     M                    N                       y
@@ -33,6 +33,8 @@
 //
 // instances: dense_{forward,bn_forward,dgrad,wgrad}<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: dense_{forward,bn_forward,dgrad}<{f16,bf16}, 128, {32,128}, true>
+// instances: dense_{forward,bn_forward}<{f16,bf16}, 128, {64,96}, true>
+// instances: dense_{forward,bn_forward}<{f16,bf16}, 256, 32, true>
 // instances: dense_wgrad<{f16,bf16}, 128, 128, true>
 
 #include "conv_gemm.cuh"
@@ -75,8 +77,10 @@ struct Patches {
     // The taps of neighbouring pixels overlap.
     static constexpr bool REUSED = true;
     struct Line {
-        int image, h, w, index;   // the image's first pixel; tap 0's row and column; the grid pixel
+        int h, w, pixel, index;   // tap 0's row and column, and the pixel that it would be; the grid pixel
     };
+    // Row of a line past the end, from which no tap reaches the map.
+    static constexpr int NOWHERE = -(1 << 30);
 
     const T* data;   // [n, map.h, map.w, c], from the group's first channel on
     Pair map;
@@ -87,9 +91,9 @@ struct Patches {
     int lines;       // grid pixels from this one on read as zero
 
     __device__ __forceinline__ Line line(int index) const {
-        const int row = index / grid.w;
-        return {row / grid.h * map.h * map.w, row % grid.h * step.h + origin.h, index % grid.w * step.w + origin.w,
-                index};
+        const int row = index / grid.w, image = row / grid.h;
+        const int h = row % grid.h * step.h + origin.h, w = index % grid.w * step.w + origin.w;
+        return {index < lines ? h : NOWHERE, w, (image * map.h + h) * map.w + w, index};
     }
 
     __device__ __forceinline__ Position position(int index) const { return Tap::of(index, taps.w, channels); }
@@ -97,25 +101,28 @@ struct Patches {
     __device__ __forceinline__ void advance_line(Line& line, int by) const {
         line.index += by;
         line.w += by * step.w;
+        line.pixel += by * step.w;
         while (line.w >= origin.w + grid.w * step.w) {
             line.w -= grid.w * step.w;
             line.h += step.h;
+            line.pixel += step.h * map.w - grid.w * step.w;
             if (line.h >= origin.h + grid.h * step.h) {
                 line.h = origin.h;
-                line.image += map.h * map.w;
+                line.pixel += (map.h - grid.h * step.h) * map.w;
             }
         }
+        if (line.index >= lines) line.h = NOWHERE;
     }
 
     __device__ __forceinline__ void advance(Position& tap, int by) const { tap.advance(by, taps.w, channels); }
 
-    __device__ __forceinline__ const T* at(const Line& line, const Position& tap) const {
+    __device__ __forceinline__ Place<T> at(const Line& line, const Position& tap) const {
         const int row = line.h + direction * tap.h, column = line.w + direction * tap.w;
+        const int pixel = line.pixel + direction * (tap.h * map.w + tap.w);
         // A negative row or column is a large unsigned one.
-        const bool inside = static_cast<u32>(row) < static_cast<u32>(map.h) &&
+        const bool stored = tap.h < taps.h && static_cast<u32>(row) < static_cast<u32>(map.h) &&
                             static_cast<u32>(column) < static_cast<u32>(map.w);
-        if (!inside || tap.h >= taps.h || line.index >= lines) return nullptr;
-        return data + static_cast<i64>(line.image + row * map.w + column) * c + tap.c;
+        return {behind(data + tap.c, wide_product(pixel, c * static_cast<int>(sizeof(T)))), stored};
     }
 };
 
@@ -158,9 +165,10 @@ struct PhaseWeights {
     __device__ __forceinline__ void advance_line(Line& tap, int by) const { tap.advance(by, taps.w, channels); }
     __device__ __forceinline__ void advance(Position& position, int by) const { position += by; }
 
-    __device__ __forceinline__ const T* at(const Line& tap, Position position) const {
-        if (tap.h >= taps.h || position >= length) return nullptr;
-        return data + static_cast<i64>(tap.c) * filter + tap.h * step.h + tap.w * step.w + position;
+    __device__ __forceinline__ Place<T> at(const Line& tap, Position position) const {
+        const bool stored = tap.h < taps.h && position < length;
+        const i64 bytes = wide_product(tap.c, filter * static_cast<int>(sizeof(T)));
+        return {behind(data + tap.h * step.h + tap.w * step.w + position, bytes), stored};
     }
 };
 
@@ -180,7 +188,7 @@ struct TilePixels {
 };
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_forward(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) dense_forward(
     const T* __restrict__ x,          // [n, h_in, w_in, c_in]
     const T* __restrict__ w,          // [c_out, k_h, k_w, c_in / groups]
     const float* __restrict__ bias,   // [bias_pixels, c_out] or null
@@ -205,7 +213,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_forward(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_bn_forward(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) dense_bn_forward(
     const T* __restrict__ x,        // [n, h_in, w_in, c_in]
     const T* __restrict__ w,        // [c_out, k_h, k_w, c_in / groups]
     T* __restrict__ y,              // [n, h_out, w_out, c_out]
@@ -232,7 +240,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_bn_forward(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_dgrad(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) dense_dgrad(
     const T* __restrict__ dy,   // [n, h_out, w_out, c_out]
     const T* __restrict__ w,    // [c_out, k_h, k_w, c_in / groups]
     T* __restrict__ dx,         // [n, h_in, w_in, c_in]
@@ -264,7 +272,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_dgrad(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) dense_wgrad(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) dense_wgrad(
     const T* __restrict__ x,        // [n, h_in, w_in, c_in]
     const T* __restrict__ dy,       // [n, h_out, w_out, c_out]
     float* __restrict__ partials,   // [slabs, c_out, k_h, k_w, c_in / groups]

@@ -77,8 +77,9 @@ struct Halo {
     __device__ __forceinline__ Position position(int index) const { return index; }
     __device__ __forceinline__ void advance(Position& position, int by) const { position += by; }
 
-    __device__ __forceinline__ const T* at(Line line, Position position) const {
-        return line >= 0 && position < c ? image + static_cast<i64>(line) * c + position : nullptr;
+    __device__ __forceinline__ Place<T> at(Line line, Position position) const {
+        const i64 bytes = wide_product(line, c * static_cast<int>(sizeof(T)));
+        return {behind(image + position, bytes), line >= 0 && position < c};
     }
 };
 
@@ -174,6 +175,7 @@ struct FusedTile {
             typename Expand::template StagerB<Matrix<T>> right(w, slice, 0);
             Expand product;
             product.sums.clear();
+            const typename Expand::Lane lane;
             const auto fetch = [&] {
                 left.fetch();
                 right.fetch();
@@ -190,7 +192,7 @@ struct FusedTile {
                 if constexpr (VECTOR) {
                     if (k + TILE_K < w.length) fetch();
                 }
-                product.accumulate(left_tile);
+                product.accumulate(left_tile, lane);
             }
             product.write(writer, {first, 0}, HALO_PIXELS, SLICE, work);
         }
@@ -201,8 +203,8 @@ struct FusedTile {
         constexpr int N = VECTOR ? VECTOR_LEN<T> : 1, PER_PIXEL = SLICE / N;
         for (int i = thread_index(); i < HALO_PIXELS * PER_PIXEL; i += THREADS) {
             const int pixel = i / PER_PIXEL, channel = i % PER_PIXEL * N;
-            const T* const from = pixels.at(pixels.line(pixel), slice + channel);
-            const Vector<T, N> values = from != nullptr ? load_vector<T, N>(from) : Vector<T, N>{};
+            const Place<T> from = pixels.at(pixels.line(pixel), slice + channel);
+            const Vector<T, N> values = from.stored ? load_vector<T, N>(from.at) : Vector<T, N>{};
             store_vector<T, N>(hidden + pixel * SLICE + channel, values);
         }
     }
@@ -286,6 +288,7 @@ __global__ void __launch_bounds__(128, (RESIDENT_BLOCKS<T, K, STRIDE, COLUMNS, V
         Stager<Matrix<T>, COLUMNS, Tile::TILE_K, Project::LD_B, false, Tile::THREADS, VECTOR, Project::DIRECT>;
     Weights weights(Matrix<T>{w_project, g.c_out, hidden, hidden}, first_channel, 0);
     Project products[Tile::GROUPS];
+    const int left_at = opaque(Project::Sums::left_at()), right_at = opaque(Project::Sums::right_at());
 #pragma unroll
     for (int j = 0; j < Tile::GROUPS; j++) products[j].sums.clear();
 #pragma unroll 1
@@ -307,8 +310,8 @@ __global__ void __launch_bounds__(128, (RESIDENT_BLOCKS<T, K, STRIDE, COLUMNS, V
             __syncthreads();
 #pragma unroll
             for (int j = 0; j < Tile::GROUPS; j++) {
-                products[j].sums.template accumulate<Tile::TILE_K>(left + step * Tile::PIXELS * Project::LD_A,
-                                                                   right + j * Tile::GROUP * Project::LD_B);
+                products[j].sums.template accumulate<Tile::TILE_K>(left + left_at + step * Tile::PIXELS * Project::LD_A,
+                                                                   right + right_at + j * Tile::GROUP * Project::LD_B);
             }
         }
     }

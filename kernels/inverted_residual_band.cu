@@ -160,7 +160,12 @@ struct BandTile {
     using ExpandWeights = WeightVectors<T, SLICE, EXPAND_VECTORS>;
     using ProjectWeights = WeightVectors<T, COLUMNS, (COLUMNS * SLICE / N + THREADS - 1) / THREADS>;
 
+    using Left = FragmentA<T, Major::Row>;
+    using Right = FragmentB<T, Major::Column>;
+
     Accumulator sums[PROJECT_M][PROJECT_N];
+    // Where the lane reads its warp's first tiles: of x and d, and of the weights of the expansion and the projection.
+    int x_at, d_at, expansion_at, projection_at;
 
     /// The band's x, as panels `[IN, LD]` of 32 channels.
     __device__ __forceinline__ static void load_x(const T* x, int pixels, int c_in, int panels, T* to) {
@@ -196,24 +201,24 @@ struct BandTile {
     };
 
     /// h of the slice from channel `slice` of `hidden` on.
-    __device__ __forceinline__ static void expand(const T* x, const T* w, int panels, int pixels, const float* bias,
-                                                  int channels, const Clamp& clamp, const Places& places, T* h) {
+    __device__ __forceinline__ void expand(const T* x, const T* w, int panels, int pixels, const float* bias, int channels,
+                                           const Clamp& clamp, const Places& places, T* h) const {
         Accumulator products[EXPAND_M][EXPAND_N];
 #pragma unroll
         for (int i = 0; i < EXPAND_M * EXPAND_N; i++) zero(products[i / EXPAND_N][i % EXPAND_N]);
-        const T* left_panel = x + expand_tile(0) * 16 * LD;
-        const T* right_panel = w;
+        const T* left_panel = x + x_at;
+        const T* right_panel = w + expansion_at;
 #pragma unroll 1
         for (int panel = 0; panel < panels; panel++) {
 #pragma unroll
             for (int k = 0; k < SLICE; k += 16) {
-                FragmentB<T, Major::Column> right[EXPAND_N];
+                Right right[EXPAND_N];
 #pragma unroll
                 for (int j = 0; j < EXPAND_N; j++) load(right[j], right_panel + 16 * j * LD + k, LD);
 #pragma unroll
                 for (int i = 0; i < EXPAND_M; i++) {
                     if (expand_tile(i) * 16 >= pixels) continue;
-                    FragmentA<T, Major::Row> left;
+                    Left left;
                     load(left, left_panel + i * WARPS * 16 * LD + k, LD);
 #pragma unroll
                     for (int j = 0; j < EXPAND_N; j++) mma(products[i][j], left, right[j]);
@@ -344,21 +349,26 @@ struct BandTile {
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int i = 0; i < PROJECT_M * PROJECT_N; i++) zero(sums[i / PROJECT_N][i % PROJECT_N]);
+        x_at = opaque(expand_tile(0) * 16 * LD + Left::lane_offset(LD));
+        d_at = opaque(first_row() * LD + Left::lane_offset(LD));
+        expansion_at = opaque(Right::lane_offset(LD));
+        projection_at = opaque(first_column() * LD + Right::lane_offset(LD));
     }
 
     /// Adds the slice's share of y.
     __device__ __forceinline__ void project(const T* d, const T* w, int pixels) {
-        const int m = first_row(), n = first_column();
-        if (m >= pixels) return;
+        if (first_row() >= pixels) return;
+        d += d_at;
+        w += projection_at;
 #pragma unroll
         for (int k = 0; k < SLICE; k += 16) {
-            FragmentA<T, Major::Row> left[PROJECT_M];
+            Left left[PROJECT_M];
 #pragma unroll
-            for (int i = 0; i < PROJECT_M; i++) load(left[i], d + (m + 16 * i) * LD + k, LD);
+            for (int i = 0; i < PROJECT_M; i++) load(left[i], d + 16 * i * LD + k, LD);
 #pragma unroll
             for (int j = 0; j < PROJECT_N; j++) {
-                FragmentB<T, Major::Column> right;
-                load(right, w + (n + 16 * j) * LD + k, LD);
+                Right right;
+                load(right, w + 16 * j * LD + k, LD);
 #pragma unroll
                 for (int i = 0; i < PROJECT_M; i++) mma(sums[i][j], left[i], right);
             }
@@ -426,7 +436,7 @@ __global__ void __launch_bounds__(256) inverted_residual_band(
 #pragma unroll 1
     for (int left = hidden; left > 0; left -= SLICE) {
         project_weights.fetch(w_project, COLUMNS, left);
-        Tile::expand(x_panels, expansion, panels, pixels_in, b_expand, left, Clamp{limit_1, slope_1}, places, h);
+        tile.expand(x_panels, expansion, panels, pixels_in, b_expand, left, Clamp{limit_1, slope_1}, places, h);
         __syncthreads();
         project_weights.deposit(projection, 1);
         w_project += SLICE;

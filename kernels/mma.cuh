@@ -9,6 +9,9 @@
 //   below         mma.m8n8k4 on fragments that lanes load themselves: those of wmma, whose lines are 8 apart where eight
 //                 lanes read them, lie in the same banks whatever `ld` is
 //
+// A lane reads a tile at the tile's first element plus `lane_offset` of the fragment. Keep what you add of it, `opaque`: the compiler
+// would reckon it again for every tile.
+//
 // bf16 needs ARCH >= 800. Alignment: a tile begins at a multiple of 16 bytes and `ld` is a multiple of 8 elements; the eight
 // rows of a quarter lie in distinct banks where `ld` is 8 modulo 16 elements.
 
@@ -27,12 +30,14 @@ constexpr int FRAGMENT_WORDS = ARCH >= 750 ? 4 : 8;
 template <typename T, Major M>
 struct FragmentA {
     u32 words[FRAGMENT_WORDS];
+    __device__ __forceinline__ static int lane_offset(int ld);
 };
 
 /// The right operand, 16 x 16 (k x n).
 template <typename T, Major M>
 struct FragmentB {
     u32 words[FRAGMENT_WORDS];
+    __device__ __forceinline__ static int lane_offset(int ld);
 };
 
 /// The product, 16 x 16 (m x n).
@@ -119,34 +124,32 @@ __device__ __forceinline__ void mma_m16n8k16(float* d, const u32 (&a)[4], u32 b0
 // top left, bottom left, top right, bottom right (down first) or top left, top right, bottom left, bottom right (across
 // first). A's words are the quarters (m, k), (m + 8, k), (m, k + 8), (m + 8, k + 8); B's are (k, n), (k + 8, n),
 // (k, n + 8), (k + 8, n + 8).
-template <typename T>
-__device__ __forceinline__ const T* down_first(const T* tile, int ld) {
+__device__ __forceinline__ int down_first(int ld) {
     const int lane = lane_in_warp();
-    return tile + (lane % 16) * ld + (lane / 16) * 8;
+    return (lane % 16) * ld + (lane / 16) * 8;
 }
-
-template <typename T>
-__device__ __forceinline__ const T* across_first(const T* tile, int ld) {
+__device__ __forceinline__ int across_first(int ld) {
     const int lane = lane_in_warp();
-    return tile + (lane % 8 + lane / 16 * 8) * ld + (lane / 8 % 2) * 8;
+    return (lane % 8 + lane / 16 * 8) * ld + (lane / 8 % 2) * 8;
 }
 
 template <typename T, Major M>
-__device__ __forceinline__ void load(FragmentA<T, M>& a, const T* shared, int ld) {
-    if constexpr (M == Major::Row) {
-        ldmatrix_x4<false>(a.words, down_first(shared, ld));
-    } else {
-        ldmatrix_x4<true>(a.words, across_first(shared, ld));
-    }
+__device__ __forceinline__ int FragmentA<T, M>::lane_offset(int ld) {
+    return M == Major::Row ? down_first(ld) : across_first(ld);
+}
+template <typename T, Major M>
+__device__ __forceinline__ int FragmentB<T, M>::lane_offset(int ld) {
+    return M == Major::Row ? down_first(ld) : across_first(ld);
 }
 
 template <typename T, Major M>
-__device__ __forceinline__ void load(FragmentB<T, M>& b, const T* shared, int ld) {
-    if constexpr (M == Major::Row) {
-        ldmatrix_x4<true>(b.words, down_first(shared, ld));
-    } else {
-        ldmatrix_x4<false>(b.words, across_first(shared, ld));
-    }
+__device__ __forceinline__ void load(FragmentA<T, M>& a, const T* lane, int) {
+    ldmatrix_x4<M == Major::Column>(a.words, lane);
+}
+
+template <typename T, Major M>
+__device__ __forceinline__ void load(FragmentB<T, M>& b, const T* lane, int) {
+    ldmatrix_x4<M == Major::Row>(b.words, lane);
 }
 
 /// Where a lane's elements of two products side by side, 16 x 32, lie: two rows, 8 apart, and of each the columns
@@ -196,10 +199,9 @@ __device__ __forceinline__ void load_along(u32 (&words)[8], const T* line) {
     }
 }
 
-/// Reads four neighbours of one line for each step, from element `first` on.
+/// Reads four neighbours of one line for each step.
 template <typename T>
-__device__ __forceinline__ void load_across(u32 (&words)[8], const T* tile, int ld, int first) {
-    const T* const from = tile + (lane_in_warp() & 3) * ld + first;
+__device__ __forceinline__ void load_across(u32 (&words)[8], const T* from, int ld) {
 #pragma unroll
     for (int step = 0; step < 4; step++) {
         const Vector<u32, 2> two = load_vector<u32, 2>(reinterpret_cast<const u32*>(from + 4 * step * ld));
@@ -209,22 +211,31 @@ __device__ __forceinline__ void load_across(u32 (&words)[8], const T* tile, int 
 }
 
 template <typename T, Major M>
-__device__ __forceinline__ void load(FragmentA<T, M>& a, const T* shared, int ld) {
+__device__ __forceinline__ int FragmentA<T, M>::lane_offset(int ld) {
+    return M == Major::Row ? fragment_row() * ld : (lane_in_warp() & 3) * ld + (fragment_row() & 12);
+}
+template <typename T, Major M>
+__device__ __forceinline__ int FragmentB<T, M>::lane_offset(int ld) {
+    return M == Major::Column ? fragment_column() * ld : (lane_in_warp() & 3) * ld + (fragment_column() & 12);
+}
+
+template <typename T, Major M>
+__device__ __forceinline__ void load(FragmentA<T, M>& a, const T* lane, int ld) {
     static_assert(HAS_MMA<T>, "below compute capability 8.0 tensor cores take f16 only");
     if constexpr (M == Major::Row) {
-        load_along(a.words, shared + fragment_row() * ld);
+        load_along(a.words, lane);
     } else {
-        load_across(a.words, shared, ld, fragment_row() & 12);
+        load_across(a.words, lane, ld);
     }
 }
 
 template <typename T, Major M>
-__device__ __forceinline__ void load(FragmentB<T, M>& b, const T* shared, int ld) {
+__device__ __forceinline__ void load(FragmentB<T, M>& b, const T* lane, int ld) {
     static_assert(HAS_MMA<T>, "below compute capability 8.0 tensor cores take f16 only");
     if constexpr (M == Major::Column) {
-        load_along(b.words, shared + fragment_column() * ld);
+        load_along(b.words, lane);
     } else {
-        load_across(b.words, shared, ld, fragment_column() & 12);
+        load_across(b.words, lane, ld);
     }
 }
 

@@ -8,8 +8,8 @@
 // one slab, dw itself may be given as `partials`. No output may overlap an input, but for dx where it accumulates.
 //
 //   VECTOR     needs c_in and c_out to be multiples of 16 bytes of T, and all pointers aligned to 16
-//   tiles      64x64 for every T; with VECTOR also 128x128 and 128x32 for f16 and bf16
-//   block      128 threads; 256 for 128x128.   dynamic shared memory: none
+//   tiles      64x64 for every T; with VECTOR also 128x32, 128x128 and, forward, 128x64, 128x96 and 256x32 for f16 and bf16
+//   block      128 threads; 192 for 128x96 and 256 for 128x128.   dynamic shared memory: none
 //   grid       (tiles of the result M x N, slabs, 1)
 //
 //   kernel                                                   M        N       slabs
@@ -46,20 +46,22 @@
 // multiple of 32 pixels: `GemmConfig` of src/ops/config/gemm.rs has grids, slabs and the size of `partials`.
 //
 // instances: pointwise_forward<{float,f16,bf16}, 64, 64, {true,false}>
-// instances: pointwise_forward<{f16,bf16}, 128, {32,128}, true>
+// instances: pointwise_forward<{f16,bf16}, 128, {32,64,96,128}, true>
+// instances: pointwise_forward<{f16,bf16}, 256, 32, true>
 // instances: pointwise_dgrad<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: pointwise_dgrad<{f16,bf16}, 128, {32,128}, true>
 // instances: pointwise_wgrad<{float,f16,bf16}, 64, 64, {true,false}>
 // instances: pointwise_wgrad<{f16,bf16}, 128, 128, true>
 // instances: pointwise_bn_{forward,dgrad,wgrad}<{float,f16,bf16}, 64, 64, {true,false}>
-// instances: pointwise_bn_forward<{f16,bf16}, 128, {32,128}, true>
+// instances: pointwise_bn_forward<{f16,bf16}, 128, {32,64,96,128}, true>
+// instances: pointwise_bn_forward<{f16,bf16}, 256, 32, true>
 // instances: pointwise_bn_dgrad<{f16,bf16}, 128, 32, true>
 
 #include "conv_gemm.cuh"
 #include "epilogue.cuh"
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_forward(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) pointwise_forward(
     const T* __restrict__ x,          // [pixels, c_in]
     const T* __restrict__ w,          // [c_out, c_in]
     const float* __restrict__ bias,   // [bias_pixels, c_out] or null
@@ -78,7 +80,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_forward(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_dgrad(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) pointwise_dgrad(
     const T* __restrict__ dy,   // [pixels, c_out]
     const T* __restrict__ w,    // [c_out, c_in]
     T* __restrict__ dx,         // [pixels, c_in]
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_dgrad(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_wgrad(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) pointwise_wgrad(
     const T* __restrict__ x,        // [pixels, c_in]
     const T* __restrict__ dy,       // [pixels, c_out]
     float* __restrict__ partials,   // [slabs, c_out, c_in]
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_wgrad(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_forward(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) pointwise_bn_forward(
     const T* __restrict__ x,              // [pixels, c_in]
     const float* __restrict__ x_gamma,    // [c_in] or null where x is stored
     const float* __restrict__ x_beta,     // [c_in] or null
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_forward(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_dgrad(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) pointwise_bn_dgrad(
     const T* __restrict__ dz,               // [pixels, c_out]: dy where it is stored
     const T* __restrict__ y,                // [pixels, c_out] or null
     const float* __restrict__ coefficients, // [4, c_out] or null where dy is stored
@@ -179,7 +181,7 @@ __global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_dgrad(
 }
 
 template <typename T, int TILE_M, int TILE_N, bool VECTOR>
-__global__ void __launch_bounds__(256, MIN_BLOCKS<VECTOR>) pointwise_bn_wgrad(
+__global__ void __launch_bounds__(gemm_threads(TILE_M, TILE_N), (MIN_BLOCKS<TILE_M, TILE_N, VECTOR>)) pointwise_bn_wgrad(
     const T* __restrict__ x,                // [pixels, c_in]
     const float* __restrict__ x_gamma,      // [c_in] or null where x is stored
     const float* __restrict__ x_beta,       // [c_in] or null

@@ -111,8 +111,12 @@ __global__ void __launch_bounds__(4 * TILE_N, TILE_N == 64 && CHUNKS == 1 ? 2 : 
         inputs.go_to(pixel, n);
         inputs.fetch();
     };
-    typename Tiles::InputSums dx_part;
-    typename Tiles::WeightSums dw[CHUNKS];
+    using InputSums = typename Tiles::InputSums;
+    using WeightSums = typename Tiles::WeightSums;
+    InputSums dx_part;
+    WeightSums dw[CHUNKS];
+    const T *const dx_left = dy_tile + InputSums::left_at(), *const dx_right = w_tile + InputSums::right_at();
+    const T *const dw_left = dy_tile + WeightSums::left_at(), *const dw_right = x_tile + WeightSums::right_at();
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) dw[chunk].clear();
     GradientSums<Tiles::COLUMNS> sums;
@@ -143,9 +147,9 @@ __global__ void __launch_bounds__(4 * TILE_N, TILE_N == 64 && CHUNKS == 1 ? 2 : 
             // Channels past the end are not multiplied.
 #pragma unroll
             for (int k = 0; k < CHUNK; k += 16) {
-                if (k < rest) dx_part.template accumulate<16>(dy_tile + k, w_tile + k * Tiles::LD_N);
+                if (k < rest) dx_part.template accumulate<16>(dx_left + k, dx_right + k * Tiles::LD_N);
             }
-            if (dw[chunk].reaches(rest)) dw[chunk].template accumulate<Tiles::PIXELS>(dy_tile, x_tile);
+            if (dw[chunk].reaches(rest)) dw[chunk].template accumulate<Tiles::PIXELS>(dw_left, dw_right);
         }
         const Origin at{pixel, n};
         if (x_gamma == nullptr) {

@@ -18,8 +18,8 @@ use depthshrinker::engine::Fusion;
 use depthshrinker::graph::Graph;
 use depthshrinker::ops::batch_norm::BatchNormProblem;
 use depthshrinker::ops::config::{
-    AugmentProblem, BiasProblem, GlobalPoolProblem, KernelFamily, KernelPass, KernelTarget, Kernels, OptimizerProblem,
-    Problem, WalkProblem, force,
+    AugmentProblem, BetweenNorms, BiasProblem, GlobalPoolProblem, KernelFamily, KernelPass, KernelTarget, Kernels,
+    OptimizerProblem, Problem, WalkProblem, force,
 };
 use depthshrinker::ops::conv::ConvProblem;
 use depthshrinker::ops::pad::PadProblem;
@@ -154,15 +154,18 @@ impl Sweep {
     }
 }
 
-/// A few problems of each family.
-fn sweeps() -> Vec<Sweep> {
+/// A few problems of each family of convolutions.
+fn convolutions() -> Vec<Sweep> {
     let mut sweeps = Vec::new();
     // Images, input channels, output channels and height of a row of the table.
     for (n, c_in, c_out, h) in [
         (2, 160, 320, 2),
+        (5, 48, 8, 28),
+        (1, 72, 72, 15),
         (3, 13, 7, 5),
         (2, 16, 24, 9),
         (2, 12, 18, 5),
+        (2, 16, 24, 12),
         (1, 96, 64, 7),
         (2, 3, 16, 9),
         (2, 48, 48, 9),
@@ -183,11 +186,20 @@ fn sweeps() -> Vec<Sweep> {
             let sweep = Sweep::new(of_family(pass), cases.clone(), p);
             sweeps.push(Sweep { cases: (cases.clone(), end), ..sweep });
         }
-        if c_out == 24 {
+        if [KernelFamily::Pointwise, KernelFamily::Dense].contains(&Problem::family(&p)) {
+            sweeps.push(Sweep::new(of_family(KernelPass::Forward), cases.replace("conv", "on_load"), BetweenNorms(p)));
+        }
+        if (c_out, h) == (24, 9) {
             let bias = BiasProblem { pixels: p.n * p.output.pixels(), c: p.output.c };
             sweeps.push(Sweep::new("bias_gradient", cases, bias));
         }
     }
+    sweeps
+}
+
+/// A few problems of each family.
+fn sweeps() -> Vec<Sweep> {
+    let mut sweeps = convolutions();
     for (lines, w, c, ..) in [NORMS[1], NORMS[4]] {
         let p = BatchNormProblem { shape: Lines { lines, w, c }, eps: 1e-5, momentum: 0.1 };
         for kernels in ["batch_norm_forward", "batch_norm_backward"] {
@@ -244,8 +256,10 @@ fn main() {
             }));
         }
     }
-    for mode in &MODES[..2] {
-        for sweep in sweeps() {
+    // Both kinds of tensor core, and both types, have every tile.
+    const TILED: [&str; 2] = ["pointwise_forward", "dense_forward"];
+    for (at, mode) in MODES[..4].iter().enumerate() {
+        for sweep in sweeps().into_iter().filter(|sweep| at < 2 || TILED.contains(&sweep.kernels)) {
             let name = format!("{}/configurations/{}/{}", mode.name(), sweep.kernels, sweep.cases.0);
             trials.push(Trial::test(name, move || sweep.run(*mode)));
         }

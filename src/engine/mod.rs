@@ -126,7 +126,7 @@ fn slopes<'a>(values: &'a Option<Vec<f32>>, at: Option<&'a Buffer>) -> Slopes<'a
 /// of the grid that ends at 65535.
 fn fits_launches(plan: &Plan, batch: usize) -> Result<()> {
     let pixels = plan.shapes.iter().map(|shape| shape.pixels()).max().unwrap_or(1);
-    let most = 65_535.min((i32::MAX as usize - 128) / pixels.max(1));
+    let most = 65_535.min((i32::MAX as usize - 256) / pixels.max(1));
     if batch > most {
         return Err(Error::Config(format!(
             "a GPU takes up to {most} images of this size a pass, not {batch}; lower the batch"

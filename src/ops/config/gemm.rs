@@ -75,7 +75,7 @@ impl GemmProblem {
             SMALL => true,
             NARROW => pass != KernelPass::WeightGradient,
             LARGE => pass == KernelPass::Forward || !self.on_load,
-            _ => false,
+            _ => pass == KernelPass::Forward,
         }
     }
 
@@ -116,10 +116,14 @@ pub struct GemmConfig {
     pub slab: Option<usize>,
 }
 
-/// Sides of the tile that serves every type, of the large one, and of the one for few columns.
+/// Sides of the tile that serves every type, of the largest one, and of the small one for few columns.
 const SMALL: (usize, usize) = (64, 64);
 const LARGE: (usize, usize) = (128, 128);
 const NARROW: (usize, usize) = (128, 32);
+/// Sides of all tiles, and what a product takes in them, in quarters of what it takes in the largest: tensor cores wait where more is loaded
+/// for a product than the cache that multiprocessors share gives meanwhile. Those stand first that are chosen where they cost the same.
+const TILES: [((usize, usize), usize); 6] =
+    [(LARGE, 4), ((128, 96), 4), ((128, 64), 5), ((256, 32), 7), (SMALL, 7), (NARROW, 8)];
 
 impl GemmConfig {
     fn tile(sides: (usize, usize), vector: bool) -> Self {
@@ -127,13 +131,17 @@ impl GemmConfig {
         Self { tile_m, tile_n, vector, slab: None }
     }
 
-    fn is_large(&self) -> bool {
-        (self.tile_m, self.tile_n) == LARGE
+    fn sides(&self) -> (usize, usize) {
+        (self.tile_m, self.tile_n)
     }
 
-    /// Threads of a block.
+    fn is_large(&self) -> bool {
+        self.sides() == LARGE
+    }
+
+    /// Threads of a block: warps of 64 × 32 sums, or four where that would be fewer.
     pub fn threads(&self) -> usize {
-        if self.is_large() { 256 } else { 128 }
+        (self.area() / 64).max(128)
     }
 
     /// Tiles that cover a result.
@@ -146,6 +154,11 @@ impl GemmConfig {
         let Extent { rows, columns } = result;
         let covered = |tile_m, tile_n| rows.next_multiple_of(tile_m) * columns.next_multiple_of(tile_n);
         4 * covered(self.tile_m, self.tile_n) <= 5 * covered(SMALL.0, SMALL.1)
+    }
+
+    /// What such a tile computes.
+    fn area(&self) -> usize {
+        self.tile_m * self.tile_n
     }
 
     /// Tiles that cover the rows of a pass's result: the slabs of sums over its columns.
@@ -190,8 +203,8 @@ impl GemmConfig {
     }
 }
 
-/// Large tiles where they are filled and there are enough of them for every multiprocessor, narrow ones where there are few
-/// columns. A weight gradient's slabs make as many blocks as are wanted.
+/// The tiles that cost least, among those of which there are enough for every multiprocessor; a weight gradient's
+/// slabs make as many blocks as are wanted.
 impl Problem for GemmProblem {
     type Config = GemmConfig;
 
@@ -201,7 +214,7 @@ impl Problem for GemmProblem {
 
     fn choose(&self, pass: KernelPass, on: KernelTarget) -> GemmConfig {
         let vector = whole_vectors(on.dtype, self.c_in) && whole_vectors(on.dtype, self.c_out);
-        let [small, large, narrow] = [SMALL, LARGE, NARROW].map(|sides| GemmConfig::tile(sides, vector));
+        let [small, large] = [SMALL, LARGE].map(|sides| GemmConfig::tile(sides, vector));
         let result @ Extent { rows, columns } = self.result(pass);
         let on_tensor_cores = on.dtype != Dtype::F32 && vector;
         if pass == KernelPass::WeightGradient {
@@ -209,22 +222,17 @@ impl Problem for GemmProblem {
             let fits = serves && rows >= 128 && columns >= 128 && large.is_filled(result);
             return if fits { large } else { small }.filling(self);
         }
-        match on_tensor_cores {
-            true if rows >= 128 && columns <= 32 => narrow,
-            true if self.serves(LARGE, pass)
-                && columns > 64
-                && large.is_filled(result)
-                && large.tiles(result) >= MULTIPROCESSORS =>
-            {
-                large
-            }
-            _ => small,
+        if !on_tensor_cores {
+            return small;
         }
+        let tiles = TILES.map(|(sides, cost)| (GemmConfig::tile(sides, vector), cost)).into_iter();
+        let enough = |tile: GemmConfig| tile.area() <= small.area() || tile.tiles(result) >= MULTIPROCESSORS;
+        let fitting = tiles.filter(|&(tile, _)| self.serves(tile.sides(), pass) && enough(tile));
+        fitting.min_by_key(|(tile, cost)| tile.tiles(result) * tile.area() * cost).map_or(small, |(tile, _)| tile)
     }
 
     fn list(&self, pass: KernelPass, on: KernelTarget) -> Vec<GemmConfig> {
-        let tiles =
-            [SMALL, LARGE, NARROW].into_iter().flat_map(|sides| [false, true].map(|v| GemmConfig::tile(sides, v)));
+        let tiles = TILES.into_iter().flat_map(|(sides, _)| [false, true].map(|v| GemmConfig::tile(sides, v)));
         let slabs = |tile: GemmConfig| -> Vec<GemmConfig> {
             if pass != KernelPass::WeightGradient {
                 return vec![tile];
@@ -243,7 +251,7 @@ impl Problem for GemmProblem {
     }
 
     fn check(&self, config: GemmConfig, pass: KernelPass, on: KernelTarget) -> Result<()> {
-        let sides = (config.tile_m, config.tile_n);
+        let sides = config.sides();
         if pass == KernelPass::Backward {
             return Err(refused(config, "its kernels have one gradient"));
         }
@@ -285,7 +293,7 @@ impl FromStr for GemmConfig {
     fn from_str(text: &str) -> Result<Self> {
         let mut parts = Parts::new(text, "128x128-vector or 64x64-scalar-slab256");
         let tile = parts.word()?;
-        let sides = [SMALL, LARGE, NARROW].into_iter().find(|(m, n)| format!("{m}x{n}") == tile);
+        let sides = TILES.into_iter().map(|(sides, _)| sides).find(|(m, n)| format!("{m}x{n}") == tile);
         let sides = sides.ok_or_else(|| parts.error())?;
         let config = Self::tile(sides, parts.vector()?);
         let slab = parts.numbered_if("slab")?;

@@ -414,12 +414,19 @@ mod tests {
         let (one, three) = (Window::square(1, 1, 0), Window::square(3, 1, 1));
         let names = |p: &ConvProblem, dtype| CONV_PASSES.map(|pass| p.choose(pass, target(dtype)).to_string());
         let expand = conv(128, 14, 96, 576, one, 1);
-        assert_eq!(names(&expand, Dtype::F16), ["128x128-vector", "128x128-vector", "64x64-vector-slab896"]);
+        assert_eq!(names(&expand, Dtype::F16), ["128x96-vector", "128x128-vector", "64x64-vector-slab896"]);
         assert_eq!(names(&expand, Dtype::F32), ["64x64-vector", "64x64-vector", "64x64-vector-slab896"]);
         let merged = conv(64, 14, 128, 128, three, 1);
-        assert_eq!(names(&merged, Dtype::F16), ["64x64-vector", "64x64-vector", "128x128-vector-slab768"]);
+        assert_eq!(names(&merged, Dtype::F16), ["128x64-vector", "64x64-vector", "128x128-vector-slab768"]);
         let narrow = conv(128, 56, 16, 96, one, 1);
-        assert_eq!(names(&narrow, Dtype::F16), ["128x128-vector", "128x32-vector", "64x64-vector-slab1568"]);
+        assert_eq!(names(&narrow, Dtype::F16), ["128x96-vector", "128x32-vector", "64x64-vector-slab1568"]);
+        let forward = |n, side, c_in, c_out| {
+            conv(n, side, c_in, c_out, three, 1).choose(KernelPass::Forward, target(Dtype::F16)).to_string()
+        };
+        assert_eq!(
+            [forward(128, 28, 32, 32), forward(128, 14, 64, 64), forward(1, 28, 32, 32), forward(1, 14, 64, 64)],
+            ["256x32-vector", "128x64-vector", "128x32-vector", "64x64-vector"]
+        );
         let depthwise = conv(128, 28, 192, 192, three, 192);
         assert_eq!(names(&depthwise, Dtype::F16), ["march14", "march14", "march14-slab21"]);
         let first = conv(128, 224, 3, 32, Window::square(3, 2, 1), 1);
