@@ -88,6 +88,30 @@ __device__ __forceinline__ void store_word(T* to, Word16 word) {
     store_vector<Word16, 1>(reinterpret_cast<Word16*>(to), {{word}});
 }
 
+/// Rounds values behind their activation, in pairs.
+template <typename T, int COUNT>
+__device__ __forceinline__ void activated(float (&values)[COUNT], const Clamp& clamp, u32 (&pairs)[COUNT / PAIR]) {
+    if (clamp.slope != 0.0f && clamp.slope != 1.0f) clamp.apply(values);
+#pragma unroll
+    for (int i = 0; i < COUNT / PAIR; i++) pairs[i] = packed<T>(values[PAIR * i], values[PAIR * i + 1]);
+    if (clamp.slope != 0.0f) return;
+    const u32 limit = packed<T>(clamp.limit, clamp.limit);
+#pragma unroll
+    for (int i = 0; i < COUNT / PAIR; i++) pairs[i] = clamped<T>(pairs[i], limit);
+}
+template <typename T>
+__device__ __forceinline__ void store_pair(T* to, u32 pair) {
+    store_vector<u32, 1>(reinterpret_cast<u32*>(to), {{pair}});
+}
+
+// Of a panel, lines of 32 elements, a thread has one vector of every 64th line. Neighbouring lanes have neighbouring lines, which
+// lie in distinct banks; the four vectors of two lines would not.
+__device__ __forceinline__ int panel_line(int i) {
+    const int thread = static_cast<int>(threadIdx.x);
+    return i * (THREADS * N / SLICE) + thread / WARP_SIZE * 8 + thread % 8;
+}
+__device__ __forceinline__ int in_panel_line() { return static_cast<int>(threadIdx.x) % WARP_SIZE / 8 * N; }
+
 /// A step of weights on its way to shared memory: LINES lines of 32 elements of each of some panels, which are neighbouring
 /// runs of 32 elements along the lines. Where a thread's vectors lie in global memory it reckons once.
 template <typename T, int LINES, int COUNT>
@@ -100,25 +124,23 @@ struct WeightVectors {
     __device__ __forceinline__ static int panel(int i) {
         return (static_cast<int>(threadIdx.x) + i * THREADS) / (LINES * SLICE / N);
     }
-    __device__ __forceinline__ static int line(int i) {
-        return (static_cast<int>(threadIdx.x) + i * THREADS) % (LINES * SLICE / N) / (SLICE / N);
-    }
-    __device__ __forceinline__ static int in_line() { return static_cast<int>(threadIdx.x) % (SLICE / N) * N; }
+    __device__ __forceinline__ static int line(int i) { return panel_line(i) % LINES; }
 
     /// Of a matrix `[lines, length]`.
     __device__ __forceinline__ WeightVectors(int lines, int length, int panels) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            element[i] = panel(i) * SLICE + in_line();
+            element[i] = panel(i) * SLICE + in_panel_line();
             const bool is = panel(i) < panels && line(i) < lines && element[i] < length;
             from[i] = opaque(is ? line(i) * length + element[i] : -1);
         }
     }
 
-    /// Fetches the lines that begin at `w`, of which `lines` are left, and `length` elements of each.
-    __device__ __forceinline__ void fetch(const T* w, int lines, int length) {
+    /// Fetches the lines that begin at `w`, of which `lines` are left, and `length` elements of each, in `panels`.
+    __device__ __forceinline__ void fetch(const T* w, int lines, int length, int panels) {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
+            if (i * THREADS / (LINES * SLICE / N) >= panels) break;
             staged[i] = word_at(w + from[i], from[i] >= 0 && line(i) < lines && element[i] < length);
         }
     }
@@ -126,7 +148,7 @@ struct WeightVectors {
     __device__ __forceinline__ void deposit(T* to, int panels) const {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            if (panel(i) < panels) store_word(to + (panel(i) * LINES + line(i)) * LD + in_line(), staged[i]);
+            if (panel(i) < panels) store_word(to + (panel(i) * LINES + line(i)) * LD + in_panel_line(), staged[i]);
         }
     }
 };
@@ -163,18 +185,25 @@ struct BandTile {
     using Left = FragmentA<T, Major::Row>;
     using Right = FragmentB<T, Major::Column>;
 
+    // Panels of x that a warp keeps the fragments of, while registers last. From the others it reads them for each slice.
+    static constexpr int STEPS = SLICE / 16, KEPT = COLUMNS > 96 ? 0 : EXPAND_M == 1 ? 3 : 1;
+
     Accumulator sums[PROJECT_M][PROJECT_N];
+    Left kept[KEPT > 0 ? KEPT * STEPS : 1][EXPAND_M];
     // Where the lane reads its warp's first tiles: of x and d, and of the weights of the expansion and the projection.
     int x_at, d_at, expansion_at, projection_at;
 
     /// The band's x, as panels `[IN, LD]` of 32 channels.
     __device__ __forceinline__ static void load_x(const T* x, int pixels, int c_in, int panels, T* to) {
-        for (int i = static_cast<int>(threadIdx.x); i < panels * IN * (SLICE / N); i += THREADS) {
-            // Vectors of a pixel are neighbours in memory.
-            const int per_pixel = panels * (SLICE / N), pixel = i / per_pixel, element = i % per_pixel * N;
-            const bool is = pixel < pixels && element < c_in;
-            store_word(to + (element / SLICE * IN + pixel) * LD + element % SLICE,
-                       word_at(x + static_cast<i64>(pixel) * c_in + element, is));
+        const int element = in_panel_line();
+        for (int panel = 0; panel < panels; panel++) {
+#pragma unroll
+            for (int i = 0; i < (IN * SLICE / N + THREADS - 1) / THREADS; i++) {
+                const int pixel = panel_line(i), channel = panel * SLICE + element;
+                if (pixel >= IN) break;
+                const bool is = pixel < pixels && channel < c_in;
+                store_word(to + (panel * IN + pixel) * LD + element, word_at(x + pixel * c_in + channel, is));
+            }
         }
     }
 
@@ -182,6 +211,9 @@ struct BandTile {
     __device__ __forceinline__ static int expand_tile(int i) {
         return static_cast<int>(threadIdx.x) / WARP_SIZE + i * WARPS;
     }
+
+    /// Whether the warp has tile i, given that it has the first.
+    __device__ __forceinline__ static bool has_tile(int i, int pixels) { return i == 0 || expand_tile(i) * 16 < pixels; }
 
     /// Where a lane's two rows of each of its tiles go in h; below 0 where nobody reads them.
     struct Places {
@@ -200,32 +232,56 @@ struct BandTile {
         }
     };
 
+    /// The warp's fragments of x for a step of the tensor cores.
+    __device__ __forceinline__ void load_step(Left (&left)[EXPAND_M], const T* x, int step, int pixels) const {
+        x += x_at + step / STEPS * IN * LD + step % STEPS * 16;
+#pragma unroll
+        for (int i = 0; i < EXPAND_M; i++) {
+            if (has_tile(i, pixels)) load(left[i], x + i * WARPS * 16 * LD, LD);
+        }
+    }
+    __device__ __forceinline__ void keep(const T* x, int panels, int pixels) {
+#pragma unroll
+        for (int step = 0; step < KEPT * STEPS; step++) {
+            if (step / STEPS < panels) load_step(kept[step], x, step, pixels);
+        }
+    }
+
+    /// Adds the products of a step, `w` being where the lane reads its weights.
+    __device__ __forceinline__ static void multiply(const Left (&left)[EXPAND_M], const T* w, int pixels,
+                                                    Accumulator (&products)[EXPAND_M][EXPAND_N]) {
+        Right right[EXPAND_N];
+#pragma unroll
+        for (int j = 0; j < EXPAND_N; j++) load(right[j], w + 16 * j * LD, LD);
+#pragma unroll
+        for (int i = 0; i < EXPAND_M; i++) {
+            if (!has_tile(i, pixels)) continue;
+#pragma unroll
+            for (int j = 0; j < EXPAND_N; j++) mma(products[i][j], left[i], right[j]);
+        }
+    }
+
     /// h of the slice from channel `slice` of `hidden` on.
     __device__ __forceinline__ void expand(const T* x, const T* w, int panels, int pixels, const float* bias, int channels,
                                            const Clamp& clamp, const Places& places, T* h) const {
+        if (expand_tile(0) * 16 >= pixels) return;
         Accumulator products[EXPAND_M][EXPAND_N];
 #pragma unroll
         for (int i = 0; i < EXPAND_M * EXPAND_N; i++) zero(products[i / EXPAND_N][i % EXPAND_N]);
-        const T* left_panel = x + x_at;
-        const T* right_panel = w + expansion_at;
+        const T* right = w + expansion_at;
+#pragma unroll
+        for (int step = 0; step < KEPT * STEPS; step++) {
+            if (step / STEPS < panels) multiply(kept[step], right + step / STEPS * SLICE * LD + step % STEPS * 16, pixels, products);
+        }
+        right += KEPT * SLICE * LD;
 #pragma unroll 1
-        for (int panel = 0; panel < panels; panel++) {
+        for (int panel = KEPT; panel < panels; panel++, right += SLICE * LD) {
 #pragma unroll
-            for (int k = 0; k < SLICE; k += 16) {
-                Right right[EXPAND_N];
-#pragma unroll
-                for (int j = 0; j < EXPAND_N; j++) load(right[j], right_panel + 16 * j * LD + k, LD);
-#pragma unroll
-                for (int i = 0; i < EXPAND_M; i++) {
-                    if (expand_tile(i) * 16 >= pixels) continue;
-                    Left left;
-                    load(left, left_panel + i * WARPS * 16 * LD + k, LD);
-#pragma unroll
-                    for (int j = 0; j < EXPAND_N; j++) mma(products[i][j], left, right[j]);
-                }
+            for (int step = 0; step < STEPS; step++) {
+                Left left[EXPAND_M];
+                load_step(left, x, panel * STEPS + step, pixels);
+                multiply(left, right + step * 16, pixels, products);
             }
-            left_panel += IN * LD;
-            right_panel += SLICE * LD;
         }
 #pragma unroll
         for (int j = 0; j < EXPAND_N; j++) {
@@ -239,7 +295,9 @@ struct BandTile {
                 more[2 * half + 1] = pair[1];
             }
 #pragma unroll
-            for (int i = 0; i < EXPAND_M; i++) store_hidden(products[i][j], more, clamp, places.at[i], h + 16 * j);
+            for (int i = 0; i < EXPAND_M; i++) {
+                if (has_tile(i, pixels)) store_hidden(products[i][j], more, clamp, places.at[i], h + 16 * j);
+            }
         }
     }
 
@@ -249,24 +307,23 @@ struct BandTile {
         float values[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) values[i] = product.v[i] + bias[i / 4 * 2 + i % 2];
-        if (clamp.slope != 1.0f) clamp.apply(values);
+        u32 pairs[4];
+        activated<T>(values, clamp, pairs);
 #pragma unroll
-        for (int i = 0; i < 8; i += PAIR) {
-            const float pair[PAIR] = {values[i], values[i + 1]};
-            if (places[i / 2 % 2] >= 0) store_floats(h + places[i / 2 % 2] + i / 4 * 8, pair);
+        for (int i = 0; i < 4; i++) {
+            if (places[i % 2] >= 0) store_pair(h + places[i % 2] + i / 2 * 8, pairs[i]);
         }
     }
 
     /// Zeros wherever h is outside of the image.
     __device__ __forceinline__ static void clear_border(const Band& of, const ConvGeometry& g, T* h) {
         const int places = of.images * of.h_rows * of.h_width;
-        for (int i = static_cast<int>(threadIdx.x); i < places * (SLICE / PAIR); i += THREADS) {
-            const int place = i / (SLICE / PAIR), column = place % of.h_width - g.pad_left;
+        for (int i = static_cast<int>(threadIdx.x); i < places * (SLICE / N); i += THREADS) {
+            const int place = i / (SLICE / N), column = place % of.h_width - g.pad_left;
             const int row = place / of.h_width % of.h_rows - of.above;
             const bool inside = static_cast<u32>(row) < static_cast<u32>(of.rows_in) &&
                                 static_cast<u32>(column) < static_cast<u32>(g.w_in);
-            const float zeros[PAIR] = {};
-            if (!inside) store_floats(h + place * SLICE + i % (SLICE / PAIR) * PAIR, zeros);
+            if (!inside) store_word(h + i * N, Word16{0, 0, 0, 0});
         }
     }
 
@@ -274,6 +331,11 @@ struct BandTile {
     /// the only one.
     struct Column {
         int h, d, rows;   // the first pixel under it, and its first pixel; rows, 0 where there are none
+
+        /// How many there are.
+        __device__ __forceinline__ static int count(const Band& of, int w_out) {
+            return of.images * divide_up(of.rows_out, CHUNK) * w_out;
+        }
 
         __device__ __forceinline__ Column(int unit, const Band& of, int w_out) {
             const int chunks = divide_up(of.rows_out, CHUNK), rest = unit / w_out, column = unit - rest * w_out;
@@ -286,55 +348,66 @@ struct BandTile {
     /// Threads that share the pairs of a slice's channels, and so outputs that are formed at a time.
     static constexpr int ABREAST = THREADS / (SLICE / PAIR);
 
-    /// d of the slice, `[OUT, LD]`; `channels` are left of `hidden`.
-    __device__ __forceinline__ static void depthwise(const T* h, const T* w, const float* bias, int channels, int hidden,
+    /// Sums of a column that begin at `start`. The first element under it lies `at` bytes behind `h`, and a row is `pitch` bytes. With
+    /// WHOLE there are CHUNK `rows`, and nothing is to be asked between them.
+    template <bool WHOLE>
+    __device__ __forceinline__ static void filter(const T* h, int at, int pitch, const float (&weights)[K * K][PAIR],
+                                                  const float (&start)[PAIR], int rows, float (&sums)[CHUNK * PAIR]) {
+#pragma unroll
+        for (int i = 0; i < CHUNK * PAIR; i++) sums[i] = start[i % PAIR];
+#pragma unroll
+        for (int ih = 0; ih < (CHUNK - 1) * STRIDE + K; ih++) {
+            // Past the last row nothing is read.
+            if (!WHOLE && ih >= K && ih >= (rows - 1) * STRIDE + K) continue;
+            float in[K][PAIR];
+#pragma unroll
+            for (int kw = 0; kw < K; kw++) load_floats(behind(h, at) + kw * SLICE, in[kw]);
+            at += pitch;
+#pragma unroll
+            for (int tap = 0; tap < K * K; tap++) {
+                const int kh = tap / K, kw = tap % K, row = (ih - kh) / STRIDE;
+                if (kh > ih || (ih - kh) % STRIDE != 0 || row >= CHUNK) continue;
+#pragma unroll
+                for (int i = 0; i < PAIR; i++) {
+                    float& sum = sums[row * PAIR + i];
+                    sum = fma_f(in[kw][i], weights[tap][i], sum);
+                }
+            }
+        }
+    }
+
+    /// d of the slice, `[OUT, LD]`; `channels` are left of `hidden`. `memory` is where shared memory begins, which addresses are
+    /// reckoned from.
+    __device__ __forceinline__ static void depthwise(const T* memory, const T* h, const T* w, const float* bias, int channels, int hidden,
                                                      Column column, const Band& of, int w_out, const Clamp& clamp, T* d) {
         const int pair = static_cast<int>(threadIdx.x) % (SLICE / PAIR) * PAIR;
-        float weights[K * K][PAIR] = {}, start[PAIR] = {};
-        if (pair < channels) {
+        // Channels past the last take its filter: h is zero there, and so are the weights of the projection.
+        const int channel = min_of(pair, channels - PAIR);
+        float weights[K * K][PAIR], start[PAIR];
 #pragma unroll
-            for (int tap = 0; tap < K * K; tap++) load_floats(w + tap * hidden + pair, weights[tap]);
-            load_floats(bias + pair, start);
-        }
-        const int pitch = of.h_width * SLICE;
+        for (int tap = 0; tap < K * K; tap++) load_floats(w + tap * hidden + channel, weights[tap]);
+        load_floats(bias + channel, start);
+        const int pitch = of.h_width * SLICE * BYTES, first = static_cast<int>(h - memory) + pair, units = Column::count(of, w_out);
         int unit = static_cast<int>(threadIdx.x) / (SLICE / PAIR);
 #pragma unroll 1
         while (column.rows > 0) {
-            const int rows = column.rows;
-            const T* row_of_h = h + column.h + pair;
-            float sums[CHUNK][PAIR];
-#pragma unroll
-            for (int row = 0; row < CHUNK; row++) {
-#pragma unroll
-                for (int i = 0; i < PAIR; i++) sums[row][i] = start[i];
+            const int rows = column.rows, at = opaque((first + column.h) * BYTES);
+            float sums[CHUNK * PAIR];
+            if (rows == CHUNK) {
+                filter<true>(memory, at, pitch, weights, start, rows, sums);
+            } else {
+                filter<false>(memory, at, pitch, weights, start, rows, sums);
             }
-#pragma unroll
-            for (int ih = 0; ih < (CHUNK - 1) * STRIDE + K; ih++) {
-                // Past the last row of a short chunk nothing is read.
-                if (ih >= K && ih >= (rows - 1) * STRIDE + K) continue;
-                float in[K][PAIR];
-#pragma unroll
-                for (int kw = 0; kw < K; kw++) load_floats(row_of_h + kw * SLICE, in[kw]);
-                row_of_h += pitch;
-#pragma unroll
-                for (int tap = 0; tap < K * K; tap++) {
-                    const int kh = tap / K, kw = tap % K, row = (ih - kh) / STRIDE;
-                    if (kh > ih || (ih - kh) % STRIDE != 0 || row >= CHUNK) continue;
-#pragma unroll
-                    for (int i = 0; i < PAIR; i++) sums[row][i] = fma_f(in[kw][i], weights[tap][i], sums[row][i]);
-                }
-            }
-            if (clamp.slope != 1.0f) {
-#pragma unroll
-                for (int row = 0; row < CHUNK; row++) clamp.apply(sums[row]);
-            }
+            u32 pairs[CHUNK];
+            activated<T>(sums, clamp, pairs);
             T* to = d + column.d + pair;
 #pragma unroll
             for (int row = 0; row < CHUNK; row++) {
-                if (row < rows) store_floats(to, sums[row]);
+                if (row < rows) store_pair(to, pairs[row]);
                 to += w_out * LD;
             }
             unit += ABREAST;
+            if (unit >= units) break;
             column = Column(unit, of, w_out);
         }
     }
@@ -426,24 +499,25 @@ __global__ void __launch_bounds__(256) inverted_residual_band(
     typename Tile::ProjectWeights project_weights(g.c_out, hidden, 1);
     const typename Tile::Places places(of, g);
     const typename Tile::Column column(static_cast<int>(threadIdx.x) / (SLICE / PAIR), of, g.w_out);
-    expand_weights.fetch(w_expand, hidden, g.c_in);
+    expand_weights.fetch(w_expand, hidden, g.c_in, panels);
     Tile::load_x(x + of.x * g.c_in, pixels_in, g.c_in, panels, x_panels);
     Tile::clear_border(of, g, h);
     expand_weights.deposit(expansion, panels);
     Tile tile;
     tile.clear();
     __syncthreads();
+    tile.keep(x_panels, panels, pixels_in);
 #pragma unroll 1
     for (int left = hidden; left > 0; left -= SLICE) {
-        project_weights.fetch(w_project, COLUMNS, left);
+        project_weights.fetch(w_project, COLUMNS, left, 1);
         tile.expand(x_panels, expansion, panels, pixels_in, b_expand, left, Clamp{limit_1, slope_1}, places, h);
         __syncthreads();
         project_weights.deposit(projection, 1);
         w_project += SLICE;
         w_expand += SLICE * g.c_in;
         b_expand += SLICE;
-        if (left > SLICE) expand_weights.fetch(w_expand, left - SLICE, g.c_in);
-        Tile::depthwise(h, w_depthwise, b_depthwise, left, hidden, column, of, g.w_out, Clamp{limit_2, slope_2}, d);
+        if (left > SLICE) expand_weights.fetch(w_expand, left - SLICE, g.c_in, panels);
+        Tile::depthwise(x_panels, h, w_depthwise, b_depthwise, left, hidden, column, of, g.w_out, Clamp{limit_2, slope_2}, d);
         w_depthwise += SLICE;
         b_depthwise += SLICE;
         if (left > SLICE) expand_weights.deposit(expansion, panels);

@@ -60,11 +60,6 @@ constexpr bool HAS_MMA<bf16> = ARCH >= 800;
 
 #if ARCH >= 750
 
-template <typename T>
-constexpr bool IS_BF16 = false;
-template <>
-constexpr bool IS_BF16<bf16> = true;
-
 /// Loads four 8x8 matrices of 16-bit elements. The lanes 8i .. 8i + 7 give the addresses of matrix i's eight rows, and
 /// lane l gets in words[i] the elements 2(l mod 4) and 2(l mod 4) + 1 of row l/4; of column l/4 with TRANSPOSE.
 template <bool TRANSPOSE>

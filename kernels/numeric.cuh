@@ -21,6 +21,11 @@ struct bf16 {
     unsigned short bits;
 };
 
+template <typename T>
+constexpr bool IS_BF16 = false;
+template <>
+constexpr bool IS_BF16<bf16> = true;
+
 #define INFINITY_F __int_as_float(0x7f800000)
 #define LARGEST_FLOAT __int_as_float(0x7f7fffff)
 

@@ -69,10 +69,10 @@ const SHORTFALLS: [(u32, &str, f64, f64); 17] = [
     (80, "inverted_residual<f16, 3, 2, 128, true>", 0.839, 1.15),
     // Hidden values are stored as pairs of eight pixels, four of which lie in the same banks. Exchanging pairs by column would
     // mend it, and cost more instructions than it saves wavefronts.
-    (80, "inverted_residual_band<f16, 128, 128, 1, 64>", 0.990, 1.41),
-    (80, "inverted_residual_band<f16, 128, 128, 1, 96>", 0.993, 1.31),
-    (80, "inverted_residual_band<f16, 208, 64, 2, 96>", 0.990, 1.71),
-    (80, "inverted_residual_band<f16, 208, 64, 2, 160>", 0.999, 1.37),
+    (80, "inverted_residual_band<f16, 128, 128, 1, 64>", 0.990, 1.37),
+    (80, "inverted_residual_band<f16, 128, 128, 1, 96>", 0.993, 1.25),
+    (80, "inverted_residual_band<f16, 208, 64, 2, 96>", 0.990, 1.67),
+    (80, "inverted_residual_band<f16, 208, 64, 2, 160>", 0.999, 1.26),
     // What is per channel, and moments of slabs, are read as 32 bytes a lane, by halves; lines of 48 bytes are one sector and a half.
     (80, "batch_norm_backward_sums<f16, true>", 0.259, 1.00),
     (80, "batch_norm_normalise<f16, true>", 0.266, 1.00),
@@ -83,7 +83,7 @@ const SHORTFALLS: [(u32, &str, f64, f64); 17] = [
     (80, "pointwise_bn_dgrad<f16, 64, 64, true>", 0.788, 1.23),
     (80, "pointwise_bn_wgrad<f16, 64, 64, true>", 0.687, 1.00),
     (70, "inverted_residual<f16, 3, 1, 64, true>", 0.844, 1.26),
-    (70, "inverted_residual_band<f16, 208, 64, 2, 96>", 0.990, 1.43),
+    (70, "inverted_residual_band<f16, 208, 64, 2, 96>", 0.990, 1.41),
 ];
 
 /// The worst figures of a kernel, and bytes that it moves.
