@@ -160,6 +160,8 @@ pub struct Positions {
     blocks: Vec<BlockInterval>,
     breaks: BTreeSet<usize>,
     segments: BTreeMap<Interval, Segment>,
+    /// Those whose one convolution would be too large to be built.
+    oversized: BTreeSet<Interval>,
 }
 
 impl Graph {
@@ -168,7 +170,7 @@ impl Graph {
     /// # Errors
     /// A network without blocks, or as [`Graph::shapes`].
     pub fn positions(&self) -> Result<Positions> {
-        self.shapes()?;
+        let shapes = self.shapes()?;
         let (mut convs, mut blocks) = (Vec::new(), Vec::new());
         let users = self.users();
         for (block, segment) in BlockId::enumerate(&self.blocks).filter_map(|(id, b)| Some((id, b.segment()?))) {
@@ -191,7 +193,14 @@ impl Graph {
         }
         let breaks = breaks(&convs);
         let segments = self.segments_by_position(&convs);
-        Ok(Positions { network: self.name.clone(), convs, blocks, breaks, segments })
+        let is_oversized = |(at, segment): &(&Interval, &Segment)| {
+            let (c_in, c_out) = (shapes[segment.input].c, shapes[segment.output()].c);
+            let is_depthwise = convs[at.st..at.end].iter().all(ChainConv::is_depthwise);
+            let channels = if is_depthwise { c_out } else { c_in.saturating_mul(c_out) };
+            !self.span(segment).is_ok_and(|span| span.is_sane(channels))
+        };
+        let oversized = segments.iter().filter(is_oversized).map(|(at, _)| *at).collect();
+        Ok(Positions { network: self.name.clone(), convs, blocks, breaks, segments, oversized })
     }
 
     /// The value of a convolution behind batch-norms and sums, and the activation that reads it.
@@ -265,13 +274,15 @@ impl Positions {
     }
 
     /// The segments that tables list, by `st` and then by `end`: those that would be one convolution, each without a
-    /// position inside at which a strided block ends.
+    /// position inside at which a strided block ends, and none of which the convolution would be too large to be built
+    /// (2²⁶ weights).
     pub fn segments(&self) -> impl Iterator<Item = Interval> {
-        self.segments.keys().copied().filter(|at| !self.breaks.iter().any(|&at_break| at.holds_inside(at_break)))
+        let goes_on = |at: &Interval| self.breaks.iter().any(|&at_break| at.holds_inside(at_break));
+        self.segments.keys().copied().filter(move |at| !self.oversized.contains(at) && !goes_on(at))
     }
 
-    /// The nodes of a segment, also of one that goes on behind a strided block; `None` where these positions bound
-    /// none.
+    /// The nodes of a segment, also of one that goes on behind a strided block or is too large; `None` where these positions
+    /// bound none.
     pub fn segment(&self, at: Interval) -> Option<&Segment> {
         self.segments.get(&at)
     }

@@ -13,6 +13,12 @@ use crate::ops::pad::Pad;
 use crate::shape::{Padding, Shape, Window};
 use crate::{Error, Result};
 
+/// Largest kernel size, stride or padding of a merged convolution, as [`Graph::shapes`] has it.
+const MAX_WINDOW: usize = 1024;
+/// Largest number of weights of a merged convolution, in f64 512 MiB; a few such are held at once. The largest of a
+/// known network's blocks, ResNet-50's last, has 38 million.
+const MAX_WEIGHTS: usize = 1 << 26;
+
 /// A run of nodes that reads one value from outside and of whose values only the last is read outside.
 ///
 /// # Examples
@@ -95,6 +101,14 @@ impl Span {
             self.pad[i].checked_add_signed(amount.checked_mul(stride)?)
         };
         Some(Self { pad: [axis(0, pad.top)?, axis(1, pad.left)?], ..self })
+    }
+
+    /// Whether a merged convolution of this span, with c_in·c_out = `channels`, or c if it is depthwise, is of a size that can be
+    /// built.
+    pub fn is_sane(self, channels: usize) -> bool {
+        let [k_h, k_w] = self.kernel;
+        let largest = self.kernel.into_iter().chain(self.stride).chain(self.pad).max();
+        largest <= Some(MAX_WINDOW) && (k_h * k_w).checked_mul(channels).is_some_and(|weights| weights <= MAX_WEIGHTS)
     }
 
     /// The span of the sum of two values, their taps P on one another; `None` where the strides differ.

@@ -7,12 +7,6 @@ use crate::shape::{Padding, Shape};
 use crate::shrink::padding::PaddingMode;
 use crate::{Error, Result};
 
-/// Largest kernel size, stride or padding of a merged convolution, as [`Graph::shapes`] has it.
-const MAX_WINDOW: usize = 1024;
-/// Largest number of weights of a merged convolution, in f64 512 MiB; a few such are held at once. The largest of a
-/// known network, ResNet-50's last block, has 38 million.
-const MAX_WEIGHTS: usize = 1 << 26;
-
 /// A segment that can be merged exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chain {
@@ -116,8 +110,7 @@ fn moved(pad: Pad, source: Span, is_first: bool) -> std::result::Result<Span, &'
 /// Whether a merged convolution of this span, with c_in·c_out = `channels`, is of a sane size.
 fn check_size(span: Span, channels: usize) -> std::result::Result<(), String> {
     let [k_h, k_w] = span.kernel;
-    let largest = span.kernel.into_iter().chain(span.stride).chain(span.pad).max();
-    if largest > Some(MAX_WINDOW) || (k_h * k_w).checked_mul(channels).is_none_or(|n| n > MAX_WEIGHTS) {
+    if !span.is_sane(channels) {
         return Err(format!("would make the merged kernel {k_h}x{k_w}, unreasonably large; keep this block"));
     }
     Ok(())
