@@ -55,7 +55,7 @@ pub struct Config {
     /// A trained model file to start from instead of training one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
-    /// Random masks of the same size to finetune beside the learned one.
+    /// Random selections of the same size or time to finetune beside the selected one.
     pub compare_random: usize,
     /// How many blocks keep their activations, or what the merged network may take.
     pub budget: Budget,
@@ -192,8 +192,9 @@ pub struct DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SearchConfig {
-    /// How blocks are chosen.
-    pub method: SearchMethod,
+    /// How blocks are chosen; by the budget if not given ([`Config::method`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<SearchMethod>,
     /// Seed of the choice alone: of random masks, of the images that networks are judged on, and of the masks that a search
     /// explores; that of the run if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -363,7 +364,7 @@ impl Default for DataConfig {
 impl Default for SearchConfig {
     fn default() -> Self {
         Self {
-            method: SearchMethod::Learned,
+            method: None,
             seed: None,
             match_latency: None,
             channel_order: ChannelOrder::default(),
@@ -538,10 +539,6 @@ impl Config {
         if let Some(tolerance) = self.search.match_latency.filter(|tolerance| !(1e-4..=0.5).contains(tolerance)) {
             return Err(Error::Config(format!("search.match_latency = {tolerance}; give 0.0001 to 0.5")));
         }
-        if !self.search.method.trains() && self.finetune.start == FinetuneStart::Searched {
-            let problem = "finetune.start = \"searched\" needs weights that a search trained";
-            return Err(Error::Config(format!("{problem}; give search.method = \"learned\" or start at the original")));
-        }
         self.compare.check()?;
         self.expand.check()?;
         self.finetune.removal.check()?;
@@ -556,6 +553,31 @@ impl Config {
         Device::open(&self.device, self.precision)
     }
 
+    /// How blocks are chosen: as named, else by the budget ([`SearchMethod::of_budget`]).
+    pub fn method(&self) -> SearchMethod {
+        self.search.method.unwrap_or(SearchMethod::of_budget(self.budget))
+    }
+
+    /// Refuses a finetuning that begins with the weights of a search which trains none.
+    ///
+    /// # Errors
+    /// Names the method and what to do.
+    pub fn check_start(&self) -> Result<()> {
+        let method = self.method();
+        if self.finetune.start == FinetuneStart::Original || method.trains() {
+            return Ok(());
+        }
+        Err(Error::Config(format!(
+            "finetune.start = \"searched\" needs weights that a search trained, and {method} trains none; give search.method = \
+             \"learned\" or start at the original"
+        )))
+    }
+
+    /// The search as a stage of training, where its method trains.
+    pub fn search_stage(&self) -> Option<(&'static str, &TrainConfig)> {
+        self.method().takes_steps().then_some(("search", &self.search.train))
+    }
+
     /// The seed of the choice of blocks.
     pub fn search_seed(&self) -> u64 {
         self.search.seed.unwrap_or(self.seed)
@@ -563,9 +585,9 @@ impl Config {
 
     /// How a search that trains scores learns them.
     pub fn score_rule(&self) -> Rule {
-        let SearchConfig { method, scores, published, slopes, train, .. } = &self.search;
+        let SearchConfig { scores, published, slopes, train, .. } = &self.search;
         let of_slopes = |rule| Rule::Slopes(rule, slopes.clone(), train.clone());
-        match method {
+        match self.method() {
             SearchMethod::DepthShrinker => Rule::Published(published.clone(), train.clone()),
             SearchMethod::LayerCollapse => of_slopes(SlopeRule::Collapse),
             SearchMethod::LayerFolding => of_slopes(SlopeRule::Folding),
@@ -575,9 +597,10 @@ impl Config {
         }
     }
 
-    /// Whether random masks are to take the time of the selected one, rather than to have its size: where times decided.
+    /// Whether random selections are to take the time of the selected one, rather than to free as many blocks: where the budget is
+    /// a time, and where blocks that are freed take none.
     pub fn of_equal_time(&self) -> bool {
-        self.budget.is_time() || !self.search.method.trains()
+        self.budget.is_time() || self.method().bypasses()
     }
 
     /// How freed blocks are prepared.

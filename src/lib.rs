@@ -1,4 +1,4 @@
-//! depthshrinker: learns which activations of a compact CNN can go, finetunes without them, and folds what became
+//! depthshrinker: finds which activations of a compact CNN can go, finetunes without them, and folds what became
 //! linear into dense convolutions, exactly.
 //!
 //! Layers, top down; a module imports only from those below it, which `tests/layers.rs` holds: [`cli`], [`pipeline`],

@@ -11,9 +11,11 @@ use predicates::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A shrink run of seconds.
-const TINY: [&str; 16] = [
+/// A shrink run of seconds, with a search that trains.
+const TINY: [&str; 18] = [
     "shrink",
+    "--method",
+    "learned",
     "--net",
     "mobilenetv2-0.25",
     "--head-channels",
@@ -315,7 +317,7 @@ fn measuring_is_interrupted_too() {
         let dir = folder();
         let path = dir.path();
         let child = Process::new(assert_cmd::cargo::cargo_bin("depthshrinker"))
-            .args([&TINY[..15], &["--measure-seconds=20", "--out", out]].concat())
+            .args([&TINY[..17], &["--measure-seconds=20", "--out", out]].concat())
             .current_dir(path)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -359,7 +361,8 @@ fn the_stages_alone_make_the_whole() {
     let model = model.to_str().unwrap();
     let few = ["--train-limit", "128", "--test-limit", "50"];
 
-    let plan = json(path, &[&["search", model, "--remove", "9", "--epochs", "1"], &few[..]].concat());
+    let plan =
+        json(path, &[&["search", model, "--method", "learned", "--remove", "9", "--epochs", "1"], &few[..]].concat());
     assert_eq!(plan["kept"].as_array().unwrap().iter().filter(|k| **k == 0).count(), 9);
     assert_eq!(plan["scores"].as_array().unwrap().len(), 17);
     assert!(path.join("runs/search/searched.safetensors").is_file());
@@ -449,8 +452,9 @@ fn only_stages_that_run_are_checked_and_a_result_elsewhere_ends_a_run_too() {
     fails(path, &train, 2, &["r holds a finished run"]);
     assert!(fs::read(path.join("m.safetensors")).unwrap() == fs::read(path.join("r/original.safetensors")).unwrap());
     let few = ["--train-limit", "32", "--test-limit", "20", "--epochs", "1"];
-    fails(path, &[&["search", "m.safetensors"][..], &few].concat(), 2, &["batch 64 is larger than the 32"]);
-    let search = [&["search", "m.safetensors", "--batch", "32", "-o", "p.json"][..], &few].concat();
+    let learned = ["search", "m.safetensors", "--method", "learned"];
+    fails(path, &[&learned[..], &few].concat(), 2, &["batch 64 is larger than the 32"]);
+    let search = [&learned[..], &["--batch", "32", "-o", "p.json"], &few].concat();
     json(path, &search);
     fails(path, &search, 2, &["runs/search holds a finished run"]);
     let shrink = ["shrink", "--model", "m.safetensors", "--train-limit", "32", "--test-limit", "20"];
@@ -589,7 +593,7 @@ precision = "f16"
 budget = { keep_fraction = 0.5 }
 data = { name = "embedded", train_limit = 48, test_limit = 16 }
 train = { epochs = 1, batch = 16 }
-search = { train = { epochs = 1, batch = 16 } }
+search = { method = "learned", train = { epochs = 1, batch = 16 } }
 finetune = { train = { epochs = 1, batch = 16 } }
 measure = { batch = 4, seconds = 0.2 }
 

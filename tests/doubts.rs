@@ -232,7 +232,20 @@ fn batch_norm_over_one_value() {
     let larger = [&["train", "--data", "p", "--out", "larger"][..], &NET, &SHORT[..4], &["--batch", "1"]].concat();
     doubted(dir.path(), &larger, &[]);
     // Every stage of the whole job has its batch.
-    let shrink = ["shrink", "--data", "p", "--input-stride", "2", "--image-size", "32", "--batch", "1", "--strict"];
+    let shrink = [
+        "shrink",
+        "--method",
+        "learned",
+        "--data",
+        "p",
+        "--input-stride",
+        "2",
+        "--image-size",
+        "32",
+        "--batch",
+        "1",
+        "--strict",
+    ];
     let all = ["train: with batch 1", "search: with batch 1", "finetune: with batch 1"];
     strict_outcome(depthshrinker(dir.path(), &[&shrink[..], &NET].concat()), &all);
 }

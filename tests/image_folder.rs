@@ -23,6 +23,8 @@ erase_mode = "pixel"
 color_jitter = 0.4
 resized_crop = {}
 rand_augment = {}
+[search]
+method = "learned"
 [search.train]
 epochs = 1
 batch = 8

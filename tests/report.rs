@@ -19,6 +19,7 @@ use depthshrinker::report::{
     NetworkStage, Page, RunResult, SCHEMA, StageTime, network_table,
 };
 use depthshrinker::shape::{Shape, Window};
+use depthshrinker::shrink::SearchMethod;
 use serde_json::{Value, json};
 
 const BATCH: usize = 128;
@@ -237,6 +238,8 @@ fn example() -> (RunResult, Vec<MetricsLine>, Graph, Graph) {
     let trial = |seed, top1| MaskTrial { seed, kept: kept.clone(), top1 };
     let result = RunResult {
         matched: None,
+        method: Some(SearchMethod::Learned),
+        bypassed: vec!["blocks.1.1".into()],
         channels: Default::default(),
         latency_share: Some(0.8),
         schema: SCHEMA,
@@ -387,7 +390,9 @@ fn optional_parts_of_result_json_may_be_missing() {
         "networks":[],"kept":[1],"stages":[]}"#;
     let result: RunResult = serde_json::from_str(text).unwrap();
     let value = serde_json::to_value(&result).unwrap();
-    for absent in ["network", "machine", "ratio", "merge", "blocks", "learned_masks", "random_masks"] {
+    for absent in
+        ["network", "machine", "ratio", "method", "bypassed", "merge", "blocks", "learned_masks", "random_masks"]
+    {
         assert!(value.get(absent).is_none(), "{absent}");
     }
 }
@@ -433,12 +438,14 @@ fn the_page_is_whole_self_contained_and_escaped() {
         "88.60 %",
         "-0.60",
         "8 of 17",
+        "<b>1 of 17</b><span>blocks bypassed",
+        "chosen by: learned",
         "Original, unmerged, merged",
         "Accuracy and loss",
         "Scores over the search",
         "The network",
         "Latency of each block",
-        "Learned against random masks",
+        "Selected against random masks",
         "learned 88.57 ± 0.35 %",
         "random 87.17 ± 0.80 %",
         "Time of each stage",
@@ -471,6 +478,8 @@ fn a_bare_run_makes_a_page_too() {
     let (result, _, before, _) = example();
     let result = RunResult {
         matched: None,
+        method: None,
+        bypassed: Vec::new(),
         channels: Default::default(),
         latency_share: None,
         networks: Vec::new(),

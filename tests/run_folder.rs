@@ -353,7 +353,7 @@ fn a_finished_model_is_written_where_its_checkpoint_does_not_fit() {
     let source = "t/original.safetensors";
     let rows: [(&[&str], &[&str], &[&str]); 3] = [
         (&["train"], &net, &["original.safetensors"]),
-        (&["search", source], &["--remove", "3"], &["searched.safetensors", "plan.json"]),
+        (&["search", source, "--method", "learned"], &["--remove", "3"], &["searched.safetensors", "plan.json"]),
         (&["finetune", source], &["--keep-list", list, "--no-final-activation"], &["shrunk.safetensors"]),
     ];
     for (command, own, results) in rows {

@@ -37,7 +37,7 @@ use crate::{Error, terminal};
 /// Exit code of wrong usage.
 const WRONG_USAGE: u8 = 2;
 
-/// Makes compact CNNs shallow: learns which activations can go, finetunes without them, and folds what became linear
+/// Makes compact CNNs shallow: finds which activations can go, finetunes without them, and folds what became linear
 /// into dense convolutions, exactly
 #[derive(Debug, Parser)]
 #[command(name = "depthshrinker", version, max_term_width = 100)]
@@ -93,7 +93,7 @@ enum Command {
     Compare(compare::Args),
     /// Trains a network
     Train(train::Args),
-    /// Learns which blocks of a trained network keep their activations
+    /// Finds which blocks of a trained network keep their activations
     Search(search::Args),
     /// Measures the latency of every segment of a network that can be merged, as `select` reads it
     Table(table::Args),

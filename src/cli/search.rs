@@ -19,8 +19,8 @@ const FILE: &str = "plan.json";
 pub struct Args {
     /// The trained model [default: that of the settings]
     model: Option<PathBuf>,
-    /// A plan file to write in addition to plan.json in the run's folder. The weights trained during the search go to
-    /// searched.safetensors in that folder
+    /// A plan file to write in addition to plan.json in the run's folder. Weights that a method trains along with its scores
+    /// go to searched.safetensors in that folder
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -48,13 +48,14 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     args.method.apply(&mut config);
     args.stage.apply(&mut config.search.train);
     set_some(&mut config.model, &args.model);
+    config.search.method = Some(config.method());
     common.ready(&config)?;
     let file = model_file(&config, NAME)?;
     let (model, info) = read_model(file)?;
     let data = Datasets::open(&config, Some((&model, &info)))?;
-    check_batches([&config.search.train], &data)?;
+    check_batches(config.search_stage().map(|(_, stage)| stage), &data)?;
     check_search(&config, &model.graph)?;
-    data.doubts([(NAME, &config.search.train)], &model.graph)?.settle(common.strict)?;
+    data.doubts(config.search_stage(), &model.graph)?.settle(common.strict)?;
     let spec = RunSpec {
         command: NAME,
         config: &config,
@@ -75,7 +76,10 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let text = if common.json {
         format!("{:#}\n", json!(plan))
     } else {
-        let mut text = format!("{}\nkeep {}\n", terminal::path(&paths[0]), plan.keep);
+        let mut text = format!("{}\nby {}\nkeep {}\n", terminal::path(&paths[0]), config.method(), plan.keep);
+        if !plan.bypassed.is_empty() {
+            text.push_str(&format!("bypass {}\n", plan.bypassed.join(",")));
+        }
         if let Some(layers) = &plan.layers {
             let [freed, activated, pruned] = [&layers.freed, &layers.activated, &layers.pruned].map(Vec::len);
             text.push_str(&format!(

@@ -92,7 +92,7 @@ pub struct BudgetArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Search")]
 pub struct MethodArgs {
-    /// How blocks are chosen
+    /// How blocks are chosen [default: by the budget: sensitivity where it is a number of blocks, operators where it is a time]
     #[arg(long, value_name = "METHOD")]
     pub method: Option<SearchMethod>,
     /// Price blocks by: auto (the roofline of the device, on the CPU of two nominal cores; no clock is read), measured (the
@@ -215,7 +215,7 @@ impl BudgetArgs {
 impl MethodArgs {
     /// Overrides the configuration by the flags.
     pub fn apply(&self, config: &mut Config) {
-        set(&mut config.search.method, &self.method);
+        set_some(&mut config.search.method, &self.method);
         set(&mut config.latency, &self.latency);
         self.matching.apply(config);
     }

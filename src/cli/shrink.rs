@@ -22,8 +22,8 @@ pub struct Args {
     /// Start from this trained model instead of training one
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Also finetune N random masks, of the same size, or of the same time where the budget is a time or nothing
-    /// is trained to choose, and compare
+    /// Also finetune N random selections and compare: as many blocks that merge, or within a time, and where blocks are
+    /// bypassed, what takes as long; operators at random where operators are chosen
     #[arg(long, value_name = "N")]
     compare_random: Option<usize>,
     /// How merged borders stay exact: reorder moves the padding to the front of a block, border-bias keeps the trained
@@ -51,7 +51,7 @@ pub(super) struct Schedule {
     /// Epochs of training the original
     #[arg(long, value_name = "N")]
     train_epochs: Option<u64>,
-    /// Epochs of the mask search
+    /// Epochs of the mask search, where the method trains scores or slopes
     #[arg(long, value_name = "N")]
     search_epochs: Option<u64>,
     /// Epochs of finetuning
@@ -74,6 +74,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     let entry = args.run.entry();
     let mut config = common.base_config(entry, Some(&folder))?;
     args.apply(&mut config, entry);
+    config.search.method = Some(config.method());
     common.ready(&config)?;
     refuse_choices(&config)?;
     let result = shrink_in(&folder, &config, entry, common.stance())?;
@@ -129,8 +130,12 @@ fn refuse_choices(config: &Config) -> Result<()> {
 /// The summary printed at the end.
 fn closing(result: &RunResult, folder: &RunFolder, config: &Config) -> String {
     let mut text = format!("\n{}\n", network_table(result).text());
-    let removed = result.kept.iter().filter(|&&k| k == 0).count();
-    text.push_str(&format!("{removed} of {} blocks merged", result.kept.len()));
+    let [merged, bypassed] = result.freed();
+    text.push_str(&format!("{merged} of {} blocks merged", result.kept.len()));
+    if bypassed > 0 {
+        text.push_str(&format!(", {bypassed} bypassed"));
+    }
+    text.push_str(&format!(", chosen by {}", config.method()));
     if let Some(merge) = &result.merge {
         text.push_str(&format!(", error {:.1e} of the logits' scale", merge.max_rel_error));
     }
@@ -142,11 +147,10 @@ fn closing(result: &RunResult, folder: &RunFolder, config: &Config) -> String {
         let top1: Vec<f64> = result.random_masks.iter().map(|trial| trial.top1).collect();
         let mean = top1.iter().sum::<f64>() / top1.len() as f64;
         let (low, high) = top1.iter().fold((f64::MAX, f64::MIN), |(l, h), &t| (l.min(t), h.max(t)));
-        let which = if config.search.method.trains() { "learned" } else { "selected" };
         let measure = if config.of_equal_time() { "time" } else { "size" };
-        let learned = result.learned_masks.first().map_or(f64::NAN, |trial| trial.top1);
+        let selected = result.learned_masks.first().map_or(f64::NAN, |trial| trial.top1);
         text.push_str(&format!(
-            "{which} mask {learned:.2} %, {} random masks of the same {measure} {mean:.2} % ({low:.2} to {high:.2})\n",
+            "selected {selected:.2} %, {} at random of the same {measure} {mean:.2} % ({low:.2} to {high:.2})\n",
             top1.len()
         ));
     }

@@ -43,7 +43,8 @@ impl Jobs {
     /// The jobs of `config.compare`, with a folder each below `dir`. Everything else is the same for all of them.
     ///
     /// # Errors
-    /// No model to start from, one that cannot be read, or budgets that are no times where they are to be matched by the clock.
+    /// No model to start from, one that cannot be read, budgets that are no times where they are to be matched by the clock, or a
+    /// method that trains no weights where finetuning is to begin with such.
     pub fn new(config: &Config, dir: &Path) -> Result<Self> {
         let model = config.model.as_deref().ok_or_else(|| {
             Error::Config("compare needs a trained model that all jobs start from; give its file".into())
@@ -71,12 +72,13 @@ impl Jobs {
                         let name = TrialName { method: method.to_string(), budget: budget.to_string(), seed, mask };
                         let mut config = Config { seed, budget, compare_random: 0, ..config.clone() };
                         config.compare = CompareConfig::default();
-                        config.search.method = method;
+                        config.search.method = Some(method);
                         if measures {
                             config.latency = LatencySource::Table(dir.join(table_file(method)));
                         }
                         config.search.seed = mask.or(config.search.seed);
                         config.finetune.train.evaluate_after.clone_from(recovery_steps);
+                        config.check_start()?;
                         let folder = RunFolder::new(dir.join(name.to_string()));
                         jobs.push(Job { name, config, folder });
                     }
@@ -123,7 +125,7 @@ impl Jobs {
         }
         let model = read_model(model)?.0;
         let mut reporter = if stance.quiet { Reporter::quiet() } else { Reporter::new() };
-        let keys = table_file(config.search.method) == PRUNED_TABLE;
+        let keys = table_file(config.method()) == PRUNED_TABLE;
         let table = measured(config, (&model, keys), &config.device()?, &mut reporter, path)?;
         let dir = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;

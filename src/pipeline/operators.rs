@@ -46,7 +46,7 @@ pub(super) fn choose_operators(run: &mut Run<'_>, original: &Model, folder: &Run
     let candidates = run.config.search.scores.candidates(graph.blocks.len())?;
     let stays: Vec<bool> = candidates.iter().map(|candidate| !candidate).collect();
     let options = BlockOptions::with_kept(&positions, &table, None, &stays)?;
-    let values = match run.config.search.method {
+    let values = match run.config.method() {
         SearchMethod::RanOperators => masses(graph)?,
         _ => measured(run, original, &options, &candidates)?,
     };

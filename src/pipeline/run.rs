@@ -13,6 +13,7 @@ use crate::io::{DataInfo, ModelInfo};
 use crate::model::Model;
 use crate::networks;
 use crate::shape::Shape;
+use crate::shrink::providers::check_active_blocks;
 use crate::shrink::surgery::{Linearise, check_linearise, drop_linear_activations, prepare_finetune};
 use crate::shrink::{
     Budget, Finetune, LayerMethod, Mask, NestedMask, Rule, ScoreConfig, Search, Selection, Widths, nested,
@@ -370,7 +371,8 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
             config.budget
         )));
     }
-    let method = config.search.method;
+    config.check_start()?;
+    let method = config.method();
     if method.needs_time() && !config.budget.is_time() {
         return Err(Error::Config(format!(
             "{method} needs a budget that is a time, not {}; give --latency-fraction or --budget-ms",
@@ -387,6 +389,7 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
     // Whether a time can be kept is told by the table.
     let count = if config.budget.is_time() { Budget::Remove(1) } else { config.budget };
     if !method.trains() {
+        check_active_blocks(graph)?;
         return count.kept(&candidates).map(drop);
     }
     Search::new(graph, config.score_rule(), candidates, count, vec![0.0; blocks], config.search_seed()).map(drop)
@@ -399,7 +402,7 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
 /// An excluded index that is no block, or a malformed graph.
 pub(super) fn candidates(config: &Config, graph: &Graph) -> Result<Vec<bool>> {
     let mut candidates = config.search.scores.candidates(graph.blocks.len())?;
-    if config.search.method.bypasses() {
+    if config.method().bypasses() {
         let positions = graph.positions()?;
         for block in positions.blocks().iter().filter(|block| !block.has_residual) {
             candidates[block.block.index()] = false;
@@ -413,7 +416,7 @@ pub(super) fn candidates(config: &Config, graph: &Graph) -> Result<Vec<bool>> {
 /// # Errors
 /// Names the block, and what to do: another padding, or to exclude it.
 pub fn check_mergeable(config: &Config, graph: &Graph) -> Result<()> {
-    let method = config.search.method;
+    let method = config.method();
     // Of single layers, what cannot be merged is none of the segments that are selected among.
     if method.bypasses() || method.narrows() || method.layers().is_some() {
         return Ok(());

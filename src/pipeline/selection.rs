@@ -41,24 +41,22 @@ pub fn choose_blocks(
     folder: &RunFolder,
     keep: &mut KeepSelection<'_>,
 ) -> Result<(Selection, Option<Model>)> {
-    let method = run.config.search.method;
-    if method.needs_time() {
-        let selection = match method.layers() {
-            Some(method) => choose_layers(run, original, folder, method)?,
-            None if method.narrows() => choose_widths(run, original, folder)?,
-            None => choose_operators(run, original, folder)?,
-        };
-        keep(&selection, None)?;
-        return Ok((selection, None));
+    let method = run.config.method();
+    run.session.reporter.line(&format!("search: by {method}, for {}", run.config.budget));
+    let named = |selection: &Selection| Selection { method: Some(method), ..selection.clone() };
+    let keep: &mut KeepSelection<'_> = &mut |selection, model| keep(&named(selection), model);
+    if method.trains() {
+        let (selection, weights) = trained(run, original, folder, keep)?;
+        return Ok((named(&selection), weights));
     }
-    match method.provider() {
-        Some(provider) => {
-            let selection = without_training(run, original, folder, provider)?;
-            keep(&selection, None)?;
-            Ok((selection, None))
-        }
-        None => trained(run, original, folder, keep),
-    }
+    let selection = match (method.layers(), method.provider()) {
+        (Some(method), _) => choose_layers(run, original, folder, method)?,
+        (None, Some(provider)) => without_training(run, original, folder, provider)?,
+        (None, None) if method.narrows() => choose_widths(run, original, folder)?,
+        (None, None) => choose_operators(run, original, folder)?,
+    };
+    keep(&selection, None)?;
+    Ok((named(&selection), None))
 }
 
 /// Learns scores. Within a time, the largest mask of their ranking is taken that keeps it; while it searches, as many blocks are
@@ -70,7 +68,7 @@ fn trained(
     keep: &mut KeepSelection<'_>,
 ) -> Result<(Selection, Option<Model>)> {
     let config = run.config;
-    let (blocks, evolves) = (original.graph.blocks.len(), config.search.method == SearchMethod::Updp);
+    let (blocks, evolves) = (original.graph.blocks.len(), config.method() == SearchMethod::Updp);
     let times = block_times(run, original, folder)?;
     let keep = &mut |selection: &Selection, model: &Model| keep(selection, Some(model));
     let candidates = config.search.scores.candidates(blocks)?;
@@ -181,7 +179,7 @@ fn within_time(
     options: &BlockOptions<'_>,
     select: &dyn Fn(f64) -> Result<Mask>,
 ) -> Result<(Mask, Option<Matched>)> {
-    let bypass = run.config.search.method.bypasses();
+    let bypass = run.config.method().bypasses();
     Timed {
         whole_ms: options.time_ms(&Mask::all(options.blocks().len())),
         least_ms: options.least_ms(),
@@ -268,7 +266,8 @@ pub(super) fn costs(
     }
 }
 
-/// Random masks that take no more time than a selected one and hardly less, each with its number.
+/// Random selections that take no more time than the selected one and hardly less, each with its number: of operators where those
+/// were chosen, else of blocks that merge, whatever the selected one does with them.
 ///
 /// # Errors
 /// Too few of them.
@@ -278,17 +277,27 @@ fn random_of_equal_time(
     folder: &RunFolder,
     selected: &Selection,
     count: usize,
-) -> Result<Vec<(u64, Mask)>> {
-    let blocks = original.graph.blocks.len();
+) -> Result<Vec<(u64, Selection)>> {
+    let graph = &original.graph;
     let (table, ms) = (kept_table(folder)?, selected_ms(run, original, folder, selected)?);
-    let positions = original.graph.positions()?;
-    // Random masks merge, whatever the selected one does.
-    let all = run.config.search.scores.candidates(blocks)?;
+    let positions = graph.positions()?;
+    let all = run.config.search.scores.candidates(graph.blocks.len())?;
     let options = BlockOptions::with_kept(&positions, &table, None, &kept(&all))?;
-    let solutions = options.random(ms, TOLERANCE, run.config.seed, count + 1)?;
-    let is_other = |mask: &Mask| selected.layers.is_some() || *mask != selected.keep;
-    let masks = solutions.into_iter().filter_map(|solution| solution.kept).filter(is_other);
-    Ok((0..).zip(masks).take(count).collect())
+    let seed = run.config.seed;
+    let drawn: Vec<Selection> = match run.config.method().chooses_operators() {
+        true => {
+            let operators = options.random_operators(ms, TOLERANCE, seed, count + 1)?;
+            operators.iter().map(|operators| operators.selection(graph)).collect()
+        }
+        false => {
+            let solutions = options.random(ms, TOLERANCE, seed, count + 1)?;
+            solutions.into_iter().filter_map(|solution| solution.kept).map(Selection::from).collect()
+        }
+    };
+    let is_other = |random: &Selection| {
+        selected.layers.is_some() || (&random.keep, &random.bypassed) != (&selected.keep, &selected.bypassed)
+    };
+    Ok((0..).zip(drawn.into_iter().filter(is_other)).take(count).collect())
 }
 
 /// Time of a selection by the latency table that a run has kept, as a share of that of the whole network; `None` where no table was
@@ -332,27 +341,28 @@ fn block_options<'a>(
     candidates: &[bool],
 ) -> Result<BlockOptions<'a>> {
     let options = BlockOptions::with_kept(positions, table, importance, &kept(candidates))?;
-    Ok(if config.search.method.bypasses() { options.bypassed() } else { options })
+    Ok(if config.method().bypasses() { options.bypassed() } else { options })
 }
 
 fn kept(candidates: &[bool]) -> Vec<bool> {
     candidates.iter().map(|candidate| !candidate).collect()
 }
 
-/// Random masks that a run compares with the selected one: of equal time where a table decided, else of equal size.
+/// Random selections that a run compares with the selected one: of equal time where a table decided, else of equal size.
 ///
 /// # Errors
 /// Too few of equal time.
-pub fn masks_to_compare(
+pub fn selections_to_compare(
     run: &Run<'_>,
     original: &Model,
     folder: &RunFolder,
     selected: &Selection,
-) -> Result<Vec<(u64, Mask)>> {
+) -> Result<Vec<(u64, Selection)>> {
     let (config, count) = (run.config, run.config.compare_random);
     if count > 0 && config.of_equal_time() {
         return random_of_equal_time(run, original, folder, selected, count);
     }
     let candidates = config.search.scores.candidates(selected.keep.blocks())?;
-    Ok(random_masks(&candidates, selected.keep.count(), config.seed, count, &selected.keep))
+    let masks = random_masks(&candidates, selected.keep.count(), config.seed, count, &selected.keep);
+    Ok(masks.into_iter().map(|(seed, mask)| (seed, mask.into())).collect())
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::folder::{Entry, RunFolder, RunSpec, Space};
 use super::keeping::KeepModel;
 use super::run::{Datasets, Finetuning, Run, check_batches, check_mergeable, check_search, configured_graph};
-use super::selection::{choose_blocks, latency_share, masks_to_compare};
+use super::selection::{choose_blocks, latency_share, selections_to_compare};
 use super::summary::{Facts, Networks, summarise};
 use crate::config::{Config, FinetuneStart};
 use crate::data::Loader;
@@ -20,8 +20,8 @@ use crate::io::{read_model, write_model};
 use crate::measure::Change;
 use crate::model::Model;
 use crate::report::{MaskTrial, MetricsLine, Page, RunResult, StageTime};
+use crate::shrink::Selection;
 use crate::shrink::merge::{MergeError, MergeOptions, Merged, merge_selection, verify, verify_random};
-use crate::shrink::{Mask, Selection};
 use crate::{Error, Result};
 
 /// Model files that a run ends with: original, searched, shrunk and merged, and the merged one as ONNX. Merged networks
@@ -73,8 +73,7 @@ pub fn shrink_in(folder: &RunFolder, config: &Config, entry: Entry, stance: Stan
     let model = config.model.as_deref().map(read_model).transpose()?;
     let data = Datasets::open(config, model.as_ref().map(|(model, info)| (model, info)))?;
     let fresh = config.model.is_none().then_some(("train", &config.train));
-    let later = [("search", &config.search.train), ("finetune", &config.finetune.train)];
-    let stages = || fresh.into_iter().chain(later);
+    let stages = || fresh.into_iter().chain(config.search_stage()).chain([("finetune", &config.finetune.train)]);
     check_batches(stages().map(|(_, stage)| stage), &data)?;
     let graph = match &model {
         Some((model, _)) => model.graph.clone(),
@@ -106,7 +105,7 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     let original = original(run, folder, &mut job)?;
     let (plan, start) = searched(run, folder, &mut job, &original)?;
     let mask = plan.keep.clone();
-    let compared = masks_to_compare(run, &original, folder, &plan)?;
+    let compared = selections_to_compare(run, &original, folder, &plan)?;
     let unmerged = stage(run, folder, &mut job, "finetune", "shrunk.safetensors", |run, keep| {
         let finetuning = Finetuning { name: "finetune", seed: 0, start: &start, original: &original, selection: &plan };
         run.finetune(finetuning, Some(keep))
@@ -134,8 +133,19 @@ pub fn shrink(run: &mut Run<'_>, folder: &RunFolder) -> Result<RunResult> {
     };
     let clock = Instant::now();
     let latency_share = latency_share(run, &original, folder, &plan)?;
-    let matched = plan.matched;
-    let facts = Facts { mask, map: &map, latency_share, matched, segments, error, learned, random, stages: Vec::new() };
+    let (matched, bypassed) = (plan.matched, plan.bypassed_blocks(&original.graph));
+    let facts = Facts {
+        mask,
+        bypassed,
+        map: &map,
+        latency_share,
+        matched,
+        segments,
+        error,
+        learned,
+        random,
+        stages: Vec::new(),
+    };
     let mut result = summarise(run, &networks, facts)?;
     finish(&mut job, run, "measure", clock);
     result.stages = job.done;
@@ -196,25 +206,24 @@ fn searched(run: &mut Run<'_>, folder: &RunFolder, job: &mut Job, original: &Mod
     Ok((plan, weights.filter(|_| keeps_weights).unwrap_or_else(|| original.clone())))
 }
 
-/// Finetunes networks with random masks, each with a seed of its own.
+/// Finetunes networks with random selections, each with a seed of its own.
 fn finetune_random(
     run: &mut Run<'_>,
     job: &mut Job,
     start: &Model,
     original: &Model,
-    masks: &[(u64, Mask)],
+    selections: &[(u64, Selection)],
 ) -> Result<Vec<MaskTrial>> {
-    for (index, (seed, mask)) in masks.iter().enumerate() {
+    for (index, (seed, selection)) in selections.iter().enumerate() {
         let name = format!("random {}", index + 1);
         if job.has(&name) {
             continue;
         }
         let clock = Instant::now();
-        let selection = mask.clone().into();
-        let finetuning = Finetuning { name: &name, seed: index as u64, start, original, selection: &selection };
+        let finetuning = Finetuning { name: &name, seed: index as u64, start, original, selection };
         let model = run.finetune(finetuning, None)?;
         let top1 = run.evaluate(&model)?.top1;
-        job.random.push(MaskTrial { seed: *seed, kept: mask.bits(), top1 });
+        job.random.push(MaskTrial { seed: *seed, kept: selection.keep.bits(), top1 });
         finish(job, run, &name, clock);
     }
     Ok(job.random.clone())

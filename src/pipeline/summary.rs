@@ -33,6 +33,8 @@ pub(super) struct Networks<'a> {
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub mask: Mask,
+    /// Names of the blocks of which only the shortcut is left.
+    pub bypassed: Vec<String>,
     /// Per node of the original network, the node of the merged network with the same value.
     pub map: &'a [Option<NodeId>],
     /// Time of the merged network by the latency table, as a share of the original's.
@@ -45,6 +47,10 @@ pub(super) struct Facts<'a> {
     pub learned: Vec<MaskTrial>,
     pub random: Vec<MaskTrial>,
     pub stages: Vec<StageTime>,
+}
+
+fn merge_result(segments: usize, error: MergeError) -> MergeResult {
+    MergeResult { segments, max_abs_error: error.max_abs_error, max_rel_error: error.max_rel_error }
 }
 
 /// Measures the networks and collects the result.
@@ -79,15 +85,13 @@ pub(super) fn summarise(run: &Run<'_>, networks: &Networks<'_>, facts: Facts<'_>
         ratio: None,
         // One entry per block, whatever else the mask frees.
         kept: facts.mask.bits()[..original.graph.blocks.len()].to_vec(),
+        method: Some(config.method()),
+        bypassed: facts.bypassed,
         channels: fewer_channels(&original.graph, &unmerged.graph)?,
         latency: Some(config.latency.describe(&run.device)),
         latency_share: facts.latency_share,
         matched: facts.matched,
-        merge: Some(MergeResult {
-            segments: facts.segments,
-            max_abs_error: facts.error.max_abs_error,
-            max_rel_error: facts.error.max_rel_error,
-        }),
+        merge: Some(merge_result(facts.segments, facts.error)),
         blocks: Vec::new(),
         learned_masks: facts.learned,
         random_masks: facts.random,

@@ -27,7 +27,7 @@ pub(super) fn choose_widths(run: &mut Run<'_>, original: &Model, folder: &RunFol
     let (whole_ms, by) = (time_ms(&ChannelList::default())?, run.config.search.channel_order);
     let least_ms = search.widths.least_ms(by, &time_ms)?;
     let ms = run.config.budget.time_ms(whole_ms).unwrap_or(whole_ms);
-    let searched = match run.config.search.method {
+    let searched = match run.config.method() {
         SearchMethod::WidthSearch => Some(search.evolved(ms.max(least_ms))?),
         _ => None,
     };

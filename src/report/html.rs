@@ -11,6 +11,7 @@ use super::text::network_table;
 use crate::Result;
 use crate::graph::{Graph, NodeId};
 use crate::io::write_atomic;
+use crate::shrink::SearchMethod;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -56,7 +57,7 @@ impl Page<'_> {
             section("Scores over the search", &self.scores(&curves)),
             section("The network", &self.network()?),
             section("Latency of each block", &self.blocks()),
-            section("Learned against random masks", &self.masks()),
+            section("Selected against random masks", &self.masks()),
             section("Time of each stage", &self.stages()),
             section("How to read this", HOW_TO_READ),
             section("Configuration", &self.configuration()),
@@ -76,9 +77,10 @@ impl Page<'_> {
         let r = self.result;
         let machine = r.machine.as_ref().map_or_else(String::new, |m| format!(" · {} · {} threads", m.cpu, m.threads));
         let (train, test) = (count(r.data.train as u64), count(r.data.test as u64));
+        let method = r.method.map_or_else(String::new, |method| format!(" · chosen by: {method}"));
         let latency = r.latency.as_ref().map_or_else(String::new, |by| format!(" · blocks priced by: {by}"));
         let about = format!(
-            "{train} training and {test} test images · {} {}{machine} · seed {}{latency}",
+            "{train} training and {test} test images · {} {}{machine} · seed {}{method}{latency}",
             r.device, r.precision, r.seed
         );
         let mut cards = String::new();
@@ -98,6 +100,9 @@ impl Page<'_> {
         }
         let removed = r.kept.iter().filter(|&&k| k == 0).count();
         card(format!("{removed} of {}", r.kept.len()), "blocks without activations");
+        if !r.bypassed.is_empty() {
+            card(format!("{} of {}", r.bypassed.len(), r.kept.len()), "blocks bypassed");
+        }
         if let Some([left, of]) = r.channels_left() {
             card(format!("{left} of {of}"), "channels left where they became fewer");
         }
@@ -179,8 +184,10 @@ impl Page<'_> {
         if r.learned_masks.is_empty() && r.random_masks.is_empty() {
             return String::new();
         }
+        // Results of older versions do not name the method: then scores were learned.
+        let selected = r.method.unwrap_or(SearchMethod::Learned).to_string();
         let mut rows = String::new();
-        for (name, trials) in [("learned", &r.learned_masks), ("random", &r.random_masks)] {
+        for (name, trials) in [(selected.as_str(), &r.learned_masks), ("random", &r.random_masks)] {
             for trial in trials {
                 rows.push_str(&format!(
                     "<tr><td>{name}</td><td class=\"num\">{}</td><td>{}</td><td class=\"num\">{:.2}</td></tr>",
@@ -194,7 +201,7 @@ impl Page<'_> {
             mean_and_spread(trials).map(|(mean, std)| format!("{name} {mean:.2} ± {std:.2} %"))
         };
         let summary: Vec<String> =
-            [spread("learned", &r.learned_masks), spread("random", &r.random_masks)].into_iter().flatten().collect();
+            [spread(&selected, &r.learned_masks), spread("random", &r.random_masks)].into_iter().flatten().collect();
         format!(
             "<p>Mean and standard deviation over seeds, after the same finetuning: {}.</p><div class=\"scroll\"><table>\
              <thead><tr><th>mask</th><th class=\"num\">seed</th><th>blocks kept</th><th class=\"num\">top-1 %</th></tr>\
@@ -230,7 +237,7 @@ merging gains beyond that. Networks are measured in turns within one run, so tha
 <dt>FLOP, byte, roofline</dt><dd>Operations, or least bytes, per second over the peaks measured in the same run (matrix products, \
 large copy); and the least possible time over the measured one. Bytes and roofline can pass 100 % where activations stay in \
 caches, which are faster than the memory the copy was measured on.</dd>\
-<dt>scores</dt><dd>One learned number per block: the blocks with the highest scores keep their activations. Lines that separate \
+<dt>scores</dt><dd>Where a search trains them, one learned number per block: the blocks with the highest scores keep their activations. Lines that separate \
 early and stay apart are a clear choice; lines that cross until the end are a close one.</dd>\
 <dt>latency of each block</dt><dd>Each block timed alone. The sum differs from the whole network's time, which also has a stem and a \
 head and finds its data in other caches.</dd>\

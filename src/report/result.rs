@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Comparison, Latency, Utilization};
-use crate::shrink::Matched;
+use crate::shrink::{Matched, SearchMethod};
 
 /// Version of the file's layout; it rises when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;
@@ -36,6 +36,12 @@ pub struct RunResult {
     pub ratio: Option<f64>,
     /// One entry per block in network order, 1 = its activations stayed.
     pub kept: Vec<u8>,
+    /// How the blocks were chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<SearchMethod>,
+    /// Names of the blocks of which only the shortcut is left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bypassed: Vec<String>,
     /// Channels that are left, and that there were, of those that became fewer, by the first convolution that gives them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub channels: BTreeMap<String, [usize; 2]>,
@@ -54,10 +60,10 @@ pub struct RunResult {
     /// Latency of each block alone, before and after.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<BlockResult>,
-    /// Networks finetuned with learned masks, one per seed.
+    /// Networks finetuned with selected masks, one per seed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learned_masks: Vec<MaskTrial>,
-    /// Networks finetuned with random masks of the same size, one per seed.
+    /// Networks finetuned with random masks of the same size or time, one per seed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub random_masks: Vec<MaskTrial>,
     /// Time of each stage, in order.
@@ -197,6 +203,12 @@ impl RunResult {
     /// The network of a stage, if the run has one.
     pub fn network(&self, name: NetworkStage) -> Option<&NetworkResult> {
         self.networks.iter().find(|n| n.name == name)
+    }
+
+    /// How many blocks became one convolution and how many a shortcut alone.
+    pub fn freed(&self) -> [usize; 2] {
+        let freed = self.kept.iter().filter(|&&kept| kept == 0).count();
+        [freed.saturating_sub(self.bypassed.len()), self.bypassed.len()]
     }
 
     /// Channels that are left, and that there were, of all that became fewer; `None` where none did.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::mask::Budget;
 use super::providers::{
     BlockDrop, Consensus, Entropy, FewSteps, Gradient, InputStatistics, LayerMethod, NnMass, NoResidual, Provider,
     RandomMasks, RemoveBlock, Sensitivity,
@@ -123,6 +124,13 @@ impl SearchMethod {
 }
 
 impl SearchMethod {
+    /// The method where none is named, by the budget alone: within a time `operators`, which may bypass a block, else
+    /// `sensitivity`, which frees as many blocks as are asked for. Both measure the network as it is, for seconds, and decide
+    /// exactly; scores that are learned need schedules as long as those of the papers (the README compares them).
+    pub fn of_budget(budget: Budget) -> Self {
+        if budget.is_time() { Self::Operators } else { Self::Sensitivity }
+    }
+
     /// Whether it keeps all blocks and takes channels away.
     pub fn narrows(self) -> bool {
         matches!(self, Self::UniformWidth | Self::WidthSearch)
@@ -150,6 +158,11 @@ impl SearchMethod {
     /// Whether it trains weights along with what it chooses by.
     pub fn trains(self) -> bool {
         self.provider().is_none() && !self.needs_time()
+    }
+
+    /// Whether it trains anything by `search.train`, if only copies for a few steps.
+    pub fn takes_steps(self) -> bool {
+        self.trains() || self.layers().is_some() || matches!(self, Self::FewSteps | Self::BlockDrop)
     }
 
     /// Whether what it frees is bypassed rather than made linear and merged.

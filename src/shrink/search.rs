@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::mask::{Budget, Mask};
+use super::providers::check_active_blocks;
 use super::published_scores::{PublishedConfig, PublishedScores, WeightStep};
 use super::scores::{ScoreConfig, Scores, SearchStep};
 use super::slopes::{SlopeConfig, SlopeRule, Slopes};
 use crate::engine::Engine;
-use crate::graph::{BlockId, BlockState, Graph};
+use crate::graph::Graph;
 use crate::train::{Hook, HookRecord, Progress, ScoreRecord, TrainConfig, TrainStep};
 use crate::{Error, Result};
 
@@ -137,10 +138,7 @@ impl Search {
     ) -> Result<Self> {
         rule.check()?;
         let blocks = graph.blocks.len();
-        if let Some(block) = BlockId::all(blocks).find(|&b| graph.state(b) != BlockState::Active) {
-            let name = &graph.blocks[block].name;
-            return Err(Error::Config(format!("block {name} has lost its activations; search in the original model")));
-        }
+        check_active_blocks(graph)?;
         if savings.len() != blocks || savings.iter().any(|s| !s.is_finite()) {
             let got = savings.len();
             return Err(Error::shape(

@@ -8,6 +8,7 @@ use super::layers::Layers;
 use super::mask::Mask;
 use super::matching::Matched;
 use super::merge::check;
+use super::method::SearchMethod;
 use super::narrow::ChannelList;
 use super::padding::{PaddingMode, Reordering};
 use crate::graph::{BlockId, BlockState, Graph, NodeId, Op, Segment, SegmentEnds};
@@ -43,6 +44,9 @@ pub struct Selection {
     /// Its time by the latency table as a share of the original's, where single layers were selected by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_share: Option<f64>,
+    /// What chose; none for a selection by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<SearchMethod>,
     /// Keep scores, one per block, in [0, 1] but for DepthShrinker's search as published; empty for a selection by hand or by chance.
     #[serde(default)]
     pub scores: Vec<f32>,
@@ -74,6 +78,7 @@ impl From<Mask> for Selection {
             layers: None,
             padding: None,
             latency_share: None,
+            method: None,
             scores: Vec::new(),
             nested: Vec::new(),
             matched: None,
@@ -85,6 +90,12 @@ impl Selection {
     /// A network of so many blocks that keeps them all, and fewer channels.
     pub fn of_channels(blocks: usize, channels: ChannelList) -> Self {
         Self { channels: Some(channels), ..Mask::all(blocks).into() }
+    }
+
+    /// Names of the freed blocks of a network of which only the shortcut is left.
+    pub fn bypassed_blocks(&self, graph: &Graph) -> Vec<String> {
+        let freed = graph.blocks.iter().zip(self.keep.kept()).filter(|(_, kept)| !**kept).map(|(block, _)| &block.name);
+        freed.filter(|name| self.bypass || self.bypassed.contains(name)).cloned().collect()
     }
 
     /// Reads `plan.json`.

@@ -4,6 +4,7 @@
 mod brute_force;
 mod budgets;
 mod command;
+mod defaults;
 mod layers;
 mod measured;
 mod networks;
@@ -36,6 +37,7 @@ fn main() {
         rules::trials(),
         tables::trials(),
         command::trials(),
+        defaults::trials(),
         measured::trials(),
         sensitivity::trials(),
         providers::trials(),

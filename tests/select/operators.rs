@@ -60,10 +60,34 @@ fn operators() {
         assert_eq!(Operators::of(&selection, &graph), found);
         assert_eq!(serde_json::from_value::<Selection>(serde_json::to_value(&selection).unwrap()).unwrap(), selection);
     }
+    random_ones(&options, (whole, least));
     assert!(options.operators(&masses, 0.99 * least).unwrap_err().to_string().contains("the fastest takes"));
     let mixed: Operators = all.iter().find(|of| of.to_string() == "bmkmk").unwrap().clone();
     assert_eq!(mixed.selection(&graph).bypassed, ["0"]);
     assert_eq!(mixed.selection(&graph).keep.to_string(), "0,0,1,0,1");
+}
+
+/// Different choices that take nearly a whole time and give no block what makes it slower.
+fn random_ones(options: &BlockOptions<'_>, (whole, least): (f64, f64)) {
+    let draw = |seed| options.random_operators(0.7 * whole, 0.2, seed, 8).unwrap();
+    let drawn = draw(3);
+    assert!(drawn == draw(3) && drawn != draw(4) && drawn.len() == 8);
+    let mut forms = [0; 3];
+    for (index, operators) in drawn.iter().enumerate() {
+        let share = options.operators_ms(operators) / (0.7 * whole);
+        assert!((0.8..=1.0).contains(&share) && !drawn[..index].contains(operators), "{operators}: {share}");
+        for (block, operator) in options.blocks().iter().zip(operators.operators()) {
+            assert!(!block.stays || *operator == Operator::Kept, "{operators}");
+            assert!(block.has_residual || *operator != Operator::Bypassed, "{operators}");
+            assert!(block.saving_ms() > 0.0 || *operator != Operator::Merged, "{operators}");
+            forms[*operator as usize] += 1;
+        }
+    }
+    assert!(forms.iter().all(|count| *count > 0), "{forms:?}");
+    let errors =
+        [(0.99 * least, 1), (0.7 * whole, 10_000)].map(|(ms, count)| options.random_operators(ms, 0.2, 3, count));
+    let [fast, many] = errors.map(|error| error.unwrap_err().to_string());
+    assert!(fast.contains("the fastest takes") && many.contains("of 10000 random selections"), "{fast} {many}");
 }
 
 /// Some blocks merge, others are bypassed, others stay.
@@ -71,8 +95,10 @@ fn whole_job() {
     let dir = folder();
     let args =
         ["shrink", "--model", "m.safetensors", "--config", "few.toml", "--method", "ran-operators", "--out", "o"];
-    let more = ["--latency-fraction", "0.3", "--finetune-epochs", "1", "--batch", "40"];
+    let more = ["--latency-fraction", "0.3", "--finetune-epochs", "1", "--batch", "40", "--compare-random", "1"];
     let result = json(depthshrinker(dir.path(), &[&args[..], &more].concat()));
+    // Merges alone take no so little time.
+    assert_eq!(result["random_masks"].as_array().unwrap().len(), 1);
     let at = dir.path().join("o");
     let plan = Selection::read(&at.join("plan.json")).unwrap();
     let read = |path: &Path| read_model(path).unwrap().0;
@@ -82,6 +108,8 @@ fn whole_job() {
     let count = |form: Operator| of.operators().iter().filter(|of| **of == form).count();
     assert!(count(Operator::Bypassed) > 0 && count(Operator::Merged) > 0 && count(Operator::Kept) > 0, "{of}");
     assert_eq!(result["merge"]["segments"], count(Operator::Merged));
+    assert_eq!(result["bypassed"].as_array().unwrap().len(), count(Operator::Bypassed));
+    assert_eq!(result["method"], "ran-operators");
     for ((block, graph), form) in merged.graph.blocks.iter().zip(&shrunk.graph.blocks).zip(of.operators()) {
         let (is, was) = (block.nodes.iter().count(), graph.nodes.iter().count());
         match form {

@@ -185,7 +185,7 @@ fn random_masks() {
     assert_eq!(kept[3], 40);
     assert!((0..12).filter(other).all(|block| (8..40).contains(&kept[block])), "{kept:?}");
     let problem = options.random(36.2, 0.0, 7, 1).unwrap_err().to_string();
-    assert!(problem.contains("0 of 1 random masks found that take 100 to 100 % of 36.2 ms"), "{problem}");
+    assert!(problem.contains("0 of 1 random selections found that take 100 to 100 % of 36.2 ms"), "{problem}");
 }
 
 pub fn trials() -> Vec<Trial> {

@@ -267,7 +267,7 @@ fn sources() {
         serde_json::to_value(Selection::read(&dir.path().join("m/plan.json")).unwrap().keep).unwrap()
     );
     // The learned search takes tables too.
-    let learned = ["search", "m.safetensors", "--epochs", "1", "--batch", "40", "--keep", "12"];
+    let learned = ["search", "m.safetensors", "--method", "learned", "--epochs", "1", "--batch", "40", "--keep", "12"];
     let plan = json(depthshrinker(dir.path(), &[&learned[..], &["--latency", "m/latency.csv", "--out", "l"]].concat()));
     assert_eq!(plan["kept"].as_array().unwrap().iter().filter(|kept| **kept == 1).count(), 12);
 

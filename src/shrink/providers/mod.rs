@@ -195,11 +195,11 @@ pub(super) fn check_active(model: &Model) -> Result<()> {
     check_active_blocks(&model.graph)
 }
 
-/// As [`check_active`], from the graph alone.
+/// Refuses a network with a block whose activations are gone already.
 ///
 /// # Errors
 /// Names the block.
-pub(super) fn check_active_blocks(graph: &Graph) -> Result<()> {
+pub fn check_active_blocks(graph: &Graph) -> Result<()> {
     match BlockId::all(graph.blocks.len()).find(|&block| graph.state(block) != BlockState::Active) {
         None => Ok(()),
         Some(block) => {

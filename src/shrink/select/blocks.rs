@@ -221,32 +221,9 @@ impl<'a> BlockOptions<'a> {
     /// # Errors
     /// A budget below the fastest mask, or where fewer masks are found.
     pub fn random(&self, budget_ms: f64, tolerance: f64, seed: u64, count: usize) -> Result<Vec<Solution>> {
-        const DRAWS: usize = 1 << 20;
-        check_budget(budget_ms)?;
         let candidates = self.candidates();
-        let fastest = self.least_ms();
-        if fastest > budget_ms {
-            return Err(too_small(budget_ms, fastest));
-        }
-        let (mut rng, mut masks) = (ChaCha8Rng::seed_from_u64(seed), Vec::<Mask>::new());
-        for _ in 0..DRAWS {
-            if masks.len() == count {
-                break;
-            }
-            let mask = random_mask(&mut rng, &candidates);
-            let time_ms = self.time_ms(&mask);
-            let fits = time_ms <= budget_ms && time_ms >= (1.0 - tolerance) * budget_ms;
-            if fits && !masks.contains(&mask) {
-                masks.push(mask);
-            }
-        }
-        if masks.len() < count {
-            let (found, least) = (masks.len(), 100.0 * (1.0 - tolerance));
-            return Err(Error::Config(format!(
-                "{found} of {count} random masks found that take {least} to 100 % of {budget_ms} ms; raise --tolerance \
-                 or change --budget-ms"
-            )));
-        }
+        let drawn = Drawn { budget_ms, tolerance, seed, least_ms: self.least_ms() };
+        let masks = drawn.of(count, |rng| random_mask(rng, &candidates), |mask| self.time_ms(mask))?;
         Ok(masks.into_iter().map(|mask| self.solution(mask)).collect())
     }
 
@@ -266,6 +243,53 @@ impl<'a> BlockOptions<'a> {
 fn random_mask(rng: &mut impl Rng, candidates: &[bool]) -> Mask {
     let share = rng.random::<f64>();
     Mask::new(candidates.iter().map(|&candidate| !candidate || rng.random::<f64>() >= share).collect())
+}
+
+/// What is drawn at random within a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Drawn {
+    pub budget_ms: f64,
+    /// How much less than the budget it may take, as a share of it.
+    pub tolerance: f64,
+    pub seed: u64,
+    /// Milliseconds below which nothing is.
+    pub least_ms: f64,
+}
+
+impl Drawn {
+    /// So many different ones of those that `draw` gives and that take about the budget.
+    pub fn of<T: PartialEq>(
+        self,
+        count: usize,
+        draw: impl Fn(&mut ChaCha8Rng) -> T,
+        time_ms: impl Fn(&T) -> f64,
+    ) -> Result<Vec<T>> {
+        const DRAWS: usize = 1 << 20;
+        let Self { budget_ms, tolerance, seed, least_ms } = self;
+        check_budget(budget_ms)?;
+        if least_ms > budget_ms {
+            return Err(too_small(budget_ms, least_ms));
+        }
+        let (mut rng, mut found) = (ChaCha8Rng::seed_from_u64(seed), Vec::<T>::new());
+        for _ in 0..DRAWS {
+            if found.len() == count {
+                break;
+            }
+            let drawn = draw(&mut rng);
+            let ms = time_ms(&drawn);
+            if ms <= budget_ms && ms >= (1.0 - tolerance) * budget_ms && !found.contains(&drawn) {
+                found.push(drawn);
+            }
+        }
+        if found.len() == count {
+            return Ok(found);
+        }
+        let (found, least) = (found.len(), 100.0 * (1.0 - tolerance));
+        Err(Error::Config(format!(
+            "{found} of {count} random selections found that take {least} to 100 % of {budget_ms} ms; ask for fewer, raise \
+             the tolerance or change the budget"
+        )))
+    }
 }
 
 fn no_time(table: &LatencyTable, at: Interval) -> Error {

@@ -8,7 +8,9 @@
 
 use std::fmt;
 
-use super::blocks::{BlockOption, BlockOptions};
+use rand::{Rng, RngExt};
+
+use super::blocks::{BlockOption, BlockOptions, Drawn};
 use super::pareto::{Arc, States};
 use super::within;
 use crate::Result;
@@ -138,6 +140,22 @@ impl BlockOptions<'_> {
         Ok(Operators::new(chosen.collect()))
     }
 
+    /// `count` different choices that take no more than the budget and no less than `1 − tolerance` of it: what a choice of
+    /// operators has to beat at equal latency. Each draw changes every block with one probability, which is uniform over
+    /// \[0, 1\), to one of the operators with which the block takes less time, each as likely as the other.
+    ///
+    /// # Errors
+    /// A budget below the fastest choice, or where fewer choices are found.
+    pub fn random_operators(&self, budget_ms: f64, tolerance: f64, seed: u64, count: usize) -> Result<Vec<Operators>> {
+        let faster = |block: &BlockOption| -> Vec<Operator> {
+            let forms = Self::operators_of(block).iter().copied();
+            forms.filter(|form| form.time_ms(block) < block.kept_ms).collect()
+        };
+        let faster: Vec<Vec<Operator>> = self.blocks().iter().map(faster).collect();
+        let drawn = Drawn { budget_ms, tolerance, seed, least_ms: self.least_operators_ms() };
+        drawn.of(count, |rng| random_operators(rng, &faster), |operators| self.operators_ms(operators))
+    }
+
     /// Milliseconds under operators, what always runs included.
     pub fn operators_ms(&self, operators: &Operators) -> f64 {
         let blocks = self.blocks().iter().zip(operators.operators());
@@ -152,4 +170,14 @@ impl BlockOptions<'_> {
         };
         self.blocks().iter().map(least).fold(self.fixed_ms(), |sum, ms| sum + ms)
     }
+}
+
+/// One of the forms of each block, or none with a probability that all blocks share.
+fn random_operators(rng: &mut impl Rng, forms: &[Vec<Operator>]) -> Operators {
+    let share = rng.random::<f64>();
+    let form = |forms: &Vec<Operator>| match rng.random::<f64>() < share && !forms.is_empty() {
+        true => forms[rng.random_range(0..forms.len())],
+        false => Operator::Kept,
+    };
+    Operators::new(forms.iter().map(form).collect())
 }
