@@ -23,7 +23,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Also finetune N random selections and compare: as many blocks that merge, or within a time, and where blocks are
-    /// bypassed, what takes as long; operators at random where operators are chosen
+    /// bypassed, what takes as long. Where operators are chosen, operators at random; where single layers are, what the same
+    /// solver makes of importances that are shuffled
     #[arg(long, value_name = "N")]
     compare_random: Option<usize>,
     /// How merged borders stay exact: reorder moves the padding to the front of a block, border-bias keeps the trained

@@ -5,11 +5,13 @@ use std::fmt;
 
 use super::by_clock::Timed;
 use super::folder::RunFolder;
-use super::latency::{latency_table, pruned_table};
+use super::latency::{PRUNED_TABLE, TABLE, latency_table, pruned_table};
 use super::run::Run;
 use super::selection::FILE;
+use crate::measure::LatencyTable;
 use crate::model::Model;
-use crate::shrink::select::{BlockOptions, Solution};
+use crate::shrink::providers::TOLERANCE;
+use crate::shrink::select::Solution;
 use crate::shrink::{Importance, Judge, LayerMethod, LayerSearch, Selection};
 use crate::{Error, Result};
 
@@ -31,10 +33,6 @@ pub(super) fn choose_layers(
         LayerMethod::TwoStageDp => latency_table(run, original, folder)?,
         LayerMethod::LayerMerge => pruned_table(run, original, folder)?,
     };
-    if config.compare_random > 0 {
-        // Random masks take the times of whole blocks; whether there are any is told before hours of training.
-        BlockOptions::new(search.positions(), &latency_table(run, original, folder)?, None)?;
-    }
     let times = search.times(&table)?;
     if config.search.match_latency.is_none() {
         search.check_budget(&times, config.budget.time_ms(times.original_ms()).unwrap_or(f64::MAX))?;
@@ -56,6 +54,49 @@ pub(super) fn choose_layers(
     let by = config.latency.describe(&run.device);
     run.session.reporter.line(&format!("search: {chosen}, {share:.1} % of the time ({by})"));
     Ok(Selection { matched, ..chosen.selection })
+}
+
+/// Draws of random selections for each that is asked for.
+const DRAWS: usize = 64;
+
+/// Selections by chance that take no more time than a selected one and hardly less: what the same solver makes of the same
+/// importances when they are shuffled among the segments.
+///
+/// # Errors
+/// Too few of them, or files of the run that cannot be read.
+pub(super) fn random_layers(
+    run: &Run<'_>,
+    original: &Model,
+    folder: &RunFolder,
+    (method, selected): (LayerMethod, &Selection),
+    count: usize,
+) -> Result<Vec<Selection>> {
+    let (config, surgery) = (run.config, run.config.linearise());
+    let candidates = config.search.scores.candidates(original.graph.blocks.len())?;
+    let search = LayerSearch::new(method, original, &candidates, &surgery)?;
+    let file = if method == LayerMethod::LayerMerge { PRUNED_TABLE } else { TABLE };
+    let times = search.times(&LatencyTable::read(&folder.path(file))?)?;
+    let importance = Importance::read(&folder.path(FILE))?;
+    // Sums may be taken in another order than the selected one's.
+    let budget_ms = selected.latency_share.unwrap_or(1.0) * times.original_ms() * (1.0 + 1e-9);
+    let mut found: Vec<Selection> = Vec::new();
+    for draw in 0..(DRAWS * count) as u64 {
+        run.session.check_interrupt()?;
+        let shuffled = importance.shuffled(config.seed.wrapping_add(draw))?;
+        let solution = search.within(&times, &shuffled, &config.search.segments, budget_ms)?;
+        let random = search.selection(&solution, &times)?;
+        let is_new = random.layers != selected.layers && found.iter().all(|other| other.layers != random.layers);
+        if is_new && solution.time_ms >= (1.0 - TOLERANCE) * budget_ms {
+            found.push(random);
+        }
+        if found.len() == count {
+            return Ok(found);
+        }
+    }
+    Err(Error::Config(format!(
+        "{} of {count} random selections of layers found that take as long as the selected one; ask for fewer",
+        found.len()
+    )))
 }
 
 /// What a solver chose, and as a plan.

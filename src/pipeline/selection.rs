@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use super::by_clock::Timed;
 use super::folder::RunFolder;
 use super::latency::{TABLE, block_times, kept_table, latency_table};
-use super::layers::choose_layers;
+use super::layers::{choose_layers, random_layers};
 use super::operators::choose_operators;
 use super::run::{Goal, Run, candidates, nested_masks, without_losses};
 use super::widths::{choose_widths, narrowed_ms};
@@ -266,8 +266,8 @@ pub(super) fn costs(
     }
 }
 
-/// Random selections that take no more time than the selected one and hardly less, each with its number: of operators where those
-/// were chosen, else of blocks that merge, whatever the selected one does with them.
+/// Random selections that take no more time than the selected one and hardly less, each with its number: of operators or of
+/// layers where those were chosen, else of blocks that merge, whatever the selected one does with them.
 ///
 /// # Errors
 /// Too few of them.
@@ -278,13 +278,18 @@ fn random_of_equal_time(
     selected: &Selection,
     count: usize,
 ) -> Result<Vec<(u64, Selection)>> {
+    let method = run.config.method();
+    if let Some(method) = method.layers() {
+        let drawn = random_layers(run, original, folder, (method, selected), count)?;
+        return Ok((0..).zip(drawn).collect());
+    }
     let graph = &original.graph;
     let (table, ms) = (kept_table(folder)?, selected_ms(run, original, folder, selected)?);
     let positions = graph.positions()?;
     let all = run.config.search.scores.candidates(graph.blocks.len())?;
     let options = BlockOptions::with_kept(&positions, &table, None, &kept(&all))?;
     let seed = run.config.seed;
-    let drawn: Vec<Selection> = match run.config.method().chooses_operators() {
+    let drawn: Vec<Selection> = match method.chooses_operators() {
         true => {
             let operators = options.random_operators(ms, TOLERANCE, seed, count + 1)?;
             operators.iter().map(|operators| operators.selection(graph)).collect()
@@ -294,9 +299,7 @@ fn random_of_equal_time(
             solutions.into_iter().filter_map(|solution| solution.kept).map(Selection::from).collect()
         }
     };
-    let is_other = |random: &Selection| {
-        selected.layers.is_some() || (&random.keep, &random.bypassed) != (&selected.keep, &selected.bypassed)
-    };
+    let is_other = |random: &Selection| (&random.keep, &random.bypassed) != (&selected.keep, &selected.bypassed);
     Ok((0..).zip(drawn.into_iter().filter(is_other)).take(count).collect())
 }
 

@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
 use crate::graph::{ExtendedSegment, Interval, MergeKey, Positions};
 use crate::io::{CsvRow, CsvTable};
 use crate::measure::LatencyTable;
@@ -135,6 +139,17 @@ impl Importance {
             text.push_str(&format!(",{importance}\n"));
         }
         text
+    }
+
+    /// The same values, each with the row of another: a function of the seed.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn shuffled(&self, seed: u64) -> Result<Self> {
+        let mut values: Vec<f64> = self.rows().map(|row| row.importance).collect();
+        values.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        let rows = self.rows().zip(values).map(|(row, importance)| ImportanceRow { importance, ..*row });
+        Self::new(&self.path, rows.collect())
     }
 
     /// The file it is from.

@@ -176,6 +176,31 @@ fn budgets() {
     }
 }
 
+/// What a selection of layers is compared with is what the solver makes of the same importances in other places, at equal time.
+fn random_ones() {
+    let dir = folder_for_layers();
+    for method in ["two-stage-dp", "layer-merge"] {
+        let args =
+            ["shrink", "--model", "small.safetensors", "--config", "early.toml", "--method", method, "--out", method];
+        let more = ["--latency-fraction", "0.95", "--finetune-epochs", "1", "--batch", "40", "--compare-random", "1"];
+        let result = json(depthshrinker(dir.path(), &[&args[..], &more].concat()));
+        assert_eq!(result["random_masks"].as_array().unwrap().len(), 1, "{method}");
+        let stages = result["stages"].as_array().unwrap();
+        assert!(stages.iter().any(|stage| stage["name"] == "random 1"), "{method}");
+        let importance = Importance::read(&dir.path().join(method).join("importance.csv")).unwrap();
+        let shuffled = importance.shuffled(1).unwrap();
+        assert!(shuffled == importance.shuffled(1).unwrap() && shuffled != importance);
+        let sorted = |of: &Importance| {
+            let mut values: Vec<f64> = of.rows().map(|row| row.importance).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        assert_eq!(sorted(&shuffled), sorted(&importance));
+        let of = |table: &Importance| table.rows().map(|row| (row.segment, row.key)).collect::<Vec<_>>();
+        assert_eq!(of(&shuffled), of(&importance));
+    }
+}
+
 /// A run that was killed while it measured goes on with the rows that are there, and ends with the same plan; other settings
 /// measure anew.
 fn goes_on() {
@@ -214,6 +239,7 @@ pub fn trials() -> Vec<Trial> {
         trial("layers/candidates", candidates_of_methods),
         trial("layers/importances", importances),
         trial("layers/budgets", budgets),
+        trial("layers/random ones", random_ones),
         trial("layers/goes on", goes_on),
     ]
 }
