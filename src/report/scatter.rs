@@ -76,10 +76,12 @@ impl Scatter<'_> {
         for mark in marks {
             let (x, y) = (at_x(mark.at.0), at_y(mark.at.1));
             let name_y = free_place(&mut places, (x, y + 4.0));
-            let (class, name) = (mark.class, escape(&mark.name));
+            let class = mark.class;
             let _ = write!(
                 svg,
-                "<circle class=\"dot {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"><title>{name}</title></circle>"
+                "<path class=\"dot {class}\" d=\"{}\"><title>{}</title></path>",
+                shape(class, (x, y)),
+                escape(&mark.name)
             );
             text(&mut svg, &format!("end-name {class}"), (x + 7.0, name_y), "start", &mark.name);
         }
@@ -95,6 +97,17 @@ impl Scatter<'_> {
         if points.len() > 1 {
             let _ = write!(svg, "<polyline class=\"front\" points=\"{}\"/>", points.join(" "));
         }
+    }
+}
+
+/// The outline of a mark: a circle, a square where lines of the class are dashed, a triangle where they are dotted.
+fn shape(class: &str, (x, y): (f64, f64)) -> String {
+    if class.ends_with("dashed") {
+        format!("M{:.1} {:.1}h7v7h-7z", x - 3.5, y - 3.5)
+    } else if class.ends_with("dotted") {
+        format!("M{x:.1} {:.1}l4.5 8h-9z", y - 5.0)
+    } else {
+        format!("M{:.1} {y:.1}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z", x - 4.0)
     }
 }
 
@@ -122,9 +135,11 @@ mod tests {
     #[test]
     fn draws_what_can_be_drawn() {
         let mark = |name: &str, at| Mark { name: name.into(), at, class: "c-kept" };
+        let shapes = ["c-m0", "c-m0 dashed", "c-m0 dotted"].map(|class| shape(class, (5.0, 5.0)));
+        assert!(shapes[0] != shapes[1] && shapes[1] != shapes[2] && shapes.iter().all(|shape| shape.ends_with('z')));
         let marks = vec![mark("a<b", (0.5, 70.0)), mark("c", (20.0, 75.0)), mark("never", (0.0, 1.0))];
         let svg = Scatter { title: "t", labels: ("ms", "%"), marks, front: vec![(20.0, 75.0), (0.5, 70.0)] }.svg();
-        assert_eq!((svg.matches("<circle").count(), svg.matches("<polyline").count()), (2, 1));
+        assert_eq!((svg.matches("<path class=\"dot").count(), svg.matches("<polyline").count()), (2, 1));
         assert!(svg.contains("a&lt;b") && !svg.contains("never") && !svg.contains("NaN"), "{svg}");
         assert!(
             Scatter { title: "t", labels: ("ms", "%"), marks: Vec::new(), front: Vec::new() }
