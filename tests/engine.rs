@@ -3,8 +3,9 @@
 #[allow(dead_code, reason = "this test needs the comparisons, not the operations")]
 mod reference;
 
+use depthshrinker::config::Config;
 use depthshrinker::device::{Device, View, ViewMut};
-use depthshrinker::engine::{Engine, EngineOptions, Fusion};
+use depthshrinker::engine::{Engine, EngineOptions, Fusion, Plan, Target};
 use depthshrinker::graph::{ConvFamily, NodeId, Op, ParamRole};
 use depthshrinker::io::layout;
 use depthshrinker::io::tensors::{TensorFile, read_tensors};
@@ -12,6 +13,8 @@ use depthshrinker::model::{Model, Weights};
 use depthshrinker::networks::{NetworkOptions, build};
 use depthshrinker::ops::conv::{self, ConvGradient, ConvInput, ConvProblem, GradientsOut};
 use depthshrinker::ops::epilogue::{BiasOperand, Epilogue};
+use depthshrinker::ops::step::Backend;
+use depthshrinker::pipeline::fully_merged;
 use depthshrinker::shape::{Padding, Shape, Window};
 use depthshrinker::shrink::LayerChoice;
 use depthshrinker::shrink::padding::PaddingMode;
@@ -150,6 +153,40 @@ fn inference_folds_fuses_and_splits_without_changing_the_answer() {
     fused.load(&other.weights).expect("weights of the same network");
     let expected = logits(&mut engine(&other, n, Fusion::PerNode, false), &images, n);
     compare("logits after loading", &logits(&mut fused, &images, n), &widen(&expected), 1e-5).unwrap();
+}
+
+/// Merged blocks, with a bias map each, and a ResNet, whose second convolutions have a residual.
+#[test]
+fn convolutions_in_tiles_answer_as_their_sums_do() {
+    let network = |name: &str, side: usize, tiled: usize| {
+        let options =
+            NetworkOptions { input_stride: Some(1), ..NetworkOptions::new(Shape::new(side, side, 3), CLASSES) };
+        (Model::initialise(build(name, &options).expect("a known network"), 8).expect("a well-formed graph"), tiled)
+    };
+    let (unmerged, tiled) = network("mobilenetv2-0.5", 32, 2);
+    let merged = fully_merged(&unmerged, None, &Config::default()).expect("a merge").expect("merged blocks");
+    let resnet = network("resnet18", 32, 4);
+    for (model, tiled) in [(merged, tiled), resnet] {
+        let folded = model.folded().expect("batch-norms behind convolutions");
+        for (target, expected) in [
+            (Target::inference(Backend::Host), tiled),
+            (Target { fusion: Fusion::PerNode, ..Target::inference(Backend::Host) }, 0),
+            (Target::inference(Backend::Cuda), 0),
+        ] {
+            let plan = Plan::new(&folded.graph, &target).expect("the network can be planned");
+            let in_tiles = plan.steps.iter().filter(|step| step.step.describe().contains(" as F("));
+            assert_eq!(in_tiles.count(), expected, "{target:?}");
+        }
+        let (n, len) = (5, model.graph.input_shape().len());
+        let images = numbers(9, n * len);
+        let expected = logits(&mut engine(&model, n, Fusion::PerNode, false), &images, n);
+        let mut fused = engine(&model, n, Fusion::OnLoad, false);
+        let together = logits(&mut fused, &images, n);
+        compare("logits", &together, &widen(&expected), 1e-5).unwrap();
+        for (image, together) in images.chunks_exact(len).zip(together.chunks_exact(CLASSES)) {
+            assert_eq!(logits(&mut fused, image, 1), together, "an image alone has the same bits");
+        }
+    }
 }
 
 #[test]
