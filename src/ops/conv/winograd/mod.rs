@@ -54,9 +54,8 @@ impl WinogradProblem {
         let fits = (stride_h, stride_w) == (1, 1) && k_h == k_w && matches!(k_h, 3 | 5) && conv.groups == 1;
         let of = (conv.family() == ConvFamily::Dense && fits).then_some(Self { conv })?;
         let (c_in, c_out) = (conv.input.c, conv.output.c);
-        let in_tiles = POSITIONS * c_in * c_out + READ_OPERATIONS * c_in + WRITE_OPERATIONS * c_out;
         let plainly = of.side().pow(2) * conv.window.taps() * c_in * c_out;
-        (of.tiles_per_image() >= MIN_TILES && 2 * in_tiles <= plainly).then_some(of)
+        (of.tiles_per_image() >= MIN_TILES && 2 * of.tile_operations() <= plainly).then_some(of)
     }
 
     /// The convolution.
@@ -83,9 +82,15 @@ impl WinogradProblem {
         format!("F({m}x{m}, {k}x{k})")
     }
 
-    /// Floating-point operations of the products of an image; the transforms come to a small part of them.
+    /// Multiplications, each with an addition, of the products and the transforms of a tile.
+    fn tile_operations(&self) -> usize {
+        let (c_in, c_out) = (self.conv.input.c, self.conv.output.c);
+        POSITIONS * c_in * c_out + READ_OPERATIONS * c_in + WRITE_OPERATIONS * c_out
+    }
+
+    /// Floating-point operations of an image.
     pub fn flops(&self) -> u64 {
-        2 * (self.tiles_per_image() * POSITIONS * self.conv.input.c * self.conv.output.c) as u64
+        2 * (self.tiles_per_image() * self.tile_operations()) as u64
     }
 
     /// The products at all positions, as groups of one: weights `[36, c_out, c_in]`, with output channels of zeros up to a
