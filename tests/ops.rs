@@ -96,11 +96,16 @@ fn conv_forward(p: &ConvProblem, d: &ConvData) -> Vec<f32> {
     y
 }
 
+/// What a mode asks of a convolution.
+type ConvMode = fn(&ConvProblem, &ConvData) -> Result<(), String>;
+
+fn conv_trial(kind: &str, p: ConvProblem, mode: &str, run: ConvMode) -> Trial {
+    let name = format!("{kind}/{}/{mode}", conv_name(&p));
+    Trial::test(name, move || run(&p, &conv_data(&p)).map_err(Failed::from))
+}
+
 fn conv_trials(p: ConvProblem) -> Vec<Trial> {
-    let name = conv_name(&p);
-    let trial = |mode: &str, run: fn(&ConvProblem, &ConvData) -> Result<(), String>| {
-        Trial::test(format!("conv/{name}/{mode}"), move || run(&p, &conv_data(&p)).map_err(Failed::from))
-    };
+    let trial = |mode: &str, run: ConvMode| conv_trial("conv", p, mode, run);
     vec![
         trial("forward", |p, d| {
             let expected = reference::conv(p, &widen(&d.x), &widen(&d.w));
@@ -153,10 +158,7 @@ fn forward_in_tiles(p: &ConvProblem, d: &ConvData, epilogue: &Epilogue<View<'_>,
 }
 
 fn tiles_trials(p: ConvProblem) -> Vec<Trial> {
-    let name = conv_name(&p);
-    let trial = |mode: &str, run: fn(&ConvProblem, &ConvData) -> Result<(), String>| {
-        Trial::test(format!("tiles/{name}/{mode}"), move || run(&p, &conv_data(&p)).map_err(Failed::from))
-    };
+    let trial = |mode: &str, run: ConvMode| conv_trial("tiles", p, mode, run);
     vec![
         trial("forward", |p, d| {
             let expected = reference::conv(p, &widen(&d.x), &widen(&d.w));

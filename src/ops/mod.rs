@@ -1,7 +1,7 @@
 //! Operations: per operation the problem it solves, its forward and its backward pass.
 //!
 //! Every pass takes views of device memory and dispatches on where that memory is. All results are bit-identical for
-//! any number of threads: work is cut by the problem's sizes alone and sums are taken in a fixed order.
+//! any number of threads: each sum is taken in an order that follows from the problem's sizes alone, however work is cut.
 
 #![allow(
     clippy::needless_range_loop,
