@@ -164,6 +164,19 @@ macro_rules! with_constant {
 }
 pub(super) use with_constant;
 
+/// Asks for a line of memory, to the second-level cache; a hint without effect where processors have none, or there is no memory.
+#[inline(always)]
+pub(super) fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which never faults.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// A vector of up to as many elements; those that the slice lacks are zero.
 #[inline(always)]
 pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {

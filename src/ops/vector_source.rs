@@ -22,6 +22,9 @@ pub(super) trait VectorSource: Sync {
 pub(super) trait VectorReader<S: Simd> {
     /// The vector that begins at an element of the map; lanes without a channel are of no account.
     fn vector(&self, simd: S, at: usize) -> S::f32s;
+
+    /// Asks for the memory of a vector that will be read soon; there may be none.
+    fn prefetch(&self, at: usize);
 }
 
 /// A stored map.
@@ -64,5 +67,10 @@ impl<S: Simd> VectorReader<S> for StoredReader<'_> {
     #[inline(always)]
     fn vector(&self, simd: S, at: usize) -> S::f32s {
         load(simd, &self.data[at..at + self.channels])
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, at: usize) {
+        super::simd::prefetch(self.data.as_ptr().wrapping_add(at));
     }
 }

@@ -405,6 +405,12 @@ impl<S: Simd> VectorReader<S> for DyReader<'_, S> {
         }
         simd.mul_add_e_f32s(self.before.affine.a, g, simd.mul_add_e_f32s(self.slope, y, self.offset))
     }
+
+    #[inline(always)]
+    fn prefetch(&self, at: usize) {
+        VectorReader::<S>::prefetch(&self.before.y, at);
+        VectorReader::<S>::prefetch(&self.dz, at);
+    }
 }
 
 /// dy (+)= the gradient of y, from the sums that [`gradient_sums`] wrote.

@@ -66,6 +66,11 @@ impl<S: Simd> VectorReader<S> for NormalisedReader<'_, S> {
             None => value,
         }
     }
+
+    #[inline(always)]
+    fn prefetch(&self, at: usize) {
+        VectorReader::<S>::prefetch(&self.y, at);
+    }
 }
 
 /// The host's side of the gradient of a result.

@@ -8,36 +8,31 @@ use super::super::ConvProblem;
 use super::super::source::{GradientSource, NormalisedSource, Source};
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
-use super::{BLOCK_VECTORS, input_width, kernel_rows, pieces, specialised};
-use crate::ops::batch_norm::{GradientSums, SUMMED_PIXELS, SumVectors};
+use super::{PIECE_ELEMENTS, kernel_rows, specialised};
+use crate::ops::batch_norm::{GradientSums, MaskedGradient, SUMMED_PIXELS, SumVectors};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::MAX_LANES;
-use crate::ops::simd::{dispatch, load, store};
-use crate::ops::vector_source::{Stored, VectorSource};
-
-/// Elements of the input that a unit of work covers, about: its values stay in the second-level cache for all channels.
-const UNIT_ELEMENTS: usize = 1 << 16;
+use crate::ops::simd::{dispatch, lanes, load, store};
+use crate::ops::vector_source::{Stored, VectorReader, VectorSource};
 
 /// How the work is cut: groups of whole images, or bands of rows of one.
-struct Units<'a> {
+struct Pieces<'a> {
     p: &'a ConvProblem,
     images: usize,
     bands: usize,
 }
 
-/// Output rows of some images, and the input rows whose gradient the unit writes.
-struct Unit {
+/// Output rows of some images, and the input rows whose gradient the piece writes.
+struct Piece {
     images: Range<usize>,
     rows: Range<usize>,
     rows_in: Range<usize>,
 }
 
-impl<'a> Units<'a> {
+impl<'a> Pieces<'a> {
     fn new(p: &'a ConvProblem) -> Self {
-        let images = (UNIT_ELEMENTS / p.input.len()).clamp(1, p.n);
-        let bands = p.input.len().div_ceil(UNIT_ELEMENTS).min(p.output.h);
-        // Rows of a band at least, so that few are formed twice.
-        let bands = bands.min((p.output.h / (2 * p.window.k_h)).max(1));
+        let images = (PIECE_ELEMENTS / p.input.len()).clamp(1, p.n);
+        let bands = p.input.len().div_ceil(PIECE_ELEMENTS).min(p.output.h);
         Self { p, images, bands }
     }
 
@@ -45,146 +40,40 @@ impl<'a> Units<'a> {
         self.p.n.div_ceil(self.images) * self.bands
     }
 
-    fn unit(&self, index: usize) -> Unit {
+    fn piece(&self, index: usize) -> Piece {
         let Self { p, images, bands } = *self;
         let (group, band) = (index / bands, index % bands);
         let rows = slab_range(p.output.h, bands, band);
         let edge = |row: usize| (row * p.window.stride_h).min(p.input.h);
         let end = if band + 1 == bands { p.input.h } else { edge(rows.end) };
-        Unit { images: group * images..((group + 1) * images).min(p.n), rows_in: edge(rows.start)..end, rows }
+        Piece { images: group * images..((group + 1) * images).min(p.n), rows_in: edge(rows.start)..end, rows }
     }
 
-    /// Elements of the input in front of a unit.
+    /// Elements of the input in front of a piece.
     fn start(&self, index: usize) -> usize {
         if index == self.count() {
             return self.p.n * self.p.input.len();
         }
-        let unit = self.unit(index);
-        unit.images.start * self.p.input.len() + unit.rows_in.start * self.p.input.w * self.p.input.c
+        let piece = self.piece(index);
+        piece.images.start * self.p.input.len() + piece.rows_in.start * self.p.input.w * self.p.input.c
     }
 }
 
-/// dw and dx (+)= in one walk over the units.
-pub(in super::super) fn backward(
-    p: &ConvProblem,
-    x: &Source<'_>,
-    w: &[f32],
-    dy: &GradientSource<'_>,
-    dx: Option<(&mut [f32], bool)>,
-    dw: &mut [f32],
-) -> Option<GradientSums> {
-    let units = Units::new(p);
-    let slab_count = slabs(units.count(), dw.len());
-    let of_slab = |slab| slab_range(units.count(), slab_count, slab);
-    let ends: Vec<usize> = (0..slab_count).map(|slab| units.start(of_slab(slab).end)).collect();
-    let flipped: Vec<f32> = w.chunks_exact(p.input.c).rev().flatten().copied().collect();
-    let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
-        partial.fill(0.0);
-        let mut sums = Vec::new();
-        for index in of_slab(slab) {
-            let unit = units.unit(index);
-            let dx = dx.as_mut().map(|(dx, add)| {
-                let (head, rest) = std::mem::take(dx).split_at_mut(units.start(index + 1) - units.start(index));
-                *dx = rest;
-                InputGradient { flipped: &flipped, dx: head, add: *add }
-            });
-            sums.extend(unit.gradients(p, x, dy, dx, partial));
-        }
-        sums
-    });
-    x.total(sums.into_iter().flatten())
-}
-
-/// Where the gradient of the input goes.
-struct InputGradient<'a> {
-    /// The filter, turned round.
-    flipped: &'a [f32],
-    /// Of the unit's rows of the input.
-    dx: &'a mut [f32],
-    /// Whether to add to what is there.
-    add: bool,
-}
-
-impl Unit {
-    /// Adds the weight gradient to `dw`. Returns the sums over the gradient of an input that was normalised on load.
-    fn gradients(
-        self,
-        p: &ConvProblem,
-        x: &Source<'_>,
-        dy: &GradientSource<'_>,
-        dx: Option<InputGradient<'_>>,
-        dw: &mut [f32],
-    ) -> Option<GradientSums> {
-        match (x, dy) {
-            (Source::Stored(x), GradientSource::Stored(dy)) => self.form(p, &Stored(x), None, &Stored(dy), dx, dw),
-            (Source::Stored(x), GradientSource::Formed(dy)) => self.form(p, &Stored(x), None, &**dy, dx, dw),
-            (Source::Normalised(x), GradientSource::Stored(dy)) => self.form(p, &**x, Some(x), &Stored(dy), dx, dw),
-            (Source::Normalised(x), GradientSource::Formed(dy)) => self.form(p, &**x, Some(x), &**dy, dx, dw),
-        }
-    }
-
-    /// In pieces of which a block fits into the first-level cache.
-    fn form<X: VectorSource, Y: VectorSource>(
-        self,
-        p: &ConvProblem,
-        x: &X,
-        before: Option<&NormalisedSource<'_>>,
-        dy: &Y,
-        mut dx: Option<InputGradient<'_>>,
-        dw: &mut [f32],
-    ) -> Option<GradientSums> {
-        let width = input_width(p).max(p.input.w + p.window.k_w - 1);
-        let mut sums = before.map(|before| before.gradient().no_sums());
-        let rows_at_once = (BLOCK_VECTORS / width / p.window.stride_h).saturating_sub(p.window.k_h).max(2);
-        // Several images go together as a whole: rows of each would not follow each other.
-        let whole = rows_at_once >= self.rows.len();
-        let images_at_once = if whole { (BLOCK_VECTORS / (width * p.input.h)).max(1) } else { 1 };
-        for images in pieces(self.images.clone(), images_at_once) {
-            for rows in pieces(self.rows.clone(), rows_at_once) {
-                let piece = self.piece(p, images.clone(), rows);
-                let dx = dx.as_mut().map(|dx| {
-                    let image = images.start - self.images.start;
-                    let row = image * self.rows_in.len() + piece.rows_in.start - self.rows_in.start;
-                    let len = images.len() * piece.rows_in.len() * p.input.w * p.input.c;
-                    let start = row * p.input.w * p.input.c;
-                    InputGradient { flipped: dx.flipped, dx: &mut dx.dx[start..start + len], add: dx.add }
-                });
-                piece.run(p, (x, dy), before.zip(sums.as_mut()), dx, dw);
-            }
-        }
-        sums
-    }
-
-    /// Part of it: some images with all their rows, or some rows of one.
-    fn piece(&self, p: &ConvProblem, images: Range<usize>, rows: Range<usize>) -> Self {
-        let edge = |row: usize| match row {
-            _ if row == self.rows.start => self.rows_in.start,
-            _ if row == self.rows.end => self.rows_in.end,
-            row => (row * p.window.stride_h).min(p.input.h),
-        };
-        Self { images, rows_in: edge(rows.start)..edge(rows.end), rows }
-    }
-
-    fn run<X: VectorSource, Y: VectorSource>(
-        &self,
-        p: &ConvProblem,
-        (x, dy): (&X, &Y),
-        before: Option<(&NormalisedSource<'_>, &mut GradientSums)>,
-        dx: Option<InputGradient<'_>>,
-        dw: &mut [f32],
-    ) {
+impl Piece {
+    /// The blocks of what it reads: the input, and the gradient of the output.
+    fn layouts(&self, p: &ConvProblem, gives_dx: bool) -> (BlockLayout, BlockLayout) {
         let of_x = BlockLayout::of_input(p, self.images.clone(), &self.rows);
         let mut rows = self.rows.clone();
-        if dx.is_some() {
+        if gives_dx {
             let touching = rows_touching(p, &self.rows_in);
             rows = rows.start.min(touching.start)..rows.end.max(touching.end);
         }
-        let of_dy = BlockLayout::of_gradient(p, self.images.clone(), rows);
-        let taps = p.window.taps();
-        with_scratch((of_x.vectors() + of_dy.vectors() + 2 * taps) * MAX_LANES, |scratch| {
-            let kernel = Kernel { p, unit: self, x, dy, of_x: &of_x, of_dy: &of_dy, before, dx, dw, scratch };
-            dispatch(kernel);
-        });
+        (of_x, BlockLayout::of_gradient(p, self.images.clone(), rows))
+    }
+
+    /// Pixels of the input's gradient.
+    fn pixels_in(&self, p: &ConvProblem) -> usize {
+        self.images.len() * self.rows_in.len() * p.input.w
     }
 }
 
@@ -196,17 +85,117 @@ fn rows_touching(p: &ConvProblem, rows_in: &Range<usize>) -> Range<usize> {
     start..end.max(start)
 }
 
-/// A piece of a unit.
+/// dw and dx (+)= in one walk over the pieces.
+pub(in super::super) fn backward(
+    p: &ConvProblem,
+    x: &Source<'_>,
+    w: &[f32],
+    dy: &GradientSource<'_>,
+    dx: Option<(&mut [f32], bool)>,
+    dw: &mut [f32],
+) -> Option<GradientSums> {
+    let pieces = Pieces::new(p);
+    let slab_count = slabs(pieces.count(), dw.len());
+    let of_slab = |slab| slab_range(pieces.count(), slab_count, slab);
+    let ends: Vec<usize> = (0..slab_count).map(|slab| pieces.start(of_slab(slab).end)).collect();
+    let flipped: Vec<f32> = w.chunks_exact(p.input.c).rev().flatten().copied().collect();
+    let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, dx, partial| {
+        partial.fill(0.0);
+        let dx = dx.map(|(dx, add)| InputGradient { flipped: &flipped, dx, add });
+        let slab: Vec<Piece> = of_slab(slab).map(|index| pieces.piece(index)).collect();
+        match (x, dy) {
+            (Source::Stored(x), GradientSource::Stored(dy)) => {
+                walk(p, &slab, (&Stored(x), None), &Stored(dy), dx, partial)
+            }
+            (Source::Stored(x), GradientSource::Formed(dy)) => walk(p, &slab, (&Stored(x), None), &**dy, dx, partial),
+            (Source::Normalised(x), GradientSource::Stored(dy)) => {
+                walk(p, &slab, (&**x, Some(x)), &Stored(dy), dx, partial)
+            }
+            (Source::Normalised(x), GradientSource::Formed(dy)) => walk(p, &slab, (&**x, Some(x)), &**dy, dx, partial),
+        }
+    });
+    x.total(sums.into_iter().flatten())
+}
+
+/// Where the gradient of the input goes.
+struct InputGradient<'a> {
+    /// The filter, turned round.
+    flipped: &'a [f32],
+    /// Of the rows of the input that the pieces cover.
+    dx: &'a mut [f32],
+    /// Whether to add to what is there.
+    add: bool,
+}
+
+/// Adds the weight gradient of pieces that follow each other to `dw`. Returns the sums over the gradient of an input that was
+/// normalised on load.
+fn walk<X: VectorSource, Y: VectorSource>(
+    p: &ConvProblem,
+    pieces: &[Piece],
+    (x, before): (&X, Option<&NormalisedSource<'_>>),
+    dy: &Y,
+    dx: Option<InputGradient<'_>>,
+    dw: &mut [f32],
+) -> Option<GradientSums> {
+    let gradient = before.map(NormalisedSource::gradient);
+    let mut total = gradient.map(MaskedGradient::no_sums);
+    let mut sizes = Sizes { x: 0, dy: 0, dx: 0 };
+    for piece in pieces {
+        let (of_x, of_dy) = piece.layouts(p, dx.is_some());
+        sizes.x = sizes.x.max(of_x.vectors());
+        sizes.dy = sizes.dy.max(of_dy.vectors());
+        sizes.dx = sizes.dx.max(if dx.is_some() { piece.pixels_in(p) } else { 0 });
+    }
+    let vectors = p.input.c.div_ceil(lanes());
+    let len = (vectors * (sizes.x + sizes.dy + sizes.dx) + 2 * p.window.taps()) * MAX_LANES;
+    with_scratch(len, |scratch| {
+        let before = gradient.zip(total.as_mut());
+        dispatch(Kernel { p, pieces, x, dy, before, dx, dw, sizes, scratch });
+    });
+    total
+}
+
+/// Vectors of each kind of block.
+#[derive(Clone, Copy)]
+struct Sizes {
+    x: usize,
+    dy: usize,
+    dx: usize,
+}
+
+/// Memory of a walk.
+struct Memory<'a, V> {
+    /// A vector for each tap.
+    filter: &'a mut [V],
+    dw_sums: &'a mut [V],
+    /// A block for each vector of channels.
+    x_blocks: &'a mut [V],
+    dy_blocks: &'a mut [V],
+    dx_blocks: &'a mut [V],
+}
+
+impl<'a, V> Memory<'a, V> {
+    #[inline(always)]
+    fn new(memory: &'a mut [V], taps: usize, vectors: usize, sizes: Sizes) -> Self {
+        let (filter, memory) = memory.split_at_mut(taps);
+        let (dw_sums, memory) = memory.split_at_mut(taps);
+        let (x_blocks, memory) = memory.split_at_mut(vectors * sizes.x);
+        let (dy_blocks, memory) = memory.split_at_mut(vectors * sizes.dy);
+        let dx_blocks = &mut memory[..vectors * sizes.dx];
+        Self { filter, dw_sums, x_blocks, dy_blocks, dx_blocks }
+    }
+}
+
+/// Pieces that follow each other.
 struct Kernel<'a, X, Y> {
     p: &'a ConvProblem,
-    unit: &'a Unit,
+    pieces: &'a [Piece],
     x: &'a X,
     dy: &'a Y,
-    of_x: &'a BlockLayout,
-    of_dy: &'a BlockLayout,
-    before: Option<(&'a NormalisedSource<'a>, &'a mut GradientSums)>,
+    before: Option<(&'a MaskedGradient<'a>, &'a mut GradientSums)>,
     dx: Option<InputGradient<'a>>,
     dw: &'a mut [f32],
+    sizes: Sizes,
     scratch: &'a mut [f32],
 }
 
@@ -236,28 +225,62 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Kernel { p, unit, x, dy, of_x, of_dy, mut before, mut dx, dw, scratch } = self.0;
+        let Kernel { p, pieces, x, dy, before, mut dx, dw, sizes, scratch } = self.0;
         let (c, taps) = (p.input.c, p.window.taps());
+        let vectors = c.div_ceil(S::F32_LANES);
         let (scratch, _) = S::as_mut_simd_f32s(scratch);
-        let (filter, scratch) = scratch.split_at_mut(taps);
-        let (sums, blocks) = scratch.split_at_mut(taps);
-        blocks.fill(simd.splat_f32s(0.0));
-        let (x_block, dy_block) = blocks.split_at_mut(of_x.vectors());
-        for first in (0..c).step_by(S::F32_LANES) {
-            let channels = first..(first + S::F32_LANES).min(c);
-            Fill { layout: of_x, x, channels: channels.clone(), to: &mut *x_block }.run(simd);
-            Fill { layout: of_dy, x: dy, channels: channels.clone(), to: &mut *dy_block }.run(simd);
-            filter_of(simd, dw, c, channels.clone(), sums);
-            let blocks = Blocks { p, unit, of_x, of_dy, x: &*x_block, dy: &*dy_block };
-            blocks.weight_gradient::<S, K, STRIDE>(simd, sums);
-            for (dw, sum) in dw.chunks_exact_mut(c).zip(&*sums) {
-                store(simd, &mut dw[channels.clone()], *sum);
+        scratch.fill(simd.splat_f32s(0.0));
+        let Memory { filter, dw_sums, x_blocks, dy_blocks, dx_blocks } = Memory::new(scratch, taps, vectors, sizes);
+        let (gradient, mut total) = before.unzip();
+        let (mut x_before, mut dy_before) = (None, None);
+        let mut done = 0;
+        for piece in pieces {
+            let (of_x, of_dy) = piece.layouts(p, dx.is_some());
+            let (before, to) = (x_before.as_ref(), &mut *x_blocks);
+            Fill { layout: &of_x, before, x, to, block: sizes.x }.run(simd);
+            let (before, to) = (dy_before.as_ref(), &mut *dy_blocks);
+            Fill { layout: &of_dy, before, x: dy, to, block: sizes.dy }.run(simd);
+            for vector in 0..vectors {
+                let channels = vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(c);
+                let (x_block, dy_block) = (&x_blocks[vector * sizes.x..], &dy_blocks[vector * sizes.dy..]);
+                let blocks = Blocks { p, piece, of_x: &of_x, of_dy: &of_dy, x: x_block, dy: dy_block };
+                filter_of(simd, dw, c, channels.clone(), dw_sums);
+                blocks.weight_gradient::<S, K, STRIDE>(simd, dw_sums);
+                for (dw, sum) in dw.chunks_exact_mut(c).zip(&*dw_sums) {
+                    store(simd, &mut dw[channels.clone()], *sum);
+                }
+                if let Some(dx) = &dx {
+                    filter_of(simd, dx.flipped, c, channels.clone(), filter);
+                    let to = PieceGradient {
+                        line: &mut dx_blocks[vector * sizes.dx..],
+                        add: if dx.add { Some(&dx.dx[done..]) } else { None },
+                        before: gradient,
+                        total: total.as_deref_mut(),
+                    };
+                    // What the next piece reads comes while this one is summed.
+                    let (x, dy) = (x.reader(simd, channels.clone()), dy.reader(simd, channels.clone()));
+                    let (next_x, next_dy) = (of_x.end(), of_dy.end());
+                    blocks.input_gradient::<S, K>(
+                        simd,
+                        filter,
+                        to,
+                        channels,
+                        #[inline(always)]
+                        |at| {
+                            VectorReader::<S>::prefetch(&x, next_x + at);
+                            if STRIDE == 1 {
+                                VectorReader::<S>::prefetch(&dy, next_dy + at);
+                            }
+                        },
+                    );
+                }
             }
             if let Some(dx) = &mut dx {
-                filter_of(simd, dx.flipped, c, channels.clone(), filter);
-                let before = before.as_mut().map(|(before, sums)| (*before, &mut **sums));
-                blocks.input_gradient::<S, K>(simd, filter, before, dx, channels);
+                let pixels = piece.pixels_in(p);
+                drain(simd, c, (&*dx_blocks, sizes.dx), &mut dx.dx[done..done + pixels * c]);
+                done += pixels * c;
             }
+            (x_before, dy_before) = (Some(of_x), Some(of_dy));
         }
     }
 }
@@ -265,7 +288,7 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
 /// The blocks of a vector of channels.
 struct Blocks<'a, V> {
     p: &'a ConvProblem,
-    unit: &'a Unit,
+    piece: &'a Piece,
     of_x: &'a BlockLayout,
     of_dy: &'a BlockLayout,
     x: &'a [V],
@@ -276,11 +299,11 @@ impl<V: Copy> Blocks<'_, V> {
     /// Adds the weight gradient to a vector for each tap.
     #[inline(always)]
     fn weight_gradient<S: Simd<f32s = V>, const K: usize, const STRIDE: usize>(&self, simd: S, sums: &mut [V]) {
-        let Self { p, unit, of_x, of_dy, x, dy } = self;
+        let Self { p, piece, of_x, of_dy, x, dy } = self;
         let window = p.window;
         let kernel = RowKernel::<K, STRIDE> { k: window.k_w, stride: window.stride_w };
-        for image in unit.images.clone() {
-            for row in unit.rows.clone() {
+        for image in piece.images.clone() {
+            for row in piece.rows.clone() {
                 let (kernel_rows, under) = kernel_rows(p, row);
                 if kernel_rows.is_empty() || of_dy.columns.is_empty() {
                     continue;
@@ -299,30 +322,32 @@ impl<V: Copy> Blocks<'_, V> {
         }
     }
 
-    /// Writes the input's gradient, and sums it where the input was normalised on load.
+    /// The input's gradient, `[images, rows, columns]`, summed where the input was normalised on load.
     #[inline(always)]
     fn input_gradient<S: Simd<f32s = V>, const K: usize>(
         &self,
         simd: S,
         filter: &[V],
-        mut before: Option<(&NormalisedSource<'_>, &mut GradientSums)>,
-        to: &mut InputGradient<'_>,
+        to: PieceGradient<'_, V>,
         channels: Range<usize>,
+        prefetch: impl Fn(usize),
     ) {
-        let Self { p, unit, of_dy, dy, .. } = self;
+        let Self { p, piece, of_dy, dy, .. } = self;
+        let PieceGradient { line: to, add, before, mut total } = to;
         let (window, c, w) = (p.window, p.input.c, p.input.w);
         let kernel = RowKernel::<K, 1> { k: window.k_w, stride: 1 };
         #[allow(
             clippy::manual_map,
             reason = "a closure that is not inlined is compiled without the vector instructions"
         )]
-        let masked = match &before {
-            Some((before, _)) => Some(before.gradient().reader(simd, channels.clone())),
+        let masked = match before {
+            Some(before) => Some(before.reader(simd, channels.clone())),
             None => None,
         };
-        let (mut line, mut summed, mut sums) = (channels.start, 0, SumVectors::new(simd));
-        for image in unit.images.clone() {
-            for row in unit.rows_in.clone() {
+        let first_pixel = (piece.images.start * p.input.h + piece.rows_in.start) * w;
+        let (mut done, mut summed, mut sums) = (0, 0, SumVectors::new(simd));
+        for image in piece.images.clone() {
+            for row in piece.rows_in.clone() {
                 let touching = rows_touching(p, &(row..row + 1));
                 // The kernel row over the first of them, in the filter that is turned round.
                 let first = (touching.start * window.stride_h + window.k_h).saturating_sub(1 + row + window.pad.top);
@@ -333,8 +358,7 @@ impl<V: Copy> Blocks<'_, V> {
                     w_step: window.stride_h * window.k_w,
                     count: touching.len(),
                 };
-                let start = (image * p.input.h + row) * w * c + channels.start;
-                let (dx, add) = (&mut *to.dx, to.add);
+                let line = &mut to[done..done + w];
                 // SAFETY: the block holds the rows that touch this one, and so many columns beyond those of the input as the
                 // filter has; the filter has its rows.
                 unsafe {
@@ -345,20 +369,21 @@ impl<V: Copy> Blocks<'_, V> {
                         w,
                         #[inline(always)]
                         |column: usize, mut sum: S::f32s| {
-                            let dx = &mut dx[line + column * c..][..channels.len()];
-                            if add {
-                                sum = simd.add_f32s(load(simd, dx), sum);
+                            let at = (done + column) * c + channels.start;
+                            if let Some(dx) = add {
+                                sum = simd.add_f32s(load(simd, &dx[at..at + channels.len()]), sum);
                             }
-                            store(simd, dx, sum);
+                            line[column] = sum;
+                            prefetch(at);
                             if let Some(masked) = &masked {
-                                masked.add(simd, start + column * c, sum, &mut sums);
+                                masked.add(simd, first_pixel * c + at, sum, &mut sums);
                             }
                         },
                     );
                 }
-                line += w * c;
+                done += w;
                 summed += w;
-                if let Some((_, total)) = &mut before
+                if let Some(total) = &mut total
                     && summed >= SUMMED_PIXELS
                 {
                     std::mem::replace(&mut sums, SumVectors::new(simd)).add_to(simd, channels.clone(), total);
@@ -366,8 +391,30 @@ impl<V: Copy> Blocks<'_, V> {
                 }
             }
         }
-        if let Some((_, total)) = before {
+        if let Some(total) = total {
             sums.add_to(simd, channels, total);
+        }
+    }
+}
+
+/// Where the gradient of a piece of the input goes.
+struct PieceGradient<'a, V> {
+    /// A vector of channels of it.
+    line: &'a mut [V],
+    /// What to add it to, from the piece's first pixel on.
+    add: Option<&'a [f32]>,
+    before: Option<&'a MaskedGradient<'a>>,
+    total: Option<&'a mut GradientSums>,
+}
+
+/// Writes what blocks hold, each of so many vectors, pixel by pixel.
+#[inline(always)]
+fn drain<S: Simd>(simd: S, c: usize, (blocks, block): (&[S::f32s], usize), to: &mut [f32]) {
+    for (pixel, to) in to.chunks_exact_mut(c).enumerate() {
+        let mut at = pixel;
+        for first in (0..c).step_by(S::F32_LANES) {
+            store(simd, &mut to[first..(first + S::F32_LANES).min(c)], blocks[at]);
+            at += block;
         }
     }
 }

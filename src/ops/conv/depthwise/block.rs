@@ -1,7 +1,7 @@
 //! Maps in blocks of a vector of channels, with zeros left and right of them: `[images, rows, columns]`.
 //!
-//! In a block every output pixel has all its columns, so that the kernels have no borders; it is small enough for the
-//! first-level cache, and values that are formed on load are formed when they are put there.
+//! In a block every output pixel has all its columns, so that the kernels have no borders, and a row's pixels follow each other,
+//! which in memory lie as far apart as there are channels. Values that are formed on load are formed when they are put there.
 
 use std::ops::Range;
 
@@ -61,9 +61,32 @@ impl BlockLayout {
         }
     }
 
+    /// The element of the map behind its rows of the first image.
+    pub fn end(&self) -> usize {
+        (self.images.start * self.map.h + self.rows.end) * self.map.w * self.map.c
+    }
+
     /// Vectors of a block.
     pub fn vectors(&self) -> usize {
         self.images.len() * self.rows.len() * self.width
+    }
+
+    /// Moves the rows that blocks hold of the layout before, and that this one has first, to their places: `block` vectors lie from
+    /// one block to the next. Returns how many rows these are.
+    #[inline(always)]
+    fn keep<V: Copy>(&self, before: &Self, blocks: &mut [V], block: usize) -> usize {
+        let held = before.rows.start..=before.rows.end;
+        if self.images.len() > 1 || self.images != before.images || !held.contains(&self.rows.start) {
+            return 0;
+        }
+        let rows = before.rows.end.min(self.rows.end) - self.rows.start;
+        let from = (self.rows.start - before.rows.start) * self.width;
+        if from > 0 {
+            for block in blocks.chunks_exact_mut(block) {
+                block.copy_within(from..from + rows * self.width, 0);
+            }
+        }
+        rows
     }
 
     /// The vector where a row of the map begins.
@@ -73,29 +96,50 @@ impl BlockLayout {
     }
 }
 
-/// Puts some channels, at most as many as a vector has, into a block. What lies around the map stays.
+/// Vectors of channels at most that are read of one pixel before the next: what forms so many is at hand.
+const GROUP: usize = 8;
+
+/// Puts all channels into blocks, one for each vector of them. What lies around the map stays.
 pub(super) struct Fill<'a, X, V> {
     pub layout: &'a BlockLayout,
+    /// What the blocks hold: rows that are wanted again are moved.
+    pub before: Option<&'a BlockLayout>,
     pub x: &'a X,
-    pub channels: Range<usize>,
     pub to: &'a mut [V],
+    /// Vectors from one block to the next.
+    pub block: usize,
 }
 
-impl<X: VectorSource, V> Fill<'_, X, V> {
+impl<X: VectorSource, V: Copy> Fill<'_, X, V> {
+    /// Nearly in the order of memory.
     #[inline(always)]
     pub fn run<S: Simd<f32s = V>>(self, simd: S) {
-        let Self { layout, x, channels, to } = self;
+        let Self { layout, before, x, to, block } = self;
         let BlockLayout { map, columns, first, step, .. } = layout;
-        if columns.is_empty() {
-            return;
-        }
-        let reader = x.reader(simd, channels.clone());
-        for image in layout.images.clone() {
-            for row in layout.rows.clone() {
-                let from = ((image * map.h + row) * map.w + columns.start) * map.c + channels.start;
-                let to = &mut to[layout.row(image, row) + first..][..(columns.len() - 1) * step + 1];
-                for (column, to) in to.iter_mut().step_by(*step).enumerate() {
-                    *to = reader.vector(simd, from + column * map.c);
+        let kept = before.map_or(0, |before| layout.keep(before, to, block));
+        let vectors = map.c.div_ceil(S::F32_LANES);
+        assert!(to.len() >= vectors * block && block >= layout.vectors(), "blocks too short");
+        let groups = vectors.div_ceil(GROUP);
+        let channels = |vector: usize| vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(map.c);
+        for group in 0..groups {
+            let group = group * vectors / groups..(group + 1) * vectors / groups;
+            let readers: [X::Reader<'_, S>; GROUP] = std::array::from_fn(
+                #[inline(always)]
+                |i| x.reader(simd, channels((group.start + i).min(group.end - 1))),
+            );
+            for image in layout.images.clone() {
+                for row in layout.rows.start + kept..layout.rows.end {
+                    let to_row = group.start * block + layout.row(image, row) + first;
+                    let from_row = ((image * map.h + row) * map.w + columns.start) * map.c + group.start * S::F32_LANES;
+                    for column in 0..columns.len() {
+                        let (mut at, mut from) = (to_row + column * step, from_row + column * map.c);
+                        for reader in &readers[..group.len()] {
+                            // SAFETY: a pixel of a row of the layout, in one of the blocks.
+                            unsafe { *to.get_unchecked_mut(at) = reader.vector(simd, from) };
+                            at += block;
+                            from += S::F32_LANES;
+                        }
+                    }
                 }
             }
         }

@@ -9,16 +9,17 @@ use super::super::parts::in_parts;
 use super::super::source::Source;
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
-use super::{BLOCK_VECTORS, input_rows, input_width, kernel_rows, pieces, specialised};
-use crate::ops::parallel::{Chunks, with_scratch};
+use super::{PIECE_ELEMENTS, input_rows, kernel_rows, pieces, specialised};
+use crate::ops::parallel::{Chunks, slab_range, with_scratch};
 use crate::ops::product::{BlockLines, Ends, MAX_LANES, Shared};
 use crate::ops::simd::{clamp_vector, dispatch, lanes, load, store};
-use crate::ops::vector_source::{Stored, VectorSource};
+use crate::ops::vector_source::{Stored, VectorReader, VectorSource};
 
 /// Elements of a chunk: bands are so high that little is formed twice, and stay in the second-level cache.
 const CHUNK_ELEMENTS: usize = 1 << 16;
-/// Output rows of a block at least: of fewer, most of the input's rows would be put there twice or more.
-const MIN_ROWS: usize = 8;
+/// Pixels that are written one behind the other, a vector of channels of each, before those of the next channels: what is known of
+/// channels stays in registers, and memory is passed through nearly in order.
+const TILE: usize = 8;
 
 /// y = φ(x ∗ w + bias + residual).
 pub(in super::super) fn forward<R: Send>(
@@ -80,47 +81,49 @@ struct Band<'a> {
 }
 
 impl Band<'_> {
-    /// Forms them, in smaller bands where a block would be too large.
+    /// Forms them, in smaller bands where blocks would be too large.
     fn form<X: VectorSource>(self, x: &X) {
         let Self { p, w, ends, images, rows, y } = self;
-        let (width, line_len) = (input_width(p), p.output.w * p.output.c);
+        let line_len = p.output.w * p.output.c;
         assert!(w.len() == p.window.taps() * p.output.c, "a filter of another size");
         assert!(y.len() >= images.len() * rows.len() * line_len, "an output band too short");
-        let rows_at_once = (BLOCK_VECTORS / width).saturating_sub(p.window.k_h) / p.window.stride_h + 1;
-        let rows_at_once = rows_at_once.max(MIN_ROWS);
+        let rows_at_once = (PIECE_ELEMENTS / (p.input.w * p.input.c * p.window.stride_h).max(1)).max(1);
         // Several images go together as a whole: rows of each would not follow each other.
         let whole = rows_at_once >= rows.len();
-        let images_at_once = if whole { (BLOCK_VECTORS / (width * p.input.h.max(1))).max(1) } else { 1 };
-        let mut at = 0;
-        for images in pieces(images, images_at_once) {
-            for rows in pieces(rows.clone(), rows_at_once) {
-                let part = at..at + images.len() * rows.len() * line_len;
-                let ends = Ends { residual: ends.residual.map(|residual| &residual[part.clone()]), ..ends };
-                let layout = BlockLayout::of_input(p, images.clone(), &rows);
-                with_scratch((layout.vectors() + p.window.taps()) * MAX_LANES, |scratch| {
-                    let y = &mut y[part.clone()];
-                    let kernel = Kernel { p, x, w, ends, layout: &layout, rows, y, scratch };
-                    dispatch(kernel);
-                });
-                at = part.end;
-            }
-        }
+        let images_at_once = if whole { (PIECE_ELEMENTS / p.input.len().max(1)).max(1) } else { 1 };
+        let layout = |images: &Range<usize>, rows: &Range<usize>| BlockLayout::of_input(p, images.clone(), rows);
+        // As even as they can be.
+        let bands = rows.len().div_ceil(rows_at_once);
+        let rows = |band| {
+            let part = slab_range(rows.len(), bands, band);
+            rows.start + part.start..rows.start + part.end
+        };
+        let of_images = |images: Range<usize>| (0..bands).map(move |band| (images.clone(), rows(band)));
+        let parts = || pieces(images.clone(), images_at_once).flat_map(of_images);
+        let sizes = parts().fold([0, 0], |[input, output], (images, rows)| {
+            let pixels = images.len() * rows.len() * p.output.w;
+            [input.max(layout(&images, &rows).vectors()), output.max(pixels)]
+        });
+        let len = (p.output.c.div_ceil(lanes()) * (sizes[0] + sizes[1]) + p.window.taps()) * MAX_LANES;
+        with_scratch(len, |scratch| dispatch(Kernel { p, x, w, ends, parts: parts(), sizes, y, scratch }));
     }
 }
 
-/// A band that fits into the first-level cache.
-struct Kernel<'a, X> {
+/// Pieces of which blocks fit into the second-level cache.
+struct Kernel<'a, X, P> {
     p: &'a ConvProblem,
     x: &'a X,
     w: &'a [f32],
     ends: Ends<'a>,
-    layout: &'a BlockLayout,
-    rows: Range<usize>,
+    /// Images and rows of the output.
+    parts: P,
+    /// Vectors of a block of the input, and of the output.
+    sizes: [usize; 2],
     y: &'a mut [f32],
     scratch: &'a mut [f32],
 }
 
-impl<X: VectorSource> WithSimd for Kernel<'_, X> {
+impl<X: VectorSource, P: Iterator<Item = (Range<usize>, Range<usize>)>> WithSimd for Kernel<'_, X, P> {
     type Output = ();
 
     #[inline(always)]
@@ -130,31 +133,70 @@ impl<X: VectorSource> WithSimd for Kernel<'_, X> {
     }
 }
 
-impl<X: VectorSource> Kernel<'_, X> {
+impl<X: VectorSource, P: Iterator<Item = (Range<usize>, Range<usize>)>> Kernel<'_, X, P> {
     fn run<S: Simd, const K: usize, const STRIDE: usize>(self, simd: S) {
-        simd.vectorize(FixedKernel::<X, K, STRIDE>(self));
+        simd.vectorize(FixedKernel::<X, P, K, STRIDE>(self));
     }
 }
 
 /// With the size of its filter and its stride, or 0 for any.
-struct FixedKernel<'a, X, const K: usize, const STRIDE: usize>(Kernel<'a, X>);
+struct FixedKernel<'a, X, P, const K: usize, const STRIDE: usize>(Kernel<'a, X, P>);
 
-impl<X: VectorSource, const K: usize, const STRIDE: usize> WithSimd for FixedKernel<'_, X, K, STRIDE> {
+impl<X: VectorSource, P: Iterator<Item = (Range<usize>, Range<usize>)>, const K: usize, const STRIDE: usize> WithSimd
+    for FixedKernel<'_, X, P, K, STRIDE>
+{
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Kernel { p, x, w, ends, layout, rows, y, scratch } = self.0;
+        let Kernel { p, x, w, ends, parts, sizes: [of_input, of_output], y, scratch } = self.0;
         let c = p.output.c;
+        let vectors = c.div_ceil(S::F32_LANES);
         let (scratch, _) = S::as_mut_simd_f32s(scratch);
-        let (block, filter) = scratch.split_at_mut(layout.vectors());
-        layout.clear_margins(1, simd.splat_f32s(0.0), block);
-        for first in (0..c).step_by(S::F32_LANES) {
-            let channels = first..(first + S::F32_LANES).min(c);
-            Fill { layout, x, channels: channels.clone(), to: &mut *block }.run(simd);
-            filter_of(simd, w, c, channels.clone(), filter);
-            let (block, filter) = (&*block, &*filter);
-            BlockRows { p, layout, block, filter, ends: &ends, rows: &rows, channels }.filter::<S, K, STRIDE>(simd, y);
+        let (filter, scratch) = scratch.split_at_mut(p.window.taps());
+        let (inputs, outputs) = scratch.split_at_mut(vectors * of_input);
+        inputs.fill(simd.splat_f32s(0.0));
+        let (mut before, mut done) = (None, 0);
+        for (images, rows) in parts {
+            let layout = BlockLayout::of_input(p, images.clone(), &rows);
+            Fill { layout: &layout, before: before.as_ref(), x, to: &mut *inputs, block: of_input }.run(simd);
+            for vector in 0..vectors {
+                let channels = vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(c);
+                filter_of(simd, w, c, channels.clone(), filter);
+                let bias = bias_vector(simd, &ends, c, channels.clone());
+                let block = &inputs[vector * of_input..][..of_input];
+                let output = &mut outputs[vector * of_output..][..of_output];
+                let next = layout.end() + channels.start;
+                let reader = x.reader(simd, channels);
+                BlockRows { p, layout: &layout, block, filter: &*filter, bias, rows: &rows }.filter::<S, K, STRIDE>(
+                    simd,
+                    #[inline(always)]
+                    |pixel, sum| {
+                        output[pixel] = sum;
+                        if STRIDE == 1 {
+                            // What the next piece reads comes while this one is summed.
+                            VectorReader::<S>::prefetch(&reader, next + pixel * c);
+                        }
+                    },
+                );
+            }
+            let pixels = rows.len() * p.output.w;
+            for image in 0..images.len() {
+                let outputs = &outputs[image * pixels..];
+                for tile in pieces(0..pixels, TILE) {
+                    for vector in 0..vectors {
+                        let channels = vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(c);
+                        let out =
+                            Out { ends: &ends, y: &mut *y, c, channels, first: done, pixel: rows.start * p.output.w };
+                        let mut put = out.put(simd);
+                        for pixel in tile.clone() {
+                            put(pixel, outputs[vector * of_output + pixel]);
+                        }
+                    }
+                }
+                done += pixels;
+            }
+            before = Some(layout);
         }
     }
 }
@@ -166,24 +208,19 @@ struct BlockRows<'a, V> {
     block: &'a [V],
     /// A vector for each tap.
     filter: &'a [V],
-    ends: &'a Ends<'a>,
+    bias: V,
     rows: &'a Range<usize>,
-    /// Those of the vector among all of the output.
-    channels: Range<usize>,
 }
 
 impl<V: Copy> BlockRows<'_, V> {
+    /// Gives `put` each pixel's place among those of the rows, and its sums.
     #[inline(always)]
-    fn filter<S: Simd<f32s = V>, const K: usize, const STRIDE: usize>(self, simd: S, y: &mut [f32]) {
-        let Self { p, layout, block, filter, ends, rows, channels } = self;
-        let (window, c, w_out) = (p.window, p.output.c, p.output.w);
+    fn filter<S: Simd<f32s = V>, const K: usize, const STRIDE: usize>(self, simd: S, mut put: impl FnMut(usize, V)) {
+        let Self { p, layout, block, filter, bias, rows } = self;
+        let (window, w_out) = (p.window, p.output.w);
         assert!(block.len() >= layout.vectors() && filter.len() >= window.taps());
         let kernel = RowKernel::<K, STRIDE> { k: window.k_w, stride: window.stride_w };
-        let bias = match ends.bias.filter(|bias| bias.len() == c) {
-            Some(bias) => load(simd, &bias[channels.clone()]),
-            None => simd.splat_f32s(0.0),
-        };
-        let mut line = channels.start;
+        let mut line = 0;
         for image in layout.images.clone() {
             for row in rows.clone() {
                 let (kernel_rows, under) = kernel_rows(p, row);
@@ -195,13 +232,30 @@ impl<V: Copy> BlockRows<'_, V> {
                     w_step: window.k_w,
                     count: kernel_rows.len(),
                 };
-                let out = Out { ends, y: &mut *y, line, pixel: row * w_out, c, channels: &channels };
                 // SAFETY: the block holds the rows under the band, with the columns of all output columns; the filter has its
                 // rows.
-                unsafe { kernel.filter(simd, weighted, bias, w_out, out.put(simd)) };
-                line += w_out * c;
+                unsafe {
+                    kernel.filter(
+                        simd,
+                        weighted,
+                        bias,
+                        w_out,
+                        #[inline(always)]
+                        |column: usize, sum: V| put(line + column, sum),
+                    );
+                }
+                line += w_out;
             }
         }
+    }
+}
+
+/// The bias of some channels; zero where there is none, or one for each pixel.
+#[inline(always)]
+fn bias_vector<S: Simd>(simd: S, ends: &Ends<'_>, c: usize, channels: Range<usize>) -> S::f32s {
+    match ends.bias {
+        Some(bias) if bias.len() == c => load(simd, &bias[channels]),
+        _ => simd.splat_f32s(0.0),
     }
 }
 
@@ -279,41 +333,44 @@ impl<const K: usize, const STRIDE: usize> WithSimd for FixedBlockKernel<'_, K, S
         let BlockKernel { of, block, w, ends, y } = self.0;
         let BlockFilter { p, layout } = of;
         let ((block, _), (filter, _)) = (S::as_simd_f32s(block), S::as_simd_f32s(w));
-        let (rows, channels) = (&(0..p.output.h), 0..p.output.c);
-        BlockRows { p, layout, block, filter, ends, rows, channels }.filter::<S, K, STRIDE>(simd, y);
+        let (c, rows) = (p.output.c, 0..p.output.h);
+        let bias = bias_vector(simd, ends, c, 0..c);
+        let put = Out { ends, y, c, channels: 0..c, first: 0, pixel: 0 }.put(simd);
+        BlockRows { p, layout, block, filter, bias, rows: &rows }.filter::<S, K, STRIDE>(simd, put);
     }
 }
 
-/// Where a row of sums goes, and what is done to them.
+/// Where sums go, and what is done to them.
 struct Out<'a, 'b> {
     ends: &'a Ends<'b>,
     y: &'a mut [f32],
-    /// The element of the first sum.
-    line: usize,
-    /// The first pixel in its image.
-    pixel: usize,
     c: usize,
-    channels: &'a Range<usize>,
+    channels: Range<usize>,
+    /// The pixel of y that the first sum is for.
+    first: usize,
+    /// Which one of its image that is.
+    pixel: usize,
 }
 
 impl<'a, 'b> Out<'a, 'b> {
     #[inline(always)]
     fn put<S: Simd>(self, simd: S) -> impl FnMut(usize, S::f32s) + use<'a, 'b, S> {
-        let Self { ends, y, line, pixel, c, channels } = self;
+        let Self { ends, y, c, channels, first, pixel } = self;
         let map = ends.bias.filter(|bias| bias.len() != c);
+        let start = first * c + channels.start;
         #[inline(always)]
-        move |column, mut sum| {
-            let at = line + column * c..line + column * c + channels.len();
-            let y = &mut y[at.clone()];
+        move |at, mut sum| {
+            let range = start + at * c..start + at * c + channels.len();
+            let y = &mut y[range.clone()];
             if let Some(map) = map {
-                let at = (pixel + column) * c + channels.start;
+                let at = (pixel + at) * c + channels.start;
                 sum = simd.add_f32s(sum, load(simd, &map[at..at + channels.len()]));
             }
             if ends.accumulate {
                 sum = simd.add_f32s(load(simd, y), sum);
             }
             if let Some(residual) = ends.residual {
-                sum = simd.add_f32s(sum, load(simd, &residual[at]));
+                sum = simd.add_f32s(sum, load(simd, &residual[range]));
             }
             if ends.clamp.slope != 1.0 {
                 sum = clamp_vector(simd, ends.clamp, sum);

@@ -1,7 +1,8 @@
 //! Depthwise k×k convolution on the CPU, weights `[k_h, k_w, c]`.
 //!
-//! Lanes run over channels. A vector of channels at a time passes through a band of rows: it is put into a [block],
-//! formed on load where it is not stored, and kernels without borders go over its [rows].
+//! Lanes run over channels. A piece of the work is some rows of an image, or some images. All channels of it are put into
+//! [block]s, one for each vector of channels, in the order of memory, and formed on load where they are not stored; kernels
+//! without borders go over the [rows] of each block; what they give is written in the order of memory again.
 
 mod backward;
 mod block;
@@ -16,8 +17,9 @@ pub(in crate::ops) use forward::{BlockFilter, forward_rows, rows_under};
 
 use super::ConvProblem;
 
-/// Vectors of a block, about: so many fit into the first-level cache.
-const BLOCK_VECTORS: usize = 512;
+/// Elements of the input that a piece of the work covers, about: what is formed of them stays in the second-level cache for all
+/// channels.
+const PIECE_ELEMENTS: usize = 1 << 15;
 
 /// The rows of the input under some output rows that lie in the image.
 fn input_rows(p: &ConvProblem, rows: &Range<usize>) -> Range<usize> {
