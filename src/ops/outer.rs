@@ -8,7 +8,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::product::{MAX_LANES, MAX_VECTORS, most_rows};
-use super::simd::{dispatch, load, store, unrolled, with_constant};
+use super::simd::{dispatch, load, prefetch, store, unrolled, with_constant};
 
 /// Some channels of pixels.
 #[derive(Debug, Clone, Copy)]
@@ -40,15 +40,37 @@ impl<'a> Pixels<'a> {
     }
 }
 
+/// Memory that is read next, and is asked for while sums are taken.
+#[derive(Debug, Default)]
+pub(super) struct Ahead<'a> {
+    /// Parts in their order.
+    pub parts: [&'a [f32]; 3],
+}
+
+/// Lines of the cache that are asked for with each pixel.
+const LINES: usize = 4;
+/// Elements of a line.
+const LINE: usize = 16;
+
+impl<'a> Ahead<'a> {
+    /// At most so many elements of the first part that is left.
+    fn take(&mut self, len: usize) -> &'a [f32] {
+        let Some(part) = self.parts.iter_mut().find(|part| !part.is_empty()) else { return &[] };
+        let (head, rest) = part.split_at(len.min(part.len()));
+        *part = rest;
+        head
+    }
+}
+
 /// out `[rows.c, columns.c]` = Σ over pixels of rows ⊗ columns, or added to it.
 ///
 /// # Panics
 /// When the operands have different pixels or none, or the result has another size.
-pub(super) fn sum_outer(rows: Pixels<'_>, columns: Pixels<'_>, out: &mut [f32], accumulate: bool) {
+pub(super) fn sum_outer(rows: Pixels<'_>, columns: Pixels<'_>, out: &mut [f32], accumulate: bool, ahead: Ahead<'_>) {
     let pixels = columns.count;
     assert!(rows.count == pixels && rows.is_whole() && columns.is_whole(), "operands of other pixels, or of none");
     assert_eq!(out.len(), rows.c * columns.c, "a sum of outer products of another size");
-    dispatch(Tiles { rows, columns, pixels, out, accumulate });
+    dispatch(Tiles { rows, columns, pixels, out, accumulate, ahead });
 }
 
 struct Tiles<'a> {
@@ -57,6 +79,7 @@ struct Tiles<'a> {
     pixels: usize,
     out: &'a mut [f32],
     accumulate: bool,
+    ahead: Ahead<'a>,
 }
 
 impl WithSimd for Tiles<'_> {
@@ -64,7 +87,7 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, columns, pixels, out, accumulate } = self;
+        let Self { rows, columns, pixels, out, accumulate, mut ahead } = self;
         let vectors = columns.c.div_ceil(S::F32_LANES);
         let panels = vectors.div_ceil(MAX_VECTORS);
         for panel in 0..panels {
@@ -74,7 +97,8 @@ impl WithSimd for Tiles<'_> {
                 let first_row = tile * rows.c / tiles;
                 let count = (tile + 1) * rows.c / tiles - first_row;
                 let first_column = range.start * S::F32_LANES;
-                let tile = Tile { rows, columns, pixels, out: &mut *out, accumulate, first_row, first_column };
+                let ahead = ahead.take(pixels * LINES * LINE);
+                let tile = Tile { rows, columns, pixels, out: &mut *out, accumulate, first_row, first_column, ahead };
                 match range.len() {
                     1 => with_constant!(count, R => tile.run::<S, 1, R>(simd)),
                     2 => with_constant!(count, R => tile.run::<S, 2, R>(simd)),
@@ -94,6 +118,7 @@ struct Tile<'a> {
     accumulate: bool,
     first_row: usize,
     first_column: usize,
+    ahead: &'a [f32],
 }
 
 impl Tile<'_> {
@@ -122,7 +147,11 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, V, R> {
         let whole = columns.len().checked_sub(width).map_or(0, |rest| rest / column_step + 1).min(tile.pixels);
         assert!(rows.len() >= (tile.pixels - 1) * row_step + R);
         let (mut row, mut column) = (rows.as_ptr(), columns.as_ptr());
+        let mut ahead = tile.ahead.chunks(LINES * LINE);
         for _ in 0..whole {
+            if let Some(ahead) = ahead.next() {
+                unrolled!(I < LINES, prefetch(ahead.as_ptr().wrapping_add(I * LINE)), 0 1 2 3);
+            }
             let mut vectors = [simd.splat_f32s(0.0); V];
             // SAFETY: pixels below `whole` have all these elements of both operands, as counted above.
             unrolled!(J < V, vectors[J] = unsafe { column.add(J * S::F32_LANES).cast::<S::f32s>().read_unaligned() }, 0 1 2);

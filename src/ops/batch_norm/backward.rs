@@ -331,6 +331,11 @@ impl<'a> DyLoader<'a> {
         Self { affine, slope, offset, y: of.y.host(), dz: dz.host(), residual, clamp }
     }
 
+    /// What of memory [`load`](Self::load) reads for a range; a residual is not among it.
+    pub fn reads(&self, range: Range<usize>) -> [&[f32]; 2] {
+        [&self.y[range.clone()], &self.dz[range]]
+    }
+
     /// Writes dy for a range of whole pixels.
     pub fn load(&self, range: Range<usize>, dy: &mut [f32]) {
         vectorised(

@@ -7,7 +7,7 @@ use super::parts::in_parts;
 use super::source::{GradientSource, Source};
 use crate::device::View;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::outer::{Pixels, sum_outer};
+use crate::ops::outer::{Ahead, Pixels, sum_outer};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Shared, transpose_in_place};
 use crate::shape::Lines;
@@ -66,12 +66,15 @@ pub(super) fn backward(
             let dy_len = dy.scratch_len(range.len());
             with_scratch(dy_len + x.scratch_len(range_in.len()), |scratch| {
                 let (dy_scratch, scratch) = scratch.split_at_mut(dy_len);
+                let next = chunks.line_range((chunk + 1).min(chunks.count() - 1));
+                let [y, dz] = dy.reads(next.start * width * c_out..next.end * width * c_out);
+                let ahead = Ahead { parts: [y, dz, x.reads(next.start * width * c_in..next.end * width * c_in)] };
                 let dy = dy.load(range, dy_scratch);
                 let loaded = x.load(range_in.clone(), scratch);
                 let (of_dy, of_x) = (Pixels::new(dy, c_out), Pixels::new(loaded, c_in));
                 match is_transposed(p) {
-                    true => sum_outer(of_x, of_dy, partial, i > 0),
-                    false => sum_outer(of_dy, of_x, partial, i > 0),
+                    true => sum_outer(of_x, of_dy, partial, i > 0, ahead),
+                    false => sum_outer(of_dy, of_x, partial, i > 0, ahead),
                 }
                 if let (Some((dx, accumulate)), Some(panels)) = (&mut dx, panels) {
                     let (head, rest) = std::mem::take(dx).split_at_mut(range_in.len());

@@ -89,6 +89,14 @@ impl<'a> GradientSource<'a> {
         }
     }
 
+    /// What of memory [`load`](Self::load) reads for a range.
+    pub fn reads(&self, range: Range<usize>) -> [&[f32]; 2] {
+        match self {
+            Self::Stored(dy) => [&dy[range], &[]],
+            Self::Formed(loader) => loader.reads(range),
+        }
+    }
+
     /// Scratch elements that [`load`](Self::load) needs for a range of `len`.
     pub fn scratch_len(&self, len: usize) -> usize {
         match self {
@@ -130,6 +138,14 @@ impl<'a> Source<'a> {
                     c: of.gamma.len(),
                 }))
             }
+        }
+    }
+
+    /// What of memory [`load`](Self::load) reads for a range.
+    pub fn reads(&self, range: Range<usize>) -> &[f32] {
+        match self {
+            Self::Stored(data) => &data[range],
+            Self::Normalised(of) => &of.y[range],
         }
     }
 
