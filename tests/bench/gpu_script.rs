@@ -9,26 +9,33 @@ use tempfile::TempDir;
 
 use super::folder;
 
+/// The script for GPU hosts with a binary, in a folder where it writes to `out`.
+fn script(dir: &TempDir, binary: &Path, options: &[&str]) -> Command {
+    let mut command = Command::new("python3");
+    command.current_dir(dir.path()).arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/gpu"));
+    command.args(["out", "--quick", "--bin"]).arg(binary).args(options);
+    command
+}
+
+/// What it found.
+fn result(dir: &TempDir) -> Value {
+    let text = fs::read_to_string(dir.path().join("out/result.json")).expect("the script writes it");
+    serde_json::from_str(&text).expect("JSON")
+}
+
 /// The script for GPU hosts, its logic without a GPU.
 #[test]
 fn the_script_for_gpu_hosts_reports_every_part() {
     let dir = folder();
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/gpu");
     let run = |only: &str, device: &str| {
-        Command::new("python3")
-            .current_dir(dir.path())
-            .arg(&script)
-            .args(["--quick", "--device", device, "--only", only, "--bin"])
-            .arg(assert_cmd::cargo::cargo_bin("depthshrinker"))
-            .arg("out")
+        script(&dir, &assert_cmd::cargo::cargo_bin("depthshrinker"), &["--device", device, "--only", only])
             .env("DEPTHSHRINKER_CACHE", &cache)
             .env_remove("OUT")
             .assert()
     };
     let outcomes = || -> Vec<(String, String)> {
-        let text = fs::read_to_string(dir.path().join("out/result.json")).expect("the script writes it");
-        let result: Value = serde_json::from_str(&text).expect("JSON");
+        let result = result(&dir);
         let word = |row: &Value, key: &str| row[key].as_str().expect("a word").to_owned();
         let rows = result["parts"].as_array().expect("a list").iter();
         rows.map(|row| (word(row, "part"), word(row, "outcome"))).collect()
@@ -96,17 +103,9 @@ case "$*" in
 esac
 "#;
     let binary = program(&dir, "depthshrinker", text);
-    Command::new("python3")
-        .current_dir(dir.path())
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/gpu"))
-        .args(["--quick", "--device", "emulator", "--only", "check f,kernels mobilenetv2-0.25 f16", "--minutes", "0.2"])
-        .args(["--python", "no-python", "--bin"])
-        .arg(&binary)
-        .arg("out")
-        .assert()
-        .code(1);
-    let text = fs::read_to_string(dir.path().join("out/result.json")).expect("the script writes it");
-    let result: Value = serde_json::from_str(&text).expect("JSON");
+    let parts = ["--only", "check f,kernels mobilenetv2-0.25 f16", "--minutes", "0.2"];
+    script(&dir, &binary, &["--device", "emulator", "--python", "no-python"]).args(parts).assert().code(1);
+    let result = result(&dir);
     let (parts, found) = (result["parts"].as_array().unwrap(), &result["results"]);
     let note =
         |name: &str| parts.iter().find(|row| row["part"] == name).expect(name)["note"].as_str().unwrap().to_owned();
@@ -169,17 +168,9 @@ END
     let path = std::env::join_paths(
         std::iter::once(dir.path().to_path_buf()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
     );
-    Command::new("python3")
-        .current_dir(dir.path())
-        .env("PATH", path.unwrap())
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/gpu"))
-        .args(["--quick", "--device", "cuda", "--only", "devices,counters", "--python", "no-python", "--bin"])
-        .arg(&binary)
-        .arg("out")
-        .assert()
-        .code(1);
-    let text = fs::read_to_string(dir.path().join("out/result.json")).expect("the script writes it");
-    let result: Value = serde_json::from_str(&text).expect("JSON");
+    let options = ["--device", "cuda", "--only", "devices,counters", "--python", "no-python"];
+    script(&dir, &binary, &options).env("PATH", path.unwrap()).assert().code(1);
+    let result = result(&dir);
     let part = result["parts"].as_array().unwrap().iter().find(|row| row["part"] == "counters f16").expect("a row");
     let note = "2 cases, counts within 10.0 % of the emulator's; nothing of the emulator: error: no compiler";
     assert_eq!((part["outcome"].as_str(), part["note"].as_str()), (Some("ok"), Some(note)));

@@ -8,7 +8,7 @@ use super::super::ConvProblem;
 use super::super::source::{GradientSource, NormalisedSource, Source};
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
-use super::{PIECE_ELEMENTS, kernel_rows, specialised};
+use super::{PIECE_ELEMENTS, channels_of, kernel_rows, specialised};
 use crate::ops::batch_norm::{GradientSums, MaskedGradient, SUMMED_PIXELS, SumVectors};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::MAX_LANES;
@@ -241,7 +241,7 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
             let (before, to) = (dy_before.as_ref(), &mut *dy_blocks);
             Fill { layout: &of_dy, before, x: dy, to, block: sizes.dy }.run(simd);
             for vector in 0..vectors {
-                let channels = vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(c);
+                let channels = channels_of::<S>(vector, c);
                 let (x_block, dy_block) = (&x_blocks[vector * sizes.x..], &dy_blocks[vector * sizes.dy..]);
                 let blocks = Blocks { p, piece, of_x: &of_x, of_dy: &of_dy, x: x_block, dy: dy_block };
                 filter_of(simd, dw, c, channels.clone(), dw_sums);

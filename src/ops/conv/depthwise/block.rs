@@ -8,7 +8,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::super::ConvProblem;
-use super::{input_rows, input_width};
+use super::{channels_of, input_rows, input_width};
 use crate::ops::simd::load;
 use crate::ops::vector_source::{VectorReader, VectorSource};
 use crate::shape::Shape;
@@ -61,9 +61,9 @@ impl BlockLayout {
         }
     }
 
-    /// The element of the map behind its rows of the first image.
+    /// The element of the map behind its rows, where what follows it is read.
     pub fn end(&self) -> usize {
-        (self.images.start * self.map.h + self.rows.end) * self.map.w * self.map.c
+        ((self.images.end - 1) * self.map.h + self.rows.end) * self.map.w * self.map.c
     }
 
     /// Vectors of a block.
@@ -120,12 +120,11 @@ impl<X: VectorSource, V: Copy> Fill<'_, X, V> {
         let vectors = map.c.div_ceil(S::F32_LANES);
         assert!(to.len() >= vectors * block && block >= layout.vectors(), "blocks too short");
         let groups = vectors.div_ceil(GROUP);
-        let channels = |vector: usize| vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(map.c);
         for group in 0..groups {
             let group = group * vectors / groups..(group + 1) * vectors / groups;
             let readers: [X::Reader<'_, S>; GROUP] = std::array::from_fn(
                 #[inline(always)]
-                |i| x.reader(simd, channels((group.start + i).min(group.end - 1))),
+                |i| x.reader(simd, channels_of::<S>((group.start + i).min(group.end - 1), map.c)),
             );
             for image in layout.images.clone() {
                 for row in layout.rows.start + kept..layout.rows.end {

@@ -9,7 +9,7 @@ use super::super::parts::in_parts;
 use super::super::source::Source;
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
-use super::{PIECE_ELEMENTS, input_rows, kernel_rows, pieces, specialised};
+use super::{PIECE_ELEMENTS, channels_of, input_rows, kernel_rows, pieces, specialised};
 use crate::ops::parallel::{Chunks, slab_range, with_scratch};
 use crate::ops::product::{BlockLines, Ends, MAX_LANES, Shared};
 use crate::ops::simd::{clamp_vector, dispatch, lanes, load, store};
@@ -161,7 +161,7 @@ impl<X: VectorSource, P: Iterator<Item = (Range<usize>, Range<usize>)>, const K:
             let layout = BlockLayout::of_input(p, images.clone(), &rows);
             Fill { layout: &layout, before: before.as_ref(), x, to: &mut *inputs, block: of_input }.run(simd);
             for vector in 0..vectors {
-                let channels = vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(c);
+                let channels = channels_of::<S>(vector, c);
                 filter_of(simd, w, c, channels.clone(), filter);
                 let bias = bias_vector(simd, &ends, c, channels.clone());
                 let block = &inputs[vector * of_input..][..of_input];
@@ -185,7 +185,7 @@ impl<X: VectorSource, P: Iterator<Item = (Range<usize>, Range<usize>)>, const K:
                 let outputs = &outputs[image * pixels..];
                 for tile in pieces(0..pixels, TILE) {
                     for vector in 0..vectors {
-                        let channels = vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(c);
+                        let channels = channels_of::<S>(vector, c);
                         let out =
                             Out { ends: &ends, y: &mut *y, c, channels, first: done, pixel: rows.start * p.output.w };
                         let mut put = out.put(simd);

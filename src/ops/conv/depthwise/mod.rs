@@ -14,12 +14,19 @@ use std::ops::Range;
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 pub(in crate::ops) use forward::{BlockFilter, forward_rows, rows_under};
+use pulp::Simd;
 
 use super::ConvProblem;
 
 /// Elements of the input that a piece of the work covers, about: what is formed of them stays in the second-level cache for all
 /// channels.
 const PIECE_ELEMENTS: usize = 1 << 15;
+
+/// The channels of a vector of them; the last may have fewer than it holds.
+#[inline(always)]
+fn channels_of<S: Simd>(vector: usize, c: usize) -> Range<usize> {
+    vector * S::F32_LANES..((vector + 1) * S::F32_LANES).min(c)
+}
 
 /// The rows of the input under some output rows that lie in the image.
 fn input_rows(p: &ConvProblem, rows: &Range<usize>) -> Range<usize> {
