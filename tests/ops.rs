@@ -32,7 +32,7 @@ fn conv_name(p: &ConvProblem) -> String {
 }
 
 /// Depthwise problems that the host cuts in other ways than those of the table: into rows of an image and groups of images, with
-/// strides and padding larger than the kernel.
+/// strides and padding larger than the kernel, and where results do not fit into caches.
 const HOST_CUTS: &[ConvRow] = &[
     (2, (5, 49, 16), 16, (3, 3), (2, 2), [1; 4], 16),
     (2, (4, 60, 16), 16, (5, 5), (1, 1), [2; 4], 16),
@@ -43,6 +43,10 @@ const HOST_CUTS: &[ConvRow] = &[
     (2, (9, 8, 8), 8, (2, 1), (3, 2), [0; 4], 8),
     (2, (1, 1, 8), 8, (3, 3), (1, 1), [1; 4], 8),
     (2, (2, 3, 8), 8, (3, 3), (1, 1), [4; 4], 8),
+    // So large that results are written past the caches, in whole vectors and in parts of them.
+    (4, (64, 64, 64), 64, (3, 3), (1, 1), [1; 4], 64),
+    (3, (50, 102, 72), 72, (3, 3), (1, 1), [1; 4], 72),
+    (2, (80, 82, 80), 80, (3, 3), (2, 2), [1; 4], 80),
 ];
 
 /// Convolutions in tiles: kernels 3 and 5, whole tiles and parts of them, borders of all kinds, part of a last vector, more tiles

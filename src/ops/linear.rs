@@ -2,12 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ahead::Ahead;
 use super::config::BiasProblem;
 use super::conv::{self, ConvProblem};
 use super::cuda;
 use super::epilogue::{BiasOperand, Epilogue};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
-use super::outer::{Ahead, Pixels, sum_outer};
+use super::outer::{Pixels, sum_outer};
 use super::packing::Packing;
 use super::parallel::slab_range;
 use super::product::{Ends, Packed, PanelLayout, Product, Rows, Shared};
@@ -126,7 +127,7 @@ pub fn backward(p: LinearProblem, inputs: LinearInputs<'_>, out: LinearGradients
     let (dw, db) = (dw.host(), db.host());
     let (of_dy, of_x) = (Pixels::new(&dy[..n * c_out], c_out), Pixels::new(&x[..n * c_in], c_in));
     each_part(dw, c_in, TASKS.min(c_out), |rows, dw| {
-        sum_outer(of_dy.channels(rows), of_x, dw, false, Ahead::default());
+        sum_outer(of_dy.channels(rows), of_x, dw, false, &mut Ahead::default());
     });
     db.fill(0.0);
     flush_subnormals(|| {

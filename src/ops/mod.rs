@@ -10,6 +10,7 @@
 
 pub mod activation;
 pub mod add;
+mod ahead;
 pub mod augment;
 pub mod batch_norm;
 pub mod config;
@@ -32,5 +33,6 @@ pub mod product;
 mod random;
 pub(crate) mod simd;
 pub mod step;
+mod streaming;
 pub(crate) mod team;
 mod vector_source;

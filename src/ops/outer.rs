@@ -7,8 +7,12 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use super::ahead::{Ahead, LINE};
 use super::product::{MAX_LANES, MAX_VECTORS, most_rows};
 use super::simd::{dispatch, load, prefetch, store, unrolled, with_constant};
+
+/// Lines of the cache that are asked for with each pixel.
+const LINES: usize = 2;
 
 /// Some channels of pixels.
 #[derive(Debug, Clone, Copy)]
@@ -40,54 +44,38 @@ impl<'a> Pixels<'a> {
     }
 }
 
-/// Memory that is read next, and is asked for while sums are taken.
-#[derive(Debug, Default)]
-pub(super) struct Ahead<'a> {
-    /// Parts in their order.
-    pub parts: [&'a [f32]; 3],
-}
-
-/// Lines of the cache that are asked for with each pixel.
-const LINES: usize = 4;
-/// Elements of a line.
-const LINE: usize = 16;
-
-impl<'a> Ahead<'a> {
-    /// At most so many elements of the first part that is left.
-    fn take(&mut self, len: usize) -> &'a [f32] {
-        let Some(part) = self.parts.iter_mut().find(|part| !part.is_empty()) else { return &[] };
-        let (head, rest) = part.split_at(len.min(part.len()));
-        *part = rest;
-        head
-    }
-}
-
 /// out `[rows.c, columns.c]` = Σ over pixels of rows ⊗ columns, or added to it.
 ///
 /// # Panics
 /// When the operands have different pixels or none, or the result has another size.
-pub(super) fn sum_outer(rows: Pixels<'_>, columns: Pixels<'_>, out: &mut [f32], accumulate: bool, ahead: Ahead<'_>) {
+pub(super) fn sum_outer(
+    rows: Pixels<'_>,
+    columns: Pixels<'_>,
+    out: &mut [f32],
+    accumulate: bool,
+    ahead: &mut Ahead<'_>,
+) {
     let pixels = columns.count;
     assert!(rows.count == pixels && rows.is_whole() && columns.is_whole(), "operands of other pixels, or of none");
     assert_eq!(out.len(), rows.c * columns.c, "a sum of outer products of another size");
     dispatch(Tiles { rows, columns, pixels, out, accumulate, ahead });
 }
 
-struct Tiles<'a> {
+struct Tiles<'a, 'b> {
     rows: Pixels<'a>,
     columns: Pixels<'a>,
     pixels: usize,
     out: &'a mut [f32],
     accumulate: bool,
-    ahead: Ahead<'a>,
+    ahead: &'a mut Ahead<'b>,
 }
 
-impl WithSimd for Tiles<'_> {
+impl WithSimd for Tiles<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, columns, pixels, out, accumulate, mut ahead } = self;
+        let Self { rows, columns, pixels, out, accumulate, ahead } = self;
         let vectors = columns.c.div_ceil(S::F32_LANES);
         let panels = vectors.div_ceil(MAX_VECTORS);
         for panel in 0..panels {
@@ -150,7 +138,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedTile<'_, V, R> {
         let mut ahead = tile.ahead.chunks(LINES * LINE);
         for _ in 0..whole {
             if let Some(ahead) = ahead.next() {
-                unrolled!(I < LINES, prefetch(ahead.as_ptr().wrapping_add(I * LINE)), 0 1 2 3);
+                unrolled!(I < LINES, prefetch(ahead.as_ptr().wrapping_add(I * LINE)), 0 1);
             }
             let mut vectors = [simd.splat_f32s(0.0); V];
             // SAFETY: pixels below `whole` have all these elements of both operands, as counted above.

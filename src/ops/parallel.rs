@@ -13,7 +13,10 @@ use crate::shape::Lines;
 const CHUNK_ELEMENTS: usize = 1 << 13;
 /// Pixels a chunk holds at least, so that a panel of weights is loaded for many.
 const CHUNK_MIN_PIXELS: usize = 128;
-/// Partial sums of a weight gradient: at most this many, and at most this many elements altogether.
+/// Partial sums of a weight gradient: so many for threads to share, more where each is still over so many units of work, since
+/// each costs memory and a start without what a unit leaves for the next; and at most so many elements altogether.
+const FEW_SLABS: usize = 8;
+const SLAB_UNITS: usize = 14;
 const MAX_SLABS: usize = 32;
 const MAX_SLAB_ELEMENTS: usize = 1 << 22;
 
@@ -65,7 +68,8 @@ impl Chunks {
 
 /// How many partial sums a reduction over `units` work units into `len` elements keeps.
 pub(super) fn slabs(units: usize, len: usize) -> usize {
-    (MAX_SLAB_ELEMENTS / len.max(1)).clamp(1, MAX_SLABS).min(units.max(1))
+    let slabs = (units / SLAB_UNITS).clamp(FEW_SLABS, MAX_SLABS).min(units);
+    slabs.min(MAX_SLAB_ELEMENTS / len.max(1)).max(1)
 }
 
 /// The work units of a slab: an even, ordered split.

@@ -12,6 +12,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::activation::Clamp;
+use super::ahead::{Ahead, LINE, ask};
 use super::parallel::with_scratch;
 use super::simd::{clamp_vector, dispatch, lanes, load, unrolled, with_constant};
 use super::team::{each, each_chunk};
@@ -121,24 +122,20 @@ impl PanelLayout {
 
 /// Rows of `k` elements → columns of a matrix with rows of `width`, whose other columns become zero.
 fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
-    /// Columns that are read at once: a line of the cache of each row.
-    const BLOCK: usize = 16;
-    /// Of them together what stays in cache until it is written.
-    const TASK: usize = 16 * BLOCK;
+    /// Columns that are read of one row before the next: memory is read in long runs, and what is written stays in cache until its
+    /// lines are full.
+    const COLUMNS: usize = 256;
     let count = rows.len() / k;
-    each_chunk(out, TASK * width, |task, out| {
-        for (block, out) in out.chunks_mut(BLOCK * width).enumerate() {
-            let start = task * TASK + block * BLOCK;
-            let len = out.len() / width;
-            for column in 0..count {
-                let row = &rows[column * k + start..][..len];
-                for i in 0..len {
-                    out[i * width + column] = row[i];
-                }
+    each_chunk(out, COLUMNS * width, |task, out| {
+        let len = out.len() / width;
+        for column in 0..count {
+            let row = &rows[column * k + task * COLUMNS..][..len];
+            for i in 0..len {
+                out[i * width + column] = row[i];
             }
-            for out in out.chunks_exact_mut(width) {
-                out[count..].fill(0.0);
-            }
+        }
+        for out in out.chunks_exact_mut(width) {
+            out[count..].fill(0.0);
         }
     });
 }
@@ -351,6 +348,8 @@ pub(super) struct Product<'a> {
     /// The number of the first row in the whole result.
     pub first_row: usize,
     pub ends: Ends<'a>,
+    /// What is asked for meanwhile.
+    pub ahead: Ahead<'a>,
 }
 
 /// Where sums go.
@@ -384,7 +383,16 @@ impl<'a> Product<'a> {
     /// Of all panels of the only group, the whole reduction.
     pub fn new(panels: Panels<'a>, rows: Rows<'a>, ends: Ends<'a>) -> Self {
         let layout = panels.layout;
-        Self { panels, group: 0, columns: 0..layout.count(), k: 0..layout.k, rows, first_row: 0, ends }
+        Self {
+            panels,
+            group: 0,
+            columns: 0..layout.count(),
+            k: 0..layout.k,
+            rows,
+            first_row: 0,
+            ends,
+            ahead: Ahead::default(),
+        }
     }
 
     /// Writes `[rows, c]`: of each row the channels of the panels; those of other panels and groups stay.
@@ -495,10 +503,16 @@ impl WithSimd for Tiles<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Product { panels, group, columns, k, rows, first_row, ends } = self.of;
+        let Product { panels, group, columns, k, rows, first_row, ends, ahead } = self.of;
+        let mut ahead = *ahead;
         let layout = &panels.layout;
         let group_data = &panels.data[group * layout.group_len()..][..layout.group_len()];
         let (count, origin) = (rows.count(), layout.vectors_of(columns.clone()).start);
+        let tiles_of = |panel| count.div_ceil(most_rows::<S>(layout.vectors_of(panel..panel + 1).len()));
+        let lines = match ahead.len() {
+            0 => 0,
+            len => len.div_ceil(LINE).div_ceil(columns.clone().map(tiles_of).sum::<usize>().max(1)),
+        };
         for panel in columns.clone() {
             let vectors = layout.vectors_of(panel..panel + 1);
             let channels = layout.channels(panel..panel + 1);
@@ -537,6 +551,7 @@ impl WithSimd for Tiles<'_, '_> {
                     bias: (channel, layout.groups * layout.c_out),
                     first_row: *first_row,
                     next,
+                    ahead: (&mut ahead, lines),
                 };
                 if let Some(rows) = range.len().checked_div(tiles) {
                     match vectors.len() {
@@ -548,19 +563,6 @@ impl WithSimd for Tiles<'_, '_> {
             }
         }
     }
-}
-
-/// Asks for memory that will be read.
-#[inline(always)]
-fn prefetch(data: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in data.chunks(16) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint, which every processor of this architecture has; it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
 }
 
 /// Tiles of the sums of as many rows each × a panel's channels.
@@ -582,6 +584,8 @@ struct Strip<'t, 'a> {
     first_row: usize,
     /// Weights that are asked for meanwhile.
     next: &'t [f32],
+    /// What else is, and how many lines of it with each tile.
+    ahead: (&'t mut Ahead<'a>, usize),
 }
 
 impl Strip<'_, '_> {
@@ -600,7 +604,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedStrip<'_, '_, V, R> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let strip = self.0;
+        let mut strip = self.0;
         let (weights, _) = S::as_simd_f32s(strip.weights);
         let (weights, _) = weights.as_chunks::<V>();
         let (run, step, data) = (strip.rows.run, strip.rows.step, strip.rows.data);
@@ -614,7 +618,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedStrip<'_, '_, V, R> {
         let (clamp, in_registers) = (strip.ends.clamp, strip.is_finished_in_registers());
         let mut walk = strip.steps.walk(strip.first);
         for tile in 0..strip.tiles {
-            prefetch(&strip.next[tile * strip.next.len() / strip.tiles..(tile + 1) * strip.next.len() / strip.tiles]);
+            strip.ask(tile);
             let first = strip.first + tile * R;
             let mut x = [std::ptr::null::<f32>(); R];
             match strip.rows.starts {
@@ -666,6 +670,16 @@ impl<const V: usize, const R: usize> WithSimd for FixedStrip<'_, '_, V, R> {
 }
 
 impl Strip<'_, '_> {
+    /// Asks for what comes behind this strip, a part of it with each tile.
+    #[inline(always)]
+    fn ask(&mut self, tile: usize) {
+        ask(&self.next[tile * self.next.len() / self.tiles..(tile + 1) * self.next.len() / self.tiles]);
+        let (ahead, lines) = &mut self.ahead;
+        if *lines > 0 {
+            ask(ahead.take(*lines * LINE));
+        }
+    }
+
     /// What sums start from unless they go on: the bias per channel.
     #[inline(always)]
     fn channel_bias<S: Simd, const V: usize>(&self, simd: S) -> [S::f32s; V] {

@@ -3,15 +3,31 @@
 use std::ops::Range;
 
 use super::ConvProblem;
-use crate::ops::parallel::{Chunks, slab_range};
+use crate::ops::parallel::{Chunks, slab_range, with_scratch};
 use crate::ops::product::Shared;
-use crate::ops::team::{each, map};
+use crate::ops::streaming;
+use crate::ops::team::{each, map_runs};
 
 /// Tasks that there should be at least, while bands have so many pixels for which a panel of weights is loaded.
 const BANDS: usize = 16;
 const BAND_PIXELS: usize = 48;
 /// Tasks that there should be in any case: where bands are fewer, their channels are shared out.
 const TASKS: usize = 4;
+
+/// Chunks that a thread takes one behind the other, so that it can ask for what the next one reads, while there are so many tasks.
+const CHUNKS_OF_TASK: usize = 8;
+const TASKS_OF_CHUNKS: usize = 32;
+
+/// A part of the output.
+pub(super) struct Part<'a> {
+    pub lines: Range<usize>,
+    /// Lines that the same thread forms next; may be none.
+    pub next: Range<usize>,
+    /// Panels of its channels.
+    pub panels: Range<usize>,
+    /// What the lines lie in.
+    pub y: Shared<'a>,
+}
 
 /// Runs `sum` over all lines of the output, cut into chunks, and all panels of its channels (one where channels stay together),
 /// then `finish` over every chunk, whose answers come back in order. Where chunks are few, threads would not share them evenly:
@@ -21,7 +37,7 @@ pub(super) fn in_parts<R: Send>(
     chunks: Chunks,
     panels: usize,
     y: &mut [f32],
-    sum: impl Fn(Range<usize>, Range<usize>, Shared<'_>) + Sync,
+    sum: impl Fn(Part<'_>) + Sync,
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
     let band = chunks.lines.div_ceil(BANDS).max(BAND_PIXELS.div_ceil(p.output.w));
@@ -33,15 +49,32 @@ pub(super) fn in_parts<R: Send>(
         each(bands * columns, |task| {
             let lines = slab_range(chunks.lines, bands, task / columns);
             let part = y.range(lines.start * chunks.line_len..lines.end * chunks.line_len);
-            sum(lines, slab_range(panels, columns, task % columns), part);
+            let panels = slab_range(panels, columns, task % columns);
+            sum(Part { next: lines.end..lines.end, lines, panels, y: part });
         });
     }
+    let is_streamed = !in_bands && streaming::is_streamed(y.len());
     let y = Shared::new(y);
-    map(chunks.count(), |chunk| {
+    let run = (chunks.count() / TASKS_OF_CHUNKS).clamp(1, CHUNKS_OF_TASK);
+    map_runs(chunks.count(), run, |chunk| {
         let (range, lines) = (chunks.range(chunk), chunks.line_range(chunk));
+        let next = if (chunk + 1) % run == 0 || chunk + 1 == chunks.count() {
+            lines.end..lines.end
+        } else {
+            chunks.line_range(chunk + 1)
+        };
         let y = y.range(range.clone());
+        if is_streamed {
+            return with_scratch(range.len(), |sums| {
+                sum(Part { lines, next, panels: 0..panels, y: Shared::new(sums) });
+                let answer = finish(range, sums);
+                // SAFETY: chunks share no element.
+                streaming::copy(sums, unsafe { y.slice() });
+                answer
+            });
+        }
         if !in_bands {
-            sum(lines, 0..panels, y);
+            sum(Part { lines, next, panels: 0..panels, y });
         }
         // SAFETY: chunks share no element, and its sums are taken.
         finish(range, unsafe { y.slice() })

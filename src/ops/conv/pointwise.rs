@@ -3,13 +3,15 @@
 use std::ops::Range;
 
 use super::ConvProblem;
-use super::parts::in_parts;
+use super::parts::{Part, in_parts};
 use super::source::{GradientSource, Source};
 use crate::device::View;
+use crate::ops::ahead::Ahead;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::outer::{Ahead, Pixels, sum_outer};
+use crate::ops::outer::{Pixels, sum_outer};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
-use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Shared, transpose_in_place};
+use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, transpose_in_place};
+use crate::ops::streaming;
 use crate::shape::Lines;
 
 /// y = φ(x·Wᵀ + bias + residual).
@@ -24,12 +26,13 @@ pub(super) fn forward<R: Send>(
     let (c_in, width) = (p.input.c, p.output.w);
     let packed = Packed::of_product(p, w);
     let panels = packed.panels();
-    let sum = |lines: Range<usize>, columns: Range<usize>, y: Shared<'_>| {
+    let sum = |Part { lines, next, panels: columns, y }: Part<'_>| {
+        let ahead = Ahead { parts: [x.reads(next.start * width * c_in..next.end * width * c_in), &[], &[]] };
         let (pixels, ends) = (lines.start * width..lines.end * width, ends.of_lines(p, &lines));
         let range = pixels.start * c_in..pixels.end * c_in;
         with_scratch(x.scratch_len(range.len()), |scratch| {
             let rows = Rows::contiguous(x.load(range, scratch), c_in);
-            let product = Product { columns, first_row: pixels.start, ..Product::new(panels, rows, ends) };
+            let product = Product { columns, first_row: pixels.start, ahead, ..Product::new(panels, rows, ends) };
             // SAFETY: tasks are given different lines or different panels.
             unsafe { product.run_shared(y) }
         });
@@ -55,6 +58,7 @@ pub(super) fn backward(
         .map(|slab| chunks.line_range(slab_range(chunks.count(), slab_count, slab).end - 1).end * line_in)
         .collect();
     let transposed = PanelLayout { groups: 1, c_out: c_in, k: c_out };
+    let is_streamed = dx.as_ref().is_some_and(|(dx, accumulate)| !accumulate && streaming::is_streamed(dx.len()));
     let packed = dx.is_some().then(|| Packed::transposed(transposed, w));
     let panels = packed.as_ref().map(Packed::panels);
     let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
@@ -68,20 +72,30 @@ pub(super) fn backward(
                 let (dy_scratch, scratch) = scratch.split_at_mut(dy_len);
                 let next = chunks.line_range((chunk + 1).min(chunks.count() - 1));
                 let [y, dz] = dy.reads(next.start * width * c_out..next.end * width * c_out);
-                let ahead = Ahead { parts: [y, dz, x.reads(next.start * width * c_in..next.end * width * c_in)] };
+                let mut ahead = Ahead { parts: [y, dz, x.reads(next.start * width * c_in..next.end * width * c_in)] };
                 let dy = dy.load(range, dy_scratch);
                 let loaded = x.load(range_in.clone(), scratch);
                 let (of_dy, of_x) = (Pixels::new(dy, c_out), Pixels::new(loaded, c_in));
                 match is_transposed(p) {
-                    true => sum_outer(of_x, of_dy, partial, i > 0, ahead),
-                    false => sum_outer(of_dy, of_x, partial, i > 0, ahead),
+                    true => sum_outer(of_x, of_dy, partial, i > 0, &mut ahead),
+                    false => sum_outer(of_dy, of_x, partial, i > 0, &mut ahead),
                 }
                 if let (Some((dx, accumulate)), Some(panels)) = (&mut dx, panels) {
                     let (head, rest) = std::mem::take(dx).split_at_mut(range_in.len());
                     *dx = rest;
                     let ends = Ends { accumulate: *accumulate, ..Ends::NONE };
-                    Product::new(panels, Rows::contiguous(dy, c_out), ends).run(head);
-                    sums.extend(x.gradient_sums(range_in, head));
+                    let product = |to: &mut [f32]| {
+                        Product { ahead, ..Product::new(panels, Rows::contiguous(dy, c_out), ends) }.run(to);
+                        sums.extend(x.gradient_sums(range_in, to));
+                    };
+                    if is_streamed {
+                        with_scratch(head.len(), |to| {
+                            product(to);
+                            streaming::copy(to, head);
+                        });
+                    } else {
+                        product(head);
+                    }
                 }
             });
         }

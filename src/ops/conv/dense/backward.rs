@@ -7,8 +7,9 @@ use super::super::ConvProblem;
 use super::super::source::{GradientSource, Source};
 use super::{copy_group, stored};
 use crate::device::float_mode::flush_subnormals;
+use crate::ops::ahead::Ahead;
 use crate::ops::batch_norm::GradientSums;
-use crate::ops::outer::{Ahead, Pixels, sum_outer};
+use crate::ops::outer::{Pixels, sum_outer};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Starts, transpose_in_place};
 
@@ -74,8 +75,8 @@ pub(in crate::ops) fn backward(
                     let of_columns = Pixels::new(columns, g.k);
                     let partial = &mut partial[group * g.c_out * g.k..][..g.c_out * g.k];
                     match g.is_transposed {
-                        true => sum_outer(of_columns, of_dy, partial, start > lines.start, Ahead::default()),
-                        false => sum_outer(of_dy, of_columns, partial, start > lines.start, Ahead::default()),
+                        true => sum_outer(of_columns, of_dy, partial, start > lines.start, &mut Ahead::default()),
+                        false => sum_outer(of_dy, of_columns, partial, start > lines.start, &mut Ahead::default()),
                     }
                     if let (Some((dx, _)), Some(panels)) = (&mut dx, panels) {
                         let starts = Starts::Every { count: piece.len() * width, elements: c };

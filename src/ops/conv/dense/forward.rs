@@ -6,12 +6,12 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::super::ConvProblem;
-use super::super::parts::in_parts;
+use super::super::parts::{Part, in_parts};
 use super::super::source::Source;
 use super::{copy_group, stored};
 use crate::device::View;
 use crate::ops::parallel::{Chunks, with_scratch};
-use crate::ops::product::{Ends, Packed, Product, Rows, Shared, Starts};
+use crate::ops::product::{Ends, Packed, Product, Rows, Starts};
 
 /// y = φ(x ∗ w + bias + residual).
 pub(in crate::ops) fn forward<R: Send>(
@@ -26,7 +26,7 @@ pub(in crate::ops) fn forward<R: Send>(
     let patch = Patch::new(p);
     let packed = Packed::of_product(p, w);
     let panels = packed.panels();
-    let sum = |lines: Range<usize>, columns: Range<usize>, y: Shared<'_>| {
+    let sum = |Part { lines, panels: columns, y, .. }: Part<'_>| {
         let pixels = Pixels::of(&patch, lines.clone());
         with_scratch(patch.len(lines.clone()), |scratch| {
             for group in 0..p.groups {

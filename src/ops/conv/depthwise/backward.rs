@@ -13,6 +13,7 @@ use crate::ops::batch_norm::{GradientSums, MaskedGradient, SUMMED_PIXELS, SumVec
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::MAX_LANES;
 use crate::ops::simd::{dispatch, lanes, load, store};
+use crate::ops::streaming;
 use crate::ops::vector_source::{Stored, VectorReader, VectorSource};
 
 /// How the work is cut: groups of whole images, or bands of rows of one.
@@ -71,6 +72,14 @@ impl Piece {
         (of_x, BlockLayout::of_gradient(p, self.images.clone(), rows))
     }
 
+    /// Makes zero what lies around the maps in the blocks of all pieces.
+    #[inline(always)]
+    fn clear_margins<V: Copy>(&self, p: &ConvProblem, gives_dx: bool, zero: V, (x, dy): (&mut [V], &mut [V])) {
+        let (of_x, of_dy) = self.layouts(p, gives_dx);
+        of_x.clear_margins(1, zero, x);
+        of_dy.clear_margins(1, zero, dy);
+    }
+
     /// Pixels of the input's gradient.
     fn pixels_in(&self, p: &ConvProblem) -> usize {
         self.images.len() * self.rows_in.len() * p.input.w
@@ -99,9 +108,10 @@ pub(in super::super) fn backward(
     let of_slab = |slab| slab_range(pieces.count(), slab_count, slab);
     let ends: Vec<usize> = (0..slab_count).map(|slab| pieces.start(of_slab(slab).end)).collect();
     let flipped: Vec<f32> = w.chunks_exact(p.input.c).rev().flatten().copied().collect();
+    let is_streamed = dx.as_ref().is_some_and(|(dx, add)| !add && streaming::is_streamed(dx.len()));
     let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, dx, partial| {
         partial.fill(0.0);
-        let dx = dx.map(|(dx, add)| InputGradient { flipped: &flipped, dx, add });
+        let dx = dx.map(|(dx, add)| InputGradient { flipped: &flipped, dx, add, is_streamed });
         let slab: Vec<Piece> = of_slab(slab).map(|index| pieces.piece(index)).collect();
         match (x, dy) {
             (Source::Stored(x), GradientSource::Stored(dy)) => {
@@ -125,6 +135,8 @@ struct InputGradient<'a> {
     dx: &'a mut [f32],
     /// Whether to add to what is there.
     add: bool,
+    /// Whether it is written past the caches.
+    is_streamed: bool,
 }
 
 /// Adds the weight gradient of pieces that follow each other to `dw`. Returns the sums over the gradient of an input that was
@@ -226,29 +238,36 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Kernel { p, pieces, x, dy, before, mut dx, dw, sizes, scratch } = self.0;
-        let (c, taps) = (p.input.c, p.window.taps());
-        let vectors = c.div_ceil(S::F32_LANES);
+        let (c, taps, vectors) = (p.input.c, p.window.taps(), p.input.c.div_ceil(S::F32_LANES));
         let (scratch, _) = S::as_mut_simd_f32s(scratch);
-        scratch.fill(simd.splat_f32s(0.0));
         let Memory { filter, dw_sums, x_blocks, dy_blocks, dx_blocks } = Memory::new(scratch, taps, vectors, sizes);
+        if let Some(piece) = pieces.first() {
+            piece.clear_margins(p, dx.is_some(), simd.splat_f32s(0.0), (x_blocks, dy_blocks));
+        }
         let (gradient, mut total) = before.unzip();
         let (mut x_before, mut dy_before) = (None, None);
         let mut done = 0;
         for piece in pieces {
             let (of_x, of_dy) = piece.layouts(p, dx.is_some());
-            let (before, to) = (x_before.as_ref(), &mut *x_blocks);
-            Fill { layout: &of_x, before, x, to, block: sizes.x }.run(simd);
-            let (before, to) = (dy_before.as_ref(), &mut *dy_blocks);
-            Fill { layout: &of_dy, before, x: dy, to, block: sizes.dy }.run(simd);
+            Fill { layout: &of_x, before: x_before.as_ref(), x, to: &mut *x_blocks, block: sizes.x }.run(simd);
+            Fill { layout: &of_dy, before: dy_before.as_ref(), x: dy, to: &mut *dy_blocks, block: sizes.dy }.run(simd);
             for vector in 0..vectors {
                 let channels = channels_of::<S>(vector, c);
                 let (x_block, dy_block) = (&x_blocks[vector * sizes.x..], &dy_blocks[vector * sizes.dy..]);
                 let blocks = Blocks { p, piece, of_x: &of_x, of_dy: &of_dy, x: x_block, dy: dy_block };
-                filter_of(simd, dw, c, channels.clone(), dw_sums);
-                blocks.weight_gradient::<S, K, STRIDE>(simd, dw_sums);
-                for (dw, sum) in dw.chunks_exact_mut(c).zip(&*dw_sums) {
-                    store(simd, &mut dw[channels.clone()], *sum);
-                }
+                // What the next piece reads comes while this one is summed.
+                let (x, next_x) = (x.reader(simd, channels.clone()), of_x.end() + channels.start);
+                blocks.weight_gradient::<S, K, STRIDE>(
+                    simd,
+                    (&mut *dw, dw_sums),
+                    channels.clone(),
+                    #[inline(always)]
+                    |pixel| {
+                        for under in 0..STRIDE * STRIDE {
+                            VectorReader::<S>::prefetch(&x, next_x + (pixel * STRIDE * STRIDE + under) * c);
+                        }
+                    },
+                );
                 if let Some(dx) = &dx {
                     filter_of(simd, dx.flipped, c, channels.clone(), filter);
                     let to = PieceGradient {
@@ -257,9 +276,7 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
                         before: gradient,
                         total: total.as_deref_mut(),
                     };
-                    // What the next piece reads comes while this one is summed.
-                    let (x, dy) = (x.reader(simd, channels.clone()), dy.reader(simd, channels.clone()));
-                    let (next_x, next_dy) = (of_x.end(), of_dy.end());
+                    let (dy, next_dy) = (dy.reader(simd, channels.clone()), of_dy.end());
                     blocks.input_gradient::<S, K>(
                         simd,
                         filter,
@@ -267,7 +284,6 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
                         channels,
                         #[inline(always)]
                         |at| {
-                            VectorReader::<S>::prefetch(&x, next_x + at);
                             if STRIDE == 1 {
                                 VectorReader::<S>::prefetch(&dy, next_dy + at);
                             }
@@ -276,9 +292,9 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
                 }
             }
             if let Some(dx) = &mut dx {
-                let pixels = piece.pixels_in(p);
-                drain(simd, c, (&*dx_blocks, sizes.dx), &mut dx.dx[done..done + pixels * c]);
-                done += pixels * c;
+                let end = done + piece.pixels_in(p) * c;
+                drain(simd, c, (&*dx_blocks, sizes.dx), &mut dx.dx[done..end], dx.is_streamed);
+                done = end;
             }
             (x_before, dy_before) = (Some(of_x), Some(of_dy));
         }
@@ -296,15 +312,23 @@ struct Blocks<'a, V> {
 }
 
 impl<V: Copy> Blocks<'_, V> {
-    /// Adds the weight gradient to a vector for each tap.
+    /// Adds the weight gradient to some channels of `dw`, with memory for a vector for each tap; `ahead` hears of each pixel.
     #[inline(always)]
-    fn weight_gradient<S: Simd<f32s = V>, const K: usize, const STRIDE: usize>(&self, simd: S, sums: &mut [V]) {
+    fn weight_gradient<S: Simd<f32s = V>, const K: usize, const STRIDE: usize>(
+        &self,
+        simd: S,
+        (dw, sums): (&mut [f32], &mut [V]),
+        channels: Range<usize>,
+        ahead: impl Fn(usize),
+    ) {
         let Self { p, piece, of_x, of_dy, x, dy } = self;
+        filter_of(simd, dw, p.input.c, channels.clone(), sums);
         let window = p.window;
         let kernel = RowKernel::<K, STRIDE> { k: window.k_w, stride: window.stride_w };
-        for image in piece.images.clone() {
+        for (i, image) in piece.images.clone().enumerate() {
             for row in piece.rows.clone() {
                 let (kernel_rows, under) = kernel_rows(p, row);
+                let first = (i * piece.rows.len() + row - piece.rows.start) * p.output.w;
                 if kernel_rows.is_empty() || of_dy.columns.is_empty() {
                     continue;
                 }
@@ -316,9 +340,20 @@ impl<V: Copy> Blocks<'_, V> {
                 // SAFETY: the blocks hold these rows, with all columns of the output and those under them.
                 unsafe {
                     let counts = (kernel_rows.len(), of_dy.columns.len());
-                    kernel.add_weight_gradient(simd, (dy, of_dy.step), x, counts, sums);
+                    kernel.add_weight_gradient(
+                        simd,
+                        (dy, of_dy.step),
+                        x,
+                        counts,
+                        sums,
+                        #[inline(always)]
+                        |column| ahead(first + column),
+                    );
                 }
             }
+        }
+        for (dw, sum) in dw.chunks_exact_mut(p.input.c).zip(&*sums) {
+            store(simd, &mut dw[channels.clone()], *sum);
         }
     }
 
@@ -407,9 +442,21 @@ struct PieceGradient<'a, V> {
     total: Option<&'a mut GradientSums>,
 }
 
-/// Writes what blocks hold, each of so many vectors, pixel by pixel.
+/// Writes what blocks hold, each of so many vectors, pixel by pixel; past the caches where asked for, and possible.
 #[inline(always)]
-fn drain<S: Simd>(simd: S, c: usize, (blocks, block): (&[S::f32s], usize), to: &mut [f32]) {
+fn drain<S: Simd>(simd: S, c: usize, (blocks, block): (&[S::f32s], usize), to: &mut [f32], is_streamed: bool) {
+    if is_streamed && streaming::is_aligned::<S>(to, c) {
+        let vectors = c / S::F32_LANES;
+        let (to, _) = S::as_mut_simd_f32s(to);
+        for (pixel, to) in to.chunks_exact_mut(vectors).enumerate() {
+            for (vector, to) in to.iter_mut().enumerate() {
+                // SAFETY: it is aligned, and `finish` follows.
+                unsafe { streaming::store::<S>(to, blocks[vector * block + pixel]) }
+            }
+        }
+        streaming::finish();
+        return;
+    }
     for (pixel, to) in to.chunks_exact_mut(c).enumerate() {
         let mut at = pixel;
         for first in (0..c).step_by(S::F32_LANES) {

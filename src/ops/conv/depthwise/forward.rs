@@ -5,13 +5,13 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::super::ConvProblem;
-use super::super::parts::in_parts;
+use super::super::parts::{Part, in_parts};
 use super::super::source::Source;
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
 use super::{PIECE_ELEMENTS, channels_of, input_rows, kernel_rows, pieces, specialised};
 use crate::ops::parallel::{Chunks, slab_range, with_scratch};
-use crate::ops::product::{BlockLines, Ends, MAX_LANES, Shared};
+use crate::ops::product::{BlockLines, Ends, MAX_LANES};
 use crate::ops::simd::{clamp_vector, dispatch, lanes, load, store};
 use crate::ops::vector_source::{Stored, VectorReader, VectorSource};
 
@@ -31,7 +31,7 @@ pub(in super::super) fn forward<R: Send>(
     finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
 ) -> Vec<R> {
     let (h, line_len) = (p.output.h, p.output.w * p.output.c);
-    let sum = |lines: Range<usize>, _, y: Shared<'_>| {
+    let sum = |Part { lines, y, .. }: Part<'_>| {
         let mut line = lines.start;
         while line < lines.end {
             let (image, row) = (line / h, line % h);
@@ -155,10 +155,12 @@ impl<X: VectorSource, P: Iterator<Item = (Range<usize>, Range<usize>)>, const K:
         let (scratch, _) = S::as_mut_simd_f32s(scratch);
         let (filter, scratch) = scratch.split_at_mut(p.window.taps());
         let (inputs, outputs) = scratch.split_at_mut(vectors * of_input);
-        inputs.fill(simd.splat_f32s(0.0));
-        let (mut before, mut done) = (None, 0);
+        let (mut before, mut done): (Option<BlockLayout>, _) = (None, 0);
         for (images, rows) in parts {
             let layout = BlockLayout::of_input(p, images.clone(), &rows);
+            if before.is_none() {
+                layout.clear_margins(1, simd.splat_f32s(0.0), inputs);
+            }
             Fill { layout: &layout, before: before.as_ref(), x, to: &mut *inputs, block: of_input }.run(simd);
             for vector in 0..vectors {
                 let channels = channels_of::<S>(vector, c);

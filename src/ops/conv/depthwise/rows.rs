@@ -102,7 +102,7 @@ impl<const K: usize, const STRIDE: usize> RowKernel<K, STRIDE> {
     }
 
     /// dw[kernel row · k + tap] += Σ over columns of dy[step·i]·x[kernel row][stride·i + tap], for `count` kernel rows over
-    /// rows of x that follow each other after `x_step`.
+    /// rows of x that follow each other after `x_step`. `ahead` hears of each column.
     ///
     /// # Safety
     /// `dy` has step·(columns − 1) + 1 vectors, each row of x stride·(columns − 1) + k, and dw count·k.
@@ -114,16 +114,17 @@ impl<const K: usize, const STRIDE: usize> RowKernel<K, STRIDE> {
         x: (*const S::f32s, usize),
         (count, columns): (usize, usize),
         dw: *mut S::f32s,
+        ahead: impl Fn(usize),
     ) {
         // SAFETY: promised by the caller.
         unsafe {
             match (K, count) {
                 // All taps at once where each finds a register.
-                (3, 3) if S::REGISTER_COUNT >= 16 => self.add_rows::<S, 3>(simd, dy, x, columns, dw),
-                (5, 5) if S::REGISTER_COUNT >= 32 => self.add_rows::<S, 5>(simd, dy, x, columns, dw),
+                (3, 3) if S::REGISTER_COUNT >= 16 => self.add_rows::<S, 3>(simd, dy, x, columns, dw, ahead),
+                (5, 5) if S::REGISTER_COUNT >= 32 => self.add_rows::<S, 5>(simd, dy, x, columns, dw, ahead),
                 (3 | 5, _) => {
                     for row in 0..count {
-                        self.add_rows::<S, 1>(simd, dy, (x.0.add(row * x.1), 0), columns, dw.add(row * K));
+                        self.add_rows::<S, 1>(simd, dy, (x.0.add(row * x.1), 0), columns, dw.add(row * K), &ahead);
                     }
                 }
                 _ => self.add_any(simd, dy, x, (count, columns), dw),
@@ -141,6 +142,7 @@ impl<const K: usize, const STRIDE: usize> RowKernel<K, STRIDE> {
         (x, x_step): (*const S::f32s, usize),
         columns: usize,
         dw: *mut S::f32s,
+        ahead: impl Fn(usize),
     ) {
         let mut sums = [[simd.splat_f32s(0.0); K]; ROWS];
         // SAFETY: promised by the caller.
@@ -148,6 +150,7 @@ impl<const K: usize, const STRIDE: usize> RowKernel<K, STRIDE> {
             unrolled!(ROW < ROWS, unrolled!(TAP < K, sums[ROW][TAP] = *dw.add(ROW * K + TAP), 0 1 2 3 4), 0 1 2 3 4);
             for column in 0..columns {
                 let (dy, x) = (*dy.add(column * step), x.add(column * STRIDE));
+                ahead(column);
                 unrolled!(ROW < ROWS, {
                     unrolled!(TAP < K, {
                         sums[ROW][TAP] = simd.mul_add_e_f32s(dy, *x.add(ROW * x_step + TAP), sums[ROW][TAP]);
