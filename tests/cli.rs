@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A shrink run of seconds, with a search that trains.
-const TINY: [&str; 18] = [
+const TINY: [&str; 16] = [
     "shrink",
     "--method",
     "learned",
@@ -25,8 +25,6 @@ const TINY: [&str; 18] = [
     "--test-limit",
     "100",
     "--train-epochs",
-    "1",
-    "--search-epochs",
     "1",
     "--finetune-epochs",
     "1",
@@ -135,6 +133,13 @@ fn bad_settings_are_named_in_one_line() {
     fails(path, &["shrink", "--config", "bad.toml"], 2, &["bad.toml", "line 3", "learning_rate"]);
     fails(path, &["shrink", "--config", "missing.toml"], 1, &["missing.toml"]);
     assert!(!path.join("runs").exists(), "nothing was started");
+    // What would change nothing is told, also where the run ends for another reason.
+    for (method, told) in [("sensitivity", true), ("learned", false)] {
+        let args = ["shrink", "--search-epochs", "9", "--method", method, "--model", "missing.safetensors"];
+        let output = depthshrinker(path, &args).assert().failure().get_output().stderr.clone();
+        let text = String::from_utf8_lossy(&output);
+        assert_eq!(text.contains("--search-epochs changes nothing"), told, "{text}");
+    }
 }
 
 #[test]

@@ -78,6 +78,9 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     config.search.method = Some(config.method());
     common.ready(&config)?;
     refuse_choices(&config)?;
+    if args.schedule.search_epochs.is_some() && !config.method().takes_steps() {
+        tracing::warn!("--search-epochs changes nothing: --method {} trains nothing to choose by", config.method());
+    }
     let result = shrink_in(&folder, &config, entry, common.stance())?;
     let text = if common.json { format!("{:#}\n", json!(result)) } else { closing(&result, &folder, &config) };
     print(&format!("the table of {}", folder.path("report.html").display()), &text)
