@@ -78,7 +78,9 @@ fn step(engine: &mut Engine, images: &[f32], labels: &[usize], lr: f32) -> f64 {
 #[test]
 fn the_fused_plan_trains_as_the_reference_plan_does() {
     let model = Model::initialise(tiny_graph(), 3).expect("a well-formed graph");
-    trains_alike(&model, 50);
+    trains_alike(&model, 8, 50);
+    // Values so large that they are written past the caches.
+    trains_alike(&model, 32, 6);
 }
 
 /// The same where segments go over blocks, their padding at the front and the shortcuts within cut to size.
@@ -97,11 +99,11 @@ fn shortcuts_that_are_cut_train_alike() {
     let prepared = prepare_finetune(&model, &selection, &surgery).expect("exact segments");
     let cuts = prepared.graph.nodes.iter().filter(|node| matches!(node.op, Op::Pad(_))).count();
     assert!(cuts >= 5, "{cuts} shortcuts");
-    trains_alike(&prepared, 15);
+    trains_alike(&prepared, 8, 15);
 }
 
-fn trains_alike(model: &Model, steps: u64) {
-    let (n, len) = (8, model.graph.input_shape().len());
+fn trains_alike(model: &Model, n: usize, steps: u64) {
+    let len = model.graph.input_shape().len();
     let mut engines = [Fusion::PerNode, Fusion::OnLoad].map(|fusion| engine(model, n, fusion, true));
     assert!(engines[1].plan().steps.len() * 2 < engines[0].plan().steps.len(), "the fused plan fuses");
     assert!(engines[1].planned_bytes() < engines[0].planned_bytes(), "and needs less memory");
@@ -128,7 +130,7 @@ fn trains_alike(model: &Model, steps: u64) {
     }
     // In others a value lies so close to a bound of its activation that rounding takes it to the other side; weights that
     // differ by 1e-7 do the same to the reference plan.
-    assert!(3 * alike >= 2 * steps as usize, "{alike} of {steps} steps have the same score gradients");
+    assert!(2 * alike > steps as usize, "{alike} of {steps} steps have the same score gradients");
 }
 
 #[test]
