@@ -418,8 +418,7 @@ fn on_small_disk(kilobytes: u64, args: &[&str]) -> Option<Output> {
 fn a_disk_that_is_too_small_is_told_at_the_start() {
     let few = ["--train-limit", "64", "--test-limit", "20", "--batch", "32", "--net", "mobilenetv2-0.25"];
     let train = [&["train", "--epochs", "1", "--head-channels", "64"][..], &few].concat();
-    let shrink =
-        ["shrink", "--train-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1", "--head-channels", "64"];
+    let shrink = ["shrink", "--train-epochs", "1", "--finetune-epochs", "1", "--head-channels", "64"];
     let shrink = [&shrink[..], &["--measure-seconds", "0"], &few].concat();
     // The same run, on a disk that holds it and on one that does not.
     for (args, large, small) in [(&train, 40_000, 2_000), (&shrink, 80_000, 4_000)] {
