@@ -13,6 +13,11 @@ pub(super) fn is_streamed(elements: usize) -> bool {
     elements >= STREAMED
 }
 
+/// The same of an input's gradient, if there is one; not where it is added to what is there.
+pub(super) fn is_gradient_streamed(dx: Option<&(&mut [f32], bool)>) -> bool {
+    dx.is_some_and(|(dx, accumulate)| !accumulate && is_streamed(dx.len()))
+}
+
 /// Copies past the caches.
 pub(super) fn copy(from: &[f32], to: &mut [f32]) {
     struct Copy<'a>(&'a [f32], &'a mut [f32]);

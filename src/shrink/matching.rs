@@ -103,7 +103,7 @@ struct Trial<S> {
 }
 
 impl<S> Trial<S> {
-    /// The median of what was measured: each measurement lays the networks elsewhere in memory, and some lie badly.
+    /// The median of what was measured: now and then something else slows the machine down, and not both networks alike.
     fn share(&self) -> f64 {
         median(&self.shares)
     }

@@ -58,7 +58,7 @@ pub(super) fn backward(
         .map(|slab| chunks.line_range(slab_range(chunks.count(), slab_count, slab).end - 1).end * line_in)
         .collect();
     let transposed = PanelLayout { groups: 1, c_out: c_in, k: c_out };
-    let is_streamed = dx.as_ref().is_some_and(|(dx, accumulate)| !accumulate && streaming::is_streamed(dx.len()));
+    let is_streamed = streaming::is_gradient_streamed(dx.as_ref());
     let packed = dx.is_some().then(|| Packed::transposed(transposed, w));
     let panels = packed.as_ref().map(Packed::panels);
     let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {

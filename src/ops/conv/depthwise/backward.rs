@@ -108,7 +108,7 @@ pub(in super::super) fn backward(
     let of_slab = |slab| slab_range(pieces.count(), slab_count, slab);
     let ends: Vec<usize> = (0..slab_count).map(|slab| pieces.start(of_slab(slab).end)).collect();
     let flipped: Vec<f32> = w.chunks_exact(p.input.c).rev().flatten().copied().collect();
-    let is_streamed = dx.as_ref().is_some_and(|(dx, add)| !add && streaming::is_streamed(dx.len()));
+    let is_streamed = streaming::is_gradient_streamed(dx.as_ref());
     let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, dx, partial| {
         partial.fill(0.0);
         let dx = dx.map(|(dx, add)| InputGradient { flipped: &flipped, dx, add, is_streamed });
