@@ -49,7 +49,7 @@ const HOST_CUTS: &[ConvRow] = &[
     (2, (80, 82, 80), 80, (3, 3), (2, 2), [1; 4], 80),
 ];
 
-/// Convolutions in tiles: kernels 3 and 5, whole tiles and parts of them, borders of all kinds, part of a last vector, more tiles
+/// Convolutions in tiles: kernels 3 and 5, both sizes of tiles, whole ones and parts of them, borders of all kinds, part of a last vector, more tiles
 /// than a task takes, more weights than a cache keeps.
 const IN_TILES: &[ConvRow] = &[
     (1, (16, 16, 16), 16, (3, 3), (1, 1), [1; 4], 1),
@@ -61,6 +61,10 @@ const IN_TILES: &[ConvRow] = &[
     (1, (9, 11, 24), 32, (5, 5), (1, 1), [2; 4], 1),
     (3, (12, 12, 40), 30, (5, 5), (1, 1), [0; 4], 1),
     (2, (10, 9, 20), 48, (5, 5), (1, 1), [4, 0, 1, 3], 1),
+    // In small tiles.
+    (3, (7, 7, 48), 64, (3, 3), (1, 1), [1; 4], 1),
+    (2, (9, 8, 50), 35, (3, 3), (1, 1), [0, 1, 2, 0], 1),
+    (1, (7, 7, 160), 161, (3, 3), (1, 1), [1; 4], 1),
 ];
 
 /// Relative tolerance of an f32 sum of `k` products.

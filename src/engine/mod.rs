@@ -387,7 +387,7 @@ impl Engine {
         }
         let Self { recordings, device, plan, layout, dropout, params, memory, logits, .. } = self;
         let (slopes, times) = (slopes(&self.slopes, training_slopes), self.times.as_ref());
-        let running = Running { plan, layout, n: self.n, slopes, dropout, times };
+        let running = Running { plan, layout, n: self.n, slopes, dropout, images: None, times };
         let (training, output) = (plan.target.training, plan.value(self.graph.output()));
         let mut pass = || {
             let params = if training { Lent::Exclusive(params, None) } else { Lent::Shared(params) };
@@ -437,7 +437,7 @@ impl Engine {
         let output = self.graph.output();
         let Self { plan, layout, dropout, params, memory, .. } = self;
         let (slopes, times) = (slopes(&self.slopes, Some(&self.slopes_at)), self.times.as_ref());
-        let running = Running { plan, layout, n: self.n, slopes, dropout, times };
+        let running = Running { plan, layout, n: self.n, slopes, dropout, images: None, times };
         for &(node, gradient) in plan.given() {
             if node == output {
                 let to = running.view_mut(memory, gradient);
@@ -524,7 +524,7 @@ impl Engine {
     /// The pass as far as its sizes go.
     fn running(&self) -> Running<'_> {
         let Self { plan, layout, dropout, .. } = self;
-        Running { plan, layout, n: self.n, slopes: Slopes::default(), dropout, times: None }
+        Running { plan, layout, n: self.n, slopes: Slopes::default(), dropout, images: None, times: None }
     }
 
     /// Micro-batches pay only where a pass keeps nothing and steps need no batch statistics.
@@ -575,10 +575,10 @@ impl Engine {
         };
         let (plan, layout, len) = (&self.plan, &self.layout, self.graph.input_shape().len());
         let (slopes, times) = (slopes(&self.slopes, None), self.times.as_ref());
-        let running = Running { plan, layout, n: images.len(), slopes, dropout: &self.dropout, times };
-        memory.of_mut(layout, plan.value(NodeId::INPUT)).write(&self.images[images.start * len..images.end * len])?;
+        let given = Some((plan.value(NodeId::INPUT), &self.images[images.start * len..images.end * len]));
+        let running = Running { plan, layout, n: images.len(), slopes, dropout: &self.dropout, images: given, times };
         running.run(0..plan.steps.len(), Lent::Shared(&self.params), &mut memory);
-        memory.of(layout, plan.value(self.graph.output())).read(logits)?;
+        logits.copy_from_slice(running.view(&memory, plan.value(self.graph.output())).host());
         self.micro.lock().unwrap_or_else(|e| e.into_inner()).push(memory);
         Ok(())
     }

@@ -22,6 +22,8 @@ pub(super) struct Running<'a> {
     pub slopes: Slopes<'a>,
     /// What dropout draws from.
     pub dropout: &'a DropoutStream,
+    /// The images and their value, where they are read from where the caller has them; else that value is in memory.
+    pub images: Option<(ValueId, &'a [f32])>,
     /// Where it is asked for how long steps take.
     pub times: Option<&'a StepTimes>,
 }
@@ -76,7 +78,7 @@ impl Written {
     }
 }
 
-impl Running<'_> {
+impl<'a> Running<'a> {
     /// Runs some steps of the plan, one behind the other.
     pub fn run(&self, steps: Range<usize>, mut params: Lent<'_>, memory: &mut Memory) {
         for index in steps {
@@ -135,9 +137,12 @@ impl Running<'_> {
         }
     }
 
-    fn read<'m>(&self, id: ValueId, memory: &'m Memory, of_params: impl FnOnce(Place) -> View<'m>) -> View<'m> {
+    fn read<'m>(&self, id: ValueId, memory: &'m Memory, of_params: impl FnOnce(Place) -> View<'m>) -> View<'m>
+    where
+        'a: 'm,
+    {
         match self.plan.values.get(id).place {
-            Place::Planned => memory.of(self.layout, id).view(0..self.len(id)),
+            Place::Planned => self.view(memory, id),
             place => of_params(place),
         }
     }
@@ -148,8 +153,14 @@ impl Running<'_> {
     }
 
     /// A stored value.
-    pub fn view<'m>(&self, memory: &'m Memory, id: ValueId) -> View<'m> {
-        memory.of(self.layout, id).view(0..self.len(id))
+    pub fn view<'m>(&self, memory: &'m Memory, id: ValueId) -> View<'m>
+    where
+        'a: 'm,
+    {
+        match self.images {
+            Some((images, data)) if images == id => View::Host(data),
+            _ => memory.of(self.layout, id).view(0..self.len(id)),
+        }
     }
 
     /// The same, to be written.

@@ -27,10 +27,18 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Asks for all lines of some memory.
+/// Asks for all lines of some memory. Measured: a tighter loop, which asks for many in a burst, holds up the loads beside it.
 #[inline(always)]
 pub(super) fn ask(data: &[f32]) {
     for line in data.chunks(LINE) {
         prefetch(line.as_ptr());
+    }
+}
+
+/// The same of so many elements from a place on. It is a hint: there need not be any memory.
+#[inline(always)]
+pub(super) fn ask_at(from: *const f32, elements: usize) {
+    for at in (0..elements).step_by(LINE) {
+        prefetch(from.wrapping_add(at));
     }
 }

@@ -25,6 +25,9 @@ pub(super) const MAX_LANES: usize = 16;
 /// Rows of a tile at most: more addresses than that are not kept in registers.
 const MAX_ROWS: usize = 12;
 
+/// Elements of weights at most that a core's second-level cache keeps while they are used again and again.
+const KEPT: usize = 64 << 10;
+
 /// How weights `[groups · c_out, k]` are packed: for each group panels of some vectors of output channels, in each the
 /// reduction, then the channel, with zeros where a group has fewer channels than its vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,35 +41,38 @@ pub struct PanelLayout {
 }
 
 impl PanelLayout {
-    /// Vectors of a group.
-    fn vectors(&self) -> usize {
-        self.c_out.div_ceil(lanes())
+    /// How a group is cut into panels.
+    #[inline(always)]
+    fn cut(&self, lanes: usize) -> Cut {
+        let vectors = self.c_out.div_ceil(lanes);
+        Cut { vectors, panels: vectors.div_ceil(MAX_VECTORS) }
     }
 
     /// Panels of a group.
     pub(super) fn count(&self) -> usize {
-        self.vectors().div_ceil(MAX_VECTORS)
-    }
-
-    /// The vectors of some panels of a group; panels are as evenly wide as they can be.
-    fn vectors_of(&self, panels: Range<usize>) -> Range<usize> {
-        let (vectors, count) = (self.vectors(), self.count());
-        panels.start * vectors / count..panels.end * vectors / count
+        self.cut(lanes()).panels
     }
 
     /// The output channels of some panels of a group.
     pub(super) fn channels(&self, panels: Range<usize>) -> Range<usize> {
-        let vectors = self.vectors_of(panels);
-        (vectors.start * lanes()).min(self.c_out)..(vectors.end * lanes()).min(self.c_out)
+        self.channels_of(self.cut(lanes()).vectors_of(panels), lanes())
     }
 
-    fn group_len(&self) -> usize {
-        self.vectors() * lanes() * self.k
+    /// The output channels of some vectors of a group.
+    #[inline(always)]
+    fn channels_of(&self, vectors: Range<usize>, lanes: usize) -> Range<usize> {
+        (vectors.start * lanes).min(self.c_out)..(vectors.end * lanes).min(self.c_out)
+    }
+
+    /// Elements of a group's panels.
+    #[inline(always)]
+    fn group_len(&self, lanes: usize) -> usize {
+        self.cut(lanes).vectors * lanes * self.k
     }
 
     /// Elements of all panels: those of the weights and zeros. It depends on the vectors of the processor.
     pub fn panel_elements(&self) -> usize {
-        self.groups * self.group_len()
+        self.groups * self.group_len(lanes())
     }
 
     /// Packs weights.
@@ -74,9 +80,7 @@ impl PanelLayout {
     /// # Panics
     /// When `w` or `to` has another length.
     pub fn pack(&self, w: &[f32], to: &mut [f32]) {
-        self.each_panel(w, to, |panel, w, to| {
-            let channels = self.channels(panel..panel + 1);
-            let width = self.vectors_of(panel..panel + 1).len() * lanes();
+        self.each_panel(w, to, |channels, width, w, to| {
             transpose(&w[channels.start * self.k..channels.end * self.k], self.k, to, width);
         });
     }
@@ -87,9 +91,7 @@ impl PanelLayout {
     /// When `w` or `to` has another length.
     pub(super) fn pack_transposed(&self, w: &[f32], to: &mut [f32]) {
         let (c_out, k) = (self.c_out, self.k);
-        self.each_panel(w, to, |panel, w, to| {
-            let channels = self.channels(panel..panel + 1);
-            let width = self.vectors_of(panel..panel + 1).len() * lanes();
+        self.each_panel(w, to, |channels, width, w, to| {
             for (to, w) in to.chunks_exact_mut(width).zip(w[..c_out * k].chunks_exact(c_out)) {
                 let (own, none) = to.split_at_mut(channels.len());
                 own.copy_from_slice(&w[channels.clone()]);
@@ -98,24 +100,46 @@ impl PanelLayout {
         });
     }
 
-    /// Calls `pack` with every panel's number in its group, the group's weights and the panel.
-    fn each_panel(&self, w: &[f32], to: &mut [f32], pack: impl Fn(usize, &[f32], &mut [f32]) + Sync) {
+    /// Calls `pack` with every panel's channels in its group, its width, the group's weights and the panel.
+    fn each_panel(&self, w: &[f32], to: &mut [f32], pack: impl Fn(Range<usize>, usize, &[f32], &mut [f32]) + Sync) {
         let Self { groups, c_out, k } = *self;
         assert!(w.len() == groups * c_out * k && to.len() == self.panel_elements(), "weights of another layout");
-        let (count, to) = (self.count(), Shared::new(to));
+        let (lanes, to) = (lanes(), Shared::new(to));
+        let (cut, len) = (self.cut(lanes), self.group_len(lanes));
+        let count = cut.panels;
         let pack = |task: usize| {
             let (group, panel) = (task / count, task % count);
-            let vectors = self.vectors_of(panel..panel + 1);
-            let start = group * self.group_len();
+            let vectors = cut.vectors_of(panel..panel + 1);
+            let (at, width) = (group * len + vectors.start * lanes * k, vectors.len() * lanes);
             // SAFETY: panels share no element.
-            let to =
-                unsafe { to.range(start + vectors.start * lanes() * k..start + vectors.end * lanes() * k).slice() };
-            pack(panel, &w[group * c_out * k..][..c_out * k], to);
+            let to = unsafe { to.range(at..at + width * k).slice() };
+            pack(self.channels_of(vectors, lanes), width, &w[group * c_out * k..][..c_out * k], to);
         };
         // A panel alone may be shared out itself.
         match groups * count {
             1 => pack(0),
             tasks => each(tasks, pack),
+        }
+    }
+}
+
+/// How the channels of a group are cut.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// Vectors of a group.
+    vectors: usize,
+    /// Panels of a group.
+    panels: usize,
+}
+
+impl Cut {
+    /// The vectors of some panels; panels are as evenly wide as they can be.
+    #[inline(always)]
+    fn vectors_of(&self, panels: Range<usize>) -> Range<usize> {
+        match self.panels {
+            // Without a division: products may be small and many.
+            1 => panels.start * self.vectors..panels.end * self.vectors,
+            count => panels.start * self.vectors / count..panels.end * self.vectors / count,
         }
     }
 }
@@ -218,8 +242,9 @@ impl<'a> Panels<'a> {
 
     /// Those of one group, as if there were no other; the next group's are taken to be read next.
     pub fn of_group(&self, group: usize) -> Self {
-        let len = self.layout.group_len();
+        let len = self.layout.group_len(lanes());
         let (data, next) = self.data[group * len..].split_at(len);
+        let next = if self.data.len() > KEPT { next } else { &[] };
         Self { layout: PanelLayout { groups: 1, ..self.layout }, data, next }
     }
 }
@@ -416,27 +441,58 @@ impl<'a> Product<'a> {
         self.run_at(Place::Blocks(lines), Shared::new(y));
     }
 
+    /// Runs small products in a row that differ in their panels, the data of their rows and the result alone: what it costs to
+    /// begin is paid once.
+    ///
+    /// # Safety
+    /// Nobody else may use the elements that they write.
+    pub unsafe fn run_each(self, operands: impl Iterator<Item = (Panels<'a>, &'a [f32], Shared<'a>)>) {
+        struct Each<'a, I>(Product<'a>, I);
+        impl<'a, I: Iterator<Item = (Panels<'a>, &'a [f32], Shared<'a>)>> WithSimd for Each<'a, I> {
+            type Output = ();
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) {
+                let Self(mut product, operands) = self;
+                for (panels, data, y) in operands {
+                    product.panels = panels;
+                    product.rows.data = data;
+                    Tiles { of: &product, y, place: Place::Whole }.with_simd(simd);
+                }
+            }
+        }
+        dispatch(Each(self, operands));
+    }
+
     fn run_at(self, place: Place, y: Shared<'_>) {
+        dispatch(Tiles { of: &self, y, place });
+    }
+
+    /// Where sums go, seen to be inside of the result.
+    #[inline(always)]
+    fn steps<S: Simd>(&self, place: Place, y: Shared<'_>) -> Steps {
         let layout = self.panels.layout;
         let all = layout.groups * layout.c_out;
-        let (rows, vectors) = (self.rows.count(), layout.vectors_of(self.columns.clone()).len());
+        let (rows, lanes) = (self.rows.count(), S::F32_LANES);
+        let vectors = layout.cut(lanes).vectors_of(self.columns.clone()).len();
         let steps = match place {
-            Place::Whole => Steps { row: all, vector: lanes(), line: usize::MAX, gap: 0, first: 0 },
+            Place::Whole => Steps { row: all, vector: lanes, line: usize::MAX, gap: 0, first: 0 },
             Place::Blocks(lines) => {
                 assert!(
                     rows.is_multiple_of(lines.pixels) && lines.first + lines.pixels <= lines.width,
                     "lines of a block"
                 );
-                let (gap, first) = ((lines.width - lines.pixels) * lanes(), lines.first * lanes());
-                Steps { row: lanes(), vector: lines.vectors(rows) * lanes(), line: lines.pixels, gap, first }
+                let (gap, first) = ((lines.width - lines.pixels) * lanes, lines.first * lanes);
+                Steps { row: lanes, vector: lines.vectors(rows) * lanes, line: lines.pixels, gap, first }
             }
         };
         let elements = if place == Place::Whole { rows * all } else { vectors * steps.vector };
         assert!(elements <= y.len && self.k.end <= layout.k && self.rows.run > 0, "a product's result too short");
-        assert!(self.k.len().is_multiple_of(self.rows.run), "a product of part of a run");
+        let is_one_run = self.k.len() == self.rows.run;
+        assert!(is_one_run || self.k.len().is_multiple_of(self.rows.run), "a product of part of a run");
         assert!(self.ends.residual.is_none_or(|residual| residual.len() >= elements), "a product's residual too short");
         assert!(self.ends.bias.is_none_or(|bias| bias.len() >= all && bias.len() % all == 0), "a bias of other pixels");
-        dispatch(Tiles { of: &self, y, steps, place });
+        steps
     }
 }
 
@@ -494,7 +550,6 @@ impl Walk {
 struct Tiles<'t, 'a> {
     of: &'t Product<'a>,
     y: Shared<'t>,
-    steps: Steps,
     place: Place,
 }
 
@@ -505,32 +560,33 @@ impl WithSimd for Tiles<'_, '_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Product { panels, group, columns, k, rows, first_row, ends, ahead } = self.of;
         let mut ahead = *ahead;
-        let layout = &panels.layout;
-        let group_data = &panels.data[group * layout.group_len()..][..layout.group_len()];
-        let (count, origin) = (rows.count(), layout.vectors_of(columns.clone()).start);
-        let tiles_of = |panel| count.div_ceil(most_rows::<S>(layout.vectors_of(panel..panel + 1).len()));
+        let (layout, steps) = (&panels.layout, self.of.steps::<S>(self.place, self.y));
+        let (cut, len) = (layout.cut(S::F32_LANES), layout.group_len(S::F32_LANES));
+        let group_data = &panels.data[group * len..][..len];
+        let (count, origin) = (rows.count(), cut.vectors_of(columns.clone()).start);
+        let tiles_of = |panel| count.div_ceil(most_rows::<S>(cut.vectors_of(panel..panel + 1).len()));
         let lines = match ahead.len() {
             0 => 0,
             len => len.div_ceil(LINE).div_ceil(columns.clone().map(tiles_of).sum::<usize>().max(1)),
         };
         for panel in columns.clone() {
-            let vectors = layout.vectors_of(panel..panel + 1);
-            let channels = layout.channels(panel..panel + 1);
+            let vectors = cut.vectors_of(panel..panel + 1);
+            let channels = layout.channels_of(vectors.clone(), S::F32_LANES);
             let width = vectors.len() * S::F32_LANES;
             let weights = &group_data[vectors.start * S::F32_LANES * layout.k..][..width * layout.k];
             let weights = &weights[k.start * width..k.end * width];
             let channel = group * layout.c_out + channels.start;
             let start = match self.place {
                 Place::Whole => channel,
-                Place::Blocks(_) => (vectors.start - origin) * self.steps.vector,
+                Place::Blocks(_) => (vectors.start - origin) * steps.vector,
             };
             // Weights come from far away: the next panel's are asked for while this one's are used.
-            let next = match panel + 1 < columns.end {
-                true => &group_data[vectors.end * S::F32_LANES * layout.k..],
-                false => panels.next,
+            let (next, after) = match panel + 1 < columns.end {
+                true => (&group_data[vectors.end * S::F32_LANES * layout.k..], panel + 1),
+                false => (panels.next, 0),
             };
-            let is_whole = k.len() == layout.k;
-            let next = &next[..if is_whole { (MAX_VECTORS * S::F32_LANES * k.len()).min(next.len()) } else { 0 }];
+            let next_len = cut.vectors_of(after..after + 1).len() * S::F32_LANES * k.len();
+            let next = &next[..if k.len() == layout.k { next_len.min(next.len()) } else { 0 }];
             // Tiles of as many rows, or one more.
             let tiles = count.div_ceil(most_rows::<S>(vectors.len()));
             let (few, large) = (count.checked_div(tiles).unwrap_or(0), count.checked_rem(tiles).unwrap_or(0));
@@ -538,12 +594,12 @@ impl WithSimd for Tiles<'_, '_> {
             for (range, tiles, next) in
                 [(0..large * (few + 1), large, next_large), (large * (few + 1)..count, tiles - large, next_few)]
             {
-                let strip = Strip {
+                let mut strip = Strip {
                     weights,
                     rows,
                     first: range.start,
                     tiles,
-                    steps: &self.steps,
+                    steps: &steps,
                     start,
                     channels: channels.len(),
                     y: self.y,
@@ -591,20 +647,20 @@ struct Strip<'t, 'a> {
 impl Strip<'_, '_> {
     /// A function for each size: in one for all, the compiler gives up on keeping sums in registers.
     #[inline(never)]
-    fn run<S: Simd, const V: usize, const R: usize>(self, simd: S) {
+    fn run<S: Simd, const V: usize, const R: usize>(&mut self, simd: S) {
         simd.vectorize(FixedStrip::<V, R>(self));
     }
 }
 
 /// Tiles of `V` vectors × `R` rows.
-struct FixedStrip<'t, 'a, const V: usize, const R: usize>(Strip<'t, 'a>);
+struct FixedStrip<'s, 't, 'a, const V: usize, const R: usize>(&'s mut Strip<'t, 'a>);
 
-impl<const V: usize, const R: usize> WithSimd for FixedStrip<'_, '_, V, R> {
+impl<const V: usize, const R: usize> WithSimd for FixedStrip<'_, '_, '_, V, R> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let mut strip = self.0;
+        let strip = self.0;
         let (weights, _) = S::as_simd_f32s(strip.weights);
         let (weights, _) = weights.as_chunks::<V>();
         let (run, step, data) = (strip.rows.run, strip.rows.step, strip.rows.data);

@@ -1,15 +1,16 @@
 //! Dense 3×3 and 5×5 convolutions of stride 1 with fewer multiplications, for inference on the host: Winograd's algorithm
 //! (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016).
 //!
-//! The output is cut into tiles of m×m, the input into tiles of 6×6 that overlap, with m = 7 − k: F(4×4, 3×3) multiplies 36
-//! numbers where the sum of products takes 144, F(2×2, 5×5) 36 for 100. Y = Aᵀ[(G·w·Gᵀ) ⊙ (Bᵀ·d·B)]A, where ⊙, summed over
-//! input channels, is a product of tiles and weights at each of the 36 positions. Each tile is computed alone, in one order,
-//! so that results are the same bits however tiles are shared out.
+//! The output is cut into tiles of m×m, the input into tiles of t×t that overlap, with m = t + 1 − k: F(4×4, 3×3) multiplies
+//! 36 numbers where the sum of products takes 144, F(2×2, 5×5) 36 for 100, and F(2×2, 3×3), of 4×4 tiles and for the smallest
+//! maps, 16 for 36. Y = Aᵀ[(G·w·Gᵀ) ⊙ (Bᵀ·d·B)]A, where ⊙, summed over input channels, is a product of tiles and weights at
+//! each of the t² positions. Each tile is computed alone, in one order, so that results are the same bits however tiles are
+//! shared out.
 //!
-//! The polynomials behind it are evaluated at 0, ±3/4, ±3/2 and ∞: with pairs of points on both sides of 1 rounding errors
-//! stay small (Alam, Anderson, Barabasz, Gregg, "Winograd Convolution for Deep Neural Networks: Efficient Point Selection",
-//! 2022), here about twice those of the plain sum, where the usual 0, ±1, ±2 has five times; and all of Aᵀ and Bᵀ are exact in
-//! `f32`.
+//! The polynomials behind 6×6 tiles are evaluated at 0, ±3/4, ±3/2 and ∞: with pairs of points on both sides of 1 rounding
+//! errors stay small (Alam, Anderson, Barabasz, Gregg, "Winograd Convolution for Deep Neural Networks: Efficient Point
+//! Selection", 2022), here about twice those of the plain sum, where the usual 0, ±1, ±2 has five times; those behind 4×4 tiles
+//! at 0, ±1 and ∞. All of Aᵀ and Bᵀ are exact in `f32`.
 
 mod host;
 mod step;
@@ -24,38 +25,44 @@ use crate::ops::product::PanelLayout;
 use crate::ops::simd::{lanes, vectorised};
 use crate::shape::Window;
 
-/// Rows and columns of a tile of the input.
-const TILE: usize = 6;
-/// Positions of a tile.
-const POSITIONS: usize = TILE * TILE;
-/// The finite points: 0, ±A, ±B.
+/// Rows and columns of a tile of the input: of the large ones, and of the small ones.
+const LARGE: usize = 6;
+const SMALL: usize = 4;
+/// The finite points of the large tiles: 0, ±A, ±B. Those of the small ones: 0, ±1.
 const A: f32 = 0.75;
 const B: f32 = 1.5;
-/// Tiles of an image at least: of fewer, the transformed weights, four times as many as the weights, take longer to read than
-/// they save.
+/// Tiles of an image at least: of fewer, the transformed weights, up to four times as many as the weights, take longer to read
+/// than they save.
 const MIN_TILES: usize = 16;
-/// Vector operations of both transforms of a tile, per channel that is read and per channel that is written.
-const READ_OPERATIONS: usize = 144;
-const WRITE_OPERATIONS: usize = 120;
 
 /// A convolution that is computed in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WinogradProblem {
     /// The convolution.
     conv: ConvProblem,
+    /// Rows and columns of a tile of the input.
+    tile: usize,
 }
 
 impl WinogradProblem {
-    /// The problem of a convolution for which tiles are at least twice as fast by the operations counted: a dense one of
-    /// one group and stride 1 with a 3×3 or 5×5 kernel, enough channels, and [`MIN_TILES`] in an image. The number of images
-    /// does not matter, so that every batch is computed alike.
+    /// The problem of a convolution for which tiles are at least half again as fast by the operations counted: a dense one of
+    /// one group and stride 1 with a 3×3 or 5×5 kernel, enough channels, and [`MIN_TILES`] in an image, of the large ones if
+    /// there are so many. The number of images does not matter, so that every batch is computed alike.
     pub fn new(conv: ConvProblem) -> Option<Self> {
         let Window { k_h, k_w, stride_h, stride_w, .. } = conv.window;
         let fits = (stride_h, stride_w) == (1, 1) && k_h == k_w && matches!(k_h, 3 | 5) && conv.groups == 1;
-        let of = (conv.family() == ConvFamily::Dense && fits).then_some(Self { conv })?;
-        let (c_in, c_out) = (conv.input.c, conv.output.c);
-        let plainly = of.side().pow(2) * conv.window.taps() * c_in * c_out;
-        (of.tiles_per_image() >= MIN_TILES && 2 * of.tile_operations() <= plainly).then_some(of)
+        if conv.family() != ConvFamily::Dense || !fits {
+            return None;
+        }
+        let tiles = [LARGE, SMALL].into_iter().filter(|tile| *tile > k_h);
+        let of = tiles.map(|tile| Self { conv, tile }).find(|of| of.tiles_per_image() >= MIN_TILES)?;
+        let plainly = conv.output.pixels() * conv.window.taps() * conv.input.c * conv.output.c;
+        (3 * of.tiles_per_image() * of.tile_operations() <= 2 * plainly).then_some(of)
+    }
+
+    /// The same for so many images.
+    pub fn batch(self, n: usize) -> Self {
+        Self { conv: self.conv.batch(n), ..self }
     }
 
     /// The convolution.
@@ -65,7 +72,12 @@ impl WinogradProblem {
 
     /// Rows and columns of a tile of the output.
     fn side(&self) -> usize {
-        TILE + 1 - self.conv.window.k_h
+        self.tile + 1 - self.conv.window.k_h
+    }
+
+    /// Elements of a tile of the input.
+    fn positions(&self) -> usize {
+        self.tile.pow(2)
     }
 
     fn tiles_per_row(&self) -> usize {
@@ -82,10 +94,11 @@ impl WinogradProblem {
         format!("F({m}x{m}, {k}x{k})")
     }
 
-    /// Multiplications, each with an addition, of the products and the transforms of a tile.
+    /// Multiplications, each with an addition, of the products and the transforms of a tile. A transform of a row or a column
+    /// takes twelve of them or four.
     fn tile_operations(&self) -> usize {
-        let (c_in, c_out) = (self.conv.input.c, self.conv.output.c);
-        POSITIONS * c_in * c_out + READ_OPERATIONS * c_in + WRITE_OPERATIONS * c_out
+        let (c_in, c_out, each) = (self.conv.input.c, self.conv.output.c, if self.tile == LARGE { 12 } else { 4 });
+        self.positions() * c_in * c_out + each * (2 * self.tile * c_in + (self.tile + self.side()) * c_out)
     }
 
     /// Floating-point operations of an image.
@@ -93,10 +106,10 @@ impl WinogradProblem {
         2 * (self.tiles_per_image() * self.tile_operations()) as u64
     }
 
-    /// The products at all positions, as groups of one: weights `[36, c_out, c_in]`, with output channels of zeros up to a
+    /// The products at all positions, as groups of one: weights `[t², c_out, c_in]`, with output channels of zeros up to a
     /// whole vector.
     fn products(&self) -> PanelLayout {
-        PanelLayout { groups: POSITIONS, c_out: padded(self.conv.output.c), k: self.conv.input.c }
+        PanelLayout { groups: self.positions(), c_out: padded(self.conv.output.c), k: self.conv.input.c }
     }
 
     /// Elements of the transformed weights in panels.
@@ -111,16 +124,16 @@ impl WinogradProblem {
     pub fn pack(&self, w: &[f32], to: &mut [f32]) {
         assert_eq!(w.len(), self.conv.weight_len(), "weights of another convolution");
         let (k, c_in, c_out) = (self.conv.window.k_h, self.conv.input.c, self.conv.output.c);
-        let mut transformed = vec![0.0; POSITIONS * padded(c_out) * c_in];
-        let rows = weight_transform(k);
+        let mut transformed = vec![0.0; self.positions() * padded(c_out) * c_in];
+        let rows = weight_transform(self.tile, k);
         vectorised(
             #[inline(always)]
             || {
                 // One position of one output channel at a time: runs over input channels.
                 let mut sums = vec![0.0; c_in];
                 for (out, w) in w.chunks_exact(k * k * c_in).enumerate() {
-                    for position in 0..POSITIONS {
-                        let (row, column) = (&rows[position / TILE], &rows[position % TILE]);
+                    for position in 0..self.positions() {
+                        let (row, column) = (&rows[position / self.tile], &rows[position % self.tile]);
                         sums.fill(0.0);
                         for (tap, w) in w.chunks_exact(c_in).enumerate() {
                             let factor = row[tap / k] * column[tap % k];
@@ -154,14 +167,14 @@ pub fn forward(of: &WinogradProblem, x: View<'_>, w: View<'_>, epilogue: &Epilog
     host::forward(of, x.host(), w, &epilogue.host(), y.host());
 }
 
-/// G `[6, k]`: the kernel's polynomial at each point, over what Bᵀ leaves there: Π(p − q) over the other finite points q.
-fn weight_transform(k: usize) -> [[f64; 5]; TILE] {
-    let points = [0.0, A, -A, B, -B].map(f64::from);
-    let mut rows = [[0.0; 5]; TILE];
-    for (p, row) in points.iter().zip(&mut rows) {
+/// G `[t, k]`: the kernel's polynomial at each point, over what Bᵀ leaves there: Π(p − q) over the other finite points q.
+fn weight_transform(tile: usize, k: usize) -> Vec<[f64; 5]> {
+    let points: &[f32] = if tile == LARGE { &[0.0, A, -A, B, -B] } else { &[0.0, 1.0, -1.0] };
+    let points: Vec<f64> = points.iter().copied().map(f64::from).collect();
+    let at = |p: &f64| {
         let scale: f64 = points.iter().filter(|q| *q != p).map(|q| p - q).product();
-        (0..k).for_each(|tap| row[tap] = p.powi(tap as i32) / scale);
-    }
-    rows[TILE - 1][k - 1] = 1.0;
-    rows
+        std::array::from_fn(|tap| if tap < k { p.powi(tap as i32) / scale } else { 0.0 })
+    };
+    let infinity = std::array::from_fn(|tap| f64::from(u8::from(tap + 1 == k)));
+    points.iter().map(at).chain([infinity]).collect()
 }

@@ -40,7 +40,7 @@ impl Step for WinogradStep {
     }
 
     fn run(&self, io: &mut Io<'_>) {
-        let problem = WinogradProblem { conv: self.problem.conv.batch(io.n()) };
+        let problem = self.problem.batch(io.n());
         let y = io.write(self.y);
         super::forward(&problem, io.read(self.x), io.read(self.w), &self.epilogue.lend(io), y);
     }
