@@ -49,8 +49,8 @@ const HOST_CUTS: &[ConvRow] = &[
     (2, (80, 82, 80), 80, (3, 3), (2, 2), [1; 4], 80),
 ];
 
-/// Convolutions in tiles: kernels 3 and 5, both sizes of tiles, whole ones and parts of them, borders of all kinds, part of a last vector, more tiles
-/// than a task takes, more weights than a cache keeps.
+/// Convolutions in tiles: kernels 3 and 5, both sizes of tiles, whole ones and parts of them, borders of all kinds, part of a last
+/// vector, more tiles than a task takes, more weights than a cache keeps.
 const IN_TILES: &[ConvRow] = &[
     (1, (16, 16, 16), 16, (3, 3), (1, 1), [1; 4], 1),
     (3, (14, 14, 24), 40, (3, 3), (1, 1), [1; 4], 1),

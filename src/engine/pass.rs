@@ -152,7 +152,7 @@ impl<'a> Running<'a> {
         self.plan.values.get(id).len(self.n)
     }
 
-    /// A stored value.
+    /// A stored value, or the images where the caller has them.
     pub fn view<'m>(&self, memory: &'m Memory, id: ValueId) -> View<'m>
     where
         'a: 'm,

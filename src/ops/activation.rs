@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::cuda;
 use super::operation::{LoweredNode, Operation, bad, require};
 use super::parallel::Chunks;
-use super::product::Shared;
+use super::shared::Shared;
 use super::simd::vectorised;
 use super::step::{Backward, Io, Sink, SiteId, Step, Uses, ValueId, Work};
 use super::team::{each_chunk, map};

@@ -10,8 +10,10 @@ use super::epilogue::{BiasOperand, Epilogue};
 use super::operation::{LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, mismatch, require};
 use super::outer::{Pixels, sum_outer};
 use super::packing::Packing;
+use super::panels::{Packed, PanelLayout};
 use super::parallel::slab_range;
-use super::product::{Ends, Packed, PanelLayout, Product, Rows, Shared};
+use super::product::{Ends, Product, Rows};
+use super::shared::Shared;
 use super::step::{Backward, ComputeUnit, Io, Place, Sink, Step, Uses, ValueId, Work};
 use super::team::{each, each_part};
 use crate::Result;
@@ -116,7 +118,7 @@ pub fn backward(p: LinearProblem, inputs: LinearInputs<'_>, out: LinearGradients
     if let Some((dx, accumulate)) = dx {
         let packed = Packed::transposed(PanelLayout { groups: 1, c_out: c_in, k: c_out }, w);
         let (panels, dx) = (packed.panels(), Shared::new(&mut dx.host()[..n * c_in]));
-        let (count, ends) = (panels.layout().count(), Ends { accumulate, ..Ends::NONE });
+        let (count, ends) = (panels.layout.count(), Ends { accumulate, ..Ends::NONE });
         let tasks = TASKS.min(count);
         each(tasks, |task| {
             let product = Product::new(panels, Rows::contiguous(&dy[..n * c_out], c_out), ends);

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::cuda;
 use super::cuda::loss::{GpuLoss, LogitsShape};
-use super::product::Shared;
+use super::shared::Shared;
 use super::team::map;
 use crate::device::float_mode::flush_subnormals;
 use crate::device::gpu::Snapshot;

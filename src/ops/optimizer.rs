@@ -8,7 +8,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::cuda::optimizer::GpuOptimizer;
-use super::product::Shared;
+use super::shared::Shared;
 use super::simd::vectorised;
 use super::team::{each_chunk_pair, map};
 use crate::device::gpu::{GpuViewMut, Snapshot};

@@ -8,7 +8,9 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::ahead::{Ahead, LINE};
-use super::product::{MAX_LANES, MAX_VECTORS, most_rows};
+use super::panels::MAX_VECTORS;
+use super::product::most_rows;
+use super::simd::MAX_LANES;
 use super::simd::{dispatch, load, prefetch, store, unrolled, with_constant};
 
 /// Lines of the cache that are asked for with each pixel.

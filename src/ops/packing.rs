@@ -1,7 +1,7 @@
 //! Weights as the host's kernels read them, packed once ahead of many passes.
 
 use super::conv::winograd::WinogradProblem;
-use super::product::PanelLayout;
+use super::panels::PanelLayout;
 
 /// How a step's weights are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

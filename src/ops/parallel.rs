@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::product::Shared;
+use super::shared::Shared;
 use super::team::{each_chunk, map};
 use crate::shape::Lines;
 

@@ -5,249 +5,18 @@
 //! them. A sum is a chain of fused products in the order of the reduction that starts at the bias, however the work is cut:
 //! results are the same bits for any split into rows, channels or parts of the reduction.
 
-use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use super::activation::Clamp;
 use super::ahead::{Ahead, LINE, ask};
-use super::parallel::with_scratch;
-use super::simd::{clamp_vector, dispatch, lanes, load, unrolled, with_constant};
-use super::team::{each, each_chunk};
-use crate::device::View;
+use super::panels::{MAX_VECTORS, Panels};
+use super::shared::Shared;
+use super::simd::{clamp_vector, dispatch, load, unrolled, with_constant};
 
-/// Vectors of channels of a tile at most.
-pub(super) const MAX_VECTORS: usize = 3;
-/// Elements of a vector at most.
-pub(super) const MAX_LANES: usize = 16;
 /// Rows of a tile at most: more addresses than that are not kept in registers.
 const MAX_ROWS: usize = 12;
-
-/// Elements of weights at most that a core's second-level cache keeps while they are used again and again.
-const KEPT: usize = 64 << 10;
-
-/// How weights `[groups · c_out, k]` are packed: for each group panels of some vectors of output channels, in each the
-/// reduction, then the channel, with zeros where a group has fewer channels than its vectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PanelLayout {
-    /// Groups of channels, each with its own reduction.
-    pub groups: usize,
-    /// Output channels of a group.
-    pub c_out: usize,
-    /// Length of the reduction.
-    pub k: usize,
-}
-
-impl PanelLayout {
-    /// How a group is cut into panels.
-    #[inline(always)]
-    fn cut(&self, lanes: usize) -> Cut {
-        let vectors = self.c_out.div_ceil(lanes);
-        Cut { vectors, panels: vectors.div_ceil(MAX_VECTORS) }
-    }
-
-    /// Panels of a group.
-    pub(super) fn count(&self) -> usize {
-        self.cut(lanes()).panels
-    }
-
-    /// The output channels of some panels of a group.
-    pub(super) fn channels(&self, panels: Range<usize>) -> Range<usize> {
-        self.channels_of(self.cut(lanes()).vectors_of(panels), lanes())
-    }
-
-    /// The output channels of some vectors of a group.
-    #[inline(always)]
-    fn channels_of(&self, vectors: Range<usize>, lanes: usize) -> Range<usize> {
-        (vectors.start * lanes).min(self.c_out)..(vectors.end * lanes).min(self.c_out)
-    }
-
-    /// Elements of a group's panels.
-    #[inline(always)]
-    fn group_len(&self, lanes: usize) -> usize {
-        self.cut(lanes).vectors * lanes * self.k
-    }
-
-    /// Elements of all panels: those of the weights and zeros. It depends on the vectors of the processor.
-    pub fn panel_elements(&self) -> usize {
-        self.groups * self.group_len(lanes())
-    }
-
-    /// Packs weights.
-    ///
-    /// # Panics
-    /// When `w` or `to` has another length.
-    pub fn pack(&self, w: &[f32], to: &mut [f32]) {
-        self.each_panel(w, to, |channels, width, w, to| {
-            transpose(&w[channels.start * self.k..channels.end * self.k], self.k, to, width);
-        });
-    }
-
-    /// Packs the transpose of weights: `[k, c_out]` of each group.
-    ///
-    /// # Panics
-    /// When `w` or `to` has another length.
-    pub(super) fn pack_transposed(&self, w: &[f32], to: &mut [f32]) {
-        let (c_out, k) = (self.c_out, self.k);
-        self.each_panel(w, to, |channels, width, w, to| {
-            for (to, w) in to.chunks_exact_mut(width).zip(w[..c_out * k].chunks_exact(c_out)) {
-                let (own, none) = to.split_at_mut(channels.len());
-                own.copy_from_slice(&w[channels.clone()]);
-                none.fill(0.0);
-            }
-        });
-    }
-
-    /// Calls `pack` with every panel's channels in its group, its width, the group's weights and the panel.
-    fn each_panel(&self, w: &[f32], to: &mut [f32], pack: impl Fn(Range<usize>, usize, &[f32], &mut [f32]) + Sync) {
-        let Self { groups, c_out, k } = *self;
-        assert!(w.len() == groups * c_out * k && to.len() == self.panel_elements(), "weights of another layout");
-        let (lanes, to) = (lanes(), Shared::new(to));
-        let (cut, len) = (self.cut(lanes), self.group_len(lanes));
-        let count = cut.panels;
-        let pack = |task: usize| {
-            let (group, panel) = (task / count, task % count);
-            let vectors = cut.vectors_of(panel..panel + 1);
-            let (at, width) = (group * len + vectors.start * lanes * k, vectors.len() * lanes);
-            // SAFETY: panels share no element.
-            let to = unsafe { to.range(at..at + width * k).slice() };
-            pack(self.channels_of(vectors, lanes), width, &w[group * c_out * k..][..c_out * k], to);
-        };
-        // A panel alone may be shared out itself.
-        match groups * count {
-            1 => pack(0),
-            tasks => each(tasks, pack),
-        }
-    }
-}
-
-/// How the channels of a group are cut.
-#[derive(Debug, Clone, Copy)]
-struct Cut {
-    /// Vectors of a group.
-    vectors: usize,
-    /// Panels of a group.
-    panels: usize,
-}
-
-impl Cut {
-    /// The vectors of some panels; panels are as evenly wide as they can be.
-    #[inline(always)]
-    fn vectors_of(&self, panels: Range<usize>) -> Range<usize> {
-        match self.panels {
-            // Without a division: products may be small and many.
-            1 => panels.start * self.vectors..panels.end * self.vectors,
-            count => panels.start * self.vectors / count..panels.end * self.vectors / count,
-        }
-    }
-}
-
-/// Rows of `k` elements → columns of a matrix with rows of `width`, whose other columns become zero.
-fn transpose(rows: &[f32], k: usize, out: &mut [f32], width: usize) {
-    /// Columns that are read of one row before the next: memory is read in long runs, and what is written stays in cache until its
-    /// lines are full.
-    const COLUMNS: usize = 256;
-    let count = rows.len() / k;
-    each_chunk(out, COLUMNS * width, |task, out| {
-        let len = out.len() / width;
-        for column in 0..count {
-            let row = &rows[column * k + task * COLUMNS..][..len];
-            for i in 0..len {
-                out[i * width + column] = row[i];
-            }
-        }
-        for out in out.chunks_exact_mut(width) {
-            out[count..].fill(0.0);
-        }
-    });
-}
-
-/// A matrix with rows of `k` elements → its transpose with rows of `width`.
-pub(super) fn transpose_in_place(matrix: &mut [f32], k: usize, width: usize) {
-    with_scratch(matrix.len(), |rows| {
-        rows.copy_from_slice(matrix);
-        transpose(rows, k, matrix, width);
-    });
-}
-
-thread_local! {
-    /// The memory of the last panels that were packed for one pass, for the next ones.
-    static PACKED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Weights in panels: those that are packed already, else packed for one pass.
-pub(super) struct Packed<'a> {
-    layout: PanelLayout,
-    given: Option<&'a [f32]>,
-    own: Vec<f32>,
-}
-
-impl<'a> Packed<'a> {
-    /// Of weights on the host.
-    pub fn new(layout: PanelLayout, w: View<'a>) -> Self {
-        let given = w.panels();
-        let mut own = Vec::new();
-        if given.is_none() {
-            own = PACKED.take();
-            own.resize(layout.panel_elements(), 0.0);
-            layout.pack(w.host(), &mut own);
-        }
-        Self { layout, given, own }
-    }
-
-    /// Of the transpose of weights, `[k, c_out]` of each group, for one pass.
-    pub fn transposed(layout: PanelLayout, w: &[f32]) -> Self {
-        let mut own = PACKED.take();
-        own.resize(layout.panel_elements(), 0.0);
-        layout.pack_transposed(w, &mut own);
-        Self { layout, given: None, own }
-    }
-
-    /// The panels.
-    pub fn panels(&self) -> Panels<'_> {
-        Panels::new(self.layout, self.given.unwrap_or(&self.own))
-    }
-}
-
-impl Drop for Packed<'_> {
-    fn drop(&mut self) {
-        if self.given.is_none() {
-            PACKED.set(std::mem::take(&mut self.own));
-        }
-    }
-}
-
-/// Weights in panels, lent.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Panels<'a> {
-    layout: PanelLayout,
-    data: &'a [f32],
-    /// What will be read behind them.
-    next: &'a [f32],
-}
-
-impl<'a> Panels<'a> {
-    /// Those that were packed as a layout says.
-    pub fn new(layout: PanelLayout, data: &'a [f32]) -> Self {
-        assert_eq!(data.len(), layout.panel_elements(), "panels of another layout");
-        Self { layout, data, next: &[] }
-    }
-
-    /// How they lie.
-    pub fn layout(&self) -> &PanelLayout {
-        &self.layout
-    }
-
-    /// Those of one group, as if there were no other; the next group's are taken to be read next.
-    pub fn of_group(&self, group: usize) -> Self {
-        let len = self.layout.group_len(lanes());
-        let (data, next) = self.data[group * len..].split_at(len);
-        let next = if self.data.len() > KEPT { next } else { &[] };
-        Self { layout: PanelLayout { groups: 1, ..self.layout }, data, next }
-    }
-}
 
 /// The left operand. The reduction of a row is cut into runs of memory.
 #[derive(Debug, Clone, Copy)]
@@ -313,49 +82,6 @@ impl<'a> Ends<'a> {
             residual: self.residual.filter(|_| last),
             clamp: if last { self.clamp } else { Clamp::NONE },
         }
-    }
-}
-
-/// A result `[rows, c]` that several tasks may write at once, each its own elements.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Shared<'a> {
-    data: *mut f32,
-    len: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: it is a borrowed slice in parts; that tasks write different ones is promised where it is written.
-unsafe impl Send for Shared<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    pub fn new(data: &'a mut [f32]) -> Self {
-        Self { data: data.as_mut_ptr(), len: data.len(), borrowed: PhantomData }
-    }
-
-    /// A range of it.
-    #[inline(always)]
-    pub fn range(&self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len, "a part of a shared result outside of it");
-        // SAFETY: the start lies inside of the slice, or at its end.
-        Self { data: unsafe { self.data.add(range.start) }, len: range.len(), ..*self }
-    }
-
-    /// Where it begins.
-    #[inline(always)]
-    pub fn as_mut_ptr(&self) -> *mut f32 {
-        self.data
-    }
-
-    /// All of it.
-    ///
-    /// # Safety
-    /// Nobody else may use it as long as the slice lives.
-    #[inline(always)]
-    pub unsafe fn slice(&self) -> &'a mut [f32] {
-        // SAFETY: it is part of a borrowed slice, and the caller promises that nobody else uses it.
-        unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }
 }
 
@@ -487,9 +213,8 @@ impl<'a> Product<'a> {
             }
         };
         let elements = if place == Place::Whole { rows * all } else { vectors * steps.vector };
-        assert!(elements <= y.len && self.k.end <= layout.k && self.rows.run > 0, "a product's result too short");
-        let is_one_run = self.k.len() == self.rows.run;
-        assert!(is_one_run || self.k.len().is_multiple_of(self.rows.run), "a product of part of a run");
+        assert!(elements <= y.len() && self.k.end <= layout.k && self.rows.run > 0, "a product's result too short");
+        assert!(self.k.len().is_multiple_of(self.rows.run), "a product of part of a run");
         assert!(self.ends.residual.is_none_or(|residual| residual.len() >= elements), "a product's residual too short");
         assert!(self.ends.bias.is_none_or(|bias| bias.len() >= all && bias.len() % all == 0), "a bias of other pixels");
         steps
@@ -693,7 +418,7 @@ impl<const V: usize, const R: usize> WithSimd for FixedStrip<'_, '_, '_, V, R> {
             if strip.ends.accumulate {
                 unrolled!(
                     I < R,
-                    unrolled!(J < V, sums[I][J] = strip.read::<S, V>(simd, strip.y.data, at[I], J), 0 1 2)
+                    unrolled!(J < V, sums[I][J] = strip.read::<S, V>(simd, strip.y.as_mut_ptr(), at[I], J), 0 1 2)
                 );
             }
             for weights in weights.chunks_exact(run) {
@@ -759,7 +484,7 @@ impl Strip<'_, '_> {
     fn finish<S: Simd, const V: usize>(&self, simd: S, row: usize, at: usize) {
         let (channel, c) = self.bias;
         for v in 0..V {
-            let mut sum = self.read::<S, V>(simd, self.y.data, at, v);
+            let mut sum = self.read::<S, V>(simd, self.y.as_mut_ptr(), at, v);
             if let Some(map) = self.ends.bias.filter(|bias| bias.len() != c) {
                 let map = &map[(self.first_row + row) * c % map.len() + channel..][..self.channels];
                 sum = simd.add_f32s(sum, load(simd, &map[lanes_of::<S>(v, map.len())]));
@@ -784,7 +509,7 @@ impl Strip<'_, '_> {
     #[inline(always)]
     fn read<S: Simd, const V: usize>(&self, simd: S, from: *const f32, row: usize, vector: usize) -> S::f32s {
         let (at, len) = (row + vector * self.steps.vector, self.elements::<S, V>(vector));
-        debug_assert!(at + len <= self.y.len);
+        debug_assert!(at + len <= self.y.len());
         // SAFETY: `run_at` has seen that all rows lie inside of the result and of what is read with it, and whoever runs it
         // that the result's are its own.
         unsafe {
@@ -799,10 +524,10 @@ impl Strip<'_, '_> {
     #[inline(always)]
     fn write<S: Simd, const V: usize>(&self, simd: S, row: usize, vector: usize, sum: S::f32s) {
         let (at, len) = (row + vector * self.steps.vector, self.elements::<S, V>(vector));
-        debug_assert!(at + len <= self.y.len);
+        debug_assert!(at + len <= self.y.len());
         // SAFETY: as for `read`.
         unsafe {
-            let to = self.y.data.add(at);
+            let to = self.y.as_mut_ptr().add(at);
             match len == S::F32_LANES {
                 true => to.cast::<S::f32s>().write_unaligned(sum),
                 false => simd.partial_store_f32s(std::slice::from_raw_parts_mut(to, len), sum),

@@ -10,6 +10,8 @@ use super::activation::Clamp;
 use crate::device::float_mode::flush_subnormals;
 use crate::{Error, Result};
 
+/// Elements of a vector at most.
+pub(super) const MAX_LANES: usize = 16;
 /// The variable that forces vector instructions.
 const VARIABLE: &str = "DEPTHSHRINKER_SIMD";
 

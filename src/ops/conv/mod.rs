@@ -26,7 +26,8 @@ use super::operation::{
     LoweredNode, MAX_PARAM_ELEMENTS, Operation, OperationParam, ParamRole, bad, is_sane, mismatch, require,
     window_output,
 };
-use super::product::{Ends, Packed, PanelLayout};
+use super::panels::{Packed, PanelLayout};
+use super::product::Ends;
 use super::step::{Backend, Operand, Place, Step, ValueId};
 use crate::device::float_mode::flush_subnormals;
 use crate::device::{View, ViewMut};

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::ConvProblem;
 use crate::ops::parallel::{Chunks, slab_range, with_scratch};
-use crate::ops::product::Shared;
+use crate::ops::shared::Shared;
 use crate::ops::streaming;
 use crate::ops::team::{each, map_runs};
 

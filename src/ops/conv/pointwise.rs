@@ -9,8 +9,9 @@ use crate::device::View;
 use crate::ops::ahead::Ahead;
 use crate::ops::batch_norm::GradientSums;
 use crate::ops::outer::{Pixels, sum_outer};
+use crate::ops::panels::{Packed, PanelLayout, transpose_in_place};
 use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
-use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, transpose_in_place};
+use crate::ops::product::{Ends, Product, Rows};
 use crate::ops::streaming;
 use crate::shape::Lines;
 
@@ -37,7 +38,7 @@ pub(super) fn forward<R: Send>(
             unsafe { product.run_shared(y) }
         });
     };
-    in_parts(p, Chunks::new(p.output_lines()), panels.layout().count(), y, sum, finish)
+    in_parts(p, Chunks::new(p.output_lines()), panels.layout.count(), y, sum, finish)
 }
 
 /// dx (+)= dy·W, dw = dyᵀ·x; dy is formed once per chunk and used by both while it is in cache.

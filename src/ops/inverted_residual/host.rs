@@ -6,8 +6,11 @@ use std::ops::Range;
 use super::{FoldedConv, InvertedResidualOperands, InvertedResidualProblem};
 use crate::ops::conv::ConvProblem;
 use crate::ops::conv::depthwise::{self, BlockFilter};
+use crate::ops::panels::{MAX_VECTORS, Packed, Panels};
 use crate::ops::parallel::{slab_range, with_scratch};
-use crate::ops::product::{Ends, MAX_LANES, MAX_VECTORS, Packed, Panels, Product, Rows, Shared, Starts};
+use crate::ops::product::{Ends, Product, Rows, Starts};
+use crate::ops::shared::Shared;
+use crate::ops::simd::MAX_LANES;
 use crate::ops::simd::lanes;
 use crate::ops::team::{self, each};
 
@@ -106,7 +109,7 @@ impl Block<'_> {
         hidden.resize((p.hidden.div_ceil(lanes) * lanes * pixels).max(hidden.len()), 0.0);
         let filtered = Shared::new(&mut hidden);
         each(slices.count(), |slice| {
-            let channels = panels.layout().channels(slices.columns(slice));
+            let channels = panels.layout.channels(slices.columns(slice));
             let blocks = channels.start / lanes..channels.end.div_ceil(lanes);
             // SAFETY: slices share no block.
             let filtered =
@@ -117,7 +120,7 @@ impl Block<'_> {
         });
         let residual = of.residual.map(|residual| &residual.host()[image * p.output.len()..][..p.output.len()]);
         let ends = Ends { residual, ..Ends::activated(of.project.b.host(), of.project.clamp) };
-        let (count, threads) = (self.project.layout().count(), team::threads());
+        let (count, threads) = (self.project.layout.count(), team::threads());
         // Where threads cannot have as many panels each, rows are shared out too.
         let parts = if count.is_multiple_of(threads) { 1 } else { threads };
         let y = Shared::new(y);
@@ -146,9 +149,8 @@ impl Block<'_> {
             slices.with_memory(|expanded, filter| {
                 for slice in 0..slices.count() {
                     self.slice(&slices, slice, x, (panels, expand), expanded, filter, filtered);
-                    let channels = panels.layout().channels(slices.columns(slice));
-                    let projection =
-                        Projection { columns: 0..self.project.layout().count(), rows: 0..pixels, channels };
+                    let channels = panels.layout.channels(slices.columns(slice));
+                    let projection = Projection { columns: 0..self.project.layout.count(), rows: 0..pixels, channels };
                     // SAFETY: nobody else has the rows.
                     unsafe { self.project(&projection, pixels, filtered, ends, y) };
                 }
@@ -169,7 +171,7 @@ impl Block<'_> {
         filtered: &mut [f32],
     ) {
         let (lanes, of_block, columns) = (lanes(), &slices.of_block, slices.columns(slice));
-        let channels = panels.layout().channels(columns.clone());
+        let channels = panels.layout.channels(columns.clone());
         let rows = Rows::contiguous(x, self.p.input.c);
         let product = Product::new(panels, rows, Ends::activated(expand.b.host(), expand.clamp));
         Product { columns, ..product }.run_in_blocks(of_block.lines(), expanded);
@@ -243,7 +245,7 @@ struct Slices<'a> {
 
 impl<'a> Slices<'a> {
     fn new(part: &'a ConvProblem, panels: Panels<'_>) -> Self {
-        let layout = panels.layout();
+        let layout = &panels.layout;
         let per_slice = (SLICE / layout.channels(0..1).len().max(1)).max(1);
         let (panels, hidden) = (layout.count(), layout.c_out);
         Self { part, of_block: BlockFilter::new(part), panels, per_slice, hidden }

@@ -10,8 +10,9 @@ use crate::device::float_mode::flush_subnormals;
 use crate::ops::ahead::Ahead;
 use crate::ops::batch_norm::GradientSums;
 use crate::ops::outer::{Pixels, sum_outer};
+use crate::ops::panels::{Packed, PanelLayout, transpose_in_place};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
-use crate::ops::product::{Ends, Packed, PanelLayout, Product, Rows, Starts, transpose_in_place};
+use crate::ops::product::{Ends, Product, Rows, Starts};
 
 /// Elements of one im2col piece: what fits beside the other operands in a core's second-level cache.
 const COLUMN_ELEMENTS: usize = 1 << 15;

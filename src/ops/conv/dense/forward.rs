@@ -10,8 +10,9 @@ use super::super::parts::{Part, in_parts};
 use super::super::source::Source;
 use super::{copy_group, stored};
 use crate::device::View;
+use crate::ops::panels::Packed;
 use crate::ops::parallel::{Chunks, with_scratch};
-use crate::ops::product::{Ends, Packed, Product, Rows, Starts};
+use crate::ops::product::{Ends, Product, Rows, Starts};
 
 /// y = φ(x ∗ w + bias + residual).
 pub(in crate::ops) fn forward<R: Send>(
@@ -48,7 +49,7 @@ pub(in crate::ops) fn forward<R: Send>(
             }
         });
     };
-    in_parts(p, Chunks::new(p.output_lines()), panels.layout().count(), y, sum, finish)
+    in_parts(p, Chunks::new(p.output_lines()), panels.layout.count(), y, sum, finish)
 }
 
 thread_local! {

@@ -11,7 +11,7 @@ use super::rows::{RowKernel, WeightedRows};
 use super::{PIECE_ELEMENTS, channels_of, kernel_rows, specialised};
 use crate::ops::batch_norm::{GradientSums, MaskedGradient, SUMMED_PIXELS, SumVectors};
 use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
-use crate::ops::product::MAX_LANES;
+use crate::ops::simd::MAX_LANES;
 use crate::ops::simd::{dispatch, lanes, load, store};
 use crate::ops::streaming;
 use crate::ops::vector_source::{Stored, VectorReader, VectorSource};

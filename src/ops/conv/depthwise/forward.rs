@@ -11,7 +11,8 @@ use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
 use super::{PIECE_ELEMENTS, channels_of, input_rows, kernel_rows, pieces, specialised};
 use crate::ops::parallel::{Chunks, slab_range, with_scratch};
-use crate::ops::product::{BlockLines, Ends, MAX_LANES};
+use crate::ops::product::{BlockLines, Ends};
+use crate::ops::simd::MAX_LANES;
 use crate::ops::simd::{clamp_vector, dispatch, lanes, load, store};
 use crate::ops::vector_source::{Stored, VectorReader, VectorSource};
 

@@ -10,8 +10,10 @@ use crate::device::View;
 use crate::ops::activation::Clamp;
 use crate::ops::ahead::ask_at;
 use crate::ops::conv::ConvProblem;
+use crate::ops::panels::Panels;
 use crate::ops::parallel::{slab_range, with_scratch};
-use crate::ops::product::{Ends, Panels, Product, Rows, Shared, Starts};
+use crate::ops::product::{Ends, Product, Rows, Starts};
+use crate::ops::shared::Shared;
 use crate::ops::simd::{clamp_vector, dispatch, load, store, unrolled};
 use crate::ops::team::{each, threads};
 

@@ -21,7 +21,7 @@ use super::{ConvFamily, ConvProblem, require};
 use crate::device::{View, ViewMut};
 use crate::ops::activation::Act;
 use crate::ops::epilogue::Epilogue;
-use crate::ops::product::PanelLayout;
+use crate::ops::panels::PanelLayout;
 use crate::ops::simd::{lanes, vectorised};
 use crate::shape::Window;
 
