@@ -111,9 +111,11 @@ fn shape(class: &str, (x, y): (f64, f64)) -> String {
     }
 }
 
-/// Where a name can stand that meets none of those at `places`, as near below its own place as may be.
+/// Where a name can stand that meets none of those at `places`, as near below its own place as may be. A line below another
+/// may be less than a line away by rounding, and does not meet it.
 fn free_place(places: &mut Vec<(f64, f64)>, (x, mut y): (f64, f64)) -> f64 {
-    let meets = |&&(other_x, other_y): &&(f64, f64), y: f64| (x - other_x).abs() < NAME && (y - other_y).abs() < LINE;
+    let meets =
+        |&&(other_x, other_y): &&(f64, f64), y: f64| (x - other_x).abs() < NAME && (y - other_y).abs() < LINE - 1e-6;
     while let Some(&(_, other_y)) = places.iter().find(|place| meets(place, y)) {
         y = other_y + LINE;
     }
@@ -149,6 +151,9 @@ mod tests {
         let mut places = Vec::new();
         let names = [(0.0, 50.0), (10.0, 52.0), (20.0, 60.0), (200.0, 52.0)].map(|at| free_place(&mut places, at));
         assert_eq!(names, [50.0, 61.0, 72.0, 52.0]);
+        // 5.4 + 11 − 5.4 is less than 11.
+        let mut places = Vec::new();
+        assert_eq!([5.4; 3].map(|y| free_place(&mut places, (0.0, y))), [5.4, 5.4 + LINE, 5.4 + LINE + LINE]);
         assert_eq!(logarithmic_ticks(0.3, 12.0), [0.5, 1.0, 2.0, 5.0, 10.0]);
     }
 }
