@@ -165,7 +165,7 @@ fn convolutions_in_tiles_answer_as_their_sums_do() {
             NetworkOptions { input_stride: Some(1), ..NetworkOptions::new(Shape::new(side, side, 3), CLASSES) };
         (Model::initialise(build(name, &options).expect("a known network"), 8).expect("a well-formed graph"), tiled)
     };
-    let (unmerged, tiled) = network("mobilenetv2-0.5", 32, 5);
+    let (unmerged, tiled) = network("mobilenetv2-0.5", 32, 4);
     let merged = fully_merged(&unmerged, None, &Config::default()).expect("a merge").expect("merged blocks");
     let resnet = network("resnet18", 32, 7);
     for (model, tiled) in [(merged, tiled), resnet] {

@@ -34,6 +34,9 @@ const B: f32 = 1.5;
 /// Tiles of an image at least: of fewer, the transformed weights, up to four times as many as the weights, take longer to read
 /// than they save.
 const MIN_TILES: usize = 16;
+/// Channels of the input at least: tiles are moved in whole vectors, so that fewer, such as those of a picture, take longer
+/// than their operations say.
+const MIN_CHANNELS: usize = 8;
 
 /// A convolution that is computed in tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +49,12 @@ pub struct WinogradProblem {
 
 impl WinogradProblem {
     /// The problem of a convolution for which tiles are at least half again as fast by the operations counted: a dense one of
-    /// one group and stride 1 with a 3×3 or 5×5 kernel, enough channels, and [`MIN_TILES`] in an image, of the large ones if
-    /// there are so many. The number of images does not matter, so that every batch is computed alike.
+    /// one group and stride 1 with a 3×3 or 5×5 kernel, [`MIN_CHANNELS`] or more, and [`MIN_TILES`] in an image, of the large
+    /// ones if there are so many. The number of images does not matter, so that every batch is computed alike.
     pub fn new(conv: ConvProblem) -> Option<Self> {
         let Window { k_h, k_w, stride_h, stride_w, .. } = conv.window;
         let fits = (stride_h, stride_w) == (1, 1) && k_h == k_w && matches!(k_h, 3 | 5) && conv.groups == 1;
-        if conv.family() != ConvFamily::Dense || !fits {
+        if conv.family() != ConvFamily::Dense || !fits || conv.input.c < MIN_CHANNELS {
             return None;
         }
         let tiles = [LARGE, SMALL].into_iter().filter(|tile| *tile > k_h);
