@@ -97,6 +97,10 @@ pub struct CompareConfig {
     pub seeds: Vec<u64>,
     /// Masks of the method `random`, the same ones for every seed of finetuning.
     pub random_masks: u64,
+    /// Folder of a comparison whose jobs have the same names: what they chose is taken, with the latency tables that they chose by,
+    /// so that the same choices can be finetuned otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selections: Option<PathBuf>,
     /// Steps of finetuning after which accuracy and loss are taken, beside those after its epochs; 0 is before the first.
     pub recovery_steps: Vec<u64>,
 }
@@ -109,6 +113,7 @@ impl Default for CompareConfig {
             budgets: vec![Budget::LatencyFraction(0.8)],
             seeds: vec![0, 1, 2],
             random_masks: 8,
+            selections: None,
             recovery_steps: vec![0, 30, 100, 300, 1000],
         }
     }
@@ -195,6 +200,9 @@ pub struct SearchConfig {
     /// How blocks are chosen; by the budget if not given ([`Config::method`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<SearchMethod>,
+    /// The plan.json of a choice by the same method, which is taken instead of choosing again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PathBuf>,
     /// Seed of the choice alone: of random masks, of the images that networks are judged on, and of the masks that a search
     /// explores; that of the run if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -365,6 +373,7 @@ impl Default for SearchConfig {
     fn default() -> Self {
         Self {
             method: None,
+            plan: None,
             seed: None,
             match_latency: None,
             channel_order: ChannelOrder::default(),
@@ -564,8 +573,12 @@ impl Config {
     /// Names the method and what to do.
     pub fn check_start(&self) -> Result<()> {
         let method = self.method();
-        if self.finetune.start == FinetuneStart::Original || method.trains() {
+        if self.finetune.start == FinetuneStart::Original || (method.trains() && self.search.plan.is_none()) {
             return Ok(());
+        }
+        if self.search.plan.is_some() {
+            let problem = "finetune.start = \"searched\" needs weights that a search trained, and a plan has none";
+            return Err(Error::Config(format!("{problem}; leave search.plan out or start at the original")));
         }
         Err(Error::Config(format!(
             "finetune.start = \"searched\" needs weights that a search trained, and {method} trains none; give search.method = \
@@ -573,9 +586,9 @@ impl Config {
         )))
     }
 
-    /// The search as a stage of training, where its method trains.
+    /// The search as a stage of training, where there is one and its method trains.
     pub fn search_stage(&self) -> Option<(&'static str, &TrainConfig)> {
-        self.method().takes_steps().then_some(("search", &self.search.train))
+        (self.search.plan.is_none() && self.method().takes_steps()).then_some(("search", &self.search.train))
     }
 
     /// The seed of the choice of blocks.

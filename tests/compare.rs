@@ -129,6 +129,20 @@ fn what_cannot_be_compared_is_refused() {
     fails(layers, &["layer-merge needs budgets that are times", "keep 9"]);
     fails(compare(dir.path(), &["--list", "--match-latency=0.9"]), &["search.match_latency = 0.9", "0.5"]);
     fails(compare(dir.path(), &["--job", "6"]), &["there is no job 6", "0 to 5"]);
+    let absent = ["--selections", "none", "--job", "0"];
+    fails(compare(dir.path(), &absent), &["none/latency-fraction-0.85-entropy-seed-4/plan.json"]);
+    let chosen = dir.path().join("s/latency-fraction-0.85-entropy-seed-4");
+    fs::create_dir_all(&chosen).unwrap();
+    for (plan, words) in [
+        ("{\"kept\": [1, 0], \"method\": \"entropy\"}", ["2", "17"]),
+        (
+            "{\"kept\": [1,1,1,1,0,1,1,1,1,1,1,1,1,1,1,1,1], \"method\": \"gradient\"}",
+            ["chosen by gradient, not by entropy", "plan.json"],
+        ),
+    ] {
+        fs::write(chosen.join("plan.json"), plan).unwrap();
+        fails(compare(dir.path(), &["--selections", "s", "--job", "0"]), &words);
+    }
     fails(compare(dir.path(), &["--merge"]), &["no job in c is finished"]);
     let mut array = compare(dir.path(), &[]);
     array.env("SLURM_ARRAY_TASK_ID", "4x");
@@ -288,6 +302,20 @@ fn budgets_are_matched_by_the_clock() {
         assert_eq!(plan["kept"], trial["kept"]);
         assert!((plan["matched"]["target"].as_f64().unwrap() - 0.85).abs() < 1e-12);
         assert_eq!(plan["matched"]["share"], trial["measured_share"]);
+    }
+    // The same choices, finetuned for longer: nothing is chosen or timed again.
+    let longer = ["--selections", "c", "--out", "d", "--finetune-epochs", "4"];
+    let mut command = Command::cargo_bin("depthshrinker").unwrap();
+    command.current_dir(dir.path()).args(["compare", "m.safetensors", "--config", "c.toml"]);
+    command.args(&matched).args(longer);
+    let again = json(command);
+    assert!(!dir.path().join("d/latency.csv").exists());
+    for (before, after) in found["trials"].as_array().unwrap().iter().zip(again["trials"].as_array().unwrap()) {
+        let same = ["kept", "measured_share", "latency_share", "budget_error", "mask", "method"];
+        assert_eq!(same.map(|key| &before[key]), same.map(|key| &after[key]));
+        let steps = |trial: &Value| trial["recovery"].as_array().unwrap().last().unwrap()["step"].clone();
+        assert_eq!((steps(before), steps(after)), (6.into(), 12.into()));
+        assert_eq!(before["recovery"][0], after["recovery"][0], "what was chosen");
     }
     for row in found["methods"].as_array().unwrap() {
         assert_eq!(row["measured_share"]["deviation"], Value::Null);

@@ -49,6 +49,10 @@ pub struct Args {
     /// Masks of the method random, each finetuned with every seed [default: 8]
     #[arg(long, value_name = "N")]
     random_masks: Option<u64>,
+    /// The folder of a comparison whose jobs have the same names: takes what they chose, by the latency tables there, and only
+    /// finetunes and merges, such as for longer
+    #[arg(long, value_name = "DIR")]
+    selections: Option<PathBuf>,
     /// Steps of finetuning after which accuracy and test loss are taken too, with commas; what finetuning does not reach is left
     /// out [default: 0,30,100,300,1000]
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
@@ -85,6 +89,7 @@ pub fn run(args: &Args, common: &Common) -> Result<()> {
     compare.methods = args.methods.clone().unwrap_or_else(|| compare.methods.clone());
     compare.seeds = args.seeds.clone().unwrap_or_else(|| compare.seeds.clone());
     compare.recovery_steps = args.recovery_steps.clone().unwrap_or_else(|| compare.recovery_steps.clone());
+    set_some(&mut compare.selections, &args.selections);
     compare.random_masks = args.random_masks.unwrap_or(compare.random_masks);
     if let Some(shares) = &args.latency_fractions {
         compare.budgets = shares.iter().map(|&share| Budget::LatencyFraction(share)).collect();

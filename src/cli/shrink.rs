@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::settings::{BudgetArgs, DataArgs, MethodArgs, NetworkArgs, RunArgs};
+use super::settings::{BudgetArgs, DataArgs, MethodArgs, NetworkArgs, RunArgs, set_some};
 use super::{Common, print};
 use crate::config::Config;
 use crate::pipeline::{Entry, RunFolder, shrink_in};
@@ -22,6 +22,9 @@ pub struct Args {
     /// Start from this trained model instead of training one
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// Take the choice in this plan.json, which a search by the same method wrote, instead of choosing again
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Also finetune N random selections and compare: as many blocks that merge, or within a time, and where blocks are
     /// bypassed, what takes as long. Where operators are chosen, operators at random; where single layers are, what the same
     /// solver makes of importances that are shuffled
@@ -92,9 +95,8 @@ impl Args {
         self.method.apply(config);
         self.data.apply(config, entry);
         self.network.apply(config);
-        if self.model.is_some() {
-            config.model.clone_from(&self.model);
-        }
+        set_some(&mut config.model, &self.model);
+        set_some(&mut config.search.plan, &self.plan);
         config.merge.padding = self.padding.unwrap_or(config.merge.padding);
         config.compare_random = self.compare_random.unwrap_or(config.compare_random);
         self.schedule.apply(config);

@@ -49,7 +49,7 @@ impl Jobs {
         let model = config.model.as_deref().ok_or_else(|| {
             Error::Config("compare needs a trained model that all jobs start from; give its file".into())
         })?;
-        let CompareConfig { methods, budgets, seeds, random_masks, recovery_steps } = &config.compare;
+        let CompareConfig { methods, budgets, seeds, random_masks, selections, recovery_steps } = &config.compare;
         let counts = budgets.iter().find(|budget| config.search.match_latency.is_some() && !budget.is_time());
         if let Some(count) = counts {
             return Err(Error::Config(format!(
@@ -61,7 +61,9 @@ impl Jobs {
         if let (Some(method), Some(count)) = (of_layers, budgets.iter().find(|budget| !budget.is_time())) {
             return Err(Error::Config(format!("{method} needs budgets that are times, not {count}; leave one out")));
         }
-        let measures = config.latency == LatencySource::Measured;
+        let measured = config.latency == LatencySource::Measured;
+        // What was chosen is priced as it was when it was chosen.
+        let tables = selections.as_deref().unwrap_or(dir);
         let mut jobs = Vec::new();
         for &budget in budgets {
             for &method in methods {
@@ -73,9 +75,11 @@ impl Jobs {
                         let mut config = Config { seed, budget, compare_random: 0, ..config.clone() };
                         config.compare = CompareConfig::default();
                         config.search.method = Some(method);
-                        if measures {
-                            config.latency = LatencySource::Table(dir.join(table_file(method)));
+                        if measured {
+                            config.latency = LatencySource::Table(tables.join(table_file(method)));
                         }
+                        config.search.plan =
+                            selections.as_ref().map(|folder| folder.join(name.to_string()).join("plan.json"));
                         config.search.seed = mask.or(config.search.seed);
                         config.finetune.train.evaluate_after.clone_from(recovery_steps);
                         config.check_start()?;
@@ -85,7 +89,7 @@ impl Jobs {
                 }
             }
         }
-        let recovery_steps = recovery_steps.clone();
+        let (recovery_steps, measures) = (recovery_steps.clone(), measured && selections.is_none());
         Ok(Self { jobs, model: file_fingerprint(model)?, recovery_steps, measures })
     }
 

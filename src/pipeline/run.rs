@@ -1,5 +1,6 @@
 //! The stages as functions over one run: its data, its device and its session.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::doubts::Doubts;
@@ -16,8 +17,8 @@ use crate::shape::Shape;
 use crate::shrink::providers::check_active_blocks;
 use crate::shrink::surgery::{Linearise, check_linearise, drop_linear_activations, prepare_finetune};
 use crate::shrink::{
-    Budget, Finetune, LayerMethod, Mask, NestedMask, Rule, ScoreConfig, Search, Selection, Widths, nested,
-    relative_savings,
+    Budget, Finetune, LayerMethod, Mask, NestedMask, Rule, ScoreConfig, Search, SearchMethod, Selection, Widths,
+    nested, relative_savings,
 };
 use crate::train::{
     Distillation, Evaluation, Hook, Interrupt, NoHook, Session, Stage, TrainConfig, evaluate_until, train,
@@ -372,6 +373,9 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
         )));
     }
     config.check_start()?;
+    if let Some(path) = &config.search.plan {
+        return planned(path, config.method(), graph).map(drop);
+    }
     let method = config.method();
     if method.needs_time() && !config.budget.is_time() {
         return Err(Error::Config(format!(
@@ -393,6 +397,22 @@ pub fn check_search(config: &Config, graph: &Graph) -> Result<()> {
         return count.kept(&candidates).map(drop);
     }
     Search::new(graph, config.score_rule(), candidates, count, vec![0.0; blocks], config.search_seed()).map(drop)
+}
+
+/// A selection that was made before.
+///
+/// # Errors
+/// A file that cannot be read, a selection for another network, or of another method, for which the result would stand.
+pub(super) fn planned(path: &Path, method: SearchMethod, graph: &Graph) -> Result<Selection> {
+    let selection = Selection::read(path)?;
+    selection.keep.check(graph)?;
+    match selection.method {
+        Some(chooser) if chooser != method => Err(Error::file(
+            path,
+            format!("was chosen by {chooser}, not by {method}; give search.method = \"{chooser}\""),
+        )),
+        _ => Ok(selection),
+    }
 }
 
 /// One flag per block: whether the method of the settings may free it. One that bypasses blocks frees those alone whose input is

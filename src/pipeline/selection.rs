@@ -9,7 +9,7 @@ use super::folder::RunFolder;
 use super::latency::{TABLE, block_times, kept_table, latency_table};
 use super::layers::{choose_layers, random_layers};
 use super::operators::choose_operators;
-use super::run::{Goal, Run, candidates, nested_masks, without_losses};
+use super::run::{Goal, Run, candidates, nested_masks, planned, without_losses};
 use super::widths::{choose_widths, narrowed_ms};
 use crate::config::Config;
 use crate::graph::Positions;
@@ -30,8 +30,8 @@ pub(super) const FILE: &str = "importance.csv";
 /// Gets a selection, and the weights that were trained along with it, before anything else can fail.
 pub type KeepSelection<'a> = dyn FnMut(&Selection, Option<&Model>) -> Result<()> + 'a;
 
-/// Chooses blocks, or channels, as the settings say. Methods that train scores also return the weights that were trained along; others leave
-/// `latency.csv` and, where they measure, `importance.csv` in the folder.
+/// Chooses blocks, or channels, as the settings say, or takes the choice that they name. Methods that train scores also return the
+/// weights that were trained along; others leave `latency.csv` and, where they measure, `importance.csv` in the folder.
 ///
 /// # Errors
 /// A budget that cannot be kept, a block that could not be merged, a failing device, [`Error::Interrupted`], or of `keep`.
@@ -42,6 +42,15 @@ pub fn choose_blocks(
     keep: &mut KeepSelection<'_>,
 ) -> Result<(Selection, Option<Model>)> {
     let method = run.config.method();
+    if let Some(path) = &run.config.search.plan {
+        run.session.reporter.line(&format!("search: {} has the choice of {method}", path.display()));
+        let selection = Selection { method: Some(method), ..planned(path, method, &original.graph)? };
+        if selection.latency_share.is_none() && run.config.latency.file().is_some() {
+            latency_table(run, original, folder)?;
+        }
+        keep(&selection, None)?;
+        return Ok((selection, None));
+    }
     run.session.reporter.line(&format!("search: by {method}, for {}", run.config.budget));
     let named = |selection: &Selection| Selection { method: Some(method), ..selection.clone() };
     let keep: &mut KeepSelection<'_> = &mut |selection, model| keep(&named(selection), model);
