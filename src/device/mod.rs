@@ -331,34 +331,6 @@ impl Buffer {
         }
     }
 
-    /// The elements of several ranges that do not overlap, to be written.
-    ///
-    /// # Panics
-    /// When ranges overlap or reach past the end: an error of the caller, who planned them.
-    pub fn view_mut_disjoint<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> [ViewMut<'_>; N] {
-        match self {
-            Self::Host(data) => {
-                data.get_disjoint_mut(ranges).expect("ranges planned apart from each other").map(ViewMut::Host)
-            }
-            Self::HostSums(data) => {
-                data.get_disjoint_mut(ranges).expect("ranges planned apart from each other").map(ViewMut::HostSums)
-            }
-            Self::Gpu(buffer) => buffer.view_mut_disjoint(ranges).map(ViewMut::Gpu),
-        }
-    }
-
-    /// The elements of any number of ranges that do not overlap, to be written, in the order given.
-    ///
-    /// # Panics
-    /// As [`view_mut_disjoint`](Self::view_mut_disjoint).
-    pub fn view_mut_all(&mut self, ranges: &[Range<usize>]) -> Vec<ViewMut<'_>> {
-        match self {
-            Self::Host(data) => split(data, ranges).into_iter().map(ViewMut::Host).collect(),
-            Self::HostSums(data) => split(data, ranges).into_iter().map(ViewMut::HostSums).collect(),
-            Self::Gpu(buffer) => buffer.view_mut_all(ranges).into_iter().map(ViewMut::Gpu).collect(),
-        }
-    }
-
     /// Copies the first `out.len()` elements to the host.
     ///
     /// # Errors
@@ -407,20 +379,6 @@ impl Buffer {
             Self::Gpu(buffer) => buffer.write(data),
         }
     }
-}
-
-/// Ranges of a slice, in the order given.
-fn split<'a, T>(mut rest: &'a mut [T], ranges: &[Range<usize>]) -> Vec<&'a mut [T]> {
-    let mut order: Vec<usize> = (0..ranges.len()).collect();
-    order.sort_by_key(|&i| ranges[i].start);
-    let mut parts: Vec<Option<&'a mut [T]>> = ranges.iter().map(|_| None).collect();
-    let mut start = 0;
-    for i in order {
-        let skipped = ranges[i].start.checked_sub(start).expect("ranges planned apart from each other");
-        let (part, tail) = std::mem::take(&mut rest)[skipped..].split_at_mut(ranges[i].len());
-        (parts[i], rest, start) = (Some(part), tail, ranges[i].end);
-    }
-    parts.into_iter().flatten().collect()
 }
 
 impl<'a> View<'a> {
@@ -490,6 +448,24 @@ impl<'a> View<'a> {
 }
 
 impl<'a> ViewMut<'a> {
+    /// The elements before a place, and those from it on.
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        match self {
+            Self::Host(data) => {
+                let (head, tail) = data.split_at_mut(at);
+                (Self::Host(head), Self::Host(tail))
+            }
+            Self::HostSums(data) => {
+                let (head, tail) = data.split_at_mut(at);
+                (Self::HostSums(head), Self::HostSums(tail))
+            }
+            Self::Gpu(view) => {
+                let (head, tail) = view.split_at(at);
+                (Self::Gpu(head), Self::Gpu(tail))
+            }
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {

@@ -63,17 +63,29 @@ impl Lent<'_> {
     }
 }
 
-/// Values of one buffer that a step writes.
-#[derive(Default)]
-struct Written {
-    ids: Vec<ValueId>,
-    ranges: Vec<Range<usize>>,
-}
+/// Values of one buffer that a step writes, and where they lie.
+struct Written(Few<Option<(ValueId, Range<usize>)>>);
 
 impl Written {
-    fn lend<'a>(self, io: &mut Io<'a>, buffer: &'a mut Buffer) {
-        for (id, view) in self.ids.into_iter().zip(buffer.view_mut_all(&self.ranges)) {
+    fn new() -> Self {
+        Self(Few::new())
+    }
+
+    /// Lends them in the order in which they lie.
+    ///
+    /// # Panics
+    /// When they overlap: they were planned apart from each other.
+    fn lend<'a>(mut self, io: &mut Io<'a>, buffer: &'a mut Buffer) {
+        let start_of = |entry: &&mut Option<(ValueId, Range<usize>)>| entry.as_ref().map(|(_, range)| range.start);
+        let (len, mut start) = (buffer.len(), 0);
+        let mut rest = buffer.view_mut(0..len);
+        while let Some((id, range)) =
+            self.0.iter_mut().filter(|entry| entry.is_some()).min_by_key(start_of).and_then(Option::take)
+        {
+            let skipped = range.start.checked_sub(start).expect("ranges planned apart from each other");
+            let (view, tail) = rest.split_at(skipped).1.split_at(range.len());
             io.lend_mut(id, view);
+            (rest, start) = (tail, range.end);
         }
     }
 }
@@ -108,8 +120,7 @@ impl<'a> Running<'a> {
                 step.step.run(&mut io);
             }
             Lent::Exclusive(params, scores) => {
-                let (mut running, mut gradients) = (Written::default(), Written::default());
-                let mut of_scores = Written::default();
+                let (mut running, mut gradients, mut of_scores) = (Written::new(), Written::new(), Written::new());
                 for &id in &step.uses.writes {
                     let (to, range) = match place(id) {
                         Place::Running(param) => (&mut running, params.range(param)),
@@ -117,8 +128,7 @@ impl<'a> Running<'a> {
                         Place::Score(site) => (&mut of_scores, site.index()..site.index() + 1),
                         _ => continue,
                     };
-                    to.ids.push(id);
-                    to.ranges.push(range);
+                    to.0.push(Some((id, range)));
                 }
                 let parts = params.parts();
                 for &id in &step.uses.reads {

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::cuda;
 use super::operation::{LoweredNode, Operation, bad, require};
-use super::parallel::Chunks;
+use super::parallel::{Chunks, PartialSums};
 use super::shared::Shared;
 use super::simd::vectorised;
 use super::step::{Backward, Io, Sink, SiteId, Step, Uses, ValueId, Work};
-use super::team::{each_chunk, map};
+use super::team::each_chunk;
 use crate::Result;
 use crate::device::argument::Argument;
 use crate::device::gpu::GpuView;
@@ -165,11 +165,11 @@ pub fn backward(
     let wanted = score.is_some();
     let chunks = Chunks::new(shape);
     let dx = Shared::new(dx);
-    let scores = map(chunks.count(), |chunk| {
+    let scores = PartialSums::<f64>::taken(chunks.count(), 1, 1, |chunk, score| {
         let range = chunks.range(chunk);
         // SAFETY: chunks share no element.
         let (dx, x, dy) = (unsafe { dx.range(range.clone()).slice() }, &x[range.clone()], &dy[range]);
-        vectorised(
+        score[0] = vectorised(
             #[inline(always)]
             || {
                 let n = dx.len();
@@ -180,10 +180,10 @@ pub fn backward(
                 }
                 if wanted { excess_dot(clamp, x, dy) } else { 0.0 }
             },
-        )
+        );
     });
     if let Some(score) = score {
-        score.host()[0] += scores.iter().sum::<f64>() as f32;
+        score.host()[0] += scores.rows().flatten().sum::<f64>() as f32;
     }
 }
 

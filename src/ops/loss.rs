@@ -10,8 +10,9 @@ use std::ops::Range;
 
 use super::cuda;
 use super::cuda::loss::{GpuLoss, LogitsShape};
+use super::parallel::PartialSums;
+use super::reused::Reused;
 use super::shared::Shared;
-use super::team::map;
 use crate::device::float_mode::flush_subnormals;
 use crate::device::gpu::Snapshot;
 use crate::device::{Device, View, ViewMut};
@@ -268,11 +269,11 @@ mod cpu {
             let rows = images.start * classes..images.end * classes;
             // SAFETY: chunks share no row.
             let (logits, labels, d) = (&logits[rows.clone()], &labels[images], unsafe { d.range(rows).slice() });
-            let mut p = vec![0.0; classes];
+            let mut p = Reused::zeros(classes);
             let mut sum = LossSum::default();
             for ((z, &y), d) in logits.chunks_exact(classes).zip(labels).zip(d.chunks_exact_mut(classes)) {
                 sum.add(smoothed_row(z, y as usize, smoothing, &mut p));
-                for (k, (d, p)) in d.iter_mut().zip(&p).enumerate() {
+                for (k, (d, p)) in d.iter_mut().zip(p.iter()).enumerate() {
                     *d = ((p - smoothed(k == y as usize, smoothing, classes)) * scale) as f32;
                 }
             }
@@ -283,7 +284,7 @@ mod cpu {
     pub fn cross_entropy_value(logits: &[f32], labels: &[u32], classes: usize, smoothing: f32) -> LossSum {
         ordered(labels.len(), |images| {
             let (logits, labels) = (&logits[images.start * classes..images.end * classes], &labels[images]);
-            let mut p = vec![0.0; classes];
+            let mut p = Reused::zeros(classes);
             let mut sum = LossSum::default();
             for (z, &y) in logits.chunks_exact(classes).zip(labels) {
                 sum.add(smoothed_row(z, y as usize, smoothing, &mut p));
@@ -309,7 +310,7 @@ mod cpu {
             let (student, teacher, labels) = (&student[rows.clone()], &teacher[rows.clone()], &labels[images]);
             // SAFETY: chunks share no row.
             let d = unsafe { d.range(rows).slice() };
-            let (mut p, mut q) = (vec![0.0; classes], vec![0.0; classes]);
+            let (mut p, mut q) = (Reused::zeros(classes), Reused::zeros(classes));
             let mut sum = LossSum::default();
             let logits = student.chunks_exact(classes).zip(teacher.chunks_exact(classes));
             for (((z_s, z_t), &y), d) in logits.zip(labels).zip(d.chunks_exact_mut(classes)) {
@@ -333,12 +334,12 @@ mod cpu {
     pub fn feature_mse(student: &[f32], teacher: &[f32], weight: f32, scale: f64, d: &mut [f32]) -> f64 {
         let scale = scale * 2.0 * f64::from(weight) / student.len().max(1) as f64;
         let d = Shared::new(d);
-        let sums = map(student.len().div_ceil(CHUNK_ELEMENTS), |chunk| {
+        let sums = PartialSums::taken(student.len().div_ceil(CHUNK_ELEMENTS), 1, 1, |chunk, sum| {
             let range = chunk * CHUNK_ELEMENTS..student.len().min((chunk + 1) * CHUNK_ELEMENTS);
             let (student, teacher) = (&student[range.clone()], &teacher[range.clone()]);
             // SAFETY: chunks share no element.
             let d = unsafe { d.range(range).slice() };
-            flush_subnormals(|| {
+            sum[0] = flush_subnormals(|| {
                 let mut sum = 0.0;
                 for ((d, s), t) in d.iter_mut().zip(student).zip(teacher) {
                     let difference = f64::from(s - t);
@@ -346,9 +347,9 @@ mod cpu {
                     *d = (scale * difference) as f32;
                 }
                 sum
-            })
+            });
         });
-        f64::from(weight) * sums.iter().sum::<f64>() / student.len().max(1) as f64
+        f64::from(weight) * sums.rows().flatten().sum::<f64>() / student.len().max(1) as f64
     }
 
     /// Loss of one image; leaves the probabilities in `p`.
@@ -390,11 +391,12 @@ mod cpu {
 
     /// The sum over all chunks of images, added in their order.
     fn ordered(images: usize, of: impl Fn(Range<usize>) -> LossSum + Sync) -> LossSum {
-        let sums = map(images.div_ceil(CHUNK_ROWS), |chunk| {
-            flush_subnormals(|| of(chunk * CHUNK_ROWS..images.min((chunk + 1) * CHUNK_ROWS)))
+        let sums = PartialSums::taken(images.div_ceil(CHUNK_ROWS), 2, 1, |chunk, row| {
+            let sum = flush_subnormals(|| of(chunk * CHUNK_ROWS..images.min((chunk + 1) * CHUNK_ROWS)));
+            row.copy_from_slice(&[sum.loss, sum.correct as f64]);
         });
         let mut total = LossSum::default();
-        sums.into_iter().for_each(|sum| total.add(sum));
+        sums.rows().for_each(|row| total.add(LossSum { loss: row[0], correct: row[1] as u64 }));
         total
     }
 

@@ -32,6 +32,7 @@ mod parallel;
 pub mod pool;
 mod product;
 mod random;
+mod reused;
 mod shared;
 pub(crate) mod simd;
 pub mod step;

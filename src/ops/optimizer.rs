@@ -8,9 +8,10 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::cuda::optimizer::GpuOptimizer;
+use super::parallel::PartialSums;
 use super::shared::Shared;
 use super::simd::vectorised;
-use super::team::{each_chunk_pair, map};
+use super::team::each_chunk_pair;
 use crate::device::gpu::{GpuViewMut, Snapshot};
 use crate::device::{Buffer, Device, View};
 use crate::{Error, Result, memory};
@@ -425,11 +426,11 @@ mod cpu {
     }
 
     pub fn norm(g: &[f32], spans: &[ParamSpan]) -> f64 {
-        let sums = map(g.len().div_ceil(CHUNK), |chunk| {
+        let sums = PartialSums::taken(g.len().div_ceil(CHUNK), 1, 1, |chunk, sum| {
             let g = &g[chunk * CHUNK..g.len().min((chunk + 1) * CHUNK)];
-            parts(spans, chunk, g.len(), 0.0).map(|(part, _)| squares(&g[part])).sum::<f64>()
+            sum[0] = parts(spans, chunk, g.len(), 0.0).map(|(part, _)| squares(&g[part])).sum::<f64>();
         });
-        sums.iter().sum::<f64>().sqrt()
+        sums.rows().flatten().sum::<f64>().sqrt()
     }
 
     fn squares(g: &[f32]) -> f64 {

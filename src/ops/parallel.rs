@@ -4,8 +4,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::reused::{Reusable, Reused};
 use super::shared::Shared;
-use super::team::{each_chunk, map};
+use super::team::{each, each_chunk};
 use crate::shape::Lines;
 
 /// Elements of an activation chunk: small enough to stay in a core's cache between the convolution that writes it and
@@ -77,11 +78,54 @@ pub(super) fn slab_range(units: usize, slabs: usize, slab: usize) -> Range<usize
     slab * units / slabs..(slab + 1) * units / slabs
 }
 
+/// A row of numbers for each of some tasks, which they sum up: zeros at first.
+pub(super) struct PartialSums<T: Reusable> {
+    tasks: usize,
+    /// Numbers of a row; may be 0.
+    len: usize,
+    values: Reused<T>,
+}
+
+impl<T: Reusable> PartialSums<T> {
+    /// Of `tasks` rows of `len` numbers.
+    pub fn new(tasks: usize, len: usize) -> Self {
+        Self { tasks, len, values: Reused::zeros(tasks * len) }
+    }
+
+    /// Numbers of a row.
+    pub fn row_len(&self) -> usize {
+        self.len
+    }
+
+    /// The rows in the order of the tasks.
+    pub fn rows(&self) -> impl Iterator<Item = &[T]> {
+        (0..self.tasks).map(|task| &self.values[task * self.len..(task + 1) * self.len])
+    }
+}
+
+impl<T: Reusable + Send> PartialSums<T> {
+    /// Calls `task` with every number below `tasks` and with its row, in runs of so many tasks that one thread does one behind
+    /// the other.
+    pub fn taken(tasks: usize, len: usize, run: usize, task: impl Fn(usize, &mut [T]) + Sync) -> Self {
+        let mut sums = Self::new(tasks, len);
+        let rows = Shared::new(&mut sums.values);
+        each(tasks.div_ceil(run), |part| {
+            for number in part * run..((part + 1) * run).min(tasks) {
+                // SAFETY: each task has a row of its own.
+                task(number, unsafe { rows.range(number * len..(number + 1) * len).slice() });
+            }
+        });
+        sums
+    }
+}
+
 /// Channel coefficients repeated over neighbouring pixels, so that loops over them are long enough for the vector units
 /// even where channels are few.
-pub(super) fn tiled(coefficients: &[f32]) -> Vec<f32> {
-    let c = coefficients.len();
-    coefficients.iter().copied().cycle().take(tile_len(c)).collect()
+pub(super) fn tiled(c: usize, coefficient: impl Fn(usize) -> f32) -> Reused<f32> {
+    let mut tile = Reused::zeros(tile_len(c));
+    (0..c).for_each(|channel| tile[channel] = coefficient(channel));
+    (c..tile.len()).step_by(c).for_each(|pixel| tile.copy_within(..c, pixel));
+    tile
 }
 
 /// Elements of a tile of whole pixels of `c` channels.
@@ -90,38 +134,38 @@ pub(super) fn tile_len(c: usize) -> usize {
     c * TILE.div_ceil(c)
 }
 
-/// A reduction in slabs: every slab writes its own part of `dx` and its own partial sum of `out` (of any content at
-/// first), and the partial sums are added in slab order. `ends[slab]` is where the slab's part of `dx` ends. What the
-/// slabs return comes back in their order.
-pub(super) fn sum_slabs<R: Send>(
+/// A reduction in slabs: every slab writes its own part of `dx`, its own partial sum of `out` (of any content at first), which are
+/// added in slab order, and its own rows of `sums`, as [`slab_range`] shares them out. `end(slab)` is where the slab's part of `dx`
+/// ends.
+pub(super) fn sum_slabs(
     count: usize,
-    dx: Option<(&mut [f32], bool)>,
-    ends: &[usize],
+    (dx, end): (Option<(&mut [f32], bool)>, impl Fn(usize) -> usize + Sync),
+    sums: &mut PartialSums<f64>,
     out: &mut [f32],
-    slab: impl Fn(usize, Option<(&mut [f32], bool)>, &mut [f32]) -> R + Sync,
-) -> Vec<R> {
+    slab: impl Fn(usize, Option<(&mut [f32], bool)>, &mut [f32], &mut [f64]) + Sync,
+) {
     let accumulate = dx.as_ref().is_some_and(|d| d.1);
-    assert!(ends.is_sorted() && ends.len() == count, "a slab's part of the input's gradient");
-    let dx = dx.map(|d| d.0);
-    let len = out.len();
+    let start = |slab: usize| if slab == 0 { 0 } else { end(slab - 1) };
+    assert!((0..count).all(|slab| start(slab) <= end(slab)), "a slab's part of the input's gradient");
+    let (dx, len) = (dx.map(|d| d.0), out.len());
     PARTIALS.with_borrow_mut(|partials| {
         if partials.len() < count * len {
             partials.resize(count * len, 0.0);
         }
         let partials = &mut partials[..count * len];
-        let (of_dx, of_partials) = (dx.map(Shared::new), Shared::new(partials));
-        let results = map(count, |index| {
-            let start = if index == 0 { 0 } else { ends[index - 1] };
-            // SAFETY: slabs share no element of either.
-            let (dx, partial) = unsafe {
-                let dx = of_dx.map(|dx| (dx.range(start..ends[index]).slice(), accumulate));
-                (dx, of_partials.range(index * len..(index + 1) * len).slice())
+        let (of_dx, of_partials, rows) = (dx.map(Shared::new), Shared::new(partials), Shared::new(&mut sums.values));
+        each(count, |index| {
+            let own = slab_range(sums.tasks, count, index);
+            // SAFETY: slabs share no element of any.
+            let (dx, partial, rows) = unsafe {
+                let dx = of_dx.map(|dx| (dx.range(start(index)..end(index)).slice(), accumulate));
+                let rows = rows.range(own.start * sums.len..own.end * sums.len).slice();
+                (dx, of_partials.range(index * len..(index + 1) * len).slice(), rows)
             };
-            slab(index, dx, partial)
+            slab(index, dx, partial, rows);
         });
         sum_partials(partials, out);
-        results
-    })
+    });
 }
 
 /// Adds `partials` `[count, out.len()]` in order.

@@ -5,19 +5,19 @@ use std::ops::Range;
 
 /// A result `[rows, c]` that several tasks may write at once, each its own elements.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shared<'a> {
-    data: *mut f32,
+pub(super) struct Shared<'a, T = f32> {
+    data: *mut T,
     len: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: it is a borrowed slice in parts; that tasks write different ones is promised where it is written.
-unsafe impl Send for Shared<'_> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub fn new(data: &'a mut [f32]) -> Self {
+impl<'a, T: Copy> Shared<'a, T> {
+    pub fn new(data: &'a mut [T]) -> Self {
         Self { data: data.as_mut_ptr(), len: data.len(), borrowed: PhantomData }
     }
 
@@ -37,7 +37,7 @@ impl<'a> Shared<'a> {
 
     /// Where it begins.
     #[inline(always)]
-    pub fn as_mut_ptr(&self) -> *mut f32 {
+    pub fn as_mut_ptr(&self) -> *mut T {
         self.data
     }
 
@@ -46,7 +46,7 @@ impl<'a> Shared<'a> {
     /// # Safety
     /// Nobody else may use it as long as the slice lives.
     #[inline(always)]
-    pub unsafe fn slice(&self) -> &'a mut [f32] {
+    pub unsafe fn slice(&self) -> &'a mut [T] {
         // SAFETY: it is part of a borrowed slice, and the caller promises that nobody else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
     }

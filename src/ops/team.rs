@@ -47,16 +47,9 @@ pub(crate) fn each(count: usize, task: impl Fn(usize) + Sync) {
 
 /// The answers of `task` for every number below `count`, in order.
 pub(crate) fn map<R: Send>(count: usize, task: impl Fn(usize) -> R + Sync) -> Vec<R> {
-    map_runs(count, 1, task)
-}
-
-/// As [`map`], in runs of so many numbers that follow each other, which one thread does one behind the other.
-pub(crate) fn map_runs<R: Send>(count: usize, run: usize, task: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let mut answers = Vec::with_capacity(count);
-    each_chunk(&mut answers.spare_capacity_mut()[..count], run, |index, answers| {
-        for (task_number, answer) in (index * run..).zip(answers) {
-            answer.write(task(task_number));
-        }
+    each_chunk(&mut answers.spare_capacity_mut()[..count], 1, |index, answer| {
+        answer[0].write(task(index));
     });
     // SAFETY: every task was done, or `each_chunk` has panicked.
     unsafe { answers.set_len(count) };

@@ -155,26 +155,6 @@ impl GpuBuffer {
     pub fn view_mut(&mut self, range: Range<usize>) -> GpuViewMut<'_> {
         GpuViewMut { view: self.view(range), exclusive: PhantomData }
     }
-
-    /// Ranges that do not overlap, to be written.
-    pub fn view_mut_disjoint<const N: usize>(&mut self, ranges: [Range<usize>; N]) -> [GpuViewMut<'_>; N] {
-        for (i, a) in ranges.iter().enumerate() {
-            let apart = |b: &Range<usize>| a.end <= b.start || b.end <= a.start;
-            assert!(ranges[..i].iter().all(apart), "ranges planned apart from each other");
-        }
-        let shared = &*self;
-        ranges.map(|range| GpuViewMut { view: shared.view(range), exclusive: PhantomData })
-    }
-
-    /// Any number of ranges that do not overlap, to be written, in the order given.
-    pub fn view_mut_all(&mut self, ranges: &[Range<usize>]) -> Vec<GpuViewMut<'_>> {
-        for (i, a) in ranges.iter().enumerate() {
-            let apart = |b: &Range<usize>| a.end <= b.start || b.end <= a.start;
-            assert!(ranges[..i].iter().all(apart), "ranges planned apart from each other");
-        }
-        let shared = &*self;
-        ranges.iter().map(|range| GpuViewMut { view: shared.view(range.clone()), exclusive: PhantomData }).collect()
-    }
 }
 
 impl Drop for GpuBuffer {
@@ -258,6 +238,12 @@ impl<'a> GpuViewMut<'a> {
     /// As a view to be read, for as long.
     pub fn into_view(self) -> GpuView<'a> {
         self.view
+    }
+
+    /// The elements before a place, and those from it on.
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        let part = |range| Self { view: self.view.slice(range), exclusive: PhantomData };
+        (part(0..at), part(at..self.view.len()))
     }
 
     /// The same, borrowed for a while.

@@ -10,11 +10,12 @@ use crate::device::{View, ViewMut};
 use crate::ops::activation::Clamp;
 use crate::ops::cuda;
 use crate::ops::operation::require;
-use crate::ops::parallel::{tiled, with_scratch};
+use crate::ops::parallel::{PartialSums, tiled, with_scratch};
+use crate::ops::reused::Reused;
 use crate::ops::shared::Shared;
 use crate::ops::simd::MAX_LANES;
 use crate::ops::simd::{derivative_vector, dispatch, excess_vector, load, store, vectorised};
-use crate::ops::team::{each_chunk, map};
+use crate::ops::team::each_chunk;
 use crate::ops::vector_source::{StoredReader, VectorReader, VectorSource};
 
 /// Pixels that are summed in f32, about; their sums are added in f64.
@@ -45,20 +46,24 @@ impl<'a> SumsOut<'a> {
         }
     }
 
-    /// Writes the host's.
-    pub(in crate::ops) fn finish(self, sums: &GradientSums, statistics: View<'_>) {
-        let c = sums.g.len();
-        let rstd = &statistics.host()[c..];
-        let (out_g, out_gy) = self.sums.sums().split_at_mut(c);
-        out_g.copy_from_slice(&sums.g);
-        out_gy.copy_from_slice(&sums.gy);
+    /// Writes the host's, from partial sums in their order.
+    pub(in crate::ops) fn finish(self, parts: &PartialSums<f64>, statistics: View<'_>) {
         let (d_gamma, d_beta) = (self.d_gamma.host(), self.d_beta.host());
+        let c = d_gamma.len();
+        let (rstd, sums) = (&statistics.host()[c..], &mut self.sums.sums()[..2 * c]);
+        sums.fill(0.0);
+        let mut score_sum = 0.0;
+        for part in parts.rows() {
+            sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            score_sum += part[2 * c];
+        }
+        let (g, gy) = sums.split_at(c);
         for c in 0..c {
-            d_beta[c] = d_beta_of(sums.g[c]);
-            d_gamma[c] = d_gamma_of(sums.gy[c], rstd[c]);
+            d_beta[c] = d_beta_of(g[c]);
+            d_gamma[c] = d_gamma_of(gy[c], rstd[c]);
         }
         if let Some(score) = self.score {
-            score.host()[0] += sums.score as f32;
+            score.host()[0] += score_sum as f32;
         }
     }
 }
@@ -73,26 +78,9 @@ fn d_gamma_of(sum: f64, rstd: f32) -> f32 {
     (sum * f64::from(rstd)) as f32
 }
 
-/// Sums over some pixels: Σg and Σg·(y − μ) per channel, and the score gradient.
-#[derive(Debug, Clone, PartialEq)]
-pub(in crate::ops) struct GradientSums {
-    g: Vec<f64>,
-    gy: Vec<f64>,
-    /// 0 where it was not asked for.
-    score: f64,
-}
-
-impl GradientSums {
-    /// Adds partial sums in their order.
-    pub fn total(c: usize, parts: impl IntoIterator<Item = Self>) -> Self {
-        let mut total = Self { g: vec![0.0; c], gy: vec![0.0; c], score: 0.0 };
-        for part in parts {
-            total.g.iter_mut().zip(&part.g).for_each(|(t, p)| *t += p);
-            total.gy.iter_mut().zip(&part.gy).for_each(|(t, p)| *t += p);
-            total.score += part.score;
-        }
-        total
-    }
+/// Numbers of the sums over some pixels: Σg and Σg·(y − μ) of each channel, and the score gradient, 0 where it was not asked for.
+pub(in crate::ops) const fn gradient_sums_len(c: usize) -> usize {
+    2 * c + 1
 }
 
 /// Forms g, the gradient in front of residual and activation, from dz, and sums it.
@@ -117,18 +105,12 @@ impl<'a> MaskedGradient<'a> {
         Self { c, affine: of.affine(), mean, y: of.y.host(), residual, clamp, score }
     }
 
-    /// Sums over a range of whole pixels; `d_residual` is that range of the residual's gradient, and whether to add.
+    /// Adds the sums over a range of whole pixels to a row of [`gradient_sums_len`] numbers; `d_residual` is that range of the
+    /// residual's gradient, and whether to add.
     ///
     /// Some pixels ([`SUMMED_PIXELS`]) are summed in f32 and their sums in f64.
-    pub fn sum(&self, range: Range<usize>, dz: &[f32], d_residual: Option<(&mut [f32], bool)>) -> GradientSums {
-        let mut total = self.no_sums();
-        dispatch(PixelSums { of: self, range, dz, d_residual, total: &mut total });
-        total
-    }
-
-    /// Sums of nothing yet.
-    pub fn no_sums(&self) -> GradientSums {
-        GradientSums { g: vec![0.0; self.c], gy: vec![0.0; self.c], score: 0.0 }
+    pub fn add_sums(&self, range: Range<usize>, dz: &[f32], d_residual: Option<(&mut [f32], bool)>, total: &mut [f64]) {
+        dispatch(PixelSums { of: self, range, dz, d_residual, total });
     }
 
     /// Reads some channels, at most as many as a vector has.
@@ -200,7 +182,7 @@ struct PixelSums<'a, 'b> {
     range: Range<usize>,
     dz: &'a [f32],
     d_residual: Option<(&'a mut [f32], bool)>,
-    total: &'a mut GradientSums,
+    total: &'a mut [f64],
 }
 
 impl WithSimd for PixelSums<'_, '_> {
@@ -247,14 +229,15 @@ impl<S: Simd> SumVectors<S> {
         Self { g: zero, gy: zero, score: zero }
     }
 
-    /// Adds them to the sums over the batch, in f64.
+    /// Adds them to a row of [`gradient_sums_len`] numbers, in f64.
     #[inline(always)]
-    pub fn add_to(self, simd: S, channels: Range<usize>, total: &mut GradientSums) {
-        add_lanes(simd, self.g, &mut total.g[channels.clone()]);
-        add_lanes(simd, self.gy, &mut total.gy[channels.clone()]);
+    pub fn add_to(self, simd: S, channels: Range<usize>, total: &mut [f64]) {
+        let c = total.len() / 2;
+        add_lanes(simd, self.g, &mut total[channels.clone()]);
+        add_lanes(simd, self.gy, &mut total[c + channels.start..c + channels.end]);
         let mut score = [0.0; MAX_LANES];
         add_lanes(simd, self.score, &mut score[..channels.len()]);
-        total.score += score.iter().sum::<f64>();
+        total[2 * c] += score.iter().sum::<f64>();
     }
 }
 
@@ -291,21 +274,21 @@ pub fn gradient_sums(
     let (chunks, dz) = (p.chunks(), dz.host());
     let accumulate = d_residual.as_ref().is_some_and(|d| d.1);
     let d = d_residual.map(|(d, _)| Shared::new(d.host()));
-    let partials = map(chunks.count(), |index| {
+    let partials = PartialSums::taken(chunks.count(), gradient_sums_len(c), 1, |index, row| {
         let range = chunks.range(index);
         // SAFETY: chunks share no element.
         let d = d.map(|d| (unsafe { d.range(range.clone()).slice() }, accumulate));
-        gradient.sum(range.clone(), &dz[range], d)
+        gradient.add_sums(range.clone(), &dz[range], d, row);
     });
-    out.finish(&GradientSums::total(p.shape.c, partials), of.statistics);
+    out.finish(&partials, of.statistics);
 }
 
 /// Forms dy for any range of elements, once the sums over the batch are known.
 pub(in crate::ops) struct DyLoader<'a> {
     affine: Affine,
     /// dy = a·g + slope·y + offset per channel, tiled.
-    slope: Vec<f32>,
-    offset: Vec<f32>,
+    slope: Reused<f32>,
+    offset: Reused<f32>,
     y: &'a [f32],
     dz: &'a [f32],
     residual: Option<&'a [f32]>,
@@ -321,13 +304,8 @@ impl<'a> DyLoader<'a> {
         let (mean, rstd) = of.statistics.host().split_at(channels);
         let (g, gy) = sums.split_at(channels);
         let pixels = p.shape.pixels() as f32;
-        let (mut slope, mut offset) = (vec![0.0; channels], vec![0.0; channels]);
-        for c in 0..channels {
-            let a = affine.a[c];
-            slope[c] = -a * rstd[c] * d_gamma_of(gy[c], rstd[c]) / pixels;
-            offset[c] = -a * d_beta_of(g[c]) / pixels - slope[c] * mean[c];
-        }
-        let (slope, offset) = (tiled(&slope), tiled(&offset));
+        let slope = tiled(channels, |c| -affine.a[c] * rstd[c] * d_gamma_of(gy[c], rstd[c]) / pixels);
+        let offset = tiled(channels, |c| -affine.a[c] * d_beta_of(g[c]) / pixels - slope[c] * mean[c]);
         let (residual, clamp) = (of.residual.map(View::host), of.act.map(|act| act.clamp));
         Self { affine, slope, offset, y: of.y.host(), dz: dz.host(), residual, clamp }
     }

@@ -8,9 +8,10 @@ use super::{BatchNormProblem, Normalised, SUMMED_PIXELS};
 use crate::device::{View, ViewMut};
 use crate::ops::cuda;
 use crate::ops::operation::require;
-use crate::ops::parallel::tiled;
+use crate::ops::parallel::{PartialSums, tiled};
+use crate::ops::reused::Reused;
 use crate::ops::simd::{dispatch, load, store, unrolled, vectorised};
-use crate::ops::team::{each_chunk, map};
+use crate::ops::team::each_chunk;
 
 /// Where the statistics of a batch go.
 #[derive(Debug)]
@@ -37,25 +38,24 @@ impl<'a> StatisticsOut<'a> {
     }
 }
 
-/// Statistics of the pixels of one chunk.
-pub(in crate::ops) struct Moments {
-    pixels: usize,
-    /// Mean and centred second moment `[2·c]`.
-    values: Vec<f32>,
+/// Numbers of the moments of a chunk: mean and centred second moment of each channel, and how many pixels they are of.
+pub(in crate::ops) const fn moments_len(c: usize) -> usize {
+    2 * c + 1
 }
 
-/// One pass over a chunk of `c` channels. Sums are taken about its first pixel, so that a large mean costs no digits.
-pub(in crate::ops) fn moments(y: &[f32], c: usize) -> Moments {
-    let pixels = y.len() / c;
-    let mut values = vec![0.0; 2 * c];
-    let (mean, squares) = values.split_at_mut(c);
+/// The moments of a chunk of `c` channels, in one pass. Sums are taken about its first pixel, so that a large mean costs no digits.
+pub(in crate::ops) fn moments(y: &[f32], c: usize, moments: &mut [f32]) {
+    let pixels = (y.len() / c) as f32;
+    let (mean, squares) = moments.split_at_mut(c);
+    let (squares, count) = squares.split_at_mut(c);
     dispatch(ShiftedSums { y, mean, squares });
     for channel in 0..c {
         let sum = mean[channel];
-        squares[channel] = (squares[channel] - sum * (sum / pixels as f32)).max(0.0);
-        mean[channel] = y[channel] + sum / pixels as f32;
+        squares[channel] = (squares[channel] - sum * (sum / pixels)).max(0.0);
+        mean[channel] = y[channel] + sum / pixels;
     }
-    Moments { pixels, values }
+    // No chunk has so many pixels that this would round their number.
+    count[0] = pixels;
 }
 
 /// Σ (y − y₀) and Σ (y − y₀)² per channel, where y₀ is the first pixel.
@@ -126,21 +126,21 @@ impl ShiftedSums<'_> {
 }
 
 /// Merges the chunks' moments in order; writes μ and 1/√(σ² + ε) and updates the running statistics.
-pub(in crate::ops) fn finish_statistics(p: &BatchNormProblem, chunks: &[Moments], out: StatisticsOut<'_>) {
+pub(in crate::ops) fn finish_statistics(p: &BatchNormProblem, chunks: &PartialSums<f32>, out: StatisticsOut<'_>) {
     let c = p.shape.c;
     out.check(c);
     let (saved_mean, saved_rstd) = out.statistics.host().split_at_mut(c);
     let [running_mean, running_var] = out.running.map(ViewMut::host);
     let pixels = p.shape.pixels() as f64;
-    let (mut count, mut means, mut squares) = (0.0f64, vec![0.0f64; c], vec![0.0f64; c]);
+    let (mut count, mut means, mut squares) = (0.0f64, Reused::<f64>::zeros(c), Reused::<f64>::zeros(c));
     vectorised(
         #[inline(always)]
         || {
-            for chunk in chunks {
-                let n = chunk.pixels as f64;
+            for chunk in chunks.rows() {
+                let n = f64::from(chunk[2 * c]);
                 let total = count + n;
                 let (share, weight) = (n / total, count * n / total);
-                let (mean, m2) = chunk.values.split_at(c);
+                let (mean, m2) = chunk[..2 * c].split_at(c);
                 let (means, squares) = (&mut means[..c], &mut squares[..c]);
                 for i in 0..c {
                     let delta = f64::from(mean[i]) - means[i];
@@ -169,8 +169,8 @@ pub fn statistics(p: &BatchNormProblem, y: View<'_>, out: StatisticsOut<'_>) {
         return cuda::batch_norm::statistics(p, y, &out.gpu(p));
     }
     let (y, chunks) = (y.host(), p.chunks());
-    let chunks = map(chunks.count(), |chunk| moments(&y[chunks.range(chunk)], p.shape.c));
-    finish_statistics(p, &chunks, out);
+    let of_chunk = |chunk, row: &mut [f32]| moments(&y[chunks.range(chunk)], p.shape.c, row);
+    finish_statistics(p, &PartialSums::taken(chunks.count(), moments_len(p.shape.c), 1, of_chunk), out);
 }
 
 /// μ and 1/√(σ² + ε) `[2·c]` from the running mean and variance `[c]`, for inference.
@@ -250,16 +250,16 @@ impl<'a> Normalised<'a> {
 
 /// z = a·y + b per channel; the coefficients are tiled.
 pub(in crate::ops) struct Affine {
-    pub(super) a: Vec<f32>,
-    pub(super) b: Vec<f32>,
+    pub(super) a: Reused<f32>,
+    pub(super) b: Reused<f32>,
 }
 
 impl Affine {
     fn new(gamma: &[f32], beta: &[f32], saved: &[f32]) -> Self {
         let (mean, rstd) = saved.split_at(gamma.len());
-        let a: Vec<f32> = gamma.iter().zip(rstd).map(|(g, r)| g * r).collect();
-        let b: Vec<f32> = beta.iter().zip(&a).zip(mean).map(|((b, a), m)| b - a * m).collect();
-        Self { a: tiled(&a), b: tiled(&b) }
+        let a = tiled(gamma.len(), |c| gamma[c] * rstd[c]);
+        let b = tiled(gamma.len(), |c| beta[c] - a[c] * mean[c]);
+        Self { a, b }
     }
 }
 

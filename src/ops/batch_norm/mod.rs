@@ -8,9 +8,9 @@ mod backward;
 mod forward;
 mod step;
 
-pub(super) use backward::{DyLoader, GradientSums, MaskedGradient, SUMMED_PIXELS, SumVectors};
+pub(super) use backward::{DyLoader, MaskedGradient, SUMMED_PIXELS, SumVectors, gradient_sums_len};
 pub use backward::{SumsOut, gradient, gradient_sums};
-pub(super) use forward::{Affine, AffineVectors, affine_rows, finish_statistics, moments};
+pub(super) use forward::{Affine, AffineVectors, affine_rows, finish_statistics, moments, moments_len};
 pub use forward::{StatisticsOut, normalise, running_statistics, statistics};
 pub use step::{NormaliseStep, PlannedStatistics, PlannedSums, RunningStatisticsStep, StatisticsStep};
 

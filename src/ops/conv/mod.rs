@@ -16,8 +16,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::activation::{Act, Clamp};
+use super::batch_norm::finish_statistics;
 use super::batch_norm::{BatchNormProblem, Normalised, StatisticsOut, SumsOut};
-use super::batch_norm::{finish_statistics, moments};
 use super::config::BiasProblem;
 use super::cuda;
 use super::cuda::batch_norm::{GpuBefore, GpuGradient, GpuInput};
@@ -27,6 +27,7 @@ use super::operation::{
     window_output,
 };
 use super::panels::{Packed, PanelLayout};
+use super::parallel::PartialSums;
 use super::product::Ends;
 use super::step::{Backend, Operand, Place, Step, ValueId};
 use crate::device::float_mode::flush_subnormals;
@@ -295,7 +296,7 @@ pub fn forward(p: &ConvProblem, x: View<'_>, w: View<'_>, epilogue: &Epilogue<Vi
         return cuda::conv::forward(p, x, w.gpu(), epilogue.gpu(), &y.gpu());
     }
     let x = Source::new(ConvInput::Stored(x));
-    forward_with(p, &x, w, &epilogue.host(), y.host(), |_, _: &mut [f32]| ());
+    forward_with(p, &x, w, &epilogue.host(), y.host(), false);
 }
 
 /// y = conv(x, w), and the statistics of y for the batch-norm behind it, taken while each piece is in cache or in registers.
@@ -311,10 +312,8 @@ pub fn forward_with_statistics(
     if let View::Gpu(w) = w {
         return cuda::conv::forward_with_statistics(p, x.gpu(), w, &y.gpu(), bn, &out.gpu(bn));
     }
-    let moments = |_, y: &mut [f32]| moments(y, bn.shape.c);
     let x = Source::new(x);
-    let statistics = forward_with(p, &x, w, &Ends::NONE, y.host(), moments);
-    finish_statistics(bn, &statistics, out);
+    finish_statistics(bn, &forward_with(p, &x, w, &Ends::NONE, y.host(), true), out);
 }
 
 /// What the gradients of a convolution are written to.
@@ -364,13 +363,13 @@ pub fn backward(p: &ConvProblem, x: ConvInput<'_>, w: View<'_>, dy: ConvGradient
     let source = Source::new_with(x, sums.as_ref().is_some_and(|sums| sums.score.is_some()));
     let (w, dx, dw) = (w.host(), dx.map(|(dx, accumulate)| (dx.host(), accumulate)), dw.host());
     let dy = GradientSource::new(dy);
-    let total = match p.family() {
+    let parts = match p.family() {
         ConvFamily::Pointwise => pointwise::backward(p, &source, w, &dy, dx, dw),
         ConvFamily::Depthwise => depthwise::backward(p, &source, w, &dy, dx, dw),
         ConvFamily::Dense => dense::backward(p, &source, w, &dy, dx, dw),
     };
-    if let (Some(out), Some(total), ConvInput::Normalised(of)) = (sums, total, x) {
-        out.finish(&total, of.statistics);
+    if let (Some(out), ConvInput::Normalised(of)) = (sums, x) {
+        out.finish(&parts, of.statistics);
     }
 }
 
@@ -485,20 +484,19 @@ impl<'a> Epilogue<View<'a>, Act<'a>> {
     }
 }
 
-/// The forward pass in chunks; `finish` sees each chunk's elements and their range while they are in cache, and its
-/// answers come back in chunk order.
-fn forward_with<R: Send>(
+/// The forward pass in chunks, whose moments are taken while they are in cache, where they are asked for.
+fn forward_with(
     p: &ConvProblem,
     x: &Source<'_>,
     w: View<'_>,
     ends: &Ends<'_>,
     y: &mut [f32],
-    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
-) -> Vec<R> {
+    takes_moments: bool,
+) -> PartialSums<f32> {
     match p.family() {
-        ConvFamily::Pointwise => pointwise::forward(p, x, w, ends, y, finish),
-        ConvFamily::Depthwise => depthwise::forward(p, x, w.host(), ends, y, finish),
-        ConvFamily::Dense => dense::forward(p, x, w, ends, y, finish),
+        ConvFamily::Pointwise => pointwise::forward(p, x, w, ends, y, takes_moments),
+        ConvFamily::Depthwise => depthwise::forward(p, x, w.host(), ends, y, takes_moments),
+        ConvFamily::Dense => dense::forward(p, x, w, ends, y, takes_moments),
     }
 }
 

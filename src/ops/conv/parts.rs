@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::ConvProblem;
-use crate::ops::parallel::{Chunks, slab_range, with_scratch};
+use crate::ops::batch_norm::{moments, moments_len};
+use crate::ops::parallel::{Chunks, PartialSums, slab_range, with_scratch};
 use crate::ops::shared::Shared;
 use crate::ops::streaming;
-use crate::ops::team::{each, map_runs};
+use crate::ops::team::each;
 
 /// Tasks that there should be at least, while bands have so many pixels for which a panel of weights is loaded.
 const BANDS: usize = 16;
@@ -30,16 +31,15 @@ pub(super) struct Part<'a> {
 }
 
 /// Runs `sum` over all lines of the output, cut into chunks, and all panels of its channels (one where channels stay together),
-/// then `finish` over every chunk, whose answers come back in order. Where chunks are few, threads would not share them evenly:
-/// then sums are taken in smaller parts.
-pub(super) fn in_parts<R: Send>(
+/// and takes the moments of every chunk while it is in cache, where they are asked for. Where chunks are few, threads would not
+/// share them evenly: then sums are taken in smaller parts.
+pub(super) fn in_parts(
     p: &ConvProblem,
-    chunks: Chunks,
-    panels: usize,
+    (chunks, panels): (Chunks, usize),
     y: &mut [f32],
+    takes_moments: bool,
     sum: impl Fn(Part<'_>) + Sync,
-    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
-) -> Vec<R> {
+) -> PartialSums<f32> {
     let band = chunks.lines.div_ceil(BANDS).max(BAND_PIXELS.div_ceil(p.output.w));
     let bands = chunks.lines.div_ceil(band);
     let columns = TASKS.div_ceil(bands).min(panels);
@@ -56,7 +56,13 @@ pub(super) fn in_parts<R: Send>(
     let is_streamed = !in_bands && streaming::is_streamed(y.len());
     let y = Shared::new(y);
     let run = (chunks.count() / TASKS_OF_CHUNKS).clamp(1, CHUNKS_OF_TASK);
-    map_runs(chunks.count(), run, |chunk| {
+    let finish = |y: &[f32], row: &mut [f32]| {
+        if takes_moments {
+            moments(y, p.output.c, row);
+        }
+    };
+    let row = if takes_moments { moments_len(p.output.c) } else { 0 };
+    PartialSums::taken(chunks.count(), row, run, |chunk, row| {
         let (range, lines) = (chunks.range(chunk), chunks.line_range(chunk));
         let next = if (chunk + 1) % run == 0 || chunk + 1 == chunks.count() {
             lines.end..lines.end
@@ -67,16 +73,15 @@ pub(super) fn in_parts<R: Send>(
         if is_streamed {
             return with_scratch(range.len(), |sums| {
                 sum(Part { lines, next, panels: 0..panels, y: Shared::new(sums) });
-                let answer = finish(range, sums);
+                finish(sums, row);
                 // SAFETY: chunks share no element.
                 streaming::copy(sums, unsafe { y.slice() });
-                answer
             });
         }
         if !in_bands {
             sum(Part { lines, next, panels: 0..panels, y });
         }
         // SAFETY: chunks share no element, and its sums are taken.
-        finish(range, unsafe { y.slice() })
+        finish(unsafe { y.slice() }, row);
     })
 }

@@ -1,29 +1,26 @@
 //! Pointwise (1×1) convolution on the CPU: a product of pixels and weights in panels; both gradients from one pass over dy.
 
-use std::ops::Range;
-
 use super::ConvProblem;
 use super::parts::{Part, in_parts};
 use super::source::{GradientSource, Source};
 use crate::device::View;
 use crate::ops::ahead::Ahead;
-use crate::ops::batch_norm::GradientSums;
 use crate::ops::outer::{Pixels, sum_outer};
 use crate::ops::panels::{Packed, PanelLayout, transpose_in_place};
-use crate::ops::parallel::{Chunks, slab_range, slabs, sum_slabs, with_scratch};
+use crate::ops::parallel::{Chunks, PartialSums, slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::{Ends, Product, Rows};
 use crate::ops::streaming;
 use crate::shape::Lines;
 
 /// y = φ(x·Wᵀ + bias + residual).
-pub(super) fn forward<R: Send>(
+pub(super) fn forward(
     p: &ConvProblem,
     x: &Source<'_>,
     w: View<'_>,
     ends: &Ends<'_>,
     y: &mut [f32],
-    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
-) -> Vec<R> {
+    takes_moments: bool,
+) -> PartialSums<f32> {
     let (c_in, width) = (p.input.c, p.output.w);
     let packed = Packed::of_product(p, w);
     let panels = packed.panels();
@@ -38,7 +35,7 @@ pub(super) fn forward<R: Send>(
             unsafe { product.run_shared(y) }
         });
     };
-    in_parts(p, Chunks::new(p.output_lines()), panels.layout.count(), y, sum, finish)
+    in_parts(p, (Chunks::new(p.output_lines()), panels.layout.count()), y, takes_moments, sum)
 }
 
 /// dx (+)= dy·W, dw = dyᵀ·x; dy is formed once per chunk and used by both while it is in cache.
@@ -49,21 +46,20 @@ pub(super) fn backward(
     dy: &GradientSource<'_>,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
-) -> Option<GradientSums> {
+) -> PartialSums<f64> {
     let (c_in, c_out, width) = (p.input.c, p.output.c, p.output.w);
     // dy, x and dx of a chunk should stay in cache together.
     let chunks = Chunks::new(Lines { c: c_out.max(c_in), ..p.output_lines() });
     let slab_count = slabs(chunks.count(), dw.len());
     let line_in = width * c_in;
-    let ends: Vec<usize> = (0..slab_count)
-        .map(|slab| chunks.line_range(slab_range(chunks.count(), slab_count, slab).end - 1).end * line_in)
-        .collect();
+    let end = |slab| chunks.line_range(slab_range(chunks.count(), slab_count, slab).end - 1).end * line_in;
     let transposed = PanelLayout { groups: 1, c_out: c_in, k: c_out };
     let is_streamed = streaming::is_gradient_streamed(dx.as_ref());
     let packed = dx.is_some().then(|| Packed::transposed(transposed, w));
     let panels = packed.as_ref().map(Packed::panels);
-    let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
-        let mut sums = Vec::new();
+    let mut sums = x.partial_sums(chunks.count());
+    let row = sums.row_len();
+    sum_slabs(slab_count, (dx, end), &mut sums, dw, |slab, mut dx, partial, rows| {
         for (i, chunk) in slab_range(chunks.count(), slab_count, slab).enumerate() {
             let lines = chunks.line_range(chunk);
             let range = lines.start * width * c_out..lines.end * width * c_out;
@@ -87,7 +83,7 @@ pub(super) fn backward(
                     let ends = Ends { accumulate: *accumulate, ..Ends::NONE };
                     let product = |to: &mut [f32]| {
                         Product { ahead, ..Product::new(panels, Rows::contiguous(dy, c_out), ends) }.run(to);
-                        sums.extend(x.gradient_sums(range_in, to));
+                        x.add_sums(range_in, to, &mut rows[i * row..(i + 1) * row]);
                     };
                     if is_streamed {
                         with_scratch(head.len(), |to| {
@@ -100,12 +96,11 @@ pub(super) fn backward(
                 }
             });
         }
-        sums
     });
     if is_transposed(p) {
         transpose_in_place(dw, c_out, c_in);
     }
-    x.total(sums.into_iter().flatten())
+    sums
 }
 
 /// Whether dwᵀ is summed instead of dw: vectors run over the side with more channels.

@@ -10,14 +10,15 @@ use pulp::Simd;
 
 use super::{ConvGradient, ConvInput};
 use crate::ops::activation::Clamp;
-use crate::ops::batch_norm::{Affine, AffineVectors, DyLoader, GradientSums, MaskedGradient, affine_rows};
+use crate::ops::batch_norm::{Affine, AffineVectors, DyLoader, MaskedGradient, affine_rows, gradient_sums_len};
+use crate::ops::parallel::PartialSums;
 use crate::ops::simd::{clamp_vector, vectorised};
 use crate::ops::vector_source::{StoredReader, VectorReader, VectorSource};
 
 /// The host's side of an input.
 pub(super) enum Source<'a> {
     Stored(&'a [f32]),
-    Normalised(Box<NormalisedSource<'a>>),
+    Normalised(NormalisedSource<'a>),
 }
 
 /// What forms a value on load, and sums its gradient.
@@ -76,7 +77,7 @@ impl<S: Simd> VectorReader<S> for NormalisedReader<'_, S> {
 /// The host's side of the gradient of a result.
 pub(super) enum GradientSource<'a> {
     Stored(&'a [f32]),
-    Formed(Box<DyLoader<'a>>),
+    Formed(DyLoader<'a>),
 }
 
 impl<'a> GradientSource<'a> {
@@ -84,7 +85,7 @@ impl<'a> GradientSource<'a> {
         match dy {
             ConvGradient::Stored(dy) => Self::Stored(dy.host()),
             ConvGradient::Formed { problem, of, dz, sums } => {
-                Self::Formed(Box::new(DyLoader::new(&problem, &of, dz, sums.sums())))
+                Self::Formed(DyLoader::new(&problem, &of, dz, sums.sums()))
             }
         }
     }
@@ -130,13 +131,13 @@ impl<'a> Source<'a> {
             ConvInput::Stored(x) => Self::Stored(x.host()),
             ConvInput::Normalised(of) => {
                 assert!(of.residual.is_none(), "no residual is added on load");
-                Self::Normalised(Box::new(NormalisedSource {
+                Self::Normalised(NormalisedSource {
                     y: of.y.host(),
                     affine: of.affine(),
                     clamp: of.act.map(|act| act.clamp).filter(|clamp| clamp.slope != 1.0),
                     gradient: MaskedGradient::new(&of, score),
                     c: of.gamma.len(),
-                }))
+                })
             }
         }
     }
@@ -162,7 +163,7 @@ impl<'a> Source<'a> {
         match self {
             Self::Stored(data) => &data[range],
             Self::Normalised(of) => {
-                let NormalisedSource { y, affine, clamp, .. } = &**of;
+                let NormalisedSource { y, affine, clamp, .. } = of;
                 let (y, x) = (&y[range.clone()], &mut scratch[..range.len()]);
                 vectorised(
                     #[inline(always)]
@@ -176,20 +177,19 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The channel sums over a range whose gradient `dx` has just been written; `None` for a stored value, whose own
-    /// step takes them.
-    pub fn gradient_sums(&self, range: Range<usize>, dx: &[f32]) -> Option<GradientSums> {
+    /// Rows for the channel sums of so many tasks, which the batch-norm before a value that is normalised on load needs; empty
+    /// ones for a stored value, whose own step takes them.
+    pub fn partial_sums(&self, tasks: usize) -> PartialSums<f64> {
         match self {
-            Self::Stored(_) => None,
-            Self::Normalised(of) => Some(of.gradient.sum(range, dx, None)),
+            Self::Stored(_) => PartialSums::new(tasks, 0),
+            Self::Normalised(of) => PartialSums::new(tasks, gradient_sums_len(of.c)),
         }
     }
 
-    /// The sums over the batch from partial sums in their order.
-    pub fn total(&self, parts: impl IntoIterator<Item = GradientSums>) -> Option<GradientSums> {
-        match self {
-            Self::Stored(_) => None,
-            Self::Normalised(of) => Some(GradientSums::total(of.c, parts)),
+    /// Adds the channel sums over a range whose gradient `dx` has just been written to a row of [`partial_sums`](Self::partial_sums).
+    pub fn add_sums(&self, range: Range<usize>, dx: &[f32], row: &mut [f64]) {
+        if let Self::Normalised(of) = self {
+            of.gradient.add_sums(range, dx, None, row);
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::device::{View, ViewMut};
 use crate::ops::cuda;
 use crate::ops::operation::{LoweredNode, OnnxOperator, Operation, require};
+use crate::ops::reused::Reused;
 use crate::ops::simd::vectorised;
 use crate::ops::step::{Backward, Io, Sink, Step, Uses, ValueId, Work};
 use crate::ops::team::each_chunk;
@@ -51,7 +52,7 @@ pub fn backward(p: &PoolProblem, x: View<'_>, dy: View<'_>, dx: ViewMut<'_>, acc
         if !accumulate {
             dx.fill(0.0);
         }
-        let (mut best, mut winner) = (vec![0.0f32; input.c], vec![0usize; input.c]);
+        let (mut best, mut winner) = (Reused::zeros(input.c), Reused::zeros(input.c));
         for (pixel, dy) in dy.chunks_exact(output.c).enumerate() {
             let (rows, cols) = p.under(pixel / output.w, pixel % output.w);
             best.fill(f32::NEG_INFINITY);
@@ -62,7 +63,7 @@ pub fn backward(p: &PoolProblem, x: View<'_>, dy: View<'_>, dx: ViewMut<'_>, acc
                 vectorised(
                     #[inline(always)]
                     || {
-                        for ((best, winner), &x) in best.iter_mut().zip(&mut winner).zip(x) {
+                        for ((best, winner), &x) in best.iter_mut().zip(winner.iter_mut()).zip(x) {
                             (*best, *winner) = if wins(x, *best) { (x, at) } else { (*best, *winner) };
                         }
                     },

@@ -8,10 +8,9 @@ use super::super::source::{GradientSource, Source};
 use super::{copy_group, stored};
 use crate::device::float_mode::flush_subnormals;
 use crate::ops::ahead::Ahead;
-use crate::ops::batch_norm::GradientSums;
 use crate::ops::outer::{Pixels, sum_outer};
 use crate::ops::panels::{Packed, PanelLayout, transpose_in_place};
-use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
+use crate::ops::parallel::{PartialSums, slab_range, slabs, sum_slabs, with_scratch};
 use crate::ops::product::{Ends, Product, Rows, Starts};
 
 /// Elements of one im2col piece: what fits beside the other operands in a core's second-level cache.
@@ -48,16 +47,18 @@ pub(in crate::ops) fn backward(
     dy: &GradientSource<'_>,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
-) -> Option<GradientSums> {
+) -> PartialSums<f64> {
     let (g, x) = (Geometry::new(p), stored(x));
     let (width, c) = (p.output.w, p.output.c);
     let slab_count = slabs(p.n, dw.len());
-    let ends: Vec<usize> = (0..slab_count).map(|slab| slab_range(p.n, slab_count, slab).end * p.input.len()).collect();
+    let end = |slab| slab_range(p.n, slab_count, slab).end * p.input.len();
+    // What it reads is stored.
+    let mut sums = PartialSums::new(0, 0);
     // dx under one output pixel is dy·W.
     let transposed = PanelLayout { groups: p.groups, c_out: g.k, k: g.c_out };
     let packed = dx.is_some().then(|| Packed::transposed(transposed, w));
     let panels = packed.as_ref().map(Packed::panels);
-    sum_slabs(slab_count, dx, &ends, dw, |slab, mut dx, partial| {
+    sum_slabs(slab_count, (dx, end), &mut sums, dw, |slab, mut dx, partial, _| {
         let images = slab_range(p.n, slab_count, slab);
         if let Some((dx, false)) = &mut dx {
             dx.fill(0.0);
@@ -94,7 +95,7 @@ pub(in crate::ops) fn backward(
             transpose_in_place(dw, g.c_out, g.k);
         }
     }
-    None
+    sums
 }
 
 /// For one output pixel the taps that lie inside the image: rows, and for each row the columns.

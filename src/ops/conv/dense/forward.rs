@@ -11,18 +11,18 @@ use super::super::source::Source;
 use super::{copy_group, stored};
 use crate::device::View;
 use crate::ops::panels::Packed;
-use crate::ops::parallel::{Chunks, with_scratch};
+use crate::ops::parallel::{Chunks, PartialSums, with_scratch};
 use crate::ops::product::{Ends, Product, Rows, Starts};
 
 /// y = φ(x ∗ w + bias + residual).
-pub(in crate::ops) fn forward<R: Send>(
+pub(in crate::ops) fn forward(
     p: &ConvProblem,
     x: &Source<'_>,
     w: View<'_>,
     ends: &Ends<'_>,
     y: &mut [f32],
-    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
-) -> Vec<R> {
+    takes_moments: bool,
+) -> PartialSums<f32> {
     let x = stored(x);
     let patch = Patch::new(p);
     let packed = Packed::of_product(p, w);
@@ -49,7 +49,7 @@ pub(in crate::ops) fn forward<R: Send>(
             }
         });
     };
-    in_parts(p, Chunks::new(p.output_lines()), panels.layout.count(), y, sum, finish)
+    in_parts(p, (Chunks::new(p.output_lines()), panels.layout.count()), y, takes_moments, sum)
 }
 
 thread_local! {

@@ -5,12 +5,13 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::super::ConvProblem;
-use super::super::source::{GradientSource, NormalisedSource, Source};
+use super::super::source::{GradientSource, Source};
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
 use super::{PIECE_ELEMENTS, channels_of, kernel_rows, specialised};
-use crate::ops::batch_norm::{GradientSums, MaskedGradient, SUMMED_PIXELS, SumVectors};
-use crate::ops::parallel::{slab_range, slabs, sum_slabs, with_scratch};
+use crate::ops::batch_norm::{MaskedGradient, SUMMED_PIXELS, SumVectors};
+use crate::ops::parallel::{PartialSums, slab_range, slabs, sum_slabs, with_scratch};
+use crate::ops::reused::Reused;
 use crate::ops::simd::MAX_LANES;
 use crate::ops::simd::{dispatch, lanes, load, store};
 use crate::ops::streaming;
@@ -48,6 +49,10 @@ impl<'a> Pieces<'a> {
         let edge = |row: usize| (row * p.window.stride_h).min(p.input.h);
         let end = if band + 1 == bands { p.input.h } else { edge(rows.end) };
         Piece { images: group * images..((group + 1) * images).min(p.n), rows_in: edge(rows.start)..end, rows }
+    }
+
+    fn of(&self, range: Range<usize>) -> impl Iterator<Item = Piece> {
+        range.map(|index| self.piece(index))
     }
 
     /// Elements of the input in front of a piece.
@@ -102,29 +107,35 @@ pub(in super::super) fn backward(
     dy: &GradientSource<'_>,
     dx: Option<(&mut [f32], bool)>,
     dw: &mut [f32],
-) -> Option<GradientSums> {
+) -> PartialSums<f64> {
     let pieces = Pieces::new(p);
     let slab_count = slabs(pieces.count(), dw.len());
     let of_slab = |slab| slab_range(pieces.count(), slab_count, slab);
-    let ends: Vec<usize> = (0..slab_count).map(|slab| pieces.start(of_slab(slab).end)).collect();
-    let flipped: Vec<f32> = w.chunks_exact(p.input.c).rev().flatten().copied().collect();
+    let end = |slab| pieces.start(of_slab(slab).end);
+    let mut flipped = Reused::zeros(w.len());
+    flipped.chunks_exact_mut(p.input.c).zip(w.rchunks_exact(p.input.c)).for_each(|(to, tap)| to.copy_from_slice(tap));
     let is_streamed = streaming::is_gradient_streamed(dx.as_ref());
-    let sums = sum_slabs(slab_count, dx, &ends, dw, |slab, dx, partial| {
+    let mut sums = x.partial_sums(slab_count);
+    sum_slabs(slab_count, (dx, end), &mut sums, dw, |slab, dx, partial, row| {
         partial.fill(0.0);
         let dx = dx.map(|(dx, add)| InputGradient { flipped: &flipped, dx, add, is_streamed });
-        let slab: Vec<Piece> = of_slab(slab).map(|index| pieces.piece(index)).collect();
+        let slab = (&pieces, of_slab(slab));
         match (x, dy) {
             (Source::Stored(x), GradientSource::Stored(dy)) => {
-                walk(p, &slab, (&Stored(x), None), &Stored(dy), dx, partial)
+                walk(slab, (&Stored(x), None), &Stored(dy), dx, (partial, row));
             }
-            (Source::Stored(x), GradientSource::Formed(dy)) => walk(p, &slab, (&Stored(x), None), &**dy, dx, partial),
+            (Source::Stored(x), GradientSource::Formed(dy)) => {
+                walk(slab, (&Stored(x), None), dy, dx, (partial, row));
+            }
             (Source::Normalised(x), GradientSource::Stored(dy)) => {
-                walk(p, &slab, (&**x, Some(x)), &Stored(dy), dx, partial)
+                walk(slab, (x, Some(x.gradient())), &Stored(dy), dx, (partial, row));
             }
-            (Source::Normalised(x), GradientSource::Formed(dy)) => walk(p, &slab, (&**x, Some(x)), &**dy, dx, partial),
+            (Source::Normalised(x), GradientSource::Formed(dy)) => {
+                walk(slab, (x, Some(x.gradient())), dy, dx, (partial, row));
+            }
         }
     });
-    x.total(sums.into_iter().flatten())
+    sums
 }
 
 /// Where the gradient of the input goes.
@@ -139,20 +150,18 @@ struct InputGradient<'a> {
     is_streamed: bool,
 }
 
-/// Adds the weight gradient of pieces that follow each other to `dw`. Returns the sums over the gradient of an input that was
+/// Adds the weight gradient of pieces that follow each other to `dw`, and to `total` the sums over the gradient of an input that was
 /// normalised on load.
 fn walk<X: VectorSource, Y: VectorSource>(
-    p: &ConvProblem,
-    pieces: &[Piece],
-    (x, before): (&X, Option<&NormalisedSource<'_>>),
+    (pieces, range): (&Pieces<'_>, Range<usize>),
+    (x, gradient): (&X, Option<&MaskedGradient<'_>>),
     dy: &Y,
     dx: Option<InputGradient<'_>>,
-    dw: &mut [f32],
-) -> Option<GradientSums> {
-    let gradient = before.map(NormalisedSource::gradient);
-    let mut total = gradient.map(MaskedGradient::no_sums);
+    (dw, total): (&mut [f32], &mut [f64]),
+) {
+    let p = pieces.p;
     let mut sizes = Sizes { x: 0, dy: 0, dx: 0 };
-    for piece in pieces {
+    for piece in pieces.of(range.clone()) {
         let (of_x, of_dy) = piece.layouts(p, dx.is_some());
         sizes.x = sizes.x.max(of_x.vectors());
         sizes.dy = sizes.dy.max(of_dy.vectors());
@@ -161,10 +170,9 @@ fn walk<X: VectorSource, Y: VectorSource>(
     let vectors = p.input.c.div_ceil(lanes());
     let len = (vectors * (sizes.x + sizes.dy + sizes.dx) + 2 * p.window.taps()) * MAX_LANES;
     with_scratch(len, |scratch| {
-        let before = gradient.zip(total.as_mut());
-        dispatch(Kernel { p, pieces, x, dy, before, dx, dw, sizes, scratch });
+        let before = gradient.map(|gradient| (gradient, total));
+        dispatch(Kernel { pieces, range, x, dy, before, dx, dw, sizes, scratch });
     });
-    total
 }
 
 /// Vectors of each kind of block.
@@ -200,11 +208,11 @@ impl<'a, V> Memory<'a, V> {
 
 /// Pieces that follow each other.
 struct Kernel<'a, X, Y> {
-    p: &'a ConvProblem,
-    pieces: &'a [Piece],
+    pieces: &'a Pieces<'a>,
+    range: Range<usize>,
     x: &'a X,
     dy: &'a Y,
-    before: Option<(&'a MaskedGradient<'a>, &'a mut GradientSums)>,
+    before: Option<(&'a MaskedGradient<'a>, &'a mut [f64])>,
     dx: Option<InputGradient<'a>>,
     dw: &'a mut [f32],
     sizes: Sizes,
@@ -216,7 +224,7 @@ impl<X: VectorSource, Y: VectorSource> WithSimd for Kernel<'_, X, Y> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let window = self.p.window;
+        let window = self.pieces.p.window;
         specialised!(self, simd, window);
     }
 }
@@ -237,24 +245,24 @@ impl<X: VectorSource, Y: VectorSource, const K: usize, const STRIDE: usize> With
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Kernel { p, pieces, x, dy, before, mut dx, dw, sizes, scratch } = self.0;
+        let Kernel { pieces: pieces @ &Pieces { p, .. }, range, x, dy, before, mut dx, dw, sizes, scratch } = self.0;
         let (c, taps, vectors) = (p.input.c, p.window.taps(), p.input.c.div_ceil(S::F32_LANES));
         let (scratch, _) = S::as_mut_simd_f32s(scratch);
         let Memory { filter, dw_sums, x_blocks, dy_blocks, dx_blocks } = Memory::new(scratch, taps, vectors, sizes);
-        if let Some(piece) = pieces.first() {
-            piece.clear_margins(p, dx.is_some(), simd.splat_f32s(0.0), (x_blocks, dy_blocks));
+        if !range.is_empty() {
+            pieces.piece(range.start).clear_margins(p, dx.is_some(), simd.splat_f32s(0.0), (x_blocks, dy_blocks));
         }
         let (gradient, mut total) = before.unzip();
         let (mut x_before, mut dy_before) = (None, None);
         let mut done = 0;
-        for piece in pieces {
+        for piece in pieces.of(range) {
             let (of_x, of_dy) = piece.layouts(p, dx.is_some());
             Fill { layout: &of_x, before: x_before.as_ref(), x, to: &mut *x_blocks, block: sizes.x }.run(simd);
             Fill { layout: &of_dy, before: dy_before.as_ref(), x: dy, to: &mut *dy_blocks, block: sizes.dy }.run(simd);
             for vector in 0..vectors {
                 let channels = channels_of::<S>(vector, c);
                 let (x_block, dy_block) = (&x_blocks[vector * sizes.x..], &dy_blocks[vector * sizes.dy..]);
-                let blocks = Blocks { p, piece, of_x: &of_x, of_dy: &of_dy, x: x_block, dy: dy_block };
+                let blocks = Blocks { p, piece: &piece, of_x: &of_x, of_dy: &of_dy, x: x_block, dy: dy_block };
                 // What the next piece reads comes while this one is summed.
                 let (x, next_x) = (x.reader(simd, channels.clone()), of_x.end() + channels.start);
                 blocks.weight_gradient::<S, K, STRIDE>(
@@ -439,7 +447,7 @@ struct PieceGradient<'a, V> {
     /// What to add it to, from the piece's first pixel on.
     add: Option<&'a [f32]>,
     before: Option<&'a MaskedGradient<'a>>,
-    total: Option<&'a mut GradientSums>,
+    total: Option<&'a mut [f64]>,
 }
 
 /// Writes what blocks hold, each of so many vectors, pixel by pixel; past the caches where asked for, and possible.

@@ -10,7 +10,7 @@ use super::super::source::Source;
 use super::block::{BlockLayout, Fill, filter_of};
 use super::rows::{RowKernel, WeightedRows};
 use super::{PIECE_ELEMENTS, channels_of, input_rows, kernel_rows, pieces, specialised};
-use crate::ops::parallel::{Chunks, slab_range, with_scratch};
+use crate::ops::parallel::{Chunks, PartialSums, slab_range, with_scratch};
 use crate::ops::product::{BlockLines, Ends};
 use crate::ops::simd::MAX_LANES;
 use crate::ops::simd::{clamp_vector, dispatch, lanes, load, store};
@@ -23,14 +23,14 @@ const CHUNK_ELEMENTS: usize = 1 << 16;
 const TILE: usize = 8;
 
 /// y = φ(x ∗ w + bias + residual).
-pub(in super::super) fn forward<R: Send>(
+pub(in super::super) fn forward(
     p: &ConvProblem,
     x: &Source<'_>,
     w: &[f32],
     ends: &Ends<'_>,
     y: &mut [f32],
-    finish: impl Fn(Range<usize>, &mut [f32]) -> R + Sync,
-) -> Vec<R> {
+    takes_moments: bool,
+) -> PartialSums<f32> {
     let (h, line_len) = (p.output.h, p.output.w * p.output.c);
     let sum = |Part { lines, y, .. }: Part<'_>| {
         let mut line = lines.start;
@@ -47,12 +47,12 @@ pub(in super::super) fn forward<R: Send>(
             let band = Band { p, w, ends, images: image..image + images, rows, y };
             match x {
                 Source::Stored(x) => band.form(&Stored(x)),
-                Source::Normalised(x) => band.form(&**x),
+                Source::Normalised(x) => band.form(x),
             }
             line += count;
         }
     };
-    in_parts(p, Chunks::of(p.output_lines(), CHUNK_ELEMENTS), 1, y, sum, finish)
+    in_parts(p, (Chunks::of(p.output_lines(), CHUNK_ELEMENTS), 1), y, takes_moments, sum)
 }
 
 /// The input rows under some output rows of an image, and the problem of just these.
